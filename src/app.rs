@@ -1,0 +1,166 @@
+//! The process: puts the parts together, serves, and takes leave without losing anything.
+
+use std::{sync::Arc, time::Duration};
+
+use hyper_util::service::TowerToHyperService;
+use tokio::sync::watch;
+use tokio_util::task::TaskTracker;
+use tracing::{error, info, warn};
+
+use crate::{
+    admin::{self, Health},
+    http,
+    listener::{self, BindError, ConnectionLimits},
+    pending::{memory::Memory, redis::Redis},
+    pipeline::{PendingStore, Pipeline, Publisher},
+    publisher::{core::Core, jetstream::JetStream},
+    readiness::first_contact,
+    settings::{Delivery, PendingBackend, Settings},
+    shutdown::{Phase, Shutdown, Signals},
+};
+
+/// How long acknowledged ids may take to leave the outbox at the end.
+const SETTLE_WITHIN: Duration = Duration::from_secs(2);
+/// How long connections may take to write what they owe at the end.
+const CLOSE_WITHIN: Duration = Duration::from_secs(2);
+/// Limits of the operator's address: a probe is one small request.
+const ADMIN_CONNECTIONS: ConnectionLimits = ConnectionLimits {
+    max_connections: 256,
+    first_request_timeout: Duration::from_secs(10),
+    header_read_timeout: Duration::from_secs(75),
+    max_header_bytes: 16 * 1024,
+    max_headers: 64,
+};
+
+/// Why the process can't serve.
+#[derive(Debug, thiserror::Error)]
+pub enum AppError {
+    /// An address can't be bound.
+    #[error(transparent)]
+    Bind(#[from] BindError),
+    /// Signals can't be received.
+    #[error("receive signals: {0}")]
+    Signals(std::io::Error),
+    /// The NATS client can't be set up (a server that is down is no reason).
+    #[error("set up the NATS client: {0}")]
+    Nats(async_nats::Error),
+}
+
+/// How the process ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[must_use]
+pub enum Ended {
+    /// After everything in flight was brought to its end.
+    Drained,
+    /// By a second signal, or with requests still in flight after their deadline.
+    CutShort,
+}
+
+/// Serves until a signal comes, then drains.
+///
+/// # Errors
+/// If serving can't begin. Losing a store is no error.
+pub async fn run(settings: Settings) -> Result<Ended, AppError> {
+    let mut signals = Signals::new().map_err(AppError::Signals)?;
+    let webhooks = listener::bind("server.listen", settings.listen).await?;
+    let probes = listener::bind("admin.listen", settings.admin_listen).await?;
+    let webhooks_address = webhooks.local_addr().map_err(AppError::Signals)?;
+    let probes_address = probes.local_addr().map_err(AppError::Signals)?;
+    for route in settings.routes.routes() {
+        info!(route = %route, path = route.path(), subject = route.subject(), pending_key = route.pending_key(), "route");
+    }
+
+    let background = TaskTracker::new();
+    let pending: Arc<dyn PendingStore> = match settings.pending {
+        PendingBackend::Redis(client) => {
+            Arc::new(Redis::open(client, settings.redis_timeout, settings.outbox_limit, &settings.routes))
+        }
+        PendingBackend::Memory => {
+            warn!("redis.url is \"memory:\": claims are forgotten at exit and not shared with other processes; for trials only");
+            Arc::new(Memory::new(settings.outbox_limit))
+        }
+    };
+    let publisher: Arc<dyn Publisher> = match settings.delivery {
+        Delivery::JetStream(stream) => Arc::new(
+            JetStream::open(&settings.nats, stream, &settings.routes, &background).await.map_err(AppError::Nats)?,
+        ),
+        Delivery::Core => {
+            warn!("nats.delivery is \"core\": an event reaches whoever is subscribed at that moment, and nobody else");
+            Arc::new(Core::open(&settings.nats, &background).await.map_err(AppError::Nats)?)
+        }
+    };
+    let pipeline = Arc::new(Pipeline::new(
+        Arc::clone(&pending),
+        Arc::clone(&publisher),
+        settings.without_claim,
+        settings.ack_timeout,
+    ));
+
+    let shutdown = Shutdown::default();
+    let ready = Arc::new(watch::Sender::new(false));
+    let health = Health { ready: ready.subscribe(), redis: pending.contact(), nats: publisher.contact() };
+    let connections = TaskTracker::new();
+    info!(address = %webhooks_address, "listening for webhooks");
+    info!(address = %probes_address, "listening for probes");
+    let filters = http::webhooks(Arc::new(settings.routes), pipeline, settings.limits.clone(), shutdown.watch());
+    background.spawn(listener::serve(
+        webhooks,
+        TowerToHyperService::new(warp::service(filters)),
+        settings.connections,
+        shutdown.watch(),
+        connections.clone(),
+    ));
+    background.spawn(listener::serve(
+        probes,
+        TowerToHyperService::new(warp::service(admin::probes(health))),
+        ADMIN_CONNECTIONS,
+        shutdown.watch(),
+        connections.clone(),
+    ));
+    background.spawn(become_ready(pending.contact(), publisher.contact(), Arc::clone(&ready), shutdown.watch()));
+
+    let signal = signals.next().await;
+    info!(signal, drain_delay = ?settings.drain_delay, "shutting down: still serving, so that senders can move to other replicas");
+    let drain = async {
+        ready.send_replace(false);
+        shutdown.enter(Phase::Leaving);
+        tokio::time::sleep(settings.drain_delay).await;
+        info!("shutting down: finishing what is in flight");
+        shutdown.enter(Phase::Refusing);
+        let idle = settings.limits.idle(settings.request_deadline + SETTLE_WITHIN).await;
+        if !idle {
+            error!("requests are in flight beyond their deadline; leaving without them");
+        }
+        pending.close(SETTLE_WITHIN).await;
+        shutdown.enter(Phase::Closing);
+        connections.close();
+        if tokio::time::timeout(CLOSE_WITHIN, connections.wait()).await.is_err() {
+            warn!("some connections did not end in time");
+        }
+        if idle { Ended::Drained } else { Ended::CutShort }
+    };
+    tokio::select! {
+        ended = drain => {
+            info!("bye");
+            Ok(ended)
+        }
+        signal = signals.next() => {
+            warn!(signal, "second signal: leaving at once");
+            Ok(Ended::CutShort)
+        }
+    }
+}
+
+/// Turns ready once both stores have been met, unless the process is leaving by then.
+async fn become_ready(
+    pending: watch::Receiver<crate::readiness::Contact>,
+    publisher: watch::Receiver<crate::readiness::Contact>,
+    ready: Arc<watch::Sender<bool>>,
+    phase: watch::Receiver<Phase>,
+) {
+    tokio::join!(first_contact(pending), first_contact(publisher));
+    if *phase.borrow() == Phase::Serving {
+        ready.send_replace(true);
+        info!("ready");
+    }
+}

@@ -1,0 +1,90 @@
+//! The command line. Exit codes: 0 fine, 1 the operation failed, 2 usage or configuration.
+
+mod check;
+mod routes;
+mod serve;
+mod tail;
+
+use std::{path::PathBuf, process::ExitCode};
+
+use anyhow::Context;
+use clap::{Parser, Subcommand, ValueEnum};
+use hookgate::settings::{self, Layers, Settings, sections::Configuration};
+
+/// Takes webhooks, claims every entity id once in Redis and publishes each new one as an event on NATS.
+///
+/// Without a command it serves. The configuration comes from --config files and from environment
+/// variables HOOKGATE__SECTION__KEY; `hookgate check` shows what it amounts to.
+#[derive(Debug, Parser)]
+#[command(version, max_term_width = 100)]
+pub(crate) struct Arguments {
+    #[command(subcommand)]
+    command: Option<Command>,
+    /// TOML file, each over the one before [default: config/default.toml if it exists].
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Vec<PathBuf>,
+    /// How results are printed.
+    #[arg(long, global = true, value_enum, default_value_t = Output::Text)]
+    output: Output,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Output {
+    /// For people.
+    Text,
+    /// For programs.
+    Json,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Take webhooks and publish events, until SIGTERM or Ctrl-C (the default).
+    Serve,
+    /// Validate the configuration and print what it amounts to, without secrets.
+    Check,
+    /// List the webhooks: path, subject, pending key.
+    Routes,
+    /// Print events as they are published, like `nats sub`.
+    Tail(tail::Arguments),
+}
+
+pub(crate) fn run(arguments: Arguments) -> ExitCode {
+    let configured = match configure(&arguments.config) {
+        Ok(configured) => configured,
+        Err(error) => return fail(&error, 2),
+    };
+    let output = arguments.output;
+    let outcome = match arguments.command.unwrap_or(Command::Serve) {
+        Command::Serve => serve::run(configured.settings),
+        Command::Check => check::run(&configured.configuration, &configured.settings, output),
+        Command::Routes => routes::run(&configured.settings, output),
+        Command::Tail(arguments) => tail::run(arguments, &configured.settings, output),
+    };
+    outcome.unwrap_or_else(|error| fail(&error, 1))
+}
+
+/// The configuration as it is written, and as it was understood.
+struct Configured {
+    configuration: Configuration,
+    settings: Settings,
+}
+
+fn configure(files: &[PathBuf]) -> anyhow::Result<Configured> {
+    let load = || {
+        let (configuration, layers): (Configuration, Layers) = settings::load(files, settings::environment())?;
+        let settings = Settings::check(&configuration, &layers)?;
+        Ok::<_, settings::SettingsError>(Configured { configuration, settings })
+    };
+    load().context("configuration")
+}
+
+fn fail(error: &anyhow::Error, code: u8) -> ExitCode {
+    eprintln!("hookgate: {error:#}");
+    ExitCode::from(code)
+}
+
+/// Prints a line of a result; whether somebody still reads.
+fn print(line: &str) -> bool {
+    use std::io::Write;
+    writeln!(std::io::stdout().lock(), "{line}").is_ok()
+}

@@ -1,0 +1,21 @@
+//! `hookgate check`: what the configuration amounts to.
+
+use std::process::ExitCode;
+
+use anyhow::Context;
+use hookgate::settings::{Settings, sections::Configuration};
+
+use super::{Output, print};
+
+pub(super) fn run(configuration: &Configuration, settings: &Settings, output: Output) -> anyhow::Result<ExitCode> {
+    let shown = configuration.redacted();
+    let text = match output {
+        Output::Text => toml::to_string(&shown).context("print the configuration")?,
+        Output::Json => serde_json::to_string_pretty(&shown).context("print the configuration")?,
+    };
+    print(text.trim_end());
+    for route in settings.routes.routes() {
+        eprintln!("hookgate: route {route} takes unsigned webhooks: this version checks no signatures");
+    }
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,140 @@
+//! The event of a claim: its token, its payload and its headers. Pure, and the same for whoever publishes it.
+//!
+//! A message is a function of route, id and token and of nothing else, so that a retry by another replica,
+//! minutes later, is byte for byte the same and JetStream drops it as a duplicate.
+
+use std::{
+    fmt,
+    str::FromStr,
+    time::{Duration, SystemTime},
+};
+
+use bytes::Bytes;
+use serde::Serialize;
+use uuid::Uuid;
+
+use crate::{batch::EntityId, route::Route};
+
+/// What the tokens of one call to the pending store have in common: a UUIDv7, made before the call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TokenSeed(Uuid);
+
+impl TokenSeed {
+    /// A seed nobody else has, with the present time.
+    #[must_use]
+    pub fn now() -> Self {
+        Self(Uuid::now_v7())
+    }
+
+    /// The token of the id at a place of the batch.
+    #[must_use]
+    pub const fn token(self, index: usize) -> Token {
+        Token { seed: self, index }
+    }
+}
+
+/// The trace id of the events: 32 hex digits.
+impl fmt::Display for TokenSeed {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.simple().fmt(out)
+    }
+}
+
+/// The name of one claim: unique, repeated by every retry, and the `Nats-Msg-Id` of its event.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Token {
+    seed: TokenSeed,
+    index: usize,
+}
+
+impl Token {
+    /// When the claim was proposed.
+    #[must_use]
+    pub fn time(self) -> SystemTime {
+        let (seconds, nanos) = self.seed.0.get_timestamp().map_or((0, 0), |stamp| stamp.to_unix());
+        SystemTime::UNIX_EPOCH + Duration::new(seconds, nanos)
+    }
+
+    /// The seed, which is the trace id of the event.
+    #[must_use]
+    pub const fn trace_id(self) -> TokenSeed {
+        self.seed
+    }
+
+    /// W3C trace context: trace id from the seed, span id from a hash of the token.
+    #[must_use]
+    pub fn traceparent(self) -> String {
+        format!("00-{}-{:016x}-01", self.seed, span_id(self.to_string().as_bytes()))
+    }
+}
+
+impl fmt::Display for Token {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "{}-{}", self.seed, self.index)
+    }
+}
+
+/// The text is not a token: not written by hookgate, or damaged.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is not the token of a claim (32 hex digits, '-', a number)")]
+pub struct NotAToken(String);
+
+impl FromStr for Token {
+    type Err = NotAToken;
+
+    fn from_str(text: &str) -> Result<Self, NotAToken> {
+        text.split_once('-')
+            .filter(|(seed, _)| seed.len() == 32)
+            .and_then(|(seed, index)| {
+                let seed = TokenSeed(Uuid::try_parse(seed).ok()?);
+                Some(Self { seed, index: index.parse().ok()? })
+            })
+            .ok_or_else(|| NotAToken(text.to_owned()))
+    }
+}
+
+/// FNV-1a with the last step of splitmix64, so that neighbours differ in all digits. Spelled out because
+/// the result is part of the wire format: all replicas, of all versions, have to agree on it.
+fn span_id(bytes: &[u8]) -> u64 {
+    let hash = bytes.iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
+    });
+    let hash = (hash ^ (hash >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let hash = (hash ^ (hash >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    // All zeros would be no span id.
+    (hash ^ (hash >> 31)).max(1)
+}
+
+/// An event, ready to be handed to a broker.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Event {
+    /// The claim it announces.
+    pub token: Token,
+    /// JSON, see [`Event::new`].
+    pub payload: Bytes,
+}
+
+/// The members of the payload, in their order.
+#[derive(Serialize)]
+struct Payload<'a> {
+    entity_id: &'a str,
+    action: &'a str,
+    source: &'static str,
+    timestamp: String,
+}
+
+impl Event {
+    /// The event of a claim: `{"entity_id":…,"action":…,"source":"webhook","timestamp":…}`, the time of the
+    /// claim in RFC 3339, UTC, with milliseconds.
+    #[must_use]
+    pub fn new(route: &Route, id: EntityId<'_>, token: Token) -> Self {
+        let payload = Payload {
+            entity_id: id.as_str(),
+            action: route.action(),
+            source: "webhook",
+            timestamp: humantime::format_rfc3339_millis(token.time()).to_string(),
+        };
+        let payload = serde_json::to_vec(&payload).expect("four strings always serialize");
+        Self { token, payload: payload.into() }
+    }
+}

@@ -1,0 +1,407 @@
+//! The webhooks' side: warp filters from a request to a batch, and the answer to the sender.
+//!
+//! Everything a sender is told is decided in [`status`], one match over every way a request can end,
+//! because what a sender does with a status code decides whether a batch is lost.
+
+use std::{
+    convert::Infallible,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use bytes::{Buf, BytesMut};
+use futures_util::{Stream, StreamExt};
+use serde::Serialize;
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore, watch},
+    time::{Instant, timeout_at},
+};
+use tracing::{info, warn};
+use warp::{
+    Filter, Rejection, Reply,
+    http::{HeaderValue, Method, StatusCode, header},
+    path::FullPath,
+    reply::Response,
+};
+
+use crate::{
+    batch::{Batch, BatchError},
+    pipeline::{Failure, Pipeline, Receipt},
+    route::{Route, RouteTable},
+    shutdown::Phase,
+};
+
+/// What the pipeline leaves of the deadline for the answer itself.
+const ANSWER_RESERVE: Duration = Duration::from_millis(200);
+/// Bytes of an unknown path that are shown.
+const MAX_SHOWN_PATH: usize = 200;
+/// Seconds after which a sender that asks may come back.
+const RETRY_AFTER: HeaderValue = HeaderValue::from_static("10");
+
+/// What all requests together may take.
+#[derive(Debug, Clone)]
+pub struct Limits {
+    max_body_bytes: usize,
+    body_read_timeout: Duration,
+    request_deadline: Duration,
+    max_in_flight: u32,
+    in_flight: Arc<Semaphore>,
+    buffer: Arc<Buffer>,
+}
+
+impl Limits {
+    /// Limits with nothing taken yet. `max_buffered_bytes` is for all bodies being read or processed.
+    #[must_use]
+    pub fn new(
+        max_body_bytes: usize,
+        max_buffered_bytes: usize,
+        max_in_flight: u32,
+        body_read_timeout: Duration,
+        request_deadline: Duration,
+    ) -> Self {
+        Self {
+            max_body_bytes,
+            body_read_timeout,
+            request_deadline,
+            max_in_flight,
+            in_flight: Arc::new(Semaphore::new(max_in_flight as usize)),
+            buffer: Arc::new(Buffer { limit: max_buffered_bytes, taken: AtomicUsize::new(0) }),
+        }
+    }
+
+    /// Waits until no request is in flight, for at most `limit`; whether none is.
+    pub async fn idle(&self, limit: Duration) -> bool {
+        tokio::time::timeout(limit, self.in_flight.acquire_many(self.max_in_flight)).await.is_ok()
+    }
+
+    /// A place for one more request.
+    fn admit(&self) -> Result<Admitted, Refusal> {
+        let place = Arc::clone(&self.in_flight)
+            .try_acquire_owned()
+            .map_err(|_full| Refusal::TooManyRequests { limit: self.max_in_flight })?;
+        Ok(Admitted {
+            deadline: Instant::now() + self.request_deadline,
+            held: Held { buffer: Arc::clone(&self.buffer), bytes: 0, _place: place },
+        })
+    }
+}
+
+/// The memory of all bodies.
+#[derive(Debug)]
+struct Buffer {
+    limit: usize,
+    taken: AtomicUsize,
+}
+
+/// A request that may be served, and until when.
+struct Admitted {
+    deadline: Instant,
+    held: Held,
+}
+
+/// What a request occupies until it is dropped: its place, and the memory of its body.
+struct Held {
+    buffer: Arc<Buffer>,
+    bytes: usize,
+    _place: OwnedSemaphorePermit,
+}
+
+impl Held {
+    fn reserve(&mut self, bytes: usize) -> Result<(), Refusal> {
+        let Buffer { limit, taken } = &*self.buffer;
+        taken
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |taken| Some(taken + bytes).filter(|sum| sum <= limit))
+            .map_err(|_taken| Refusal::TooManyBytes { limit: *limit })?;
+        self.bytes += bytes;
+        Ok(())
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.buffer.taken.fetch_sub(self.bytes, Ordering::AcqRel);
+    }
+}
+
+/// Every way in which a request does not end well.
+#[derive(Debug, thiserror::Error)]
+enum Refusal {
+    #[error("no webhook is served at {path:?}; check it for case, slashes and encoding")]
+    UnknownPath { path: String },
+    #[error("webhooks come as POST, not as {0}")]
+    NotPost(Method),
+    #[error("the body has more than {limit} bytes (server.max_body_bytes)")]
+    BodyTooLarge { limit: usize },
+    #[error("the body did not arrive in time; send it again")]
+    BodyTimeout,
+    #[error("the body could not be read: {0}")]
+    BodyUnreadable(String),
+    #[error(transparent)]
+    Malformed(BatchError),
+    #[error("more than {limit} requests at once (server.max_in_flight); send it again later")]
+    TooManyRequests { limit: u32 },
+    #[error("more than {limit} bytes of bodies at once (server.max_buffered_bytes); send it again later")]
+    TooManyBytes { limit: usize },
+    #[error("this instance is shutting down; send it again")]
+    Draining,
+    #[error("not done, send it again later: {0}")]
+    NotDone(Failure),
+    #[error("the deadline of {0:?} is over (server.request_deadline); send it again later")]
+    Deadline(Duration),
+    #[error("internal error: {0}; send it again later")]
+    Internal(String),
+}
+
+/// A refusal, and the route of the request if it had one.
+#[derive(Debug)]
+struct Rejected {
+    refusal: Refusal,
+    route: Option<Arc<Route>>,
+}
+
+impl warp::reject::Reject for Rejected {}
+
+impl From<Refusal> for Rejected {
+    fn from(refusal: Refusal) -> Self {
+        Self { refusal, route: None }
+    }
+}
+
+/// What the sender is told. `EspoCRM` takes 2xx and 3xx as delivered, comes back up to three times after
+/// 401, 403, 404, 405, 408, 500 and 503, and gives the batch up for good after everything else.
+const fn status(refusal: &Refusal) -> (StatusCode, &'static str) {
+    match refusal {
+        // Comes back, and by then the configuration may be right.
+        Refusal::UnknownPath { .. } => (StatusCode::NOT_FOUND, "unknown_path"),
+        Refusal::NotPost(_) => (StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed"),
+        // Comes back: the network was slow.
+        Refusal::BodyTimeout => (StatusCode::REQUEST_TIMEOUT, "body_timeout"),
+        // Gives up: the same bytes would never do.
+        Refusal::BodyTooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, "body_too_large"),
+        Refusal::BodyUnreadable(_) => (StatusCode::BAD_REQUEST, "body_unreadable"),
+        Refusal::Malformed(BatchError::Empty) => (StatusCode::BAD_REQUEST, "body_empty"),
+        Refusal::Malformed(BatchError::NeitherArrayNorObject) => {
+            (StatusCode::BAD_REQUEST, "neither_array_nor_object")
+        }
+        Refusal::Malformed(BatchError::NotJson { .. }) => (StatusCode::BAD_REQUEST, "not_json"),
+        // Comes back: nothing is wrong with the batch.
+        Refusal::TooManyRequests { .. } => (StatusCode::SERVICE_UNAVAILABLE, "too_many_requests"),
+        Refusal::TooManyBytes { .. } => (StatusCode::SERVICE_UNAVAILABLE, "too_many_bytes"),
+        Refusal::Draining => (StatusCode::SERVICE_UNAVAILABLE, "shutting_down"),
+        Refusal::NotDone(Failure::Unclaimed(_)) => (StatusCode::SERVICE_UNAVAILABLE, "pending_store_unavailable"),
+        Refusal::NotDone(Failure::OutboxFull { .. }) => (StatusCode::SERVICE_UNAVAILABLE, "outbox_full"),
+        Refusal::NotDone(Failure::Unpublished { .. }) => (StatusCode::SERVICE_UNAVAILABLE, "not_published"),
+        Refusal::Deadline(_) => (StatusCode::SERVICE_UNAVAILABLE, "deadline"),
+        Refusal::NotDone(Failure::Panicked) | Refusal::Internal(_) => {
+            (StatusCode::SERVICE_UNAVAILABLE, "internal_error")
+        }
+    }
+}
+
+/// The answer to a batch that is done; the members in their order.
+#[derive(Serialize)]
+struct Received<'a> {
+    status: &'static str,
+    action: &'a str,
+    new_ids_count: usize,
+    total_ids_in_batch: usize,
+    #[serde(skip_serializing_if = "is_zero")]
+    rejected_items_count: usize,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks for this signature")]
+const fn is_zero(number: &usize) -> bool {
+    *number == 0
+}
+
+/// The answer to every other request.
+#[derive(Serialize)]
+struct Refused<'a> {
+    status: &'static str,
+    error: &'a str,
+    message: &'a str,
+}
+
+/// The filters of all webhooks: route, admission, body, batch, pipeline, answer.
+pub fn webhooks(
+    table: Arc<RouteTable>,
+    pipeline: Arc<Pipeline>,
+    limits: Limits,
+    phase: watch::Receiver<Phase>,
+) -> impl Filter<Extract = (Response,), Error = Infallible> + Clone {
+    let deadline = limits.request_deadline;
+    let closing = phase.clone();
+    find_route(table)
+        .and(admit(limits.clone(), phase))
+        .and(warp::header::optional::<u64>(header::CONTENT_LENGTH.as_str()))
+        .and(warp::body::stream())
+        .and_then(move |route: Arc<Route>, admitted: Admitted, length, body| {
+            let (pipeline, limits) = (Arc::clone(&pipeline), limits.clone());
+            async move {
+                let outcome = async {
+                    let (batch, admitted) = read_batch(&limits, admitted, length, body).await?;
+                    process(&pipeline, Arc::clone(&route), batch, admitted, deadline).await
+                };
+                match outcome.await {
+                    Ok(receipt) => Ok(answer(&route, receipt)),
+                    Err(refusal) => Err(warp::reject::custom(Rejected { refusal, route: Some(route) })),
+                }
+            }
+        })
+        .recover(|rejection| async move { Ok::<_, Infallible>(refuse(&rejection)) })
+        .unify()
+        .map(move |mut response: Response| {
+            if *closing.borrow() != Phase::Serving {
+                response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+            }
+            response
+        })
+}
+
+/// The route of a path, for POST.
+fn find_route(table: Arc<RouteTable>) -> impl Filter<Extract = (Arc<Route>,), Error = Rejection> + Clone {
+    warp::path::full().and(warp::method()).and_then(move |path: FullPath, method: Method| {
+        let route = match table.find(path.as_str()) {
+            None => Err(Refusal::UnknownPath { path: path.as_str().chars().take(MAX_SHOWN_PATH).collect() }),
+            Some(_) if method != Method::POST => Err(Refusal::NotPost(method)),
+            Some(route) => Ok(Arc::clone(route)),
+        };
+        std::future::ready(route.map_err(reject))
+    })
+}
+
+/// A place among the requests in flight, while there are any.
+fn admit(
+    limits: Limits,
+    phase: watch::Receiver<Phase>,
+) -> impl Filter<Extract = (Admitted,), Error = Rejection> + Clone {
+    warp::any().and_then(move || {
+        let admitted = if *phase.borrow() >= Phase::Refusing { Err(Refusal::Draining) } else { limits.admit() };
+        std::future::ready(admitted.map_err(reject))
+    })
+}
+
+/// Reads the body, within its limits of size, time and memory, and decodes it.
+async fn read_batch(
+    limits: &Limits,
+    mut admitted: Admitted,
+    length: Option<u64>,
+    body: impl Stream<Item = Result<impl Buf, warp::Error>>,
+) -> Result<(Batch, Admitted), Refusal> {
+    let limit = limits.max_body_bytes;
+    let too_large = || Refusal::BodyTooLarge { limit };
+    let announced = match length.map(usize::try_from) {
+        None => 0,
+        Some(Ok(length)) if length <= limit => length,
+        Some(_) => return Err(too_large()),
+    };
+    let until = admitted.deadline.min(Instant::now() + limits.body_read_timeout);
+    let mut body = std::pin::pin!(body);
+    // What was announced but has not arrived takes no memory.
+    let mut bytes = BytesMut::with_capacity(announced.min(64 * 1024));
+    while let Some(chunk) = timeout_at(until, body.next()).await.map_err(|_elapsed| Refusal::BodyTimeout)? {
+        let mut chunk = chunk.map_err(|error| Refusal::BodyUnreadable(root_cause(&error)))?;
+        if bytes.len() + chunk.remaining() > limit {
+            return Err(too_large());
+        }
+        admitted.held.reserve(chunk.remaining())?;
+        while chunk.has_remaining() {
+            let part = chunk.chunk();
+            bytes.extend_from_slice(part);
+            let length = part.len();
+            chunk.advance(length);
+        }
+    }
+    Ok((Batch::parse(&bytes).map_err(Refusal::Malformed)?, admitted))
+}
+
+async fn process(
+    pipeline: &Arc<Pipeline>,
+    route: Arc<Route>,
+    batch: Batch,
+    Admitted { deadline, held }: Admitted,
+    allowed: Duration,
+) -> Result<Receipt, Refusal> {
+    let work = pipeline.run(route, batch, deadline - ANSWER_RESERVE, held);
+    match timeout_at(deadline - ANSWER_RESERVE / 4, work).await {
+        Ok(outcome) => outcome.map_err(Refusal::NotDone),
+        Err(_elapsed) => Err(Refusal::Deadline(allowed)),
+    }
+}
+
+fn answer(route: &Route, receipt: Receipt) -> Response {
+    json(
+        StatusCode::OK,
+        &Received {
+            status: "received",
+            action: route.action(),
+            new_ids_count: receipt.new,
+            total_ids_in_batch: receipt.total,
+            rejected_items_count: receipt.rejected,
+        },
+    )
+}
+
+fn reject(refusal: Refusal) -> Rejection {
+    warp::reject::custom(Rejected::from(refusal))
+}
+
+fn refuse(rejection: &Rejection) -> Response {
+    let unforeseen;
+    let Rejected { refusal, route } = if let Some(rejected) = rejection.find::<Rejected>() {
+        rejected
+    } else {
+        unforeseen = Rejected::from(Refusal::Internal(format!("{rejection:?}")));
+        &unforeseen
+    };
+    let (code, error) = status(refusal);
+    let message = refusal.to_string();
+    let (status, route) = (code.as_u16(), route.as_ref().map(|route| route.name()));
+    // Anybody can ask for anything; only what happens to a webhook is worth a warning.
+    if route.is_some() || code.is_server_error() {
+        warn!(status, code = error, route, "request refused: {message}");
+    } else {
+        info!(status, code = error, "request refused: {message}");
+    }
+    let mut response = json(code, &Refused { status: "error", error, message: &message });
+    match code {
+        StatusCode::SERVICE_UNAVAILABLE => {
+            response.headers_mut().insert(header::RETRY_AFTER, RETRY_AFTER);
+        }
+        StatusCode::METHOD_NOT_ALLOWED => {
+            response.headers_mut().insert(header::ALLOW, HeaderValue::from_static("POST"));
+        }
+        _ => {}
+    }
+    response
+}
+
+/// The answer of a listener that has no room for the connection.
+#[must_use]
+pub fn too_many_connections(limit: usize) -> Response {
+    let message = format!("more than {limit} connections at once (server.max_connections); send it again later");
+    let refused = Refused { status: "error", error: "too_many_connections", message: &message };
+    let mut response = json(StatusCode::SERVICE_UNAVAILABLE, &refused);
+    response.headers_mut().insert(header::RETRY_AFTER, RETRY_AFTER);
+    response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    response
+}
+
+fn json(code: StatusCode, body: &impl Serialize) -> Response {
+    let body = serde_json::to_vec(body).expect("strings and numbers always serialize");
+    let mut response = body.into_response();
+    *response.status_mut() = code;
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
+}
+
+fn root_cause(error: &dyn std::error::Error) -> String {
+    let mut cause = error;
+    while let Some(next) = cause.source() {
+        cause = next;
+    }
+    cause.to_string()
+}

@@ -1,0 +1,42 @@
+//! hookgate: webhooks come in over HTTP, every entity id is claimed once in Redis, and each newly claimed
+//! id goes out as one event on NATS.
+//!
+//! The way of the data is one line, each station a module that knows only its own thing:
+//!
+//! ```text
+//! listener → http → batch → pipeline: claim → publish → settle → receipt → http
+//!            (route)          pending ↑   publisher ↑   ↑ pending
+//! ```
+//!
+//! | module | owns | must not know |
+//! |---|---|---|
+//! | [`route`] | paths, subjects, keys of a webhook | I/O |
+//! | [`batch`] | bytes → distinct ids and rejected items | HTTP, I/O |
+//! | [`event`] | token, payload, trace of a claim | I/O |
+//! | [`pipeline`] | claim → publish → settle, and the two ports | HTTP, Redis, NATS |
+//! | [`pending`] | claims, in Redis or in memory | HTTP, NATS |
+//! | [`publisher`] | events into JetStream or core NATS | HTTP, Redis |
+//! | [`http`] | filters, limits of a request, the one match from outcome to status code | Redis, NATS |
+//! | [`listener`] | connections: number, time-outs, end | webhooks |
+//! | [`admin`] | probes | webhooks |
+//! | [`readiness`] | what is known of the stores; when the process is ready | how it is found out |
+//! | [`settings`] | layers → checked values; the only reader of the environment | – |
+//! | [`shutdown`] | signals and phases | – |
+//! | [`app`] | puts all of this together; the only namer of concrete backends | – |
+//!
+//! What is promised, and why it holds, is in ARCHITECTURE.md.
+
+pub mod admin;
+pub mod app;
+pub mod batch;
+pub mod event;
+pub mod http;
+pub mod listener;
+pub mod pending;
+pub mod pipeline;
+pub mod publisher;
+pub mod readiness;
+pub mod route;
+pub mod settings;
+pub mod shutdown;
+pub mod telemetry;

@@ -1,0 +1,177 @@
+//! Accepts connections and bounds them in number and time; warp's own server does neither.
+
+use std::{
+    convert::Infallible,
+    io,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use hyper::{Request, body::Incoming, server::conn::http1, service::Service};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::{Semaphore, watch},
+};
+use tokio_util::task::TaskTracker;
+use tracing::{debug, error};
+use warp::reply::Response;
+
+use crate::{http, shutdown::Phase};
+
+/// How long a connection over the limit may take to hear that it is one.
+const REFUSE_WITHIN: Duration = Duration::from_secs(5);
+/// Connections over the limit that are being told so; beyond, new ones wait in the kernel's queue.
+const MAX_REFUSING: usize = 512;
+/// Pause after an error that will not go away at once, such as too many open files.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Limits of a listener's connections.
+#[derive(Debug, Clone)]
+pub struct ConnectionLimits {
+    /// At once; one more is accepted, answered 503 and closed.
+    pub max_connections: usize,
+    /// From accepting to the end of the first request's head.
+    pub first_request_timeout: Duration,
+    /// From a response to the end of the next request's head.
+    pub header_read_timeout: Duration,
+    /// Of all lines of a head.
+    pub max_header_bytes: usize,
+    /// Lines of a head.
+    pub max_headers: usize,
+}
+
+/// A bound address failed to be bound.
+#[derive(Debug, thiserror::Error)]
+#[error("listen on {address} ({key}): {problem}")]
+pub struct BindError {
+    address: SocketAddr,
+    key: &'static str,
+    problem: io::Error,
+}
+
+/// Binds an address; `key` is where the configuration has it.
+///
+/// # Errors
+/// With the address and the key.
+pub async fn bind(key: &'static str, address: SocketAddr) -> Result<TcpListener, BindError> {
+    TcpListener::bind(address).await.map_err(|problem| BindError { address, key, problem })
+}
+
+/// Serves connections until the process closes; then waits for none of them. `connections` owns the tasks.
+pub async fn serve<S>(
+    listener: TcpListener,
+    service: S,
+    limits: ConnectionLimits,
+    mut phase: watch::Receiver<Phase>,
+    connections: TaskTracker,
+) where
+    S: Service<Request<Incoming>, Response = Response, Error = Infallible> + Clone + Send + Sync + 'static,
+    S::Future: Send,
+{
+    let places = Arc::new(Semaphore::new(limits.max_connections));
+    let refusing = Arc::new(Semaphore::new(MAX_REFUSING));
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            _closing = phase.wait_for(|phase| *phase == Phase::Closing) => return,
+        };
+        let stream = match accepted {
+            Ok((stream, _peer)) => stream,
+            Err(error) if is_about_one_connection(&error) => continue,
+            Err(error) => {
+                error!(%error, "cannot accept connections; trying again");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
+        // Answers are one small write each.
+        if let Err(error) = stream.set_nodelay(true) {
+            debug!(%error, "connection is gone already");
+            continue;
+        }
+        if let Ok(place) = Arc::clone(&places).try_acquire_owned() {
+            let (service, limits, phase) = (service.clone(), limits.clone(), phase.clone());
+            connections.spawn(async move {
+                connection(stream, service, &limits, phase).await;
+                drop(place);
+            });
+        } else if let Ok(place) = Arc::clone(&refusing).acquire_owned().await {
+            let limits = limits.clone();
+            connections.spawn(async move {
+                let limit = limits.max_connections;
+                let service = hyper::service::service_fn(move |_request: Request<Incoming>| async move {
+                    Ok::<_, Infallible>(http::too_many_connections(limit))
+                });
+                let told = builder(&limits).keep_alive(false).serve_connection(TokioIo::new(stream), service);
+                if tokio::time::timeout(REFUSE_WITHIN, told).await.is_err() {
+                    debug!("a connection over the limit did not wait for its answer");
+                }
+                drop(place);
+            });
+        }
+    }
+}
+
+fn builder(limits: &ConnectionLimits) -> http1::Builder {
+    let mut builder = http1::Builder::new();
+    builder
+        .timer(TokioTimer::new())
+        .header_read_timeout(limits.header_read_timeout)
+        .max_header_size(limits.max_header_bytes)
+        .max_headers(limits.max_headers);
+    builder
+}
+
+async fn connection<S>(stream: TcpStream, service: S, limits: &ConnectionLimits, mut phase: watch::Receiver<Phase>)
+where
+    S: Service<Request<Incoming>, Response = Response, Error = Infallible>,
+{
+    let asked = Arc::new(AtomicBool::new(false));
+    let service = {
+        let asked = Arc::clone(&asked);
+        hyper::service::service_fn(move |request| {
+            asked.store(true, Ordering::Relaxed);
+            service.call(request)
+        })
+    };
+    let serving = builder(limits).serve_connection(TokioIo::new(stream), service);
+    let mut serving = std::pin::pin!(serving);
+    let first_head = tokio::time::sleep(limits.first_request_timeout);
+    let mut first_head = std::pin::pin!(first_head);
+    let mut waiting_for_first = true;
+    let mut open = true;
+    loop {
+        tokio::select! {
+            ended = serving.as_mut() => {
+                if let Err(error) = ended {
+                    debug!(%error, "connection ended early");
+                }
+                return;
+            }
+            () = first_head.as_mut(), if waiting_for_first => {
+                waiting_for_first = false;
+                if !asked.load(Ordering::Relaxed) {
+                    debug!("closed a connection that asked nothing in time");
+                    return;
+                }
+            }
+            _closing = phase.wait_for(|phase| *phase == Phase::Closing), if open => {
+                open = false;
+                serving.as_mut().graceful_shutdown();
+            }
+        }
+    }
+}
+
+/// Whether only the connection that was to be accepted is affected.
+fn is_about_one_connection(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset | io::ErrorKind::ConnectionRefused
+    )
+}

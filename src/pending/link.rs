@@ -1,0 +1,183 @@
+//! One connection to Redis that is never waited for: it is there, or the caller is told so at once.
+//!
+//! A task makes it, asks it once a second whether it lives, and replaces it whenever somebody reports
+//! trouble. The manager that comes with the client library was not enough: it can keep a connection that
+//! no longer works (after a demotion, a changed password, a silent network), and makes callers wait.
+
+use std::{
+    fmt::Display,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use futures_util::future::BoxFuture;
+use redis::{AsyncConnectionConfig, Client, ErrorKind, RedisError, ServerErrorKind, aio::MultiplexedConnection};
+use tokio::sync::{Notify, watch};
+
+use crate::readiness::{Contact, Reporter};
+
+/// How often an idle connection is asked whether it lives.
+const PROBE_EVERY: Duration = Duration::from_secs(1);
+/// Pause between two attempts to connect.
+const RECONNECT_PAUSE: Duration = Duration::from_millis(200);
+
+/// A connection, and which one it is.
+#[derive(Clone)]
+pub(super) struct Current {
+    pub(super) connection: MultiplexedConnection,
+    epoch: u64,
+}
+
+/// Gives out the present connection.
+pub(super) struct Link {
+    current: watch::Receiver<Option<Current>>,
+    trouble: Arc<Trouble>,
+    report: Reporter,
+}
+
+/// Which connection does not work.
+#[derive(Default)]
+struct Trouble {
+    epoch: AtomicU64,
+    news: Notify,
+}
+
+/// Proves on a new connection that what hookgate needs is allowed.
+pub(super) type Check =
+    Arc<dyn Fn(MultiplexedConnection) -> BoxFuture<'static, Result<(), RedisError>> + Send + Sync>;
+
+impl Link {
+    /// The link, and the task that keeps it, to be spawned by the owner.
+    pub(super) fn new(client: Client, timeout: Duration, check: Check) -> (Self, impl Future<Output = ()> + Send) {
+        let (sender, current) = watch::channel(None);
+        let trouble = Arc::<Trouble>::default();
+        let report = Reporter::new("redis");
+        let keeper =
+            Keeper { client, timeout, check, current: sender, trouble: Arc::clone(&trouble), report: report.clone() };
+        (Self { current, trouble, report }, keeper.run())
+    }
+
+    /// The connection, if there is one.
+    pub(super) fn current(&self) -> Option<Current> {
+        self.current.borrow().clone()
+    }
+
+    /// Waits for a connection.
+    pub(super) async fn connected(&self) -> Option<Current> {
+        self.current.clone().wait_for(Option::is_some).await.ok().and_then(|current| current.clone())
+    }
+
+    /// Waits for another connection than this one.
+    pub(super) async fn connected_after(&self, failed: &Current) -> Option<Current> {
+        let another = |current: &Option<Current>| current.as_ref().is_some_and(|current| current.epoch > failed.epoch);
+        self.current.clone().wait_for(another).await.ok().and_then(|current| current.clone())
+    }
+
+    /// Why there is none.
+    pub(super) fn problem(&self) -> String {
+        self.report.subscribe().borrow().problem().unwrap_or("the connection is being replaced").to_owned()
+    }
+
+    pub(super) fn contact(&self) -> watch::Receiver<Contact> {
+        self.report.subscribe()
+    }
+
+    /// This connection failed somebody: replace it.
+    pub(super) fn report_trouble(&self, failed: &Current) {
+        self.trouble.epoch.fetch_max(failed.epoch, Ordering::SeqCst);
+        self.trouble.news.notify_one();
+    }
+}
+
+struct Keeper {
+    client: Client,
+    timeout: Duration,
+    check: Check,
+    current: watch::Sender<Option<Current>>,
+    trouble: Arc<Trouble>,
+    report: Reporter,
+}
+
+impl Keeper {
+    async fn run(self) {
+        let mut epoch = 0;
+        while !self.current.is_closed() {
+            epoch += 1;
+            let contact = match self.connect().await {
+                Ok(connection) => {
+                    self.current.send_replace(Some(Current { connection: connection.clone(), epoch }));
+                    self.report.set(Contact::Up);
+                    let ended = self.watch(connection, epoch).await;
+                    self.current.send_replace(None);
+                    ended
+                }
+                Err(contact) => Some(contact),
+            };
+            // A connection that only failed somebody is replaced at once; Redis may be well.
+            if let Some(contact) = contact {
+                self.report.set(contact);
+                tokio::time::sleep(RECONNECT_PAUSE).await;
+            }
+        }
+    }
+
+    async fn connect(&self) -> Result<MultiplexedConnection, Contact> {
+        let config = AsyncConnectionConfig::new()
+            .set_connection_timeout(Some(self.timeout))
+            .set_response_timeout(Some(self.timeout));
+        let attempt = async {
+            let connection = self.client.get_multiplexed_async_connection_with_config(&config).await?;
+            (self.check)(connection.clone()).await?;
+            Ok(connection)
+        };
+        // Connecting, logging in and the check each have the time-out; together they get twice of it.
+        match tokio::time::timeout(self.timeout * 2, attempt).await {
+            Ok(Ok(connection)) => Ok(connection),
+            Ok(Err(error)) => Err(self.contact_after(&error)),
+            Err(_elapsed) => Err(self.unreachable(&format!("no answer within {:?}", self.timeout * 2))),
+        }
+    }
+
+    /// Watches a connection until it fails (then says how Redis is) or somebody reports it.
+    async fn watch(&self, mut connection: MultiplexedConnection, epoch: u64) -> Option<Contact> {
+        loop {
+            tokio::select! {
+                () = self.trouble.news.notified() => {
+                    if self.trouble.epoch.load(Ordering::SeqCst) >= epoch {
+                        return None;
+                    }
+                }
+                () = tokio::time::sleep(PROBE_EVERY) => {
+                    let ping = redis::cmd("PING");
+                    match tokio::time::timeout(self.timeout, ping.query_async::<String>(&mut connection)).await {
+                        Ok(Ok(_pong)) => {}
+                        Ok(Err(error)) => return Some(self.contact_after(&error)),
+                        Err(_elapsed) => return Some(self.unreachable(&format!("no answer within {:?}", self.timeout))),
+                    }
+                }
+            }
+        }
+    }
+
+    fn unreachable(&self, problem: &dyn Display) -> Contact {
+        Contact::Unreachable(format!("{}: {problem}", self.client.get_connection_info().addr()))
+    }
+
+    fn contact_after(&self, error: &RedisError) -> Contact {
+        let contact = self.unreachable(error);
+        match error.kind() {
+            ErrorKind::AuthenticationFailed | ErrorKind::Server(ServerErrorKind::NoPerm) => Contact::Refused(format!(
+                "{}; check redis.username and redis.password_file, and what this user may do",
+                contact.problem().unwrap_or_default()
+            )),
+            ErrorKind::InvalidClientConfig => Contact::Refused(contact.problem().unwrap_or_default().to_owned()),
+            _ if matches!(error.code(), Some("NOAUTH" | "WRONGPASS" | "NOPERM" | "ERR" | "WRONGTYPE")) => {
+                Contact::Refused(contact.problem().unwrap_or_default().to_owned())
+            }
+            _ => contact,
+        }
+    }
+}

@@ -1,0 +1,47 @@
+//! The brokers' side of the pipeline: what an acknowledgement is, and why one is missing. Knows no Redis.
+
+pub mod connection;
+pub mod core;
+mod inbox;
+pub mod jetstream;
+mod stream;
+
+use std::time::Duration;
+
+pub use stream::StreamSettings;
+
+/// Proof that a broker has taken an event. Made from a broker's answer, in this module's adapters, and
+/// nowhere else.
+#[derive(Debug, PartialEq, Eq)]
+#[must_use = "an acknowledgement settles a claim"]
+pub struct Ack(());
+
+impl Ack {
+    /// From a stream's acknowledgement. A sequence of 0 proves nothing: some servers acknowledge a
+    /// duplicate so before the original is committed.
+    const fn stored(sequence: u64) -> Option<Self> {
+        if sequence > 0 { Some(Self(())) } else { None }
+    }
+
+    /// From a message that went round behind the event on the same connection.
+    const fn passed() -> Self {
+        Self(())
+    }
+}
+
+/// Why an event has no acknowledgement. All of these are worth another attempt.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum PublishError {
+    /// There is no connection, or the server can't take events; nothing was sent.
+    #[error("NATS is not available: {0}")]
+    Unavailable(String),
+    /// No acknowledgement in time. The event may be in the stream.
+    #[error("no acknowledgement from NATS within {0:?}")]
+    NoAck(Duration),
+    /// No stream listens on the subject, or it is electing a leader.
+    #[error("no stream took subject {0:?} (none covers it, or it is electing a leader)")]
+    NoStream(String),
+    /// The server refused the event.
+    #[error("NATS refused the event: {0}")]
+    Refused(String),
+}

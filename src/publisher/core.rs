@@ -1,0 +1,119 @@
+//! Publishing without JetStream: an event counts once a message sent behind it on the same connection has
+//! come round, so that the server has provably read it. Whoever is not subscribed then misses it.
+
+use std::time::Duration;
+
+use async_nats::Subject;
+use futures_util::{FutureExt, future::BoxFuture};
+use tokio::{
+    sync::watch,
+    time::{Instant, timeout_at},
+};
+use tokio_util::task::TaskTracker;
+
+use super::{
+    Ack, PublishError,
+    connection::{Connection, Servers},
+    inbox::Inbox,
+    jetstream::headers,
+};
+use crate::{
+    event::Event,
+    pipeline::Publisher,
+    readiness::{Contact, Reporter},
+    route::Route,
+};
+
+/// Publishes to whoever listens.
+pub struct Core {
+    connection: Connection,
+    inbox: Inbox,
+    report: Reporter,
+}
+
+impl Core {
+    /// Starts to connect.
+    ///
+    /// # Errors
+    /// If the client can't be set up at all.
+    pub async fn open(servers: &Servers, tasks: &TaskTracker) -> Result<Self, async_nats::Error> {
+        let connection = Connection::open(servers).await?;
+        let inbox = Inbox::open(&connection.client, tasks).await?;
+        let report = Reporter::new("nats");
+        tasks.spawn(follow(connection.status.clone(), report.clone(), servers.names()));
+        Ok(Self { connection, inbox, report })
+    }
+
+    async fn publish(&self, route: &Route, events: &[Event], limit: Duration) -> Result<(), PublishError> {
+        let until = Instant::now() + limit;
+        let before = self.connection.status.borrow().clone();
+        if let Some(problem) = before.contact.problem() {
+            return Err(PublishError::Unavailable(problem.to_owned()));
+        }
+        let client = &self.connection.client;
+        let subject = Subject::from(route.subject());
+        let send = async {
+            for event in events {
+                client.publish_with_headers(subject.clone(), headers(route, event), event.payload.clone()).await?;
+            }
+            Ok::<_, async_nats::PublishError>(())
+        };
+        timeout_at(until, send)
+            .await
+            .map_err(|_elapsed| PublishError::NoAck(limit))?
+            .map_err(|error| PublishError::Refused(error.to_string()))?;
+        // Twice: a permission error comes before the first answer, but through another queue of the client.
+        for _ in 0..2 {
+            let round = self.inbox.expect(1);
+            client
+                .publish(round.reply_subject(0), bytes::Bytes::new())
+                .await
+                .map_err(|error| PublishError::Refused(error.to_string()))?;
+            let lost = self.connection.lost(before.epoch);
+            if !matches!(round.answers(until, lost).await.as_slice(), [Some(_)]) {
+                return Err(PublishError::NoAck(limit));
+            }
+        }
+        let after = self.connection.status.borrow();
+        match &after.denied {
+            Some(denied) if denied.contains(&format!("\"{}\"", route.subject())) => {
+                Err(PublishError::Refused(denied.clone()))
+            }
+            _ if after.epoch != before.epoch => Err(PublishError::Unavailable("the connection was lost".to_owned())),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Publisher for Core {
+    fn publish<'a>(
+        &'a self,
+        route: &'a Route,
+        events: &'a [Event],
+        limit: Duration,
+    ) -> BoxFuture<'a, Vec<Result<Ack, PublishError>>> {
+        async move {
+            let outcome = self.publish(route, events, limit).await;
+            events.iter().map(|_| outcome.clone().map(|()| Ack::passed())).collect()
+        }
+        .boxed()
+    }
+
+    fn contact(&self) -> watch::Receiver<Contact> {
+        self.report.subscribe()
+    }
+}
+
+/// Says how the connection is.
+async fn follow(mut status: watch::Receiver<super::connection::Status>, report: Reporter, names: String) {
+    loop {
+        let now = status.borrow_and_update().clone();
+        report.set(match now.denied {
+            Some(denied) if now.contact == Contact::Up => Contact::Refused(format!("{names}: {denied}; grant it, see the README")),
+            _ => now.contact,
+        });
+        if status.changed().await.is_err() {
+            return;
+        }
+    }
+}

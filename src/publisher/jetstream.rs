@@ -1,0 +1,243 @@
+//! Publishing into a JetStream stream: an event counts once the stream has acknowledged it.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use async_nats::{HeaderMap, HeaderName, Message, StatusCode, Subject, header::NATS_MESSAGE_ID, jetstream};
+use futures_util::{FutureExt, future::BoxFuture};
+use serde::Deserialize;
+use tokio::{
+    sync::{Notify, watch},
+    time::{Instant, timeout_at},
+};
+use tokio_util::task::TaskTracker;
+
+use super::{
+    Ack, PublishError,
+    connection::{Connection, Servers},
+    inbox::Inbox,
+    stream::{self, StreamSettings},
+};
+use crate::{
+    event::Event,
+    pipeline::Publisher,
+    readiness::{Contact, Reporter},
+    route::{Route, RouteTable},
+};
+
+/// The stream is looked at again at most this often.
+const LOOK_PAUSE: Duration = Duration::from_secs(5);
+/// While it was not found or not usable.
+const RETRY_PAUSE: Duration = Duration::from_secs(1);
+/// Limit of one request to the JetStream API.
+const API_TIMEOUT: Duration = Duration::from_secs(2);
+
+const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+const ROUTE: HeaderName = HeaderName::from_static("Hookgate-Route");
+
+/// Publishes with acknowledgement.
+pub struct JetStream {
+    connection: Connection,
+    inbox: Inbox,
+    report: Reporter,
+    usable: Arc<AtomicBool>,
+    look_again: Arc<Notify>,
+}
+
+impl JetStream {
+    /// Starts to connect, and to look for a stream that covers the routes' subjects.
+    ///
+    /// # Errors
+    /// If the client can't be set up at all.
+    pub async fn open(
+        servers: &Servers,
+        stream: StreamSettings,
+        routes: &RouteTable,
+        tasks: &TaskTracker,
+    ) -> Result<Self, async_nats::Error> {
+        let connection = Connection::open(servers).await?;
+        let inbox = Inbox::open(&connection.client, tasks).await?;
+        let this = Self {
+            inbox,
+            connection,
+            report: Reporter::new("nats"),
+            usable: Arc::default(),
+            look_again: Arc::default(),
+        };
+        let keeper = Keeper {
+            context: jetstream::context::ContextBuilder::new().timeout(API_TIMEOUT).build(this.connection.client.clone()),
+            connection: this.connection.clone(),
+            names: servers.names(),
+            report: this.report.clone(),
+            usable: Arc::clone(&this.usable),
+            look_again: Arc::clone(&this.look_again),
+            stream,
+            routes: routes.clone(),
+        };
+        tasks.spawn(keeper.run());
+        Ok(this)
+    }
+
+    async fn publish(&self, route: &Route, events: &[Event], limit: Duration) -> Vec<Result<Ack, PublishError>> {
+        let until = Instant::now() + limit;
+        let all = |error: PublishError| events.iter().map(|_| Err(error.clone())).collect();
+        let status = self.connection.status.borrow().clone();
+        if let Some(problem) = status.contact.problem() {
+            return all(PublishError::Unavailable(problem.to_owned()));
+        }
+        if !self.usable.load(Ordering::Relaxed) {
+            let contact = self.report.subscribe();
+            let problem = contact.borrow().problem().unwrap_or("starting").to_owned();
+            return all(PublishError::Unavailable(problem));
+        }
+        let expected = self.inbox.expect(events.len());
+        let subject = Subject::from(route.subject());
+        let send = async {
+            for (index, event) in events.iter().enumerate() {
+                let headers = headers(route, event);
+                let reply = expected.reply_subject(index);
+                let payload = event.payload.clone();
+                self.connection.client.publish_with_reply_and_headers(subject.clone(), reply, headers, payload).await?;
+            }
+            Ok::<_, async_nats::PublishError>(())
+        };
+        match timeout_at(until, send).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => return all(PublishError::Refused(error.to_string())),
+            Err(_elapsed) => return all(PublishError::NoAck(limit)),
+        }
+        let answers = expected.answers(until, self.connection.lost(status.epoch)).await;
+        let outcomes: Vec<_> = answers.into_iter().map(|answer| read_ack(route, limit, answer)).collect();
+        if outcomes.iter().any(|outcome| matches!(outcome, Err(PublishError::NoStream(_)))) {
+            self.look_again.notify_one();
+        }
+        outcomes
+    }
+}
+
+impl Publisher for JetStream {
+    fn publish<'a>(
+        &'a self,
+        route: &'a Route,
+        events: &'a [Event],
+        limit: Duration,
+    ) -> BoxFuture<'a, Vec<Result<Ack, PublishError>>> {
+        self.publish(route, events, limit).boxed()
+    }
+
+    fn contact(&self) -> watch::Receiver<Contact> {
+        self.report.subscribe()
+    }
+}
+
+/// The headers of an event. Nothing a sender wrote enters them.
+pub(super) fn headers(route: &Route, event: &Event) -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    headers.insert(NATS_MESSAGE_ID, event.token.to_string());
+    headers.insert(TRACEPARENT, event.token.traceparent());
+    headers.insert(ROUTE, route.name());
+    headers
+}
+
+/// What a stream answers to a published message.
+#[derive(Deserialize)]
+struct PubAck {
+    #[serde(default)]
+    seq: u64,
+    error: Option<ApiError>,
+}
+
+#[derive(Deserialize)]
+struct ApiError {
+    #[serde(default)]
+    err_code: u64,
+    #[serde(default)]
+    description: String,
+}
+
+fn read_ack(route: &Route, limit: Duration, answer: Option<Message>) -> Result<Ack, PublishError> {
+    let Some(answer) = answer else { return Err(PublishError::NoAck(limit)) };
+    if answer.status == Some(StatusCode::NO_RESPONDERS) {
+        return Err(PublishError::NoStream(route.subject().to_owned()));
+    }
+    match serde_json::from_slice::<PubAck>(&answer.payload) {
+        Ok(PubAck { error: Some(error), .. }) => {
+            Err(PublishError::Refused(format!("{} (error code {})", error.description, error.err_code)))
+        }
+        Ok(PubAck { seq, error: None }) => {
+            Ack::stored(seq).ok_or_else(|| PublishError::Refused("acknowledged without a sequence".to_owned()))
+        }
+        Err(error) => Err(PublishError::Refused(format!("an acknowledgement that can't be read: {error}"))),
+    }
+}
+
+/// Keeps an eye on connection and stream, and says how they are.
+struct Keeper {
+    context: jetstream::Context,
+    connection: Connection,
+    names: String,
+    report: Reporter,
+    usable: Arc<AtomicBool>,
+    look_again: Arc<Notify>,
+    stream: StreamSettings,
+    routes: RouteTable,
+}
+
+impl Keeper {
+    async fn run(self) {
+        let mut status = self.connection.status.clone();
+        let mut warned = stream::Warned::default();
+        loop {
+            let now = status.borrow_and_update().clone();
+            let pause = if now.contact == Contact::Up {
+                let contact = self.look(&mut warned).await;
+                let pause = if contact == Contact::Up { None } else { Some(RETRY_PAUSE) };
+                // What the look found may be outdated by the end of the connection.
+                if *status.borrow() == now || contact != Contact::Up {
+                    self.report.set(contact);
+                }
+                pause
+            } else {
+                self.report.set(now.contact);
+                None
+            };
+            let looked = Instant::now();
+            let changed = tokio::select! {
+                changed = status.changed() => changed.is_ok(),
+                () = self.look_again.notified() => {
+                    tokio::time::sleep_until(looked + LOOK_PAUSE).await;
+                    true
+                }
+                () = tokio::time::sleep(pause.unwrap_or(Duration::MAX)) => true,
+            };
+            if !changed {
+                return;
+            }
+        }
+    }
+
+    /// Whether events can be published now.
+    async fn look(&self, warned: &mut stream::Warned) -> Contact {
+        let info = self.connection.client.server_info();
+        self.usable.store(info.jetstream, Ordering::Relaxed);
+        if !info.jetstream {
+            return Contact::Refused(format!(
+                "{}: the server runs without JetStream, so nothing would be stored; start it with -js, or set nats.delivery = \"core\" if live delivery is enough",
+                self.names
+            ));
+        }
+        let found = stream::ensure(&self.context, &self.stream, &self.routes, warned).await;
+        let denied = self.connection.status.borrow().denied.clone();
+        match (found, denied) {
+            (Ok(()), None) => Contact::Up,
+            (_, Some(denied)) => Contact::Refused(format!("{}: {denied}; grant it, see the README", self.names)),
+            (Err(error), None) if error.is_refusal() => Contact::Refused(format!("{}: {error}", self.names)),
+            (Err(error), None) => Contact::Unreachable(format!("{}: {error}", self.names)),
+        }
+    }
+}

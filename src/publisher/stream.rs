@@ -1,0 +1,277 @@
+//! The stream behind the subjects: found, or created, and never changed unless it is hookgate's own.
+
+use std::{
+    collections::{BTreeSet, HashSet},
+    time::Duration,
+};
+
+use async_nats::jetstream::{
+    Context, ErrorCode,
+    context::{CreateStreamError, CreateStreamErrorKind, GetStreamByNameErrorKind, GetStreamErrorKind},
+    stream::{Config, DiscardPolicy, RetentionPolicy, StorageType},
+};
+use tracing::{info, warn};
+
+use crate::route::RouteTable;
+
+/// Marks the streams that hookgate made, the only ones that it adds subjects to.
+const MANAGED: &str = "managed by hookgate";
+
+/// Shortest duplicate window that covers the sender's retries and a relay without a warning.
+const SAFE_DUPLICATE_WINDOW: Duration = Duration::from_secs(120);
+
+/// What to create when no stream covers a subject.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StreamSettings {
+    /// Its name.
+    pub name: String,
+    /// Whether to create one at all.
+    pub create: bool,
+    /// Copies in a cluster.
+    pub replicas: usize,
+    /// How long messages are kept.
+    pub max_age: Duration,
+    /// How long a repeated `Nats-Msg-Id` is recognized.
+    pub duplicate_window: Duration,
+}
+
+/// Why there is no stream to publish into.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum StreamError {
+    #[error("no stream covers subject {subject:?}, and nats.stream.create is false; create one (nats stream add), or set nats.stream.create = true")]
+    Missing { subject: String },
+    #[error("stream {name:?} exists, is not hookgate's own and does not cover subject {subject:?}; add the subject to it, or set nats.stream.name to another name")]
+    Foreign { name: String, subject: String },
+    #[error("{operation} stream {name:?}: {problem}")]
+    Api { operation: &'static str, name: String, problem: String, refused: bool },
+}
+
+impl StreamError {
+    /// Whether waiting won't help.
+    pub(super) const fn is_refusal(&self) -> bool {
+        match self {
+            Self::Missing { .. } | Self::Foreign { .. } => true,
+            Self::Api { refused, .. } => *refused,
+        }
+    }
+}
+
+/// The warnings that were given, so that each is given once.
+pub(super) type Warned = HashSet<String>;
+
+/// Sees to it that a stream covers the subject of each route.
+pub(super) async fn ensure(
+    context: &Context,
+    settings: &StreamSettings,
+    routes: &RouteTable,
+    warned: &mut Warned,
+) -> Result<(), StreamError> {
+    let mut covering = BTreeSet::new();
+    let mut uncovered = Vec::new();
+    for route in routes.routes() {
+        match context.stream_by_subject(route.subject()).await {
+            Ok(name) => {
+                covering.insert(name);
+            }
+            Err(error) if error.kind() == GetStreamByNameErrorKind::NotFound => uncovered.push(route),
+            Err(error) => {
+                return Err(StreamError::Api {
+                    operation: "look up the",
+                    name: route.subject().to_owned(),
+                    problem: error.to_string(),
+                    refused: false,
+                });
+            }
+        }
+    }
+    for name in covering {
+        if let Some(config) = config_of(context, &name).await? {
+            for problem in unsafe_settings(&config) {
+                if warned.insert(format!("{name}: {problem}")) {
+                    warn!(stream = %name, %problem, "stream has a setting that can lose or duplicate events; it is left as it is");
+                }
+            }
+        }
+    }
+    let Some(first) = uncovered.first() else { return Ok(()) };
+    if !settings.create {
+        return Err(StreamError::Missing { subject: first.subject().to_owned() });
+    }
+    let exact: BTreeSet<String> = uncovered.iter().map(|route| route.subject().to_owned()).collect();
+    let wide: BTreeSet<String> = uncovered
+        .iter()
+        .map(|route| {
+            let wildcard = format!("{}.", route.flow());
+            if route.subject().starts_with(&wildcard) { wildcard + ">" } else { route.subject().to_owned() }
+        })
+        .collect();
+    match config_of(context, &settings.name).await? {
+        None => create(context, settings, wide, exact).await,
+        Some(config) if config.description.as_deref() == Some(MANAGED) => extend(context, config, wide, exact).await,
+        Some(_) => {
+            Err(StreamError::Foreign { name: settings.name.clone(), subject: first.subject().to_owned() })
+        }
+    }
+}
+
+async fn config_of(context: &Context, name: &str) -> Result<Option<Config>, StreamError> {
+    match context.get_stream(name).await {
+        Ok(stream) => Ok(Some(stream.cached_info().config.clone())),
+        Err(error) => match error.kind() {
+            GetStreamErrorKind::JetStream(inner) if inner.error_code() == ErrorCode::STREAM_NOT_FOUND => Ok(None),
+            _ => Err(StreamError::Api {
+                operation: "read the",
+                name: name.to_owned(),
+                problem: error.to_string(),
+                refused: false,
+            }),
+        },
+    }
+}
+
+/// Creates the stream for whole flows, or for the exact subjects where that overlaps another stream.
+async fn create(
+    context: &Context,
+    settings: &StreamSettings,
+    wide: BTreeSet<String>,
+    exact: BTreeSet<String>,
+) -> Result<(), StreamError> {
+    let config = |subjects: &BTreeSet<String>| Config {
+        name: settings.name.clone(),
+        description: Some(MANAGED.to_owned()),
+        subjects: subjects.iter().cloned().collect(),
+        storage: StorageType::File,
+        retention: RetentionPolicy::Limits,
+        discard: DiscardPolicy::New,
+        num_replicas: settings.replicas,
+        max_age: settings.max_age,
+        duplicate_window: settings.duplicate_window,
+        ..Config::default()
+    };
+    let mut subjects = wide;
+    let mut result = context.create_stream(config(&subjects)).await;
+    if result.as_ref().is_err_and(overlaps) {
+        subjects = exact;
+        result = context.create_stream(config(&subjects)).await;
+    }
+    match result {
+        Ok(_) => {
+            info!(stream = %settings.name, ?subjects, "created the stream");
+            Ok(())
+        }
+        Err(error) => Err(api_error("create the", &settings.name, &error)),
+    }
+}
+
+/// Adds subjects to hookgate's own stream, and nothing else.
+async fn extend(
+    context: &Context,
+    config: Config,
+    wide: BTreeSet<String>,
+    exact: BTreeSet<String>,
+) -> Result<(), StreamError> {
+    let with = |added: &BTreeSet<String>| {
+        let mut config = config.clone();
+        config.subjects.extend(added.iter().filter(|subject| !config.subjects.contains(subject)).cloned().collect::<Vec<_>>());
+        config
+    };
+    let mut added = wide;
+    let mut result = context.update_stream(with(&added)).await;
+    if result.is_err() {
+        added = exact;
+        result = context.update_stream(with(&added)).await;
+    }
+    match result {
+        Ok(_) => {
+            info!(stream = %config.name, ?added, "added subjects to the stream");
+            Ok(())
+        }
+        Err(error) => Err(api_error("add subjects to the", &config.name, &error)),
+    }
+}
+
+fn overlaps(error: &CreateStreamError) -> bool {
+    matches!(error.kind(), CreateStreamErrorKind::JetStream(inner) if inner.error_code() == ErrorCode::STREAM_SUBJECT_OVERLAP)
+}
+
+fn api_error(operation: &'static str, name: &str, error: &CreateStreamError) -> StreamError {
+    let refused = matches!(error.kind(), CreateStreamErrorKind::JetStream(_));
+    StreamError::Api { operation, name: name.to_owned(), problem: error.to_string(), refused }
+}
+
+/// What is dangerous about a stream that hookgate uses as it is.
+fn unsafe_settings(config: &Config) -> Vec<String> {
+    let mut problems = Vec::new();
+    let mut note = |applies: bool, problem: &str| {
+        if applies {
+            problems.push(problem.to_owned());
+        }
+    };
+    note(config.no_ack, "no_ack is on: nothing is acknowledged, so every request gets 503");
+    note(config.sealed, "it is sealed: it takes no messages, so every request gets 503");
+    note(config.storage == StorageType::Memory, "storage is memory: a restart of the server loses what was acknowledged");
+    note(
+        config.retention == RetentionPolicy::Interest,
+        "retention is interest: an event that no consumer waits for is dropped",
+    );
+    note(
+        config.discard == DiscardPolicy::Old
+            && (config.max_messages > 0 || config.max_bytes > 0 || config.max_messages_per_subject > 0),
+        "discard is old with a limit on messages or bytes: at the limit the oldest events are dropped, processed or not",
+    );
+    note(
+        config.duplicate_window < SAFE_DUPLICATE_WINDOW,
+        "duplicate_window is shorter than 2 minutes: a late retry can become a second message",
+    );
+    note(
+        !config.max_age.is_zero() && config.max_age < Duration::from_secs(86_400),
+        "max_age is shorter than a day: events that are not consumed until then are dropped",
+    );
+    problems
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn safe() -> Config {
+        Config {
+            storage: StorageType::File,
+            discard: DiscardPolicy::New,
+            duplicate_window: Duration::from_secs(900),
+            max_age: Duration::from_secs(7 * 86_400),
+            ..Config::default()
+        }
+    }
+
+    #[test]
+    fn what_hookgate_creates_is_safe() {
+        assert_eq!(unsafe_settings(&safe()), Vec::<String>::new());
+    }
+
+    #[test]
+    fn each_dangerous_setting_is_named() {
+        let cases: [(&str, fn(&mut Config)); 8] = [
+            ("no_ack", |config| config.no_ack = true),
+            ("sealed", |config| config.sealed = true),
+            ("storage", |config| config.storage = StorageType::Memory),
+            ("retention", |config| config.retention = RetentionPolicy::Interest),
+            ("discard", |config| {
+                config.discard = DiscardPolicy::Old;
+                config.max_messages = 1000;
+            }),
+            ("discard", |config| {
+                config.discard = DiscardPolicy::Old;
+                config.max_messages_per_subject = 1;
+            }),
+            ("duplicate_window", |config| config.duplicate_window = Duration::from_secs(1)),
+            ("max_age", |config| config.max_age = Duration::from_secs(60)),
+        ];
+        for (named, change) in cases {
+            let mut config = safe();
+            change(&mut config);
+            let problems = unsafe_settings(&config);
+            assert!(matches!(problems.as_slice(), [one] if one.contains(named)), "{named}: {problems:?}");
+        }
+    }
+}

@@ -1,0 +1,153 @@
+//! Whether the process may get traffic. A latch: once ready, only draining ends it, because a pod without
+//! a ready sibling answers nobody, and a refused connection loses a batch that a 503 would have saved.
+
+use std::time::Duration;
+
+use tokio::{sync::watch, time::Instant};
+use tracing::{error, info, warn};
+
+/// How long a store has to be unreachable before the process becomes ready without it: then its 503s, which
+/// make the sender come back, are better than no answer.
+pub const READY_WITHOUT_STORE: Duration = Duration::from_secs(60);
+
+/// What is known of a store.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Contact {
+    /// It answers and does what it is asked to.
+    Up,
+    /// Nothing answers there, or not in time.
+    Unreachable(String),
+    /// It answers, but won't do what is needed: credentials, permissions, a missing feature. Waiting does
+    /// not help, so this never makes a process ready.
+    Refused(String),
+}
+
+impl Contact {
+    /// Machine-readable name.
+    #[must_use]
+    pub const fn code(&self) -> &'static str {
+        match self {
+            Self::Up => "up",
+            Self::Unreachable(_) => "unreachable",
+            Self::Refused(_) => "refused",
+        }
+    }
+
+    /// What is wrong, if something is.
+    #[must_use]
+    pub fn problem(&self) -> Option<&str> {
+        match self {
+            Self::Up => None,
+            Self::Unreachable(reason) | Self::Refused(reason) => Some(reason),
+        }
+    }
+}
+
+/// Where the owner of a store's connection says how it is; the only place that logs it.
+#[derive(Debug, Clone)]
+pub struct Reporter {
+    store: &'static str,
+    contact: watch::Sender<Contact>,
+}
+
+impl Reporter {
+    /// Nothing is known yet of the store with this name.
+    #[must_use]
+    pub fn new(store: &'static str) -> Self {
+        Self { store, contact: watch::Sender::new(Contact::Unreachable("not connected yet".to_owned())) }
+    }
+
+    /// Says how the store is now, and logs it if that is news.
+    pub fn set(&self, now: Contact) {
+        let store = self.store;
+        self.contact.send_if_modified(|before| {
+            if *before == now {
+                return false;
+            }
+            match &now {
+                Contact::Up => info!(store, "store is up"),
+                Contact::Unreachable(reason) => warn!(store, %reason, "store is unreachable"),
+                Contact::Refused(reason) => error!(store, %reason, "store refuses to work with hookgate"),
+            }
+            *before = now;
+            true
+        });
+    }
+
+    /// How the store is.
+    #[must_use]
+    pub fn subscribe(&self) -> watch::Receiver<Contact> {
+        self.contact.subscribe()
+    }
+}
+
+/// Waits for first contact with a store: until it was up once, or has been unreachable for
+/// [`READY_WITHOUT_STORE`] without a break. Ends early, without contact, if the store's owner is gone.
+pub async fn first_contact(mut store: watch::Receiver<Contact>) {
+    let mut unreachable_since = None;
+    loop {
+        let patience = match &*store.borrow_and_update() {
+            Contact::Up => return,
+            Contact::Unreachable(_) => {
+                let since = *unreachable_since.get_or_insert_with(Instant::now);
+                Some(since + READY_WITHOUT_STORE)
+            }
+            Contact::Refused(_) => {
+                unreachable_since = None;
+                None
+            }
+        };
+        let changed = store.changed();
+        let still_there = match patience {
+            None => changed.await.is_ok(),
+            Some(end) => match tokio::time::timeout_at(end, changed).await {
+                Ok(changed) => changed.is_ok(),
+                Err(_elapsed) => return,
+            },
+        };
+        if !still_there {
+            return;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::timeout;
+
+    use super::*;
+
+    fn unreachable() -> Contact {
+        Contact::Unreachable("connection refused".to_owned())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_minute_without_an_answer_makes_ready() {
+        let store = watch::Sender::new(unreachable());
+        let just_before = READY_WITHOUT_STORE - Duration::from_millis(1);
+        assert!(timeout(just_before, first_contact(store.subscribe())).await.is_err());
+        assert!(timeout(READY_WITHOUT_STORE, first_contact(store.subscribe())).await.is_ok());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_refusal_never_makes_ready_and_starts_the_minute_anew() {
+        let store = watch::Sender::new(Contact::Refused("wrong password".to_owned()));
+        assert!(timeout(Duration::from_secs(86_400), first_contact(store.subscribe())).await.is_err());
+
+        store.send_replace(unreachable());
+        let waiting = first_contact(store.subscribe());
+        tokio::pin!(waiting);
+        assert!(timeout(Duration::from_secs(50), &mut waiting).await.is_err());
+        store.send_replace(Contact::Refused("wrong password".to_owned()));
+        assert!(timeout(Duration::from_secs(1), &mut waiting).await.is_err());
+        store.send_replace(unreachable());
+        assert!(timeout(Duration::from_secs(50), &mut waiting).await.is_err());
+        assert!(timeout(Duration::from_secs(11), &mut waiting).await.is_ok());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn contact_makes_ready_at_once() {
+        let store = watch::Sender::new(Contact::Up);
+        assert!(timeout(Duration::ZERO, first_contact(store.subscribe())).await.is_ok());
+    }
+}

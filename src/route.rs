@@ -1,0 +1,289 @@
+//! Which path leads to which subject and which pending SET. Pure: no I/O, no HTTP types, no Redis, no NATS.
+//!
+//! A [`Route`] is made from three words (flow, entity, action), from which everything else follows unless
+//! the configuration says otherwise. Whatever reaches a [`RouteTable`] has been checked: subjects can be
+//! published to, keys can carry a cluster hash tag, and no two routes share a path, a pending key or a name.
+
+use std::{collections::HashMap, fmt, sync::Arc};
+
+/// One webhook: where it comes in, where its ids are claimed, and where its events go.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Route {
+    name: String,
+    flow: String,
+    action: String,
+    path: String,
+    subject: String,
+    pending_key: String,
+    outbox_key: String,
+    label: String,
+    action_title: String,
+}
+
+/// What the configuration says of a route: three words, and what differs from the templates.
+#[derive(Debug, Clone, Default)]
+pub struct RouteSpec<'a> {
+    /// First word of path, subject and key: the process the webhook belongs to.
+    pub flow: &'a str,
+    /// The kind of record, for example `beteiligte`.
+    pub entity: &'a str,
+    /// What happened to the record, for example `create`.
+    pub action: &'a str,
+    /// Exact path, undecoded; default `/{flow}/webhook/{entity}/{action}`.
+    pub path: Option<&'a str>,
+    /// NATS subject; default `{flow}.{entity}.{action}`.
+    pub subject: Option<&'a str>,
+    /// Redis key of the pending SET; default `{flow}:{entity}:{action}_pending`.
+    pub pending_key: Option<&'a str>,
+    /// Name in the log; default `{FLOW} Webhook {Entity} {Action}`.
+    pub label: Option<&'a str>,
+}
+
+/// Why a route, or a table of them, is not valid.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum RouteError {
+    /// A field of one route breaks a rule.
+    #[error("route {route:?}: {field} {value:?} {problem}")]
+    Field {
+        /// Name of the route, `flow/entity/action`.
+        route: String,
+        /// Key of the configuration.
+        field: &'static str,
+        /// The offending value.
+        value: String,
+        /// What is wrong with it and what is allowed.
+        problem: String,
+    },
+    /// Two routes claim the same thing.
+    #[error("routes {first:?} and {second:?} have the same {field} {value:?}; give one of them a {field} of its own")]
+    Clash {
+        /// Name of the earlier route.
+        first: String,
+        /// Name of the later route.
+        second: String,
+        /// What they share.
+        field: &'static str,
+        /// The shared value.
+        value: String,
+    },
+    /// No route at all.
+    #[error("no route is configured: add a [[routes]] table, or leave `routes` out to serve beteiligte/create")]
+    Empty,
+}
+
+impl Route {
+    /// Fills the templates and checks every field.
+    ///
+    /// # Errors
+    /// The first field that breaks a rule, with the rule.
+    pub fn new(spec: &RouteSpec<'_>) -> Result<Self, RouteError> {
+        let RouteSpec { flow, entity, action, .. } = *spec;
+        let name = format!("{flow}/{entity}/{action}");
+        let check = |field: &'static str, value: &str, verdict: Result<(), String>| {
+            verdict.map_err(|problem| RouteError::Field {
+                route: name.clone(),
+                field,
+                value: value.to_owned(),
+                problem,
+            })
+        };
+        for (field, word) in [("flow", flow), ("entity", entity), ("action", action)] {
+            check(field, word, check_word(word))?;
+        }
+        let path = spec.path.map_or_else(|| format!("/{flow}/webhook/{entity}/{action}"), str::to_owned);
+        let subject = spec.subject.map_or_else(|| format!("{flow}.{entity}.{action}"), str::to_owned);
+        let pending_key =
+            spec.pending_key.map_or_else(|| format!("{flow}:{entity}:{action}_pending"), str::to_owned);
+        let label = spec.label.map_or_else(
+            || format!("{} Webhook {} {}", flow.to_uppercase(), title(entity), title(action)),
+            str::to_owned,
+        );
+        check("path", &path, check_path(&path))?;
+        check("subject", &subject, check_subject(&subject))?;
+        check("pending_key", &pending_key, check_key(&pending_key))?;
+        check("label", &label, check_label(&label))?;
+        Ok(Self {
+            outbox_key: format!("{{{pending_key}}}:outbox"),
+            action_title: title(action),
+            flow: flow.to_owned(),
+            action: action.to_owned(),
+            name,
+            path,
+            subject,
+            pending_key,
+            label,
+        })
+    }
+
+    /// `flow/entity/action`: the route's name in logs, headers and on the command line.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// First word of the route's name.
+    #[must_use]
+    pub fn flow(&self) -> &str {
+        &self.flow
+    }
+
+    /// What the event says happened, for example `create`.
+    #[must_use]
+    pub fn action(&self) -> &str {
+        &self.action
+    }
+
+    /// The action with a capital first letter, for the log.
+    #[must_use]
+    pub fn action_title(&self) -> &str {
+        &self.action_title
+    }
+
+    /// Exact path, compared without decoding.
+    #[must_use]
+    pub fn path(&self) -> &str {
+        &self.path
+    }
+
+    /// NATS subject of the events.
+    #[must_use]
+    pub fn subject(&self) -> &str {
+        &self.subject
+    }
+
+    /// Redis key of the SET of claimed ids.
+    #[must_use]
+    pub fn pending_key(&self) -> &str {
+        &self.pending_key
+    }
+
+    /// Redis key of the HASH id → token of claims that NATS has not acknowledged yet. It carries the
+    /// pending key as its hash tag, so that both lie in one cluster slot.
+    #[must_use]
+    pub fn outbox_key(&self) -> &str {
+        &self.outbox_key
+    }
+
+    /// Name of the webhook in the log.
+    #[must_use]
+    pub fn label(&self) -> &str {
+        &self.label
+    }
+}
+
+impl fmt::Display for Route {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(&self.name)
+    }
+}
+
+/// All routes of a process, none in conflict with another.
+#[derive(Debug, Clone)]
+pub struct RouteTable {
+    routes: Vec<Arc<Route>>,
+    by_path: HashMap<String, Arc<Route>>,
+}
+
+impl RouteTable {
+    /// Puts routes together.
+    ///
+    /// # Errors
+    /// [`RouteError::Clash`] for two routes with the same name, path or pending key, [`RouteError::Empty`]
+    /// for none.
+    pub fn new(routes: Vec<Route>) -> Result<Self, RouteError> {
+        if routes.is_empty() {
+            return Err(RouteError::Empty);
+        }
+        for (index, second) in routes.iter().enumerate() {
+            for first in &routes[..index] {
+                let fields: [(&'static str, fn(&Route) -> &str); 3] =
+                    [("path", Route::path), ("pending_key", Route::pending_key), ("name", Route::name)];
+                if let Some((field, get)) = fields.into_iter().find(|(_, get)| get(first) == get(second)) {
+                    return Err(RouteError::Clash {
+                        first: first.name.clone(),
+                        second: second.name.clone(),
+                        field,
+                        value: get(second).to_owned(),
+                    });
+                }
+            }
+        }
+        let routes: Vec<_> = routes.into_iter().map(Arc::new).collect();
+        let by_path = routes.iter().map(|route| (route.path.clone(), Arc::clone(route))).collect();
+        Ok(Self { routes, by_path })
+    }
+
+    /// The route of an undecoded path.
+    #[must_use]
+    pub fn find(&self, path: &str) -> Option<&Arc<Route>> {
+        self.by_path.get(path)
+    }
+
+    /// The routes in the order of the configuration.
+    #[must_use]
+    pub fn routes(&self) -> &[Arc<Route>] {
+        &self.routes
+    }
+}
+
+/// Upper-cases the first letter.
+fn title(word: &str) -> String {
+    let mut letters = word.chars();
+    letters.next().map_or_else(String::new, |first| first.to_uppercase().chain(letters).collect())
+}
+
+fn check_word(word: &str) -> Result<(), String> {
+    if word.is_empty() {
+        return Err("is empty; it needs at least one letter".to_owned());
+    }
+    if word.len() > 64 {
+        return Err(format!("is {} bytes long; at most 64 are allowed", word.len()));
+    }
+    allow(word, |c| c.is_ascii_alphanumeric() || c == '_' || c == '-', "letters a-z and A-Z, digits, '_' and '-'")
+}
+
+fn check_path(path: &str) -> Result<(), String> {
+    if !path.starts_with('/') {
+        return Err("does not begin with '/'".to_owned());
+    }
+    allow(path, |c| c.is_ascii_graphic() && c != '?' && c != '#', "visible ASCII without '?' and '#'")
+}
+
+fn check_subject(subject: &str) -> Result<(), String> {
+    if subject.len() > 255 {
+        return Err(format!("is {} bytes long; at most 255 are allowed", subject.len()));
+    }
+    if subject.split('.').any(str::is_empty) {
+        return Err("has an empty token; tokens are separated by single dots".to_owned());
+    }
+    if subject.starts_with('$') || subject.starts_with("_INBOX") {
+        return Err("belongs to NATS itself; choose a subject that begins neither with '$' nor with _INBOX".to_owned());
+    }
+    allow(subject, |c| c.is_ascii_graphic() && c != '*' && c != '>', "visible ASCII without the wildcards '*' and '>'")
+}
+
+fn check_key(key: &str) -> Result<(), String> {
+    if key.is_empty() || key.len() > 512 {
+        return Err(format!("is {} bytes long; 1 to 512 are allowed", key.len()));
+    }
+    if key.starts_with("hookgate:") {
+        return Err("begins with 'hookgate:', which hookgate keeps for itself".to_owned());
+    }
+    allow(key, |c| c.is_ascii_graphic() && c != '{' && c != '}', "visible ASCII without braces, which would move its outbox to another cluster slot")
+}
+
+fn check_label(label: &str) -> Result<(), String> {
+    if label.is_empty() {
+        return Err("is empty; leave it out to get the default".to_owned());
+    }
+    allow(label, |c| !c.is_control(), "anything but control characters")
+}
+
+/// Names the first character that is not allowed, with its place.
+fn allow(text: &str, good: impl Fn(char) -> bool, allowed: &str) -> Result<(), String> {
+    match text.char_indices().find(|(_, c)| !good(*c)) {
+        None => Ok(()),
+        Some((at, ' ')) => Err(format!("has a blank at byte {at}; allowed: {allowed}")),
+        Some((at, c)) => Err(format!("has {c:?} at byte {at}; allowed: {allowed}")),
+    }
+}

@@ -1,0 +1,371 @@
+//! The tables of the configuration as they are written, with their defaults.
+
+use std::{fmt, net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{pipeline::WithoutClaim, telemetry};
+
+/// All tables.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Configuration {
+    /// `[server]`
+    pub server: Server,
+    /// `[admin]`
+    pub admin: Admin,
+    /// `[redis]`
+    pub redis: Redis,
+    /// `[nats]`
+    pub nats: Nats,
+    /// `[outbox]`
+    pub outbox: Outbox,
+    /// `[log]`
+    pub log: Log,
+    /// `[[routes]]`
+    pub routes: Vec<RouteSection>,
+}
+
+impl Default for Configuration {
+    fn default() -> Self {
+        Self {
+            server: Server::default(),
+            admin: Admin::default(),
+            redis: Redis::default(),
+            nats: Nats::default(),
+            outbox: Outbox::default(),
+            log: Log::default(),
+            routes: vec![RouteSection {
+                flow: "vmh".to_owned(),
+                entity: "beteiligte".to_owned(),
+                action: "create".to_owned(),
+                path: None,
+                subject: None,
+                pending_key: None,
+                label: None,
+                while_pending: None,
+            }],
+        }
+    }
+}
+
+impl Configuration {
+    /// The same with the credentials of addresses hidden, to be shown.
+    #[must_use]
+    pub fn redacted(&self) -> Self {
+        let mut shown = self.clone();
+        shown.redis.url = super::without_credentials(&self.redis.url);
+        let servers: Vec<_> = self.nats.url.split(',').map(super::without_credentials).collect();
+        shown.nats.url = servers.join(",");
+        shown
+    }
+}
+
+/// A time, written as `500ms`, `8s`, `15m`, `7d`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Span(pub Duration);
+
+impl Span {
+    const fn millis(millis: u64) -> Self {
+        Self(Duration::from_millis(millis))
+    }
+
+    const fn secs(secs: u64) -> Self {
+        Self(Duration::from_secs(secs))
+    }
+}
+
+impl FromStr for Span {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        humantime::parse_duration(text)
+            .map(Self)
+            .map_err(|error| format!("{text:?} is not a time ({error}); write 500ms, 8s, 15m or 7d"))
+    }
+}
+
+impl TryFrom<String> for Span {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+/// In the largest unit that leaves no rest.
+impl From<Span> for String {
+    fn from(Span(span): Span) -> Self {
+        let millis = span.as_millis();
+        let units = [("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1_000)];
+        match units.into_iter().find(|(_, unit)| millis > 0 && millis.is_multiple_of(*unit)) {
+            Some((name, unit)) => format!("{}{name}", millis / unit),
+            None if millis == 0 => "0s".to_owned(),
+            None => format!("{millis}ms"),
+        }
+    }
+}
+
+impl fmt::Display for Span {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "{:?}", String::from(*self))
+    }
+}
+
+/// `[server]`: the webhooks' side.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Server {
+    /// Address.
+    pub listen: SocketAddr,
+    /// Largest body.
+    pub max_body_bytes: usize,
+    /// All bodies being read or processed together.
+    pub max_buffered_bytes: usize,
+    /// Requests at once.
+    pub max_in_flight: u32,
+    /// Connections at once.
+    pub max_connections: usize,
+    /// A new connection's first head.
+    pub first_request_timeout: Span,
+    /// Later heads.
+    pub header_read_timeout: Span,
+    /// Lines of a head together.
+    pub max_header_bytes: usize,
+    /// Lines of a head.
+    pub max_headers: usize,
+    /// A body.
+    pub body_read_timeout: Span,
+    /// From the head to the answer.
+    pub request_deadline: Span,
+    /// After a signal, before refusing.
+    pub drain_delay: Span,
+    /// Threads; 0: one per core.
+    pub worker_threads: usize,
+}
+
+impl Default for Server {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from(([0, 0, 0, 0], 3000)),
+            max_body_bytes: 16 << 20,
+            max_buffered_bytes: 128 << 20,
+            max_in_flight: 1024,
+            max_connections: 8192,
+            first_request_timeout: Span::secs(10),
+            header_read_timeout: Span::secs(75),
+            max_header_bytes: 16 << 10,
+            max_headers: 64,
+            body_read_timeout: Span::secs(5),
+            request_deadline: Span::secs(8),
+            drain_delay: Span::secs(5),
+            worker_threads: 0,
+        }
+    }
+}
+
+/// `[admin]`: the operator's side.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Admin {
+    /// Address.
+    pub listen: SocketAddr,
+}
+
+impl Default for Admin {
+    fn default() -> Self {
+        Self { listen: SocketAddr::from(([0, 0, 0, 0], 9090)) }
+    }
+}
+
+/// `[redis]`: where ids are claimed.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Redis {
+    /// `redis://host:port/db`, or `memory:`.
+    pub url: String,
+    /// Of a claim.
+    pub timeout: Span,
+    /// What happens to a batch meanwhile.
+    pub on_unavailable: OnUnavailable,
+    /// ACL user.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub username: Option<String>,
+    /// File that holds the password.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub password_file: Option<PathBuf>,
+}
+
+impl Default for Redis {
+    fn default() -> Self {
+        Self {
+            url: "redis://127.0.0.1:6379/1".to_owned(),
+            timeout: Span::millis(500),
+            on_unavailable: OnUnavailable::Publish,
+            username: None,
+            password_file: None,
+        }
+    }
+}
+
+/// `redis.on_unavailable`
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnUnavailable {
+    /// Published without deduplication.
+    Publish,
+    /// Answered 503.
+    Reject,
+}
+
+impl From<OnUnavailable> for WithoutClaim {
+    fn from(setting: OnUnavailable) -> Self {
+        match setting {
+            OnUnavailable::Publish => Self::Publish,
+            OnUnavailable::Reject => Self::Reject,
+        }
+    }
+}
+
+/// `[nats]`: where events go.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Nats {
+    /// `nats://host:port`, several separated by commas.
+    pub url: String,
+    /// Stored or live.
+    pub delivery: Delivery,
+    /// Of one attempt.
+    pub ack_timeout: Span,
+    /// Name to log in with.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
+    /// File that holds its password.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub password_file: Option<PathBuf>,
+    /// File that holds a token.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub token_file: Option<PathBuf>,
+    /// What to create where no stream covers a subject.
+    pub stream: Stream,
+}
+
+impl Default for Nats {
+    fn default() -> Self {
+        Self {
+            url: "nats://127.0.0.1:4222".to_owned(),
+            delivery: Delivery::Jetstream,
+            ack_timeout: Span::secs(2),
+            user: None,
+            password_file: None,
+            token_file: None,
+            stream: Stream::default(),
+        }
+    }
+}
+
+/// `nats.delivery`
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Delivery {
+    /// Stored in a stream and acknowledged.
+    Jetstream,
+    /// To whoever is subscribed.
+    Core,
+}
+
+/// `nats.stream`
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Stream {
+    /// Its name.
+    pub name: String,
+    /// Whether to create it.
+    pub create: bool,
+    /// Copies in a cluster.
+    pub replicas: usize,
+    /// How long messages are kept; `0s`: for ever.
+    pub max_age: Span,
+    /// How long a repeated message is recognized.
+    pub duplicate_window: Span,
+}
+
+impl Default for Stream {
+    fn default() -> Self {
+        Self {
+            name: "HOOKGATE".to_owned(),
+            create: true,
+            replicas: 1,
+            max_age: Span::secs(7 * 86_400),
+            duplicate_window: Span::secs(15 * 60),
+        }
+    }
+}
+
+/// `[outbox]`: claims that NATS has not acknowledged.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Outbox {
+    /// Most entries of a route; beyond: 503.
+    pub max_entries: usize,
+}
+
+impl Default for Outbox {
+    fn default() -> Self {
+        Self { max_entries: 1_000_000 }
+    }
+}
+
+/// `[log]`
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Log {
+    /// Text or JSON.
+    pub format: telemetry::Format,
+    /// Directives of what is logged.
+    pub filter: String,
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Self { format: telemetry::Format::Auto, filter: "info".to_owned() }
+    }
+}
+
+/// `[[routes]]`: one webhook.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct RouteSection {
+    /// First word of path, subject and key.
+    pub flow: String,
+    /// Kind of record.
+    pub entity: String,
+    /// What happened to it.
+    pub action: String,
+    /// Instead of `/{flow}/webhook/{entity}/{action}`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub path: Option<String>,
+    /// Instead of `{flow}.{entity}.{action}`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub subject: Option<String>,
+    /// Instead of `{flow}:{entity}:{action}_pending`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pending_key: Option<String>,
+    /// Instead of `{FLOW} Webhook {Entity} {Action}`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub label: Option<String>,
+    /// What a webhook for a pending id does.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub while_pending: Option<WhilePending>,
+}
+
+/// `routes.while_pending`
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum WhilePending {
+    /// Nothing: it is a duplicate.
+    Skip,
+    /// Not in this version.
+    Coalesce,
+}

@@ -1,0 +1,70 @@
+//! How a process takes leave: signals, and the phases that everybody who serves looks at.
+//!
+//! A refused connection is final for some senders, so the listener is the last thing to go.
+
+use tokio::{
+    signal::unix::{Signal, SignalKind, signal},
+    sync::watch,
+};
+
+/// How far the process is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Phase {
+    /// Everything is served.
+    Serving,
+    /// Everything is still served, and each answer closes its connection, so that senders and ingress move
+    /// to other replicas.
+    Leaving,
+    /// What is in flight is brought to its end; whatever else comes is told to come back.
+    Refusing,
+    /// Connections and listeners close.
+    Closing,
+}
+
+/// The phase of the process, moved by its owner and read by everybody.
+#[derive(Debug)]
+pub struct Shutdown(watch::Sender<Phase>);
+
+impl Default for Shutdown {
+    fn default() -> Self {
+        Self(watch::Sender::new(Phase::Serving))
+    }
+}
+
+impl Shutdown {
+    /// Moves on to a phase.
+    pub fn enter(&self, phase: Phase) {
+        self.0.send_replace(phase);
+    }
+
+    /// To read the phase, and to wait for the next one.
+    #[must_use]
+    pub fn watch(&self) -> watch::Receiver<Phase> {
+        self.0.subscribe()
+    }
+}
+
+/// SIGTERM and SIGINT, from the moment this is made.
+#[derive(Debug)]
+pub struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    /// Takes over the two signals.
+    ///
+    /// # Errors
+    /// If the operating system does not allow that.
+    pub fn new() -> std::io::Result<Self> {
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    /// Waits for the next signal and returns its name.
+    pub async fn next(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+        }
+    }
+}

@@ -1,0 +1,41 @@
+//! The log: one event a line, as text or as JSON, on standard error.
+
+use std::io::IsTerminal;
+
+use tracing_subscriber::{EnvFilter, filter::ParseError};
+
+/// How the log looks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Format {
+    /// Text on a terminal, else JSON.
+    Auto,
+    /// One JSON object a line.
+    Json,
+    /// For people.
+    Text,
+}
+
+/// Reads filter directives, such as `info,hookgate::entity=warn`.
+///
+/// # Errors
+/// If they are none.
+pub fn parse_filter(directives: &str) -> Result<EnvFilter, ParseError> {
+    EnvFilter::builder().parse(directives)
+}
+
+/// Sends the log of the whole process to standard error.
+pub fn init(format: Format, filter: EnvFilter) {
+    let terminal = std::io::stderr().is_terminal();
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let json = match format {
+        Format::Auto => !terminal,
+        Format::Json => true,
+        Format::Text => false,
+    };
+    if json {
+        log.json().flatten_event(true).with_current_span(false).with_span_list(false).init();
+    } else {
+        log.with_ansi(terminal).init();
+    }
+}
