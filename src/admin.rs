@@ -24,6 +24,7 @@ pub struct Health {
 }
 
 /// `/livez`: the event loop turns. `/readyz`: 200 or 503, with what is known of the stores.
+#[must_use]
 pub fn probes(health: Health) -> impl Filter<Extract = (Response,), Error = Infallible> + Clone {
     let livez = warp::path!("livez").and(warp::get()).map(|| "ok\n".into_response());
     let readyz = warp::path!("readyz").and(warp::get()).map(move || readyz(&health));

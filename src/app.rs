@@ -76,7 +76,9 @@ pub async fn run(settings: Settings) -> Result<Ended, AppError> {
             Arc::new(Redis::open(client, settings.redis_timeout, settings.outbox_limit, &settings.routes))
         }
         PendingBackend::Memory => {
-            warn!("redis.url is \"memory:\": claims are forgotten at exit and not shared with other processes; for trials only");
+            warn!(
+                "redis.url is \"memory:\": claims are forgotten at exit and not shared with other processes; for trials only"
+            );
             Arc::new(Memory::new(settings.outbox_limit))
         }
     };

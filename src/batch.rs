@@ -4,7 +4,11 @@
 //! recursion and without allocation, at any depth. A bad item is counted and left out; only a body that
 //! is not JSON, or neither an array nor an object, is refused as a whole.
 
-use std::{borrow::Cow, fmt, hash::{BuildHasher, RandomState}};
+use std::{
+    borrow::Cow,
+    fmt,
+    hash::{BuildHasher, RandomState},
+};
 
 use hashbrown::HashTable;
 use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};
@@ -184,6 +188,7 @@ impl Batch {
     }
 
     /// The ids in the order in which they first appear.
+    #[must_use]
     pub fn ids(&self) -> impl ExactSizeIterator<Item = EntityId<'_>> {
         (0..self.len()).map(|index| self.id(index))
     }

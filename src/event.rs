@@ -15,7 +15,7 @@ use uuid::Uuid;
 
 use crate::{batch::EntityId, route::Route};
 
-/// What the tokens of one call to the pending store have in common: a UUIDv7, made before the call.
+/// What the tokens of one call to the pending store have in common: a version 7 UUID, made before the call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TokenSeed(Uuid);
 
@@ -96,9 +96,9 @@ impl FromStr for Token {
 /// FNV-1a with the last step of splitmix64, so that neighbours differ in all digits. Spelled out because
 /// the result is part of the wire format: all replicas, of all versions, have to agree on it.
 fn span_id(bytes: &[u8]) -> u64 {
-    let hash = bytes.iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-        (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
-    });
+    let hash = bytes
+        .iter()
+        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3));
     let hash = (hash ^ (hash >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     let hash = (hash ^ (hash >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     // All zeros would be no span id.
@@ -126,6 +126,9 @@ struct Payload<'a> {
 impl Event {
     /// The event of a claim: `{"entity_id":…,"action":…,"source":"webhook","timestamp":…}`, the time of the
     /// claim in RFC 3339, UTC, with milliseconds.
+    ///
+    /// # Panics
+    /// Never: strings always serialize.
     #[must_use]
     pub fn new(route: &Route, id: EntityId<'_>, token: Token) -> Self {
         let payload = Payload {

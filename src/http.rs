@@ -183,9 +183,7 @@ const fn status(refusal: &Refusal) -> (StatusCode, &'static str) {
         Refusal::BodyTooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, "body_too_large"),
         Refusal::BodyUnreadable(_) => (StatusCode::BAD_REQUEST, "body_unreadable"),
         Refusal::Malformed(BatchError::Empty) => (StatusCode::BAD_REQUEST, "body_empty"),
-        Refusal::Malformed(BatchError::NeitherArrayNorObject) => {
-            (StatusCode::BAD_REQUEST, "neither_array_nor_object")
-        }
+        Refusal::Malformed(BatchError::NeitherArrayNorObject) => (StatusCode::BAD_REQUEST, "neither_array_nor_object"),
         Refusal::Malformed(BatchError::NotJson { .. }) => (StatusCode::BAD_REQUEST, "not_json"),
         // Comes back: nothing is wrong with the batch.
         Refusal::TooManyRequests { .. } => (StatusCode::SERVICE_UNAVAILABLE, "too_many_requests"),

@@ -6,11 +6,7 @@
 //! never taken back: what NATS did not acknowledge stays *in flight* in the outbox, the answer is an error
 //! that makes the sender come back, and the retry publishes the event again under the same token.
 
-use std::{
-    ops::Range,
-    sync::Arc,
-    time::Duration,
-};
+use std::{ops::Range, sync::Arc, time::Duration};
 
 use futures_util::future::BoxFuture;
 use tokio::{sync::watch, time::Instant};
@@ -45,6 +41,7 @@ pub struct Proposal {
 
 impl Proposal {
     /// The ids with the tokens proposed for them.
+    #[must_use]
     pub fn ids(&self) -> impl ExactSizeIterator<Item = (EntityId<'_>, Token)> {
         self.range.clone().map(|index| (self.batch.id(index), self.seed.token(index)))
     }
@@ -174,7 +171,9 @@ pub enum Failure {
     #[error("{0}; nothing was published, because redis.on_unavailable is \"reject\"")]
     Unclaimed(ClaimError),
     /// The outbox is full, so NATS has been failing for long.
-    #[error("the outbox of route {route:?} is full (outbox.max_entries): {unclaimed} ids were not claimed; bring NATS back")]
+    #[error(
+        "the outbox of route {route:?} is full (outbox.max_entries): {unclaimed} ids were not claimed; bring NATS back"
+    )]
     OutboxFull {
         /// Name of the route.
         route: String,

@@ -92,8 +92,7 @@ impl Route {
         }
         let path = spec.path.map_or_else(|| format!("/{flow}/webhook/{entity}/{action}"), str::to_owned);
         let subject = spec.subject.map_or_else(|| format!("{flow}.{entity}.{action}"), str::to_owned);
-        let pending_key =
-            spec.pending_key.map_or_else(|| format!("{flow}:{entity}:{action}_pending"), str::to_owned);
+        let pending_key = spec.pending_key.map_or_else(|| format!("{flow}:{entity}:{action}_pending"), str::to_owned);
         let label = spec.label.map_or_else(
             || format!("{} Webhook {} {}", flow.to_uppercase(), title(entity), title(action)),
             str::to_owned,
@@ -113,6 +112,11 @@ impl Route {
             pending_key,
             label,
         })
+    }
+
+    /// What no other route may have.
+    fn identity(&self) -> [(&'static str, &str); 3] {
+        [("path", &self.path), ("pending_key", &self.pending_key), ("name", &self.name)]
     }
 
     /// `flow/entity/action`: the route's name in logs, headers and on the command line.
@@ -196,14 +200,13 @@ impl RouteTable {
         }
         for (index, second) in routes.iter().enumerate() {
             for first in &routes[..index] {
-                let fields: [(&'static str, fn(&Route) -> &str); 3] =
-                    [("path", Route::path), ("pending_key", Route::pending_key), ("name", Route::name)];
-                if let Some((field, get)) = fields.into_iter().find(|(_, get)| get(first) == get(second)) {
+                let shared = first.identity().into_iter().zip(second.identity()).find(|(mine, yours)| mine == yours);
+                if let Some((_, (field, value))) = shared {
                     return Err(RouteError::Clash {
                         first: first.name.clone(),
                         second: second.name.clone(),
                         field,
-                        value: get(second).to_owned(),
+                        value: value.to_owned(),
                     });
                 }
             }
@@ -269,7 +272,11 @@ fn check_key(key: &str) -> Result<(), String> {
     if key.starts_with("hookgate:") {
         return Err("begins with 'hookgate:', which hookgate keeps for itself".to_owned());
     }
-    allow(key, |c| c.is_ascii_graphic() && c != '{' && c != '}', "visible ASCII without braces, which would move its outbox to another cluster slot")
+    allow(
+        key,
+        |c| c.is_ascii_graphic() && c != '{' && c != '}',
+        "visible ASCII without braces, which would move its outbox to another cluster slot",
+    )
 }
 
 fn check_label(label: &str) -> Result<(), String> {

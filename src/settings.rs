@@ -299,7 +299,11 @@ impl Check<'_> {
             }
             (None, None, Some(path)) => Login::Token(self.secret("nats.token_file", path)?),
             (Some(user), None, _) => {
-                return Err(self.value("nats.user", format!("{user:?}"), "needs nats.password_file beside it".to_owned()));
+                return Err(self.value(
+                    "nats.user",
+                    format!("{user:?}"),
+                    "needs nats.password_file beside it".to_owned(),
+                ));
             }
             (None, Some(path), _) => {
                 return Err(self.value("nats.password_file", path.display(), "needs nats.user beside it".to_owned()));

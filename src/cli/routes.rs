@@ -37,7 +37,9 @@ pub(super) fn run(settings: &Settings, output: Output) -> anyhow::Result<ExitCod
         }
         Output::Text => {
             for Row { route, path, subject, pending_key, label } in rows {
-                print(&format!("{route}\n  POST {path}\n  -> subject {subject}\n     pending {pending_key}\n     label   {label}"));
+                print(&format!(
+                    "{route}\n  POST {path}\n  -> subject {subject}\n     pending {pending_key}\n     label   {label}"
+                ));
             }
         }
     }

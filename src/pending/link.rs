@@ -46,8 +46,7 @@ struct Trouble {
 }
 
 /// Proves on a new connection that what hookgate needs is allowed.
-pub(super) type Check =
-    Arc<dyn Fn(MultiplexedConnection) -> BoxFuture<'static, Result<(), RedisError>> + Send + Sync>;
+pub(super) type Check = Arc<dyn Fn(MultiplexedConnection) -> BoxFuture<'static, Result<(), RedisError>> + Send + Sync>;
 
 impl Link {
     /// The link, and the task that keeps it, to be spawned by the owner.

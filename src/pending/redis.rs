@@ -269,7 +269,10 @@ fn read_states(answers: &[Value], proposals: &[&Proposal]) -> Result<Vec<State>,
     let states: Option<Vec<State>> = answers.iter().map(read_state).collect();
     let expected = proposals.iter().map(|proposal| proposal.range.len()).sum::<usize>();
     states.filter(|states| states.len() == expected).ok_or_else(|| {
-        ClaimError::Refused(format!("the claim script gave {} answers that can't be read for {expected} ids", answers.len()))
+        ClaimError::Refused(format!(
+            "the claim script gave {} answers that can't be read for {expected} ids",
+            answers.len()
+        ))
     })
 }
 
@@ -278,9 +281,7 @@ fn read_state(answer: &Value) -> Option<State> {
         Value::Int(1) => Some(State::New),
         Value::Int(0) => Some(State::Done),
         Value::Int(-1) => Some(State::OutboxFull),
-        Value::BulkString(token) => {
-            std::str::from_utf8(token).ok()?.parse::<Token>().ok().map(State::InFlight)
-        }
+        Value::BulkString(token) => std::str::from_utf8(token).ok()?.parse::<Token>().ok().map(State::InFlight),
         _ => None,
     }
 }

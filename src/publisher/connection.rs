@@ -54,7 +54,9 @@ pub struct Servers {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ServersError {
     /// Not an address.
-    #[error("{address:?} is not the address of a NATS server ({problem}); write nats://host:4222, several separated by commas")]
+    #[error(
+        "{address:?} is not the address of a NATS server ({problem}); write nats://host:4222, several separated by commas"
+    )]
     Address {
         /// The address without its credentials.
         address: String,
@@ -76,8 +78,7 @@ impl Servers {
         let mut servers = Self { addresses: Vec::new(), login };
         let mut from_address: Option<Login> = None;
         for address in list.split(',').map(str::trim) {
-            let with_scheme =
-                if address.contains("://") { address.to_owned() } else { format!("nats://{address}") };
+            let with_scheme = if address.contains("://") { address.to_owned() } else { format!("nats://{address}") };
             let wrong = |problem: &str| ServersError::Address {
                 address: crate::settings::without_credentials(address),
                 problem: problem.to_owned(),
@@ -235,7 +236,9 @@ fn apply(status: &watch::Sender<Status>, servers: &str, event: &Event) {
         Event::ClientError(ClientError::Other(text)) => {
             let reason = format!("{servers}: {text}");
             let contact = if is_refusal(text) {
-                Contact::Refused(format!("{reason}; check nats.user, nats.password_file, nats.token_file or the credentials in nats.url"))
+                Contact::Refused(format!(
+                    "{reason}; check nats.user, nats.password_file, nats.token_file or the credentials in nats.url"
+                ))
             } else {
                 Contact::Unreachable(reason)
             };

@@ -109,7 +109,9 @@ async fn follow(mut status: watch::Receiver<super::connection::Status>, report: 
     loop {
         let now = status.borrow_and_update().clone();
         report.set(match now.denied {
-            Some(denied) if now.contact == Contact::Up => Contact::Refused(format!("{names}: {denied}; grant it, see the README")),
+            Some(denied) if now.contact == Contact::Up => {
+                Contact::Refused(format!("{names}: {denied}; grant it, see the README"))
+            }
             _ => now.contact,
         });
         if status.changed().await.is_err() {

@@ -70,7 +70,9 @@ impl JetStream {
             look_again: Arc::default(),
         };
         let keeper = Keeper {
-            context: jetstream::context::ContextBuilder::new().timeout(API_TIMEOUT).build(this.connection.client.clone()),
+            context: jetstream::context::ContextBuilder::new()
+                .timeout(API_TIMEOUT)
+                .build(this.connection.client.clone()),
             connection: this.connection.clone(),
             names: servers.names(),
             report: this.report.clone(),

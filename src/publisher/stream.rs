@@ -38,9 +38,13 @@ pub struct StreamSettings {
 /// Why there is no stream to publish into.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum StreamError {
-    #[error("no stream covers subject {subject:?}, and nats.stream.create is false; create one (nats stream add), or set nats.stream.create = true")]
+    #[error(
+        "no stream covers subject {subject:?}, and nats.stream.create is false; create one (nats stream add), or set nats.stream.create = true"
+    )]
     Missing { subject: String },
-    #[error("stream {name:?} exists, is not hookgate's own and does not cover subject {subject:?}; add the subject to it, or set nats.stream.name to another name")]
+    #[error(
+        "stream {name:?} exists, is not hookgate's own and does not cover subject {subject:?}; add the subject to it, or set nats.stream.name to another name"
+    )]
     Foreign { name: String, subject: String },
     #[error("{operation} stream {name:?}: {problem}")]
     Api { operation: &'static str, name: String, problem: String, refused: bool },
@@ -108,9 +112,7 @@ pub(super) async fn ensure(
     match config_of(context, &settings.name).await? {
         None => create(context, settings, wide, exact).await,
         Some(config) if config.description.as_deref() == Some(MANAGED) => extend(context, config, wide, exact).await,
-        Some(_) => {
-            Err(StreamError::Foreign { name: settings.name.clone(), subject: first.subject().to_owned() })
-        }
+        Some(_) => Err(StreamError::Foreign { name: settings.name.clone(), subject: first.subject().to_owned() }),
     }
 }
 
@@ -172,7 +174,9 @@ async fn extend(
 ) -> Result<(), StreamError> {
     let with = |added: &BTreeSet<String>| {
         let mut config = config.clone();
-        config.subjects.extend(added.iter().filter(|subject| !config.subjects.contains(subject)).cloned().collect::<Vec<_>>());
+        config
+            .subjects
+            .extend(added.iter().filter(|subject| !config.subjects.contains(subject)).cloned().collect::<Vec<_>>());
         config
     };
     let mut added = wide;
@@ -209,7 +213,10 @@ fn unsafe_settings(config: &Config) -> Vec<String> {
     };
     note(config.no_ack, "no_ack is on: nothing is acknowledged, so every request gets 503");
     note(config.sealed, "it is sealed: it takes no messages, so every request gets 503");
-    note(config.storage == StorageType::Memory, "storage is memory: a restart of the server loses what was acknowledged");
+    note(
+        config.storage == StorageType::Memory,
+        "storage is memory: a restart of the server loses what was acknowledged",
+    );
     note(
         config.retention == RetentionPolicy::Interest,
         "retention is interest: an event that no consumer waits for is dropped",

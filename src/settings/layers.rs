@@ -41,8 +41,8 @@ impl Layers {
     /// # Errors
     /// If it can't be read or understood.
     pub fn add_file(&mut self, path: &Path) -> Result<(), SettingsError> {
-        let text = std::fs::read_to_string(path)
-            .map_err(|problem| SettingsError::File { path: path.to_owned(), problem })?;
+        let text =
+            std::fs::read_to_string(path).map_err(|problem| SettingsError::File { path: path.to_owned(), problem })?;
         self.add_text(&path.display().to_string(), &text)
     }
 
