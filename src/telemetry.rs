@@ -16,12 +16,15 @@ pub enum Format {
     Text,
 }
 
+/// What libraries say below a warning is said by hookgate itself, in the words of its settings.
+const QUIET: &str = "async_nats=warn";
+
 /// Reads filter directives, such as `info,hookgate::entity=warn`.
 ///
 /// # Errors
 /// If they are none.
 pub fn parse_filter(directives: &str) -> Result<EnvFilter, ParseError> {
-    EnvFilter::builder().parse(directives)
+    EnvFilter::builder().parse(format!("{QUIET},{directives}"))
 }
 
 /// Sends the log of the whole process to standard error.

@@ -141,7 +141,7 @@ impl Keeper {
     }
 
     /// Watches a connection until it fails (then says how Redis is) or somebody reports it.
-    async fn watch(&self, mut connection: MultiplexedConnection, epoch: u64) -> Option<Contact> {
+    async fn watch(&self, connection: MultiplexedConnection, epoch: u64) -> Option<Contact> {
         loop {
             tokio::select! {
                 () = self.trouble.news.notified() => {
@@ -149,15 +149,23 @@ impl Keeper {
                         return None;
                     }
                 }
-                () = tokio::time::sleep(PROBE_EVERY) => {
-                    let ping = redis::cmd("PING");
-                    match tokio::time::timeout(self.timeout, ping.query_async::<String>(&mut connection)).await {
-                        Ok(Ok(_pong)) => {}
-                        Ok(Err(error)) => return Some(self.contact_after(&error)),
-                        Err(_elapsed) => return Some(self.unreachable(&format!("no answer within {:?}", self.timeout))),
+                alive = self.probe(connection.clone()) => {
+                    if let Err(contact) = alive {
+                        return Some(contact);
                     }
                 }
             }
+        }
+    }
+
+    /// After a while, asks a connection whether it lives.
+    async fn probe(&self, mut connection: MultiplexedConnection) -> Result<(), Contact> {
+        tokio::time::sleep(PROBE_EVERY).await;
+        let ping = redis::cmd("PING");
+        match tokio::time::timeout(self.timeout, ping.query_async::<String>(&mut connection)).await {
+            Ok(Ok(_pong)) => Ok(()),
+            Ok(Err(error)) => Err(self.contact_after(&error)),
+            Err(_elapsed) => Err(self.unreachable(&format!("no answer within {:?}", self.timeout))),
         }
     }
 

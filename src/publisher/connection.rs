@@ -234,7 +234,7 @@ fn apply(status: &watch::Sender<Status>, servers: &str, event: &Event) {
         }
         Event::ServerError(error) => warn!(%error, "NATS server reports an error"),
         Event::ClientError(ClientError::Other(text)) => {
-            let reason = format!("{servers}: {text}");
+            let reason = format!("connect to {servers}: {text}");
             let contact = if is_refusal(text) {
                 Contact::Refused(format!(
                     "{reason}; check nats.user, nats.password_file, nats.token_file or the credentials in nats.url"
