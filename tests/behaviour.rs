@@ -1,0 +1,19 @@
+//! What hookgate does, on real servers: each test starts its own Redis, its own NATS and the real binary.
+//!
+//! A file is named after the behaviour it shows. `support/` starts and looks; it asserts nothing of its own.
+
+mod bad_items;
+mod core_delivery;
+mod disconnect;
+mod drain;
+mod log_lines;
+mod main_job;
+mod nats_outage;
+mod redis_outage;
+mod replicas;
+mod startup;
+mod status_codes;
+mod stores;
+mod streams;
+mod support;
+mod tail;

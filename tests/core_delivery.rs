@@ -1,0 +1,74 @@
+//! `nats.delivery = "core"`: for servers without `JetStream`; an event reaches whoever is subscribed.
+
+use futures_util::StreamExt;
+
+use crate::support::{Event, NatsServer, OUTBOX, PENDING, RedisServer, SUBJECT, World, batch, in_time};
+
+const SETTINGS: &str = "nats.delivery = \"core\"\nserver.request_deadline = \"2s\"";
+
+async fn world() -> World {
+    let (redis, nats) = tokio::join!(RedisServer::start(), NatsServer::without_jetstream());
+    World { redis, nats }
+}
+
+#[tokio::test]
+async fn a_subscriber_gets_each_new_id_once() {
+    let world = world().await;
+    let gate = world.gate(SETTINGS).await;
+    let client = world.nats.client().await;
+    let mut subscriber = client.subscribe("vmh.>").await.expect("NATS takes subscriptions");
+    client.flush().await.expect("NATS reads it");
+
+    assert_eq!(gate.post(batch(["a", "b"])).await.counts(), (2, 2));
+    assert_eq!(gate.post(batch(["b", "c"])).await.counts(), (1, 2));
+
+    let mut events = Vec::new();
+    for _ in 0..3 {
+        let message = in_time("an event comes", subscriber.next()).await.expect("the subscription stays");
+        events.push(Event::from(message));
+    }
+    assert_eq!(events.iter().map(Event::entity_id).collect::<Vec<_>>(), ["a", "b", "c"]);
+    assert!(events.iter().all(|event| event.subject == SUBJECT));
+    let names: Vec<_> = events[0].headers.keys().map(String::as_str).collect();
+    assert_eq!(names, ["Hookgate-Route", "Nats-Msg-Id", "traceparent"]);
+    world.redis.settled(OUTBOX).await;
+
+    client.publish("vmh.end", "\"end\"".into()).await.expect("NATS takes messages");
+    let last = in_time("the end comes", subscriber.next()).await.expect("the subscription stays");
+    assert_eq!(last.subject.as_str(), "vmh.end", "no event came twice");
+}
+
+#[tokio::test]
+async fn nobody_subscribed_is_no_failure() {
+    let world = world().await;
+    let gate = world.gate(SETTINGS).await;
+    assert_eq!(gate.post(batch(["a"])).await.counts(), (1, 1));
+    assert_eq!(gate.post(batch(["a"])).await.counts(), (0, 1));
+}
+
+#[tokio::test]
+async fn without_nats_the_sender_comes_back() {
+    let mut world = world().await;
+    let gate = world.gate(SETTINGS).await;
+    world.nats.kill();
+    assert_eq!(gate.post(batch(["a"])).await.error(), (503, "not_published".into()));
+    assert!(world.redis.pending(PENDING).await.contains("a"));
+
+    world.nats.start_again().await;
+    assert_eq!(gate.deliver(batch(["a"])).await.counts(), (0, 1));
+    world.redis.settled(OUTBOX).await;
+}
+
+#[tokio::test]
+async fn a_frozen_nats_is_not_taken_for_one_that_took_the_event() {
+    let world = world().await;
+    let gate = world.gate(SETTINGS).await;
+    world.nats.freeze();
+    let answer = gate.post(batch(["a"])).await;
+    assert_eq!(answer.error(), (503, "not_published".into()));
+    assert!(world.redis.outbox(OUTBOX).await.contains_key("a"));
+
+    world.nats.thaw();
+    assert_eq!(gate.deliver(batch(["a"])).await.counts(), (0, 1));
+    world.redis.settled(OUTBOX).await;
+}

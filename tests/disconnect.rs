@@ -1,0 +1,104 @@
+//! A sender that hangs up can't stop half-way what it started.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::support::{Connection, Event, Gate, OUTBOX, PATH, PENDING, World, batch, eventually, post};
+
+/// Sends a batch of one and hangs up without waiting for the answer.
+async fn send_and_hang_up(gate: &Gate, id: &str) {
+    let mut connection = Connection::open(gate.address()).await.expect("hookgate listens");
+    connection.send(&post(PATH, batch([id]).as_bytes())).await.expect("hookgate reads");
+}
+
+/// Waits until ids are claimed.
+async fn claimed(world: &World, ids: &[String]) {
+    let ids: BTreeSet<String> = ids.iter().cloned().collect();
+    eventually("the ids are claimed", async || (world.redis.pending(PENDING).await == ids).then_some(())).await;
+}
+
+async fn published(world: &World) -> BTreeMap<String, String> {
+    let events = world.nats.events().await;
+    let tokens: BTreeMap<_, _> = events.iter().map(|event| (event.entity_id(), event.token().to_owned())).collect();
+    assert_eq!(tokens.len(), events.len(), "no id has two events");
+    tokens
+}
+
+fn ids(count: usize) -> Vec<String> {
+    (0..count).map(|number| format!("id-{number}")).collect()
+}
+
+#[tokio::test]
+async fn right_after_sending() {
+    let world = World::start().await;
+    let gate = world.gate("").await;
+    let ids = ids(100);
+    for id in &ids {
+        send_and_hang_up(&gate, id).await;
+    }
+    // A request whose connection was gone before it was read may be nothing at all. What is claimed counts.
+    eventually("every claimed id is published and settled", async || {
+        let claimed = world.redis.pending(PENDING).await;
+        let done = !claimed.is_empty() && world.redis.outbox(OUTBOX).await.is_empty();
+        let published = if done { Box::pin(published(&world)).await } else { BTreeMap::new() };
+        (done && published.into_keys().eq(claimed)).then_some(())
+    })
+    .await;
+
+    gate.deliver(batch(&ids)).await;
+    assert_eq!(published(&world).await.len(), ids.len(), "the retry of all publishes what is missing");
+}
+
+#[tokio::test]
+async fn while_nats_hangs_for_a_moment() {
+    let world = World::start().await;
+    let gate = world.gate("").await;
+    let ids = ids(20);
+    world.nats.freeze();
+    for id in &ids {
+        send_and_hang_up(&gate, id).await;
+    }
+    claimed(&world, &ids).await;
+    let tokens = world.redis.outbox(OUTBOX).await;
+    assert_eq!(tokens.len(), ids.len(), "nothing was acknowledged");
+
+    world.nats.thaw();
+    world.redis.settled(OUTBOX).await;
+    assert_eq!(published(&world).await, tokens, "the work went on without the sender");
+}
+
+#[tokio::test]
+async fn while_nats_is_down_the_retry_publishes_under_the_same_token() {
+    let mut world = World::start().await;
+    let gate = world.gate("server.request_deadline = \"1s\"").await;
+    world.nats.kill();
+    let ids = ids(20);
+    for id in &ids {
+        send_and_hang_up(&gate, id).await;
+    }
+    claimed(&world, &ids).await;
+    let tokens = world.redis.outbox(OUTBOX).await;
+    assert_eq!(tokens.len(), ids.len(), "every claim is in the outbox");
+    // Waits until the work on them has ended at its deadline too: it began before this request did.
+    assert_eq!(gate.post(batch(&ids)).await.error(), (503, "not_published".into()));
+
+    world.nats.start_again().await;
+    assert_eq!(gate.deliver(batch(&ids)).await.counts(), (0, 20));
+    assert_eq!(published(&world).await, tokens);
+    world.redis.settled(OUTBOX).await;
+}
+
+#[tokio::test]
+async fn in_the_middle_of_the_body_claims_nothing() {
+    let world = World::start().await;
+    let gate = world.gate("server.max_in_flight = 1").await;
+    let body = batch(ids(10));
+    let request = post(PATH, body.as_bytes());
+    let mut connection = Connection::open(gate.address()).await.expect("hookgate listens");
+    connection.send(&request[..request.len() - 1]).await.expect("hookgate reads");
+    drop(connection);
+
+    // The only place is free again once the broken request is gone.
+    gate.deliver(batch(["whole"])).await;
+    assert_eq!(world.redis.pending(PENDING).await, BTreeSet::from(["whole".into()]));
+    assert_eq!(world.nats.events().await.iter().map(Event::entity_id).collect::<Vec<_>>(), ["whole"]);
+}

@@ -1,0 +1,170 @@
+//! The process starts whatever is missing, says what, and becomes ready when it is there.
+
+use crate::support::{Gate, NatsServer, RedisServer, World, batch};
+
+async fn assert_waiting(gate: &Gate) {
+    assert_eq!(gate.probe("/livez").await.status, 200);
+    let readyz = gate.probe("/readyz").await;
+    assert_eq!(readyz.status, 503);
+    assert_eq!(readyz.json()["ready"], false);
+}
+
+#[tokio::test]
+async fn without_redis() {
+    let mut world = World::start().await;
+    world.redis.kill();
+    let gate = world.gate_unready("").await;
+    gate.wait_store("nats", "up").await;
+    gate.wait_store("redis", "unreachable").await;
+    assert_waiting(&gate).await;
+
+    world.redis.start_again().await;
+    gate.wait_ready().await;
+    assert_eq!(gate.post(batch(["a"])).await.counts(), (1, 1));
+    assert_eq!(gate.post(batch(["a"])).await.counts(), (0, 1));
+}
+
+#[tokio::test]
+async fn without_nats() {
+    let mut world = World::start().await;
+    world.nats.kill();
+    let gate = world.gate_unready("server.request_deadline = \"1s\"").await;
+    gate.wait_store("redis", "up").await;
+    gate.wait_store("nats", "unreachable").await;
+    assert_waiting(&gate).await;
+    assert_eq!(gate.post(batch(["a"])).await.error(), (503, "not_published".into()));
+
+    world.nats.start_again().await;
+    gate.wait_ready().await;
+    assert_eq!(gate.post(batch(["a"])).await.counts(), (0, 1), "claimed when NATS was down");
+    assert_eq!(world.nats.events().await.len(), 1);
+}
+
+#[tokio::test]
+async fn without_either() {
+    let mut world = World::start().await;
+    world.redis.kill();
+    world.nats.kill();
+    let gate = world.gate_unready("server.request_deadline = \"1s\"").await;
+    assert_waiting(&gate).await;
+    assert_eq!(gate.post(batch(["a"])).await.error(), (503, "not_published".into()));
+
+    world.nats.start_again().await;
+    gate.wait_store("nats", "up").await;
+    assert_waiting(&gate).await;
+    world.redis.start_again().await;
+    gate.wait_ready().await;
+    assert_eq!(gate.post(batch(["a"])).await.counts(), (1, 1));
+}
+
+#[tokio::test]
+async fn while_both_hang() {
+    let world = World::start().await;
+    world.redis.freeze();
+    world.nats.freeze();
+    let gate = world.gate_unready("server.request_deadline = \"2s\"").await;
+    let answer = gate.post(batch(["a"])).await;
+    assert_eq!(answer.error(), (503, "not_published".into()));
+    assert!(answer.took.as_secs() < 2, "the answer took {:?}", answer.took);
+    assert_waiting(&gate).await;
+
+    world.redis.thaw();
+    world.nats.thaw();
+    gate.wait_ready().await;
+    gate.deliver(batch(["a"])).await;
+}
+
+#[tokio::test]
+async fn once_ready_it_stays_ready_without_its_stores() {
+    let mut world = World::start().await;
+    let gate = world.gate("").await;
+    world.redis.kill();
+    world.nats.kill();
+    gate.wait_store("redis", "unreachable").await;
+    gate.wait_store("nats", "unreachable").await;
+    assert_eq!(gate.probe("/readyz").await.status, 200);
+    assert_eq!(gate.probe("/livez").await.status, 200);
+}
+
+/// A file with a secret, as a mounted one has it: with a line break at its end.
+fn secret(text: &str) -> tempfile::NamedTempFile {
+    let file = tempfile::NamedTempFile::new().expect("a temporary file can be made");
+    std::fs::write(&file, format!("{text}\n")).expect("it is ours");
+    file
+}
+
+#[tokio::test]
+async fn a_wrong_password_of_redis_keeps_it_unready_and_names_the_setting() {
+    let (redis, nats) = tokio::join!(RedisServer::with_password("right"), NatsServer::start());
+    let world = World { redis, nats };
+    let password = secret("wrong");
+    let settings = format!("redis.password_file = {:?}", password.path());
+    let gate = world.gate_unready(&settings).await;
+    let problem = gate.wait_store("redis", "refused").await;
+    assert!(problem.contains("redis.password_file"), "{problem}");
+    let line = gate.wait_log("redis.password_file").await;
+    assert!(line.contains("ERROR"), "{line}");
+    assert!(!gate.log().concat().contains("wrong\""), "the password is in the log");
+    assert_waiting(&gate).await;
+
+    let password = secret("right");
+    let gate = world.gate(&format!("redis.password_file = {:?}", password.path())).await;
+    assert_eq!(gate.post(batch(["a"])).await.counts(), (1, 1));
+}
+
+#[tokio::test]
+async fn no_password_where_redis_wants_one_is_named_too() {
+    let (redis, nats) = tokio::join!(RedisServer::with_password("right"), NatsServer::start());
+    let world = World { redis, nats };
+    let gate = world.gate_unready("").await;
+    let problem = gate.wait_store("redis", "refused").await;
+    assert!(problem.contains("redis.password_file"), "{problem}");
+    assert_waiting(&gate).await;
+}
+
+#[tokio::test]
+async fn a_wrong_password_of_nats_keeps_it_unready_and_names_the_setting() {
+    let (redis, nats) = tokio::join!(RedisServer::start(), NatsServer::with_user("gate", "right"));
+    let world = World { redis, nats };
+    let password = secret("mistaken");
+    let gate = world.gate_unready(&format!("nats.user = \"gate\"\nnats.password_file = {:?}", password.path())).await;
+    let problem = gate.wait_store("nats", "refused").await;
+    assert!(problem.contains("nats.password_file"), "{problem}");
+    let line = gate.wait_log("nats.password_file").await;
+    assert!(line.contains("ERROR"), "{line}");
+    assert!(!gate.log().concat().contains("mistaken"), "the password is in the log");
+    assert_waiting(&gate).await;
+
+    let password = secret("right");
+    let gate = world.gate(&format!("nats.user = \"gate\"\nnats.password_file = {:?}", password.path())).await;
+    assert_eq!(gate.post(batch(["a"])).await.counts(), (1, 1));
+}
+
+#[tokio::test]
+async fn credentials_in_the_address_of_nats_are_used() {
+    let (redis, nats) = tokio::join!(RedisServer::start(), NatsServer::with_user("gate", "ri%ght"));
+    let world = World { redis, nats };
+    let url = world.nats.url().replace("nats://", "nats://gate:ri%25ght@");
+    let gate = world.gate(&format!("nats.url = \"{url}\"")).await;
+    assert_eq!(gate.post(batch(["a"])).await.counts(), (1, 1));
+    assert!(!gate.log().concat().contains("ri%"), "the password is in the log");
+}
+
+#[tokio::test]
+async fn a_nats_without_jetstream_is_explained_and_waited_for() {
+    let (redis, nats) = tokio::join!(RedisServer::start(), NatsServer::without_jetstream());
+    let mut world = World { redis, nats };
+    let gate = world.gate_unready("server.request_deadline = \"1s\"").await;
+    let problem = gate.wait_store("nats", "refused").await;
+    assert!(problem.contains("-js") && problem.contains("core"), "{problem} names both ways out");
+    let line = gate.wait_log("-js").await;
+    assert!(line.contains("ERROR"), "{line}");
+    assert_waiting(&gate).await;
+    assert_eq!(gate.post(batch(["a"])).await.error(), (503, "not_published".into()));
+
+    world.nats.kill();
+    world.nats.start_again_with_jetstream().await;
+    gate.wait_ready().await;
+    assert_eq!(gate.post(batch(["a"])).await.counts(), (0, 1));
+    assert_eq!(world.nats.events().await.len(), 1);
+}

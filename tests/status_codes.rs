@@ -1,0 +1,205 @@
+//! Every row of the contract's table of status codes, and that what is refused is not claimed.
+
+use std::collections::BTreeSet;
+
+use crate::support::{Connection, Gate, PATH, PENDING, World, batch, post};
+
+/// What a sender does next depends on the code alone, so the code has to be right.
+async fn assert_nothing_happened(world: &World) {
+    assert_eq!(world.redis.pending(PENDING).await, BTreeSet::new());
+    assert_eq!(world.nats.events().await, []);
+}
+
+#[tokio::test]
+async fn a_body_that_can_never_be_processed_is_400_and_claims_nothing() {
+    let world = World::start().await;
+    let gate = world.gate("").await;
+    let cases: [(&[u8], &str); 18] = [
+        (b"", "body_empty"),
+        (b" \r\n\t", "body_empty"),
+        (b"null", "neither_array_nor_object"),
+        (b"true", "neither_array_nor_object"),
+        (b"1", "neither_array_nor_object"),
+        (b"\"[]\"", "neither_array_nor_object"),
+        (b"id=a", "not_json"),
+        (b"<id>a</id>", "not_json"),
+        (b"[{\"id\":\"a\"}", "not_json"),
+        (b"[{\"id\":\"a\"},", "not_json"),
+        (b"[{\"id\":\"a\"},]", "not_json"),
+        (b"[{\"id\":\"a\"},{\"id\":", "not_json"),
+        (b"[{\"id\":\"a\"}]]", "not_json"),
+        (b"[{\"id\":\"a\"}] x", "not_json"),
+        (b"{\"id\":\"a\"}{\"id\":\"b\"}", "not_json"),
+        (b"[{\"id\":\"a\"}]\n[{\"id\":\"b\"}]", "not_json"),
+        (b"\xef\xbb\xbf[{\"id\":\"a\"}]", "not_json"),
+        (b"[{\"id\":\"a\"},\xff]", "not_json"),
+    ];
+    for (body, error) in cases {
+        let answer = gate.post(body).await;
+        assert_eq!(answer.error(), (400, error.into()), "{}", String::from_utf8_lossy(body));
+    }
+    let mut broken = format!("POST {PATH} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n").into_bytes();
+    broken.extend(b"no number\r\n[{\"id\":\"a\"}]\r\n0\r\n\r\n");
+    assert_eq!(gate.exchange(&broken).await.status, 400, "a chunk without a size");
+    assert_nothing_happened(&world).await;
+}
+
+#[tokio::test]
+async fn any_path_but_the_exact_one_is_404() {
+    let world = World::start().await;
+    let gate = world.gate("").await;
+    let paths = [
+        "/",
+        "/vmh/webhook/beteiligte",
+        "/vmh/webhook/beteiligte/create/",
+        "/vmh/webhook/beteiligte/create/x",
+        "/vmh/webhook/beteiligte/Create",
+        "//vmh/webhook/beteiligte/create",
+        "/vmh//webhook/beteiligte/create",
+        "/vmh/webhook/../webhook/beteiligte/create",
+        "/vmh/webhook/%2e%2e/webhook/beteiligte/create",
+        "/vmh/webhook/beteiligte/%63reate",
+        "/vmh/webhook/beteiligte/create%00",
+        "/vmh/webhook/beteiligte/create%ff",
+        "/vmh%2fwebhook/beteiligte/create",
+    ];
+    for path in paths {
+        assert_eq!(gate.post_to(path, batch(["a"])).await.error(), (404, "unknown_path".into()), "{path}");
+    }
+    assert_nothing_happened(&world).await;
+
+    assert_eq!(gate.post_to(&format!("{PATH}?attempt=2"), batch(["a"])).await.counts(), (1, 1), "a query is no path");
+}
+
+#[tokio::test]
+async fn any_method_but_post_is_405_and_says_so() {
+    let world = World::start().await;
+    let gate = world.gate("").await;
+    for method in ["GET", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "BREW"] {
+        let request = format!("{method} {PATH} HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+        let answer = gate.exchange(request.as_bytes()).await;
+        assert_eq!(answer.error(), (405, "method_not_allowed".into()), "{method}");
+        assert_eq!(answer.header("allow"), Some("POST"), "{method}");
+    }
+    let head = format!("HEAD {PATH} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+    let answer = gate.exchange(head.as_bytes()).await;
+    assert_eq!((answer.status, answer.header("allow")), (405, Some("POST")));
+    assert_eq!(answer.body, b"");
+    let elsewhere = gate.exchange(b"GET /elsewhere HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await;
+    assert_eq!(elsewhere.error(), (404, "unknown_path".into()));
+}
+
+#[tokio::test]
+async fn a_body_that_does_not_arrive_is_408() {
+    let world = World::start().await;
+    let gate = world.gate("server.body_read_timeout = \"300ms\"").await;
+    for part in ["", "[{\"id\":\"a\"}"] {
+        let request = format!("POST {PATH} HTTP/1.1\r\nHost: x\r\nContent-Length: 99\r\n\r\n{part}");
+        let answer = gate.exchange(request.as_bytes()).await;
+        assert_eq!(answer.error(), (408, "body_timeout".into()), "{part:?}");
+    }
+    let chunked = format!("POST {PATH} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n[{{\"id\r\n");
+    assert_eq!(gate.exchange(chunked.as_bytes()).await.error(), (408, "body_timeout".into()));
+    assert_nothing_happened(&world).await;
+}
+
+#[tokio::test]
+async fn a_body_over_the_limit_is_413() {
+    let world = World::start().await;
+    let gate = world.gate("server.max_body_bytes = 1000").await;
+
+    let announced = format!("POST {PATH} HTTP/1.1\r\nHost: x\r\nContent-Length: 1001\r\n\r\n");
+    let answer = gate.exchange(announced.as_bytes()).await;
+    assert_eq!(answer.error(), (413, "body_too_large".into()), "before anything of the body is sent");
+
+    let chunk = format!("{:x}\r\n{}\r\n", 501, " ".repeat(501));
+    let chunked =
+        format!("POST {PATH} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n{chunk}{chunk}0\r\n\r\n");
+    assert_eq!(gate.exchange(chunked.as_bytes()).await.error(), (413, "body_too_large".into()));
+    assert_nothing_happened(&world).await;
+
+    let exact = format!("{:1000}", batch(["a"]));
+    assert_eq!(gate.post(exact).await.counts(), (1, 1), "the limit itself is allowed");
+    let chunked = format!("POST {PATH} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n");
+    let body = batch(["b"]);
+    let chunked = format!("{chunked}{:x}\r\n{body}\r\n0\r\n\r\n", body.len());
+    assert_eq!(gate.exchange(chunked.as_bytes()).await.counts(), (1, 1), "a length is not needed");
+}
+
+/// A request that is being worked on for as long as NATS is frozen.
+async fn busy_with(gate: &Gate, body: &str) -> Connection {
+    let mut connection = Connection::open(gate.address()).await.expect("hookgate listens");
+    connection.send(&post(PATH, body.as_bytes())).await.expect("hookgate reads");
+    gate.wait_log("empfangen").await;
+    connection
+}
+
+#[tokio::test]
+async fn too_many_requests_at_once_are_503() {
+    let world = World::start().await;
+    let gate = world.gate("server.max_in_flight = 1").await;
+    world.nats.freeze();
+    let mut busy = busy_with(&gate, &batch(["a"])).await;
+
+    assert_eq!(gate.post(batch(["b"])).await.error(), (503, "too_many_requests".into()));
+
+    world.nats.thaw();
+    assert_eq!(busy.answer().await.expect("it is answered").counts(), (1, 1));
+    assert_eq!(gate.deliver(batch(["b"])).await.counts(), (1, 1), "its place is free again");
+}
+
+#[tokio::test]
+async fn too_many_bytes_at_once_are_503() {
+    let world = World::start().await;
+    let gate = world.gate("server.max_body_bytes = 1000\nserver.max_buffered_bytes = 1000").await;
+    world.nats.freeze();
+    let mut busy = busy_with(&gate, &format!("{:600}", batch(["a"]))).await;
+
+    let second = format!("{:600}", batch(["b"]));
+    assert_eq!(gate.post(&second).await.error(), (503, "too_many_bytes".into()));
+
+    world.nats.thaw();
+    assert_eq!(busy.answer().await.expect("it is answered").counts(), (1, 1));
+    assert_eq!(gate.deliver(&second).await.counts(), (1, 1), "its memory is free again");
+}
+
+#[tokio::test]
+async fn a_connection_too_many_is_told_503() {
+    let world = World::start().await;
+    let gate = world.gate("server.max_connections = 1").await;
+    let mut first = Connection::open(gate.address()).await.expect("hookgate listens");
+    let keep_open = String::from_utf8(post(PATH, b"[]")).expect("it is text").replace("close", "keep-alive");
+    first.send(keep_open.as_bytes()).await.expect("hookgate reads");
+    assert_eq!(first.answer().await.expect("it is answered").counts(), (0, 0));
+
+    let second = gate.post("[]").await;
+    assert_eq!(second.error(), (503, "too_many_connections".into()));
+    assert_eq!(second.header("connection"), Some("close"));
+
+    drop(first);
+    assert_eq!(gate.deliver("[]").await.counts(), (0, 0));
+}
+
+#[tokio::test]
+async fn stores_that_are_down_are_503() {
+    let mut world = World::start().await;
+    let gate = world.gate("server.request_deadline = \"2s\"\nredis.on_unavailable = \"reject\"").await;
+    world.nats.kill();
+    assert_eq!(gate.post(batch(["a"])).await.error(), (503, "not_published".into()));
+    world.redis.kill();
+    assert_eq!(gate.post(batch(["b"])).await.error(), (503, "pending_store_unavailable".into()));
+}
+
+#[tokio::test]
+async fn a_full_outbox_is_503_and_claims_nothing_more() {
+    let world = World::start().await;
+    let gate = world.gate("server.request_deadline = \"1s\"\noutbox.max_entries = 2").await;
+    world.nats.freeze();
+    assert_eq!(gate.post(batch(["a", "b"])).await.error(), (503, "not_published".into()));
+    assert_eq!(gate.post(batch(["c"])).await.error(), (503, "outbox_full".into()));
+    assert_eq!(world.redis.pending(PENDING).await, BTreeSet::from(["a".into(), "b".into()]));
+
+    world.nats.thaw();
+    assert_eq!(gate.deliver(batch(["a", "b"])).await.counts(), (0, 2));
+    assert_eq!(gate.deliver(batch(["c"])).await.counts(), (1, 1));
+}

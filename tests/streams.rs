@@ -1,0 +1,146 @@
+//! Which stream the events get into: one that is there as it is, or one that hookgate makes.
+
+use std::time::Duration;
+
+use async_nats::jetstream::stream::{Config, DiscardPolicy, StorageType};
+use serde_json::Value;
+
+use crate::support::{Event, NatsServer, World, batch};
+
+/// The settings of a stream as the server has them, byte for byte.
+async fn raw_config(nats: &NatsServer, name: &str) -> String {
+    let info: Value = nats.jetstream().await.request(format!("STREAM.INFO.{name}"), &()).await.expect("it is there");
+    info["config"].to_string()
+}
+
+async fn create(nats: &NatsServer, config: Config) {
+    nats.jetstream().await.create_stream(config).await.expect("NATS makes the stream");
+}
+
+fn named(name: &str, subjects: &[&str]) -> Config {
+    let subjects = subjects.iter().map(|subject| (*subject).to_owned()).collect();
+    Config { name: name.to_owned(), subjects, ..Config::default() }
+}
+
+#[tokio::test]
+async fn without_one_a_stream_for_the_flow_is_made() {
+    let world = World::start().await;
+    let gate = world.gate("").await;
+    let config = world.nats.stream("HOOKGATE").await.expect("it was made");
+    assert_eq!(config.subjects, ["vmh.>"]);
+    assert_eq!(config.description.as_deref(), Some("managed by hookgate"));
+    assert_eq!((config.storage, config.discard, config.num_replicas), (StorageType::File, DiscardPolicy::New, 1));
+    assert_eq!(config.duplicate_window, Duration::from_secs(15 * 60));
+    assert_eq!(config.max_age, Duration::from_secs(7 * 24 * 3600));
+    assert_eq!((config.max_messages, config.max_bytes), (-1, -1), "no limit but age");
+    drop(gate);
+
+    let before = raw_config(&world.nats, "HOOKGATE").await;
+    let gate = world.gate("").await;
+    assert_eq!(gate.post(batch(["a"])).await.counts(), (1, 1));
+    assert_eq!(raw_config(&world.nats, "HOOKGATE").await, before, "the next start changes nothing");
+}
+
+#[tokio::test]
+async fn the_settings_of_a_new_stream_can_be_chosen() {
+    let world = World::start().await;
+    let stream = "nats.stream = { name = \"WEBHOOKS\", max_age = \"1d\", duplicate_window = \"1h\" }";
+    let gate = world.gate(stream).await;
+    let config = world.nats.stream("WEBHOOKS").await.expect("it was made");
+    assert_eq!((config.max_age.as_secs(), config.duplicate_window.as_secs()), (24 * 3600, 3600));
+    assert_eq!(gate.post(batch(["a"])).await.counts(), (1, 1));
+    assert_eq!(world.nats.events_of("WEBHOOKS").await.len(), 1);
+}
+
+#[tokio::test]
+async fn a_stream_that_is_there_is_used_as_it_is() {
+    let world = World::start().await;
+    let own = Config {
+        description: Some("somebody's own".to_owned()),
+        storage: StorageType::Memory,
+        duplicate_window: Duration::from_secs(30),
+        max_messages: 100_000,
+        ..named("CRM", &["crm.>", "vmh.beteiligte.*"])
+    };
+    create(&world.nats, own).await;
+    let before = raw_config(&world.nats, "CRM").await;
+
+    let gate = world.gate("").await;
+    assert_eq!(gate.post(batch(["a"])).await.counts(), (1, 1));
+    assert_eq!(world.nats.events_of("CRM").await.iter().map(Event::entity_id).collect::<Vec<_>>(), ["a"]);
+    assert_eq!(raw_config(&world.nats, "CRM").await, before);
+    assert!(world.nats.stream("HOOKGATE").await.is_none(), "no second stream was made");
+    for danger in ["storage is memory", "discard is old", "duplicate_window"] {
+        let line = gate.wait_log(danger).await;
+        assert!(line.contains("WARN") && line.contains("CRM"), "{line}");
+    }
+}
+
+#[tokio::test]
+async fn where_the_flow_overlaps_another_stream_the_exact_subjects_are_taken() {
+    let world = World::start().await;
+    create(&world.nats, named("OTHER", &["vmh.orders.>"])).await;
+    let before = raw_config(&world.nats, "OTHER").await;
+
+    let gate = world.gate("").await;
+    let config = world.nats.stream("HOOKGATE").await.expect("it was made");
+    assert_eq!(config.subjects, ["vmh.beteiligte.create"]);
+    assert_eq!(gate.post(batch(["a"])).await.counts(), (1, 1));
+    assert_eq!(raw_config(&world.nats, "OTHER").await, before);
+}
+
+#[tokio::test]
+async fn a_flow_that_is_added_later_is_added_to_the_stream() {
+    let route = |flow: &str| format!("[[routes]]\nflow = \"{flow}\"\nentity = \"account\"\naction = \"create\"\n");
+    let world = World::start().await;
+    let gate = world.gate(&route("vmh")).await;
+    assert_eq!(gate.post_to("/vmh/webhook/account/create", batch(["a"])).await.counts(), (1, 1));
+    drop(gate);
+
+    let gate = world.gate(&(route("vmh") + &route("crm"))).await;
+    assert_eq!(gate.post_to("/crm/webhook/account/create", batch(["b"])).await.counts(), (1, 1));
+    let config = world.nats.stream("HOOKGATE").await.expect("it is there");
+    assert_eq!(config.subjects, ["vmh.>", "crm.>"]);
+    assert_eq!(config.duplicate_window, Duration::from_secs(15 * 60), "nothing else changed");
+    let subjects: Vec<_> = world.nats.events().await.into_iter().map(|event| event.subject).collect();
+    assert_eq!(subjects, ["vmh.account.create", "crm.account.create"], "what was in it still is");
+}
+
+#[tokio::test]
+async fn somebody_elses_stream_of_the_same_name_is_not_touched() {
+    let world = World::start().await;
+    create(&world.nats, named("HOOKGATE", &["something.else"])).await;
+    let before = raw_config(&world.nats, "HOOKGATE").await;
+
+    let gate = world.gate_unready("").await;
+    let problem = gate.wait_store("nats", "refused").await;
+    assert!(problem.contains("nats.stream.name"), "{problem} says what to do");
+    assert_eq!(gate.probe("/readyz").await.status, 503);
+    assert_eq!(raw_config(&world.nats, "HOOKGATE").await, before);
+}
+
+#[tokio::test]
+async fn a_stream_that_may_not_be_made_is_waited_for() {
+    let world = World::start().await;
+    let gate = world.gate_unready("nats.stream = { create = false }").await;
+    let problem = gate.wait_store("nats", "refused").await;
+    assert!(problem.contains("nats.stream.create"), "{problem} says what to do");
+    assert_eq!(gate.probe("/readyz").await.status, 503);
+
+    create(&world.nats, named("CRM", &["vmh.>"])).await;
+    gate.wait_ready().await;
+    assert_eq!(gate.post(batch(["a"])).await.counts(), (1, 1));
+}
+
+#[tokio::test]
+async fn a_stream_that_was_deleted_is_made_again() {
+    let world = World::start().await;
+    let gate = world.gate("server.request_deadline = \"2s\"").await;
+    assert_eq!(gate.post(batch(["a"])).await.counts(), (1, 1));
+    world.nats.jetstream().await.delete_stream("HOOKGATE").await.expect("NATS deletes it");
+
+    assert_eq!(gate.deliver(batch(["b"])).await.counts().1, 1);
+    let config = world.nats.stream("HOOKGATE").await.expect("it was made again");
+    assert_eq!(config.subjects, ["vmh.>"]);
+    assert_eq!(world.nats.events().await.iter().map(Event::entity_id).collect::<Vec<_>>(), ["b"]);
+}

@@ -1,0 +1,65 @@
+//! Real servers, the real binary, and a raw HTTP client. A server that can't be started fails the test.
+
+mod gate;
+mod http;
+mod nats;
+mod process;
+mod redis;
+mod waiting;
+
+use std::fmt::Write;
+
+pub(crate) use self::{
+    gate::{Gate, Tail, field},
+    http::{Answer, Connection, post, try_exchange},
+    nats::{Event, NatsServer},
+    redis::RedisServer,
+    waiting::{eventually, in_time},
+};
+
+/// Path, subject and keys of the route that is served if none is configured.
+pub(crate) const PATH: &str = "/vmh/webhook/beteiligte/create";
+pub(crate) const SUBJECT: &str = "vmh.beteiligte.create";
+pub(crate) const PENDING: &str = "vmh:beteiligte:create_pending";
+pub(crate) const OUTBOX: &str = "{vmh:beteiligte:create_pending}:outbox";
+
+/// The servers that hookgate works with.
+pub(crate) struct World {
+    pub(crate) redis: RedisServer,
+    pub(crate) nats: NatsServer,
+}
+
+impl World {
+    /// Both servers, with nothing in them.
+    pub(crate) async fn start() -> Self {
+        let (redis, nats) = tokio::join!(RedisServer::start(), NatsServer::start());
+        Self { redis, nats }
+    }
+
+    /// A hookgate between the servers that is ready; `settings` is TOML over the settings of all tests.
+    pub(crate) async fn gate(&self, settings: &str) -> Gate {
+        let gate = self.gate_unready(settings).await;
+        gate.wait_ready().await;
+        gate
+    }
+
+    /// The same as soon as it listens.
+    pub(crate) async fn gate_unready(&self, settings: &str) -> Gate {
+        Gate::start(&self.settings(), settings).await
+    }
+
+    /// Where the servers are, as TOML.
+    pub(crate) fn settings(&self) -> String {
+        format!("redis.url = \"{}\"\nnats.url = \"{}\"\n", self.redis.url(), self.nats.url())
+    }
+}
+
+/// A body with a record for each id.
+pub(crate) fn batch<T: AsRef<str>>(ids: impl IntoIterator<Item = T>) -> String {
+    let records = ids.into_iter().fold(String::new(), |mut text, id| {
+        let comma = if text.is_empty() { "" } else { "," };
+        write!(text, "{comma}{{\"id\":\"{}\",\"name\":\"Test\"}}", id.as_ref()).expect("a String takes everything");
+        text
+    });
+    format!("[{records}]")
+}

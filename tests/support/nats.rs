@@ -1,0 +1,225 @@
+//! A NATS server of the test's own, and a look at what is in its streams.
+
+use std::{collections::BTreeMap, fs::File, process::Stdio, time::Duration};
+
+use async_nats::{
+    Client, ConnectOptions, HeaderMap,
+    jetstream::{
+        self,
+        consumer::{AckPolicy, pull},
+        context::GetStreamErrorKind,
+        stream::Config,
+    },
+};
+use futures_util::TryStreamExt;
+use tempfile::TempDir;
+use tokio::{io::AsyncReadExt, net::TcpStream};
+
+use super::{
+    eventually,
+    process::{Process, binary, free_port},
+};
+
+/// Attempts to find a port that nobody takes between looking and binding.
+const ATTEMPTS: usize = 10;
+/// The stream that hookgate makes if nothing else is configured.
+const STREAM: &str = "HOOKGATE";
+
+/// How a server is started.
+#[derive(Clone, Copy)]
+struct Mode {
+    jetstream: bool,
+    login: Option<(&'static str, &'static str)>,
+}
+
+/// A running server and its data.
+pub(crate) struct NatsServer {
+    process: Process,
+    port: u16,
+    mode: Mode,
+    data: TempDir,
+}
+
+impl NatsServer {
+    /// With `JetStream`.
+    pub(crate) async fn start() -> Self {
+        Self::start_as(Mode { jetstream: true, login: None }).await
+    }
+
+    /// As it comes: without `JetStream`.
+    pub(crate) async fn without_jetstream() -> Self {
+        Self::start_as(Mode { jetstream: false, login: None }).await
+    }
+
+    /// With `JetStream`, and with one user.
+    pub(crate) async fn with_user(name: &'static str, password: &'static str) -> Self {
+        Self::start_as(Mode { jetstream: true, login: Some((name, password)) }).await
+    }
+
+    async fn start_as(mode: Mode) -> Self {
+        let mut data = tempfile::tempdir().expect("a temporary folder can be made");
+        for _ in 0..ATTEMPTS {
+            let port = free_port();
+            let mut server = Self { process: launch(&data, port, mode), port, mode, data };
+            if server.answers().await {
+                return server;
+            }
+            data = server.data;
+        }
+        panic!("nats-server did not start on any of {ATTEMPTS} ports:\n{}", log(&data));
+    }
+
+    /// Starts it again after a kill, on the same port with the same data.
+    pub(crate) async fn start_again(&mut self) {
+        self.process = launch(&self.data, self.port, self.mode);
+        assert!(self.answers().await, "nats-server did not start again:\n{}", log(&self.data));
+    }
+
+    /// The same after a kill, now with `JetStream`.
+    pub(crate) async fn start_again_with_jetstream(&mut self) {
+        self.mode.jetstream = true;
+        self.start_again().await;
+    }
+
+    pub(crate) fn kill(&mut self) {
+        self.process.kill();
+    }
+
+    pub(crate) fn freeze(&self) {
+        self.process.signal("STOP");
+    }
+
+    pub(crate) fn thaw(&self) {
+        self.process.signal("CONT");
+    }
+
+    /// Without credentials.
+    pub(crate) fn url(&self) -> String {
+        format!("nats://127.0.0.1:{}", self.port)
+    }
+
+    pub(crate) async fn client(&self) -> Client {
+        let options = match self.mode.login {
+            Some((name, password)) => ConnectOptions::with_user_and_password(name.to_owned(), password.to_owned()),
+            None => ConnectOptions::new(),
+        };
+        options.connect(self.url()).await.expect("NATS takes connections")
+    }
+
+    pub(crate) async fn jetstream(&self) -> jetstream::Context {
+        jetstream::new(self.client().await)
+    }
+
+    /// The settings of a stream, if there is one of this name.
+    pub(crate) async fn stream(&self, name: &str) -> Option<Config> {
+        match self.jetstream().await.get_stream(name).await {
+            Ok(stream) => Some(stream.cached_info().config.clone()),
+            Err(error) if matches!(error.kind(), GetStreamErrorKind::JetStream(_)) => None,
+            Err(error) => panic!("look up stream {name:?}: {error}"),
+        }
+    }
+
+    /// What is in hookgate's stream, oldest first; nothing if there is no stream.
+    pub(crate) async fn events(&self) -> Vec<Event> {
+        match self.stream(STREAM).await {
+            Some(_) => self.events_of(STREAM).await,
+            None => Vec::new(),
+        }
+    }
+
+    /// What is in a stream, oldest first.
+    pub(crate) async fn events_of(&self, name: &str) -> Vec<Event> {
+        let stream = self.jetstream().await.get_stream(name).await.expect("the stream is there");
+        let count = stream.cached_info().state.messages;
+        if count == 0 {
+            return Vec::new();
+        }
+        let reader = pull::Config { ack_policy: AckPolicy::None, memory_storage: true, ..pull::Config::default() };
+        let reader = stream.create_consumer(reader).await.expect("the stream takes consumers");
+        let count = usize::try_from(count).expect("so many fit into memory");
+        let messages = reader.fetch().max_messages(count).expires(Duration::from_secs(10)).messages().await;
+        let messages: Vec<_> = messages.expect("messages can be fetched").try_collect().await.expect("all come");
+        assert_eq!(messages.len(), count, "all messages of the stream came");
+        messages.into_iter().map(|message| Event::from(message.message)).collect()
+    }
+
+    /// Whether this very process greets; false if it ended.
+    async fn answers(&mut self) -> bool {
+        let (port, mine) = (self.port, format!("\"server_name\":\"{}\"", name(&self.data)));
+        let process = &mut self.process;
+        eventually("nats-server answers", async || {
+            if process.ended().is_some() {
+                return Some(false);
+            }
+            let greet = async {
+                let mut stream = TcpStream::connect(("127.0.0.1", port)).await.ok()?;
+                let mut greeting = vec![0; 4096];
+                let length = stream.read(&mut greeting).await.ok()?;
+                greeting.truncate(length);
+                String::from_utf8(greeting).ok()
+            };
+            let greeting = tokio::time::timeout(Duration::from_secs(1), greet).await.ok()??;
+            greeting.contains(&mine).then_some(true)
+        })
+        .await
+    }
+}
+
+/// A name that no other server has, to be known by.
+fn name(data: &TempDir) -> String {
+    data.path().file_name().expect("a temporary folder has a name").to_string_lossy().into_owned()
+}
+
+/// What the server said.
+fn log(data: &TempDir) -> String {
+    std::fs::read_to_string(data.path().join("log")).unwrap_or_default()
+}
+
+fn launch(data: &TempDir, port: u16, mode: Mode) -> Process {
+    let log = data.path().join("log");
+    let output = File::create(&log).expect("the folder is ours");
+    Process::start(&binary("HOOKGATE_NATS_SERVER", "nats-server"), |command| {
+        command.args(["-a", "127.0.0.1", "-p", &port.to_string(), "-n", &name(data)]);
+        if mode.jetstream {
+            command.arg("-js").arg("-sd").arg(data.path());
+        }
+        if let Some((name, password)) = mode.login {
+            command.args(["--user", name, "--pass", password]);
+        }
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(output);
+    })
+}
+
+/// A message as a subscriber sees it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Event {
+    pub(crate) subject: String,
+    pub(crate) headers: BTreeMap<String, String>,
+    pub(crate) payload: String,
+}
+
+impl Event {
+    /// The name of the claim that it announces.
+    pub(crate) fn token(&self) -> &str {
+        &self.headers["Nats-Msg-Id"]
+    }
+
+    pub(crate) fn entity_id(&self) -> String {
+        let payload: serde_json::Value = serde_json::from_str(&self.payload).expect("the payload is JSON");
+        payload["entity_id"].as_str().expect("it names an entity").to_owned()
+    }
+}
+
+impl From<async_nats::Message> for Event {
+    fn from(message: async_nats::Message) -> Self {
+        let headers =
+            message.headers.iter().flat_map(HeaderMap::iter).flat_map(|(name, values)| {
+                values.iter().map(move |value| (name.to_string(), value.as_str().to_owned()))
+            });
+        Self {
+            subject: message.subject.to_string(),
+            headers: headers.collect(),
+            payload: String::from_utf8(message.payload.into()).expect("the payload is text"),
+        }
+    }
+}

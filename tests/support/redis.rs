@@ -1,0 +1,145 @@
+//! A Redis of the test's own, with an append-only file as in production.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs::File,
+    process::Stdio,
+    time::Duration,
+};
+
+use redis::{AsyncTypedCommands, Client, aio::MultiplexedConnection};
+use tempfile::TempDir;
+
+use super::{
+    eventually,
+    process::{Process, binary, free_port},
+};
+
+/// Attempts to find a port that nobody takes between looking and binding.
+const ATTEMPTS: usize = 10;
+
+/// A running server and its data.
+pub(crate) struct RedisServer {
+    process: Process,
+    port: u16,
+    password: Option<&'static str>,
+    data: TempDir,
+}
+
+impl RedisServer {
+    pub(crate) async fn start() -> Self {
+        Self::start_with(None).await
+    }
+
+    /// One that wants a password.
+    pub(crate) async fn with_password(password: &'static str) -> Self {
+        Self::start_with(Some(password)).await
+    }
+
+    async fn start_with(password: Option<&'static str>) -> Self {
+        let mut data = tempfile::tempdir().expect("a temporary folder can be made");
+        for _ in 0..ATTEMPTS {
+            let port = free_port();
+            let mut server = Self { process: launch(&data, port, password), port, password, data };
+            if server.answers().await {
+                return server;
+            }
+            data = server.data;
+        }
+        panic!("redis-server did not start on any of {ATTEMPTS} ports:\n{}", log(&data));
+    }
+
+    /// Starts it again after a kill, on the same port with the same data.
+    pub(crate) async fn start_again(&mut self) {
+        self.process = launch(&self.data, self.port, self.password);
+        assert!(self.answers().await, "redis-server did not start again:\n{}", log(&self.data));
+    }
+
+    pub(crate) fn kill(&mut self) {
+        self.process.kill();
+    }
+
+    pub(crate) fn freeze(&self) {
+        self.process.signal("STOP");
+    }
+
+    pub(crate) fn thaw(&self) {
+        self.process.signal("CONT");
+    }
+
+    /// Without a database, as most people write it, and without the password.
+    pub(crate) fn url(&self) -> String {
+        format!("redis://127.0.0.1:{}", self.port)
+    }
+
+    /// A client for database 1.
+    pub(crate) fn client(&self) -> Client {
+        let login = self.password.map_or_else(String::new, |password| format!(":{password}@"));
+        Client::open(format!("redis://{login}127.0.0.1:{}/1", self.port)).expect("the address is well-formed")
+    }
+
+    /// A connection to database 1.
+    pub(crate) async fn connection(&self) -> MultiplexedConnection {
+        self.client().get_multiplexed_async_connection().await.expect("Redis takes connections")
+    }
+
+    /// The ids of a pending SET.
+    pub(crate) async fn pending(&self, key: &str) -> BTreeSet<String> {
+        self.connection().await.smembers(key).await.expect("the key is a SET").into_iter().collect()
+    }
+
+    /// The tokens of an outbox, by id.
+    pub(crate) async fn outbox(&self, key: &str) -> BTreeMap<String, String> {
+        self.connection().await.hgetall(key).await.expect("the key is a HASH").into_iter().collect()
+    }
+
+    /// Waits until every claim is settled, which happens in the background.
+    pub(crate) async fn settled(&self, key: &str) {
+        eventually("the outbox is empty", async || self.outbox(key).await.is_empty().then_some(())).await;
+    }
+
+    /// What a consumer does when it is through with an id.
+    pub(crate) async fn release(&self, key: &str, id: &str) {
+        let removed = self.connection().await.srem(key, id).await.expect("the key is a SET");
+        assert_eq!(removed, 1, "{id} was pending");
+    }
+
+    /// Whether this very process answers; false if it ended.
+    async fn answers(&mut self) -> bool {
+        let mine = format!("process_id:{}\r\n", self.process.id());
+        let client = self.client();
+        let process = &mut self.process;
+        eventually("redis-server answers", async || {
+            if process.ended().is_some() {
+                return Some(false);
+            }
+            let ask = async {
+                let mut connection = client.get_multiplexed_async_connection().await.ok()?;
+                // Refused while the data is being read.
+                connection.ping().await.ok()?;
+                redis::cmd("INFO").arg("server").query_async::<String>(&mut connection).await.ok()
+            };
+            let info = tokio::time::timeout(Duration::from_secs(1), ask).await.ok()??;
+            info.contains(&mine).then_some(true)
+        })
+        .await
+    }
+}
+
+/// What the server said.
+fn log(data: &TempDir) -> String {
+    std::fs::read_to_string(data.path().join("log")).unwrap_or_default()
+}
+
+fn launch(data: &TempDir, port: u16, password: Option<&str>) -> Process {
+    let log = File::create(data.path().join("log")).expect("the folder is ours");
+    Process::start(&binary("HOOKGATE_REDIS_SERVER", "redis-server"), |command| {
+        command.args(["--bind", "127.0.0.1", "--port", &port.to_string(), "--save", ""]);
+        command.args(["--appendonly", "yes", "--appendfsync", "everysec", "--maxmemory-policy", "noeviction"]);
+        command.arg("--dir").arg(data.path());
+        if let Some(password) = password {
+            command.args(["--requirepass", password]);
+        }
+        command.stdin(Stdio::null()).stdout(log).stderr(Stdio::null());
+    })
+}

@@ -1,0 +1,25 @@
+//! Waiting for a condition, never for time.
+
+use std::time::Duration;
+
+/// How long a test waits for what has to come. Only a failing test waits that long.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Asks again and again until there is an answer.
+pub(crate) async fn eventually<T>(what: &str, mut probe: impl AsyncFnMut() -> Option<T>) -> T {
+    let asking = async {
+        loop {
+            if let Some(answer) = probe().await {
+                return answer;
+            }
+            // The only pause in the tests: between two looks.
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    in_time(what, asking).await
+}
+
+/// Waits for something that has to end.
+pub(crate) async fn in_time<T>(what: &str, future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(PATIENCE, future).await.unwrap_or_else(|_elapsed| panic!("not within {PATIENCE:?}: {what}"))
+}
