@@ -15,6 +15,7 @@ use crate::{
     pipeline::{PendingStore, Pipeline, Publisher},
     publisher::{core::Core, jetstream::JetStream},
     readiness::first_contact,
+    relay::{Outbox, Relay},
     settings::{Delivery, PendingBackend, Settings},
     shutdown::{Phase, Shutdown, Signals},
 };
@@ -71,15 +72,17 @@ pub async fn run(settings: Settings) -> Result<Ended, AppError> {
     }
 
     let background = TaskTracker::new();
-    let pending: Arc<dyn PendingStore> = match settings.pending {
+    let (pending, outbox): (Arc<dyn PendingStore>, Arc<dyn Outbox>) = match settings.pending {
         PendingBackend::Redis(client) => {
-            Arc::new(Redis::open(client, settings.redis_timeout, settings.outbox_limit, &settings.routes))
+            let redis = Arc::new(Redis::open(&client, settings.claims, &settings.routes));
+            (Arc::clone(&redis) as _, redis)
         }
         PendingBackend::Memory => {
             warn!(
                 "redis.url is \"memory:\": claims are forgotten at exit and not shared with other processes; for trials only"
             );
-            Arc::new(Memory::new(settings.outbox_limit))
+            let memory = Arc::new(Memory::new(settings.claims.outbox_limit));
+            (Arc::clone(&memory) as _, memory)
         }
     };
     let publisher: Arc<dyn Publisher> = match settings.delivery {
@@ -91,15 +94,15 @@ pub async fn run(settings: Settings) -> Result<Ended, AppError> {
             Arc::new(Core::open(&settings.nats, &background).await.map_err(AppError::Nats)?)
         }
     };
-    let pipeline = Arc::new(Pipeline::new(
-        Arc::clone(&pending),
-        Arc::clone(&publisher),
-        settings.without_claim,
-        settings.ack_timeout,
-    ));
+    let pipeline = Arc::new(Pipeline::new(Arc::clone(&pending), Arc::clone(&publisher), settings.policy));
 
     let shutdown = Shutdown::default();
     let ready = Arc::new(watch::Sender::new(false));
+    Relay::new(outbox, Arc::clone(&publisher), settings.relay_after, settings.policy.ack_timeout).start(
+        &settings.routes,
+        &shutdown.watch(),
+        &background,
+    );
     let health = Health { ready: ready.subscribe(), redis: pending.contact(), nats: publisher.contact() };
     let connections = TaskTracker::new();
     info!(address = %webhooks_address, "listening for webhooks");

@@ -22,6 +22,12 @@ pub const MAX_ID_BYTES: usize = 255;
 pub struct EntityId<'a>(&'a str);
 
 impl<'a> EntityId<'a> {
+    /// Takes text that was an id before, such as the name of an entry in the outbox.
+    #[must_use]
+    pub fn parse(text: &'a str) -> Option<Self> {
+        check_id(text).is_ok().then_some(Self(text))
+    }
+
     /// The id as it stands in the pending SET.
     #[must_use]
     pub const fn as_str(self) -> &'a str {
@@ -386,6 +392,16 @@ impl<'de> Visitor<'de> for RecordVisitor {
     }
 }
 
+/// What every id keeps to.
+fn check_id(id: &str) -> Result<(), Reason> {
+    match id.len() {
+        0 => Err(Reason::Empty),
+        length if length > MAX_ID_BYTES => Err(Reason::TooLong),
+        _ if id.chars().any(char::is_control) => Err(Reason::ControlCharacter),
+        _ => Ok(()),
+    }
+}
+
 /// Whether a key, in quotes and perhaps with escapes, is `id`.
 fn is_id(raw: &str) -> bool {
     raw == "\"id\"" || (raw.contains('\\') && serde_json::from_str::<Cow<'_, str>>(raw).is_ok_and(|key| key == "id"))
@@ -400,10 +416,6 @@ fn read_id(raw: &str) -> Result<Cow<'_, str>, Reason> {
         [b'-' | b'0'..=b'9', rest @ ..] if rest.iter().all(u8::is_ascii_digit) => Cow::Borrowed(raw),
         _ => return Err(Reason::WrongType),
     };
-    match id.len() {
-        0 => Err(Reason::Empty),
-        length if length > MAX_ID_BYTES => Err(Reason::TooLong),
-        _ if id.chars().any(char::is_control) => Err(Reason::ControlCharacter),
-        _ => Ok(id),
-    }
+    check_id(&id)?;
+    Ok(id)
 }

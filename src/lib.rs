@@ -16,6 +16,7 @@
 //! | [`pipeline`] | claim → publish → settle, and the two ports | HTTP, Redis, NATS |
 //! | [`pending`] | claims, in Redis or in memory | HTTP, NATS |
 //! | [`publisher`] | events into JetStream or core NATS | HTTP, Redis |
+//! | [`relay`] | publishes what stayed in the outbox | HTTP, Redis, NATS |
 //! | [`http`] | filters, limits of a request, the one match from outcome to status code | Redis, NATS |
 //! | [`listener`] | connections: number, time-outs, end | webhooks |
 //! | [`admin`] | probes | webhooks |
@@ -30,12 +31,14 @@ pub mod admin;
 pub mod app;
 pub mod batch;
 pub mod event;
+pub mod failpoint;
 pub mod http;
 pub mod listener;
 pub mod pending;
 pub mod pipeline;
 pub mod publisher;
 pub mod readiness;
+pub mod relay;
 pub mod route;
 pub mod settings;
 pub mod shutdown;

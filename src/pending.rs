@@ -5,4 +5,7 @@
 
 mod link;
 pub mod memory;
+mod outbox;
 pub mod redis;
+mod script;
+mod settler;

@@ -16,6 +16,7 @@ use tracing::{error, info, warn};
 use crate::{
     batch::{Batch, EntityId},
     event::{Event, Token, TokenSeed},
+    failpoint,
     publisher::{Ack, PublishError},
     readiness::Contact,
     route::Route,
@@ -60,6 +61,15 @@ pub enum State {
     OutboxFull,
 }
 
+/// The answer to a claim.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Claimed {
+    /// A state for each id, in their order.
+    pub states: Vec<State>,
+    /// Whether the claims are as safe in the store as `redis.durability` asks for.
+    pub durable: bool,
+}
+
 /// Why a claim gave no answer.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ClaimError {
@@ -78,7 +88,7 @@ pub enum ClaimError {
 /// flight* (present, with a token in the outbox), *done* (present, without).
 pub trait PendingStore: Send + Sync {
     /// Claims ids atomically, each at most once among all replicas, and answers for each in their order.
-    fn claim(&self, route: &Arc<Route>, proposal: Proposal) -> BoxFuture<'_, Result<Vec<State>, ClaimError>>;
+    fn claim(&self, route: &Arc<Route>, proposal: Proposal) -> BoxFuture<'_, Result<Claimed, ClaimError>>;
 
     /// Empties the outbox of acknowledged claims, each only if it still holds that very token. Happens in
     /// the background and may fail: an entry that stays is published again under its token by whoever meets
@@ -116,6 +126,26 @@ pub enum WithoutClaim {
     Reject,
 }
 
+/// What to do with a batch that is claimed but not acknowledged at the deadline (`nats.on_unavailable`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WithoutAck {
+    /// Refuse it; the sender comes back, and the relay publishes it too.
+    Reject,
+    /// Accept it: it rests on the pending store alone until the relay has published it.
+    Accept,
+}
+
+/// What the pipeline does when a store fails.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Policy {
+    /// The pending store.
+    pub without_claim: WithoutClaim,
+    /// The broker.
+    pub without_ack: WithoutAck,
+    /// Longest time of one attempt to publish.
+    pub ack_timeout: Duration,
+}
+
 /// An id whose event has to be acknowledged before the batch may be.
 #[derive(Debug, Clone, Copy)]
 struct Claim<'a> {
@@ -125,8 +155,8 @@ struct Claim<'a> {
 
 impl Claim<'_> {
     /// Only an acknowledgement makes a settlement.
-    fn settled_by(&self, _ack: Ack) -> Settlement {
-        Settlement { id: self.id.as_str().to_owned(), token: self.token }
+    fn settled_by(&self, ack: Ack) -> Settlement {
+        Settlement::acknowledged(self.id.as_str().to_owned(), self.token, ack)
     }
 }
 
@@ -139,6 +169,12 @@ pub struct Settlement {
 }
 
 impl Settlement {
+    /// Only an acknowledgement makes a settlement.
+    pub(crate) fn acknowledged(id: String, token: Token, ack: Ack) -> Self {
+        let Ack { .. } = ack;
+        Self { id, token }
+    }
+
     /// The claimed id.
     #[must_use]
     pub fn id(&self) -> &str {
@@ -199,21 +235,15 @@ pub enum Failure {
 pub struct Pipeline {
     pending: Arc<dyn PendingStore>,
     publisher: Arc<dyn Publisher>,
-    without_claim: WithoutClaim,
-    ack_timeout: Duration,
+    policy: Policy,
     tasks: TaskTracker,
 }
 
 impl Pipeline {
-    /// Puts the two ports together. `ack_timeout` bounds one attempt to publish.
+    /// Puts the two ports together.
     #[must_use]
-    pub fn new(
-        pending: Arc<dyn PendingStore>,
-        publisher: Arc<dyn Publisher>,
-        without_claim: WithoutClaim,
-        ack_timeout: Duration,
-    ) -> Self {
-        Self { pending, publisher, without_claim, ack_timeout, tasks: TaskTracker::new() }
+    pub fn new(pending: Arc<dyn PendingStore>, publisher: Arc<dyn Publisher>, policy: Policy) -> Self {
+        Self { pending, publisher, policy, tasks: TaskTracker::new() }
     }
 
     /// Takes a batch through claim, publish and settle, in a task that goes on when the caller is dropped.
@@ -238,12 +268,6 @@ impl Pipeline {
             error!(error = %panic, "pipeline task failed");
             Err(Failure::Panicked)
         })
-    }
-
-    /// Waits until every batch that was taken is through, for at most `limit`; whether all are.
-    pub async fn drained(&self, limit: Duration) -> bool {
-        self.tasks.close();
-        tokio::time::timeout(limit, self.tasks.wait()).await.is_ok()
     }
 
     async fn process(&self, route: &Arc<Route>, batch: Arc<Batch>, deadline: Instant) -> Result<Receipt, Failure> {
@@ -274,10 +298,12 @@ impl Pipeline {
                     "{} Entity ID gefunden: {id}", route.action_title());
             }
         }
-        let (states, undeduplicated) = match self.pending.claim(route, proposal.clone()).await {
-            Ok(states) => (states, None),
-            Err(error) if self.without_claim == WithoutClaim::Publish => {
-                (vec![State::New; proposal.range.len()], Some(error))
+        let claimed = self.pending.claim(route, proposal.clone()).await;
+        failpoint::hit("after_claim");
+        let (Claimed { states, durable }, undeduplicated) = match claimed {
+            Ok(claimed) => (claimed, None),
+            Err(error) if self.policy.without_claim == WithoutClaim::Publish => {
+                (Claimed { states: vec![State::New; proposal.range.len()], durable: false }, Some(error))
             }
             Err(error) => return Err(Failure::Unclaimed(error)),
         };
@@ -299,7 +325,13 @@ impl Pipeline {
             claims.push(Claim { id, token });
         }
         log_new(route, seed, new);
-        self.publish(route, &claims, deadline).await?;
+        match self.publish(route, &claims, deadline).await {
+            Ok(()) => {}
+            Err(failure @ Failure::Unpublished { .. }) if durable && self.policy.without_ack == WithoutAck::Accept => {
+                warn!(route = %route, trace_id = %seed, %failure, "accepted on the outbox alone; the relay publishes it");
+            }
+            Err(failure) => return Err(failure),
+        }
         if let Some(reason) = undeduplicated {
             warn!(route = %route, trace_id = %seed, published = claims.len(), %reason, "published without deduplication");
         }
@@ -315,8 +347,9 @@ impl Pipeline {
             claims.iter().map(|claim| (claim, Event::new(route, claim.id, claim.token))).collect();
         while !open.is_empty() {
             let (claims_now, events): (Vec<&Claim<'_>>, Vec<Event>) = open.into_iter().unzip();
-            let limit = self.ack_timeout.min(deadline.saturating_duration_since(Instant::now()));
+            let limit = self.policy.ack_timeout.min(deadline.saturating_duration_since(Instant::now()));
             let outcomes = self.publisher.publish(route, &events, limit).await;
+            failpoint::hit("after_ack");
             let mut settled = Vec::new();
             let mut last = None;
             open = Vec::new();

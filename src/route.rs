@@ -11,11 +11,13 @@ use std::{collections::HashMap, fmt, sync::Arc};
 pub struct Route {
     name: String,
     flow: String,
+    entity: String,
     action: String,
     path: String,
     subject: String,
     pending_key: String,
     outbox_key: String,
+    lease_key: String,
     label: String,
     action_title: String,
 }
@@ -103,8 +105,10 @@ impl Route {
         check("label", &label, check_label(&label))?;
         Ok(Self {
             outbox_key: format!("{{{pending_key}}}:outbox"),
+            lease_key: format!("{{{pending_key}}}:relay"),
             action_title: title(action),
             flow: flow.to_owned(),
+            entity: entity.to_owned(),
             action: action.to_owned(),
             name,
             path,
@@ -129,6 +133,12 @@ impl Route {
     #[must_use]
     pub fn flow(&self) -> &str {
         &self.flow
+    }
+
+    /// The kind of record.
+    #[must_use]
+    pub fn entity(&self) -> &str {
+        &self.entity
     }
 
     /// What the event says happened, for example `create`.
@@ -166,6 +176,12 @@ impl Route {
     #[must_use]
     pub fn outbox_key(&self) -> &str {
         &self.outbox_key
+    }
+
+    /// Redis key of the lease of whoever relays the outbox.
+    #[must_use]
+    pub fn lease_key(&self) -> &str {
+        &self.lease_key
     }
 
     /// Name of the webhook in the log.

@@ -22,7 +22,8 @@ use self::sections::{Configuration, RouteSection, WhilePending};
 use crate::{
     http::Limits,
     listener::ConnectionLimits,
-    pipeline::WithoutClaim,
+    pending::redis as store,
+    pipeline::Policy,
     publisher::{
         StreamSettings,
         connection::{Login, Servers},
@@ -119,18 +120,16 @@ pub struct Settings {
     pub drain_delay: Duration,
     /// Where claims are kept.
     pub pending: PendingBackend,
-    /// Limit of a claim.
-    pub redis_timeout: Duration,
-    /// What to do with a batch that can't be claimed.
-    pub without_claim: WithoutClaim,
+    /// How claims are made.
+    pub claims: store::Options,
+    /// What the pipeline does when a store fails.
+    pub policy: Policy,
     /// The NATS servers and how to log in.
     pub nats: Servers,
     /// How events are delivered.
     pub delivery: Delivery,
-    /// Limit of one attempt to publish.
-    pub ack_timeout: Duration,
-    /// Most ids of a route in flight.
-    pub outbox_limit: usize,
+    /// Age at which the relay takes an entry of the outbox over.
+    pub relay_after: Duration,
     /// How the log looks.
     pub log_format: telemetry::Format,
     /// What is logged.
@@ -187,6 +186,17 @@ impl Settings {
             let problem = format!("is too short to claim, publish and answer; at least {MIN_REQUEST_DEADLINE:?}");
             return Err(check.value("server.request_deadline", server.request_deadline, problem));
         }
+        if outbox.relay_after.0 <= server.request_deadline.0 {
+            let problem = format!(
+                "is not above server.request_deadline ({}): the relay would publish what a request is still working on",
+                server.request_deadline
+            );
+            return Err(check.value("outbox.relay_after", outbox.relay_after, problem));
+        }
+        if redis.durability != sections::Durability::None && nats.on_unavailable == sections::WithoutNats::Reject {
+            let problem = "changes nothing unless nats.on_unavailable is \"accept\", the one mode in which an answer rests on Redis";
+            return Err(check.value("redis.durability", format!("{:?}", redis.durability), problem.to_owned()));
+        }
         let log_filter = telemetry::parse_filter(&log.filter)
             .map_err(|error| check.value("log.filter", format!("{:?}", log.filter), error.to_string()))?;
         Ok(Self {
@@ -210,12 +220,19 @@ impl Settings {
             request_deadline: server.request_deadline.0,
             drain_delay: server.drain_delay.0,
             pending: check.pending(redis)?,
-            redis_timeout: redis.timeout.0,
-            without_claim: redis.on_unavailable.into(),
+            claims: store::Options {
+                timeout: redis.timeout.0,
+                outbox_limit: outbox.max_entries,
+                durability: redis.durability.into(),
+            },
+            policy: Policy {
+                without_claim: redis.on_unavailable.into(),
+                without_ack: nats.on_unavailable.into(),
+                ack_timeout: nats.ack_timeout.0,
+            },
             nats: check.servers(nats)?,
             delivery: check.delivery(nats)?,
-            ack_timeout: nats.ack_timeout.0,
-            outbox_limit: outbox.max_entries,
+            relay_after: outbox.relay_after.0,
             log_format: log.format,
             log_filter,
             routes: check.routes(routes)?,

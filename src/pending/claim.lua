@@ -1,6 +1,7 @@
 -- Claims ids: each is new for one caller only, among all replicas.
 -- KEYS: 1 pending SET, 2 outbox HASH (id -> token of the claim)
--- ARGV: 1 most entries of the outbox, then for each request: token seed, first index, number of ids, ids
+-- ARGV: 1 most entries of the outbox, 2 '1' to write in-flight entries again (so that a WAIT behind this
+-- call speaks of them too), then for each request: token seed, first index, number of ids, ids
 -- Answers for each id: 1 new, claimed under 'seed-index'; 0 done; -1 outbox full; a token: in flight.
 --
 -- The membership test comes first, so that an old token can't swallow a new claim after a release. The
@@ -8,7 +9,8 @@
 -- that loses an event.
 local room = tonumber(ARGV[1]) - redis.call('HLEN', KEYS[2])
 local answers = {}
-local at = 2
+local touch = ARGV[2] == '1'
+local at = 3
 while at <= #ARGV do
   local seed, first, count = ARGV[at], tonumber(ARGV[at + 1]), tonumber(ARGV[at + 2])
   at = at + 3
@@ -22,6 +24,8 @@ while at <= #ARGV do
         -- Nobody can publish under what is no token: take the claim over.
         redis.call('HSET', KEYS[2], id, seed .. '-' .. index)
         answer = 1
+      elseif answer ~= 0 and touch then
+        redis.call('HSET', KEYS[2], id, answer)
       end
     elseif room <= 0 then
       answer = -1

@@ -188,3 +188,11 @@ impl Keeper {
         }
     }
 }
+
+/// Whether another connection may do better: this one is broken, or what is behind it is not, or no longer,
+/// a Redis that takes writes from us.
+pub(super) fn means_trouble(error: &RedisError) -> bool {
+    error.is_io_error()
+        || error.is_unrecoverable_error()
+        || matches!(error.code(), Some("READONLY" | "LOADING" | "MASTERDOWN" | "NOAUTH" | "WRONGPASS" | "NOPERM"))
+}

@@ -11,8 +11,9 @@ use tokio::sync::watch;
 
 use crate::{
     event::Token,
-    pipeline::{ClaimError, PendingStore, Proposal, Settlement, State},
+    pipeline::{ClaimError, Claimed, PendingStore, Proposal, Settlement, State},
     readiness::Contact,
+    relay::{Entry, Outbox, PAGE, Page},
     route::Route,
 };
 
@@ -42,6 +43,18 @@ impl Memory {
         self.with(route, |claims| claims.pending.remove(id))
     }
 
+    fn remove(&self, route: &Route, settlements: &[Settlement]) -> usize {
+        self.with(route, |Claims { outbox, .. }| {
+            let before = outbox.len();
+            for settlement in settlements {
+                if outbox.get(settlement.id()) == Some(&settlement.token()) {
+                    outbox.remove(settlement.id());
+                }
+            }
+            before - outbox.len()
+        })
+    }
+
     /// No code that holds the lock can panic half-way through a change.
     fn with<T>(&self, route: &Route, work: impl FnOnce(&mut Claims) -> T) -> T {
         let mut all = self.claims.lock().unwrap_or_else(PoisonError::into_inner);
@@ -50,7 +63,7 @@ impl Memory {
 }
 
 impl PendingStore for Memory {
-    fn claim(&self, route: &Arc<Route>, proposal: Proposal) -> BoxFuture<'_, Result<Vec<State>, ClaimError>> {
+    fn claim(&self, route: &Arc<Route>, proposal: Proposal) -> BoxFuture<'_, Result<Claimed, ClaimError>> {
         let states = self.with(route, |Claims { pending, outbox }| {
             proposal
                 .ids()
@@ -68,17 +81,11 @@ impl PendingStore for Memory {
                 })
                 .collect()
         });
-        std::future::ready(Ok(states)).boxed()
+        std::future::ready(Ok(Claimed { states, durable: true })).boxed()
     }
 
     fn settle(&self, route: &Arc<Route>, settlements: Vec<Settlement>) {
-        self.with(route, |Claims { outbox, .. }| {
-            for settlement in settlements {
-                if outbox.get(settlement.id()) == Some(&settlement.token()) {
-                    outbox.remove(settlement.id());
-                }
-            }
-        });
+        self.remove(route, &settlements);
     }
 
     fn contact(&self) -> watch::Receiver<Contact> {
@@ -87,5 +94,44 @@ impl PendingStore for Memory {
 
     fn close(&self, _limit: Duration) -> BoxFuture<'_, ()> {
         std::future::ready(()).boxed()
+    }
+}
+
+impl Outbox for Memory {
+    /// What is settled between two pages moves others past the cursor; the next walk meets them.
+    fn page<'a>(&'a self, route: &'a Route, cursor: u64) -> BoxFuture<'a, Result<Page, ClaimError>> {
+        let start = usize::try_from(cursor).unwrap_or(usize::MAX);
+        let page = self.with(route, |Claims { outbox, .. }| {
+            let rest = outbox.iter().skip(start).take(PAGE);
+            let entries = rest.map(|(id, token)| Entry { id: id.clone(), token: token.to_string() }).collect();
+            Page { entries, next: if start + PAGE < outbox.len() { cursor + PAGE as u64 } else { 0 } }
+        });
+        std::future::ready(Ok(page)).boxed()
+    }
+
+    fn count<'a>(&'a self, route: &'a Route) -> BoxFuture<'a, Result<usize, ClaimError>> {
+        let count = self.with(route, |claims| claims.outbox.len());
+        std::future::ready(Ok(count)).boxed()
+    }
+
+    fn lease<'a>(
+        &'a self,
+        _route: &'a Route,
+        _holder: &'a str,
+        _duration: Duration,
+    ) -> BoxFuture<'a, Result<bool, ClaimError>> {
+        std::future::ready(Ok(true)).boxed()
+    }
+
+    fn settle_now<'a>(
+        &'a self,
+        route: &'a Route,
+        settlements: &'a [Settlement],
+    ) -> BoxFuture<'a, Result<usize, ClaimError>> {
+        std::future::ready(Ok(self.remove(route, settlements))).boxed()
+    }
+
+    fn recorded_routes(&self) -> BoxFuture<'_, Result<Vec<Route>, ClaimError>> {
+        std::future::ready(Ok(Vec::new())).boxed()
     }
 }

@@ -6,12 +6,15 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, LazyLock},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
 use futures_util::{FutureExt, future::BoxFuture};
-use redis::{Cmd, ErrorKind, RedisError, Script, ServerErrorKind, Value, aio::MultiplexedConnection};
+use redis::{Cmd, RedisError, Value, aio::MultiplexedConnection};
 use tokio::{
     sync::{mpsc, oneshot, watch},
     time::{Instant, timeout_at},
@@ -19,10 +22,15 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{debug, warn};
 
-use super::link::{Check, Current, Link};
+use super::{
+    link::{Check, Current, Link, means_trouble},
+    outbox,
+    script::{self, CLAIM},
+    settler::Settler,
+};
 use crate::{
     event::Token,
-    pipeline::{ClaimError, PendingStore, Proposal, STEP, Settlement, State},
+    pipeline::{ClaimError, Claimed, PendingStore, Proposal, STEP, Settlement, State},
     readiness::Contact,
     route::{Route, RouteTable},
 };
@@ -32,43 +40,32 @@ const CLAIM_QUEUE: usize = 1024;
 /// Answered requests of a route whose settling may wait.
 const SETTLE_QUEUE: usize = 8192;
 
-static CLAIM: LazyLock<Lua> = LazyLock::new(|| Lua::new(include_str!("claim.lua")));
-static SETTLE: LazyLock<Lua> = LazyLock::new(|| Lua::new(include_str!("settle.lua")));
-
-/// A script, called by its hash and sent whole only to a Redis that does not know it yet.
-struct Lua {
-    code: &'static str,
-    hash: String,
+/// What a claim has to survive before it counts (`redis.durability`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Durability {
+    /// Nothing: the primary has it in memory.
+    None,
+    /// A replica has it (`WAIT`).
+    Replica,
+    /// It is in the append-only file, on disk (`WAITAOF`, Redis 7.2).
+    Aof,
 }
 
-impl Lua {
-    fn new(code: &'static str) -> Self {
-        Self { code, hash: Script::new(code).get_hash().to_owned() }
-    }
-
-    async fn call<T: redis::FromRedisValue>(
-        &self,
-        connection: &mut MultiplexedConnection,
-        arguments: impl Fn(&mut Cmd),
-    ) -> Result<T, RedisError> {
-        let mut by_hash = redis::cmd("EVALSHA");
-        by_hash.arg(&self.hash);
-        arguments(&mut by_hash);
-        match by_hash.query_async(connection).await {
-            Err(error) if error.kind() == ErrorKind::Server(ServerErrorKind::NoScript) => {
-                let mut whole = redis::cmd("EVAL");
-                whole.arg(self.code);
-                arguments(&mut whole);
-                whole.query_async(connection).await
-            }
-            answer => answer,
-        }
-    }
+/// How claims are made.
+#[derive(Debug, Clone, Copy)]
+pub struct Options {
+    /// Limit of a claim, connecting again included.
+    pub timeout: Duration,
+    /// Most ids of a route in flight at once.
+    pub outbox_limit: usize,
+    /// What a claim has to survive.
+    pub durability: Durability,
 }
 
 /// The pending SETs and outboxes of all routes, in Redis.
 pub struct Redis {
     link: Arc<Link>,
+    timeout: Duration,
     queues: HashMap<String, Queues>,
     tasks: TaskTracker,
     closing: CancellationToken,
@@ -82,30 +79,56 @@ struct Queues {
 /// A proposal, and who waits for the answer.
 struct Job {
     proposal: Proposal,
-    answer: oneshot::Sender<Result<Vec<State>, ClaimError>>,
+    answer: oneshot::Sender<Result<Claimed, ClaimError>>,
 }
 
 impl Redis {
-    /// Starts to connect, and the tasks of each route. `timeout` bounds a claim, connecting again included;
-    /// `outbox_limit` the ids of a route that are in flight at once.
+    /// Starts to connect, and the tasks of each route.
     #[must_use]
-    pub fn open(client: redis::Client, timeout: Duration, outbox_limit: usize, routes: &RouteTable) -> Self {
+    pub fn open(client: &redis::Client, options: Options, routes: &RouteTable) -> Self {
         let tasks = TaskTracker::new();
-        let (link, keep) = Link::new(client, timeout, check(routes, outbox_limit));
-        tasks.spawn(keep);
-        let link = Arc::new(link);
+        let check = check(routes, options);
+        let connect = || {
+            let (link, keep) = Link::new(client.clone(), options.timeout, Arc::clone(&check));
+            tasks.spawn(keep);
+            Arc::new(link)
+        };
+        let link = connect();
         let closing = CancellationToken::new();
         let start = |route: &Arc<Route>| {
             let (claims, claim_jobs) = mpsc::channel(CLAIM_QUEUE);
             let (settlements, settle_jobs) = mpsc::channel(SETTLE_QUEUE);
-            let claimer = Claimer { link: Arc::clone(&link), route: Arc::clone(route), timeout, outbox_limit };
+            // WAIT speaks of what its own connection wrote, and blocks it: such claims have one for themselves.
+            let own = if options.durability == Durability::None { Arc::clone(&link) } else { connect() };
+            let claimer = Claimer { link: own, route: Arc::clone(route), options, warned: AtomicBool::new(false) };
             tasks.spawn(claimer.run(claim_jobs));
-            let settler = Settler { link: Arc::clone(&link), route: Arc::clone(route), timeout };
+            let settler = Settler { link: Arc::clone(&link), route: Arc::clone(route), timeout: options.timeout };
             tasks.spawn(settler.run(settle_jobs, closing.clone()));
             (route.pending_key().to_owned(), Queues { claims, settlements })
         };
         let queues = routes.routes().iter().map(start).collect();
-        Self { link, queues, tasks, closing }
+        Self { link, timeout: options.timeout, queues, tasks, closing }
+    }
+
+    /// One exchange with Redis, off the path of a claim.
+    pub(super) async fn ask<T>(
+        &self,
+        exchange: impl AsyncFnOnce(&mut MultiplexedConnection) -> Result<T, RedisError>,
+    ) -> Result<T, ClaimError> {
+        let mut current = self.link.current().ok_or_else(|| ClaimError::Down(self.link.problem()))?;
+        match tokio::time::timeout(self.timeout, exchange(&mut current.connection)).await {
+            Ok(Ok(answer)) => Ok(answer),
+            Ok(Err(error)) => {
+                if means_trouble(&error) {
+                    self.link.report_trouble(&current);
+                }
+                Err(ClaimError::Refused(error.to_string()))
+            }
+            Err(_elapsed) => {
+                self.link.report_trouble(&current);
+                Err(ClaimError::Unknown(format!("no answer within {:?}", self.timeout)))
+            }
+        }
     }
 
     /// The queues of a route of the table this was opened with.
@@ -117,34 +140,28 @@ impl Redis {
 }
 
 /// What a new connection has to be able to do: the claim of no ids at all, on each route's keys. It also
-/// leaves the script in Redis.
-fn check(routes: &RouteTable, outbox_limit: usize) -> Check {
+/// leaves the script in Redis, and the record of the routes.
+fn check(routes: &RouteTable, options: Options) -> Check {
     let routes = routes.routes().to_vec();
     Arc::new(move |mut connection| {
         let routes = routes.clone();
         async move {
             for route in &routes {
-                let _no_states: Vec<Value> =
-                    CLAIM.call(&mut connection, |call| claim_arguments(call, route, outbox_limit, &[])).await?;
+                let arguments = |call: &mut Cmd| script::claim(call, route, options.outbox_limit, false, &[]);
+                let _no_states: Vec<Value> = CLAIM.call(&mut connection, arguments).await?;
             }
-            Ok(())
+            if options.durability == Durability::Aof {
+                // Unknown before Redis 7.2, and refused without an append-only file.
+                let _no_writes: Value = redis::cmd("WAITAOF").arg(1).arg(0).arg(1).query_async(&mut connection).await?;
+            }
+            outbox::record(&mut connection, &routes).await
         }
         .boxed()
     })
 }
 
-fn claim_arguments(call: &mut Cmd, route: &Route, outbox_limit: usize, proposals: &[&Proposal]) {
-    call.arg(2).arg(route.pending_key()).arg(route.outbox_key()).arg(outbox_limit);
-    for proposal in proposals {
-        call.arg(proposal.seed.to_string()).arg(proposal.range.start).arg(proposal.range.len());
-        for (id, _) in proposal.ids() {
-            call.arg(id.as_str());
-        }
-    }
-}
-
 impl PendingStore for Redis {
-    fn claim(&self, route: &Arc<Route>, proposal: Proposal) -> BoxFuture<'_, Result<Vec<State>, ClaimError>> {
+    fn claim(&self, route: &Arc<Route>, proposal: Proposal) -> BoxFuture<'_, Result<Claimed, ClaimError>> {
         let queues = self.queues(route);
         let ended = || ClaimError::Down("hookgate is shutting down".to_owned());
         async move {
@@ -187,8 +204,8 @@ impl PendingStore for Redis {
 struct Claimer {
     link: Arc<Link>,
     route: Arc<Route>,
-    timeout: Duration,
-    outbox_limit: usize,
+    options: Options,
+    warned: AtomicBool,
 }
 
 impl Claimer {
@@ -208,11 +225,13 @@ impl Claimer {
 
     async fn answer(&self, jobs: Vec<Job>) {
         let proposals: Vec<_> = jobs.iter().map(|job| &job.proposal).collect();
-        let outcome = self.claim(&proposals).await;
-        let mut states = outcome.map(Vec::into_iter);
+        let (mut states, durable) = match self.claim(&proposals).await {
+            Ok(Claimed { states, durable }) => (Ok(states.into_iter()), durable),
+            Err(error) => (Err(error), false),
+        };
         for Job { proposal, answer } in jobs {
             let part = match &mut states {
-                Ok(states) => Ok(states.by_ref().take(proposal.range.len()).collect()),
+                Ok(states) => Ok(Claimed { states: states.by_ref().take(proposal.range.len()).collect(), durable }),
                 Err(error) => Err(error.clone()),
             };
             if answer.send(part).is_err() {
@@ -224,20 +243,25 @@ impl Claimer {
 
     /// One script call. If the connection breaks, once more over the next one: the tokens are the same, so
     /// that it does no harm if the first call was carried out.
-    async fn claim(&self, proposals: &[&Proposal]) -> Result<Vec<State>, ClaimError> {
-        let until = Instant::now() + self.timeout;
+    async fn claim(&self, proposals: &[&Proposal]) -> Result<Claimed, ClaimError> {
+        let Options { timeout, outbox_limit, durability } = self.options;
+        let touch = durability != Durability::None;
+        let until = Instant::now() + timeout;
         let mut current = self.link.current().ok_or_else(|| ClaimError::Down(self.link.problem()))?;
         let mut tries = 0;
         loop {
             tries += 1;
-            let arguments = |call: &mut Cmd| claim_arguments(call, &self.route, self.outbox_limit, proposals);
+            let arguments = |call: &mut Cmd| script::claim(call, &self.route, outbox_limit, touch, proposals);
             let answer = timeout_at(until, CLAIM.call::<Vec<Value>>(&mut current.connection, arguments)).await;
             let error = match answer {
-                Ok(Ok(answers)) => return read_states(&answers, proposals),
+                Ok(Ok(answers)) => {
+                    let states = read_states(&answers, proposals)?;
+                    return Ok(Claimed { states, durable: self.durable(&mut current).await });
+                }
                 Ok(Err(error)) => error,
                 Err(_elapsed) => {
                     self.link.report_trouble(&current);
-                    return Err(ClaimError::Unknown(format!("no answer within {:?}", self.timeout)));
+                    return Err(ClaimError::Unknown(format!("no answer within {timeout:?}")));
                 }
             };
             if means_trouble(&error) {
@@ -255,14 +279,40 @@ impl Claimer {
             };
         }
     }
-}
 
-/// Whether another connection may do better: this one is broken, or what is behind it is not, or no longer,
-/// a Redis that takes writes from us.
-fn means_trouble(error: &RedisError) -> bool {
-    error.is_io_error()
-        || error.is_unrecoverable_error()
-        || matches!(error.code(), Some("READONLY" | "LOADING" | "MASTERDOWN" | "NOAUTH" | "WRONGPASS" | "NOPERM"))
+    /// Whether what this connection wrote has reached where `redis.durability` wants it.
+    async fn durable(&self, current: &mut Current) -> bool {
+        // The rest of the time belongs to the answer of the script; this gets half as much again.
+        let limit = self.options.timeout / 2;
+        let millis = u64::try_from(limit.as_millis()).unwrap_or(u64::MAX).max(1);
+        let call = match self.options.durability {
+            Durability::None => return true,
+            Durability::Replica => redis::cmd("WAIT").arg(1).arg(millis).clone(),
+            Durability::Aof => redis::cmd("WAITAOF").arg(1).arg(0).arg(millis).clone(),
+        };
+        let answer =
+            tokio::time::timeout(self.options.timeout, call.query_async::<Value>(&mut current.connection)).await;
+        let problem = match answer {
+            Ok(Ok(Value::Int(copies))) if copies > 0 => None,
+            Ok(Ok(Value::Array(copies))) if matches!(copies.first(), Some(Value::Int(1))) => None,
+            Ok(Ok(_)) => Some(format!("not confirmed within {limit:?}")),
+            Ok(Err(error)) => Some(error.to_string()),
+            Err(_elapsed) => {
+                self.link.report_trouble(current);
+                Some(format!("no answer within {:?}", self.options.timeout))
+            }
+        };
+        // Said once when it begins and once when it ends, not for every claim.
+        if self.warned.swap(problem.is_some(), Ordering::Relaxed) != problem.is_some() {
+            match &problem {
+                Some(problem) => {
+                    warn!(route = %self.route, %problem, "claims are not durable as redis.durability asks; without NATS they are answered 503")
+                }
+                None => warn!(route = %self.route, "claims are durable again"),
+            }
+        }
+        problem.is_none()
+    }
 }
 
 fn read_states(answers: &[Value], proposals: &[&Proposal]) -> Result<Vec<State>, ClaimError> {
@@ -283,62 +333,5 @@ fn read_state(answer: &Value) -> Option<State> {
         Value::Int(-1) => Some(State::OutboxFull),
         Value::BulkString(token) => std::str::from_utf8(token).ok()?.parse::<Token>().ok().map(State::InFlight),
         _ => None,
-    }
-}
-
-/// Settles for one route.
-struct Settler {
-    link: Arc<Link>,
-    route: Arc<Route>,
-    timeout: Duration,
-}
-
-impl Settler {
-    async fn run(self, mut jobs: mpsc::Receiver<Vec<Settlement>>, closing: CancellationToken) {
-        loop {
-            let first = tokio::select! {
-                first = jobs.recv() => first,
-                () = closing.cancelled(), if !jobs.is_closed() => {
-                    jobs.close();
-                    continue;
-                }
-            };
-            let Some(mut settlements) = first else { return };
-            while settlements.len() < STEP
-                && let Ok(more) = jobs.try_recv()
-            {
-                settlements.extend(more);
-            }
-            self.settle(&settlements).await;
-        }
-    }
-
-    /// Tries until Redis has taken it: meanwhile the queue fills up, and then newer ones are left out.
-    async fn settle(&self, settlements: &[Settlement]) {
-        while let Some(mut current) = self.link.connected().await {
-            let arguments = |call: &mut Cmd| {
-                call.arg(1).arg(self.route.outbox_key());
-                for settlement in settlements {
-                    call.arg(settlement.id()).arg(settlement.token().to_string());
-                }
-            };
-            match tokio::time::timeout(self.timeout, SETTLE.call::<usize>(&mut current.connection, arguments)).await {
-                Ok(Ok(settled)) => {
-                    debug!(route = %self.route, settled, "settled");
-                    return;
-                }
-                Ok(Err(error)) if !means_trouble(&error) => {
-                    warn!(route = %self.route, count = settlements.len(), %error, "Redis refused to settle; these ids stay in the outbox");
-                    return;
-                }
-                Ok(Err(_)) | Err(_) => self.wait_for_another(&current).await,
-            }
-        }
-    }
-
-    async fn wait_for_another(&self, failed: &Current) {
-        self.link.report_trouble(failed);
-        // Without another connection there will be nobody to settle with.
-        let _next = self.link.connected_after(failed).await;
     }
 }

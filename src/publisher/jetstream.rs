@@ -25,6 +25,7 @@ use super::{
 };
 use crate::{
     event::Event,
+    failpoint,
     pipeline::Publisher,
     readiness::{Contact, Reporter},
     route::{Route, RouteTable},
@@ -113,6 +114,7 @@ impl JetStream {
             Ok(Err(error)) => return all(PublishError::Refused(error.to_string())),
             Err(_elapsed) => return all(PublishError::NoAck(limit)),
         }
+        failpoint::hit("after_publish");
         let answers = expected.answers(until, self.connection.lost(status.epoch)).await;
         let outcomes: Vec<_> = answers.into_iter().map(|answer| read_ack(route, limit, answer)).collect();
         if outcomes.iter().any(|outcome| matches!(outcome, Err(PublishError::NoStream(_)))) {

@@ -4,7 +4,11 @@ use std::{fmt, net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{pipeline::WithoutClaim, telemetry};
+use crate::{
+    pending::redis as redis_store,
+    pipeline::{WithoutAck, WithoutClaim},
+    telemetry,
+};
 
 /// All tables.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
@@ -189,6 +193,8 @@ pub struct Redis {
     pub timeout: Span,
     /// What happens to a batch meanwhile.
     pub on_unavailable: OnUnavailable,
+    /// What a claim has to survive where an answer rests on it alone.
+    pub durability: Durability,
     /// ACL user.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub username: Option<String>,
@@ -203,6 +209,7 @@ impl Default for Redis {
             url: "redis://127.0.0.1:6379/1".to_owned(),
             timeout: Span::millis(500),
             on_unavailable: OnUnavailable::Publish,
+            durability: Durability::None,
             username: None,
             password_file: None,
         }
@@ -228,6 +235,28 @@ impl From<OnUnavailable> for WithoutClaim {
     }
 }
 
+/// `redis.durability`
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Durability {
+    /// Nothing.
+    None,
+    /// The loss of the primary: a replica has it.
+    Replica,
+    /// A crash of the machine: it is on disk.
+    Aof,
+}
+
+impl From<Durability> for redis_store::Durability {
+    fn from(setting: Durability) -> Self {
+        match setting {
+            Durability::None => Self::None,
+            Durability::Replica => Self::Replica,
+            Durability::Aof => Self::Aof,
+        }
+    }
+}
+
 /// `[nats]`: where events go.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
@@ -238,6 +267,8 @@ pub struct Nats {
     pub delivery: Delivery,
     /// Of one attempt.
     pub ack_timeout: Span,
+    /// What happens to a batch that is not acknowledged at the deadline.
+    pub on_unavailable: WithoutNats,
     /// Name to log in with.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub user: Option<String>,
@@ -257,10 +288,30 @@ impl Default for Nats {
             url: "nats://127.0.0.1:4222".to_owned(),
             delivery: Delivery::Jetstream,
             ack_timeout: Span::secs(2),
+            on_unavailable: WithoutNats::Reject,
             user: None,
             password_file: None,
             token_file: None,
             stream: Stream::default(),
+        }
+    }
+}
+
+/// `nats.on_unavailable`
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum WithoutNats {
+    /// Answered 503.
+    Reject,
+    /// Answered 200: the relay publishes it.
+    Accept,
+}
+
+impl From<WithoutNats> for WithoutAck {
+    fn from(setting: WithoutNats) -> Self {
+        match setting {
+            WithoutNats::Reject => Self::Reject,
+            WithoutNats::Accept => Self::Accept,
         }
     }
 }
@@ -309,11 +360,13 @@ impl Default for Stream {
 pub struct Outbox {
     /// Most entries of a route; beyond: 503.
     pub max_entries: usize,
+    /// Age at which the relay takes an entry over.
+    pub relay_after: Span,
 }
 
 impl Default for Outbox {
     fn default() -> Self {
-        Self { max_entries: 1_000_000 }
+        Self { max_entries: 1_000_000, relay_after: Span::secs(10) }
     }
 }
 

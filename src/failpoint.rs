@@ -1,0 +1,34 @@
+//! Named points at which the fault suite ends the process, as `kill -9` would at that very instant.
+//!
+//! Without the cargo feature `failpoints`, which no release has, all of this is nothing.
+
+/// Ends the process here if the environment variable `HOOKGATE_FAILPOINT` names this point, or
+/// `point:number` this hit of it.
+#[cfg(feature = "failpoints")]
+pub fn hit(point: &str) {
+    use std::sync::{
+        LazyLock,
+        atomic::{AtomicU64, Ordering},
+    };
+    static ARMED: LazyLock<Option<(String, u64)>> = LazyLock::new(|| {
+        #[expect(clippy::disallowed_methods, reason = "no setting: it must not exist in a release")]
+        let wish = std::env::var("HOOKGATE_FAILPOINT").ok()?;
+        Some(match wish.split_once(':') {
+            Some((point, number)) => (point.to_owned(), number.parse().unwrap_or(1)),
+            None => (wish, 1),
+        })
+    });
+    static HITS: AtomicU64 = AtomicU64::new(0);
+    if let Some((armed, number)) = &*ARMED
+        && armed == point
+        && HITS.fetch_add(1, Ordering::SeqCst) + 1 == *number
+    {
+        // Abort: no destructor runs, nothing is flushed, open connections end as the kernel ends them.
+        std::process::abort();
+    }
+}
+
+/// Nothing.
+#[cfg(not(feature = "failpoints"))]
+#[inline]
+pub fn hit(_point: &str) {}

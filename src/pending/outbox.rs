@@ -1,0 +1,135 @@
+//! The outboxes in Redis, as the relay and the operator see them; and the record of every route that ever
+//! claimed, so that an outbox is found again after its route has left the configuration.
+
+use std::{collections::HashMap, time::Duration};
+
+use futures_util::{FutureExt, future::BoxFuture};
+use redis::{RedisError, aio::MultiplexedConnection};
+use serde::{Deserialize, Serialize};
+use tracing::warn;
+
+use super::{
+    redis::Redis,
+    script::{self, LEASE, SETTLE},
+};
+use crate::{
+    pipeline::{ClaimError, Settlement},
+    relay::{Entry, Outbox, PAGE, Page},
+    route::{Route, RouteSpec},
+};
+
+/// HASH pending key → [`Record`].
+const ROUTES: &str = "hookgate:routes";
+
+/// What has to be known of a route to publish what is left in its outbox.
+#[derive(Debug, Serialize, Deserialize)]
+struct Record {
+    flow: String,
+    entity: String,
+    action: String,
+    path: String,
+    subject: String,
+}
+
+/// Writes down the routes that may claim from now on.
+pub(super) async fn record(
+    connection: &mut MultiplexedConnection,
+    routes: &[std::sync::Arc<Route>],
+) -> Result<(), RedisError> {
+    let mut call = redis::cmd("HSET");
+    call.arg(ROUTES);
+    for route in routes {
+        let record = Record {
+            flow: route.flow().to_owned(),
+            entity: route.entity().to_owned(),
+            action: route.action().to_owned(),
+            path: route.path().to_owned(),
+            subject: route.subject().to_owned(),
+        };
+        call.arg(route.pending_key()).arg(serde_json::to_string(&record).expect("strings always serialize"));
+    }
+    call.query_async(connection).await
+}
+
+fn read_record(pending_key: &str, record: &str) -> Option<Route> {
+    let Record { flow, entity, action, path, subject } = serde_json::from_str(record)
+        .inspect_err(|error| warn!(pending_key, %error, "{ROUTES} holds a record that can't be read"))
+        .ok()?;
+    let spec = RouteSpec {
+        flow: &flow,
+        entity: &entity,
+        action: &action,
+        path: Some(&path),
+        subject: Some(&subject),
+        pending_key: Some(pending_key),
+        label: None,
+    };
+    Route::new(&spec).inspect_err(|error| warn!(pending_key, %error, "{ROUTES} holds a record of no route")).ok()
+}
+
+impl Outbox for Redis {
+    fn page<'a>(&'a self, route: &'a Route, cursor: u64) -> BoxFuture<'a, Result<Page, ClaimError>> {
+        async move {
+            let mut call = redis::cmd("HSCAN");
+            call.arg(route.outbox_key()).arg(cursor).arg("COUNT").arg(PAGE);
+            let (next, flat): (u64, Vec<String>) =
+                self.ask(async |connection| call.query_async(connection).await).await?;
+            let entries =
+                flat.chunks_exact(2).map(|pair| Entry { id: pair[0].clone(), token: pair[1].clone() }).collect();
+            Ok(Page { entries, next })
+        }
+        .boxed()
+    }
+
+    fn count<'a>(&'a self, route: &'a Route) -> BoxFuture<'a, Result<usize, ClaimError>> {
+        async move {
+            let mut call = redis::cmd("HLEN");
+            call.arg(route.outbox_key());
+            self.ask(async |connection| call.query_async(connection).await).await
+        }
+        .boxed()
+    }
+
+    fn lease<'a>(
+        &'a self,
+        route: &'a Route,
+        holder: &'a str,
+        duration: Duration,
+    ) -> BoxFuture<'a, Result<bool, ClaimError>> {
+        async move {
+            self.ask(async |connection| {
+                LEASE
+                    .call(connection, |call| {
+                        let millis = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+                        call.arg(1).arg(route.lease_key()).arg(holder).arg(millis);
+                    })
+                    .await
+            })
+            .await
+        }
+        .boxed()
+    }
+
+    fn settle_now<'a>(
+        &'a self,
+        route: &'a Route,
+        settlements: &'a [Settlement],
+    ) -> BoxFuture<'a, Result<usize, ClaimError>> {
+        async move {
+            self.ask(async |connection| SETTLE.call(connection, |call| script::settle(call, route, settlements)).await)
+                .await
+        }
+        .boxed()
+    }
+
+    fn recorded_routes(&self) -> BoxFuture<'_, Result<Vec<Route>, ClaimError>> {
+        async move {
+            let mut call = redis::cmd("HGETALL");
+            call.arg(ROUTES);
+            let records: HashMap<String, String> =
+                self.ask(async |connection| call.query_async(connection).await).await?;
+            Ok(records.iter().filter_map(|(key, record)| read_record(key, record)).collect())
+        }
+        .boxed()
+    }
+}

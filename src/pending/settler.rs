@@ -1,0 +1,72 @@
+//! Settles acknowledged claims in the background, off the sender's path, many in one call.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, warn};
+
+use super::{
+    link::{Current, Link, means_trouble},
+    script::{self, SETTLE},
+};
+use crate::{
+    failpoint,
+    pipeline::{STEP, Settlement},
+    route::Route,
+};
+
+/// Settles for one route.
+pub(super) struct Settler {
+    pub(super) link: Arc<Link>,
+    pub(super) route: Arc<Route>,
+    pub(super) timeout: Duration,
+}
+
+impl Settler {
+    pub(super) async fn run(self, mut jobs: mpsc::Receiver<Vec<Settlement>>, closing: CancellationToken) {
+        loop {
+            let first = tokio::select! {
+                first = jobs.recv() => first,
+                () = closing.cancelled(), if !jobs.is_closed() => {
+                    jobs.close();
+                    continue;
+                }
+            };
+            let Some(mut settlements) = first else { return };
+            while settlements.len() < STEP
+                && let Ok(more) = jobs.try_recv()
+            {
+                settlements.extend(more);
+            }
+            failpoint::hit("in_settle");
+            self.settle(&settlements).await;
+        }
+    }
+
+    /// Tries until Redis has taken it: meanwhile the queue fills up, and then newer ones are left to the
+    /// relay.
+    async fn settle(&self, settlements: &[Settlement]) {
+        while let Some(mut current) = self.link.connected().await {
+            let call =
+                SETTLE.call::<usize>(&mut current.connection, |call| script::settle(call, &self.route, settlements));
+            match tokio::time::timeout(self.timeout, call).await {
+                Ok(Ok(settled)) => {
+                    debug!(route = %self.route, settled, "settled");
+                    return;
+                }
+                Ok(Err(error)) if !means_trouble(&error) => {
+                    warn!(route = %self.route, count = settlements.len(), %error, "Redis refused to settle; these ids stay in the outbox");
+                    return;
+                }
+                Ok(Err(_)) | Err(_) => self.wait_for_another(&current).await,
+            }
+        }
+    }
+
+    async fn wait_for_another(&self, failed: &Current) {
+        self.link.report_trouble(failed);
+        // Without another connection there will be nobody to settle with.
+        let _next = self.link.connected_after(failed).await;
+    }
+}

@@ -1,0 +1,337 @@
+//! Publishes what stayed in the outbox: claims whose request ended before NATS acknowledged their event.
+//!
+//! Runs in every replica and works through the ports only. It needs no clock but its own: an entry is due
+//! once this replica has seen it for a while, so that a request in progress is left alone. Whatever it
+//! does twice, or at the same time as another replica or the sender's retry, repeats the same token, which
+//! JetStream drops; so it may die at any instant. A lease keeps replicas from doing the same work at once,
+//! and nothing rests on it.
+
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use futures_util::future::BoxFuture;
+use tokio::{sync::watch, time::Instant};
+use tokio_util::task::TaskTracker;
+use tracing::{debug, error, info, warn};
+
+use crate::{
+    batch::EntityId,
+    event::{Event, Token},
+    failpoint,
+    pipeline::{ClaimError, Publisher, Settlement},
+    publisher::PublishError,
+    route::{Route, RouteTable},
+    shutdown::Phase,
+};
+
+/// Entries of one look into the outbox, published together.
+pub const PAGE: usize = 500;
+/// Shortest time between the beginnings of two walks through an outbox.
+const WALK_EVERY: Duration = Duration::from_secs(1);
+/// Between two pages on which nothing was due, so that a long outbox does not keep the store busy.
+const PAGE_PAUSE: Duration = Duration::from_millis(10);
+/// Entries of a route whose age is known; more are looked at once these are gone.
+const MAX_TRACKED: usize = 100_000;
+/// Longest time between two attempts for an entry that NATS refuses.
+const MAX_BACKOFF: Duration = Duration::from_secs(60);
+/// How long a lease lasts without being renewed.
+const LEASE: Duration = Duration::from_secs(10);
+/// Between two looks for routes that were removed from the configuration.
+const REMOVED_EVERY: Duration = Duration::from_secs(60);
+
+/// An entry of an outbox as it was found: it may have been damaged by others.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    /// The claimed id.
+    pub id: String,
+    /// The token of the claim.
+    pub token: String,
+}
+
+/// A part of an outbox.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Page {
+    /// About [`PAGE`] entries; the same one may be on two pages.
+    pub entries: Vec<Entry>,
+    /// Where the next page begins; 0 if this was the last.
+    pub next: u64,
+}
+
+/// The outboxes of the pending store.
+pub trait Outbox: Send + Sync {
+    /// A page of a route's outbox; the first one at 0.
+    fn page<'a>(&'a self, route: &'a Route, cursor: u64) -> BoxFuture<'a, Result<Page, ClaimError>>;
+
+    /// Number of entries.
+    fn count<'a>(&'a self, route: &'a Route) -> BoxFuture<'a, Result<usize, ClaimError>>;
+
+    /// Takes or renews the lease of a route's outbox; whether `holder` has it now.
+    fn lease<'a>(
+        &'a self,
+        route: &'a Route,
+        holder: &'a str,
+        duration: Duration,
+    ) -> BoxFuture<'a, Result<bool, ClaimError>>;
+
+    /// Removes acknowledged entries, each only if it still holds that very token; how many went.
+    fn settle_now<'a>(
+        &'a self,
+        route: &'a Route,
+        settlements: &'a [Settlement],
+    ) -> BoxFuture<'a, Result<usize, ClaimError>>;
+
+    /// Every route that ever claimed in this store, also those of older configurations.
+    fn recorded_routes(&self) -> BoxFuture<'_, Result<Vec<Route>, ClaimError>>;
+}
+
+/// What became of the due entries of a walk.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Walked {
+    /// Acknowledged, and out of the outbox.
+    pub published: usize,
+    /// Not acknowledged; they stay.
+    pub failed: usize,
+    /// Entries that can't be published, because they were not written by hookgate.
+    pub poison: usize,
+}
+
+/// The relay of a process.
+pub struct Relay {
+    outbox: Arc<dyn Outbox>,
+    publisher: Arc<dyn Publisher>,
+    after: Duration,
+    ack_timeout: Duration,
+    holder: String,
+}
+
+/// What this replica knows of an entry.
+struct Seen {
+    token: String,
+    walk: u64,
+    due: Instant,
+    backoff: Duration,
+    poison: bool,
+}
+
+/// Why a walk ended before the end of the outbox.
+#[derive(Debug, thiserror::Error)]
+pub enum RelayError {
+    /// The outbox can't be read.
+    #[error(transparent)]
+    Outbox(#[from] ClaimError),
+    /// NATS takes nothing now.
+    #[error(transparent)]
+    Publish(#[from] PublishError),
+    /// Another replica is at work.
+    #[error("another replica relays this outbox")]
+    Leased,
+}
+
+impl Relay {
+    /// A relay that takes an entry over after `after`. `ack_timeout` bounds one attempt to publish.
+    #[must_use]
+    pub fn new(
+        outbox: Arc<dyn Outbox>,
+        publisher: Arc<dyn Publisher>,
+        after: Duration,
+        ack_timeout: Duration,
+    ) -> Arc<Self> {
+        let holder = uuid::Uuid::now_v7().simple().to_string();
+        Arc::new(Self { outbox, publisher, after, ack_timeout, holder })
+    }
+
+    /// Starts a task per route, and one that looks for outboxes of routes that are configured no more.
+    pub fn start(self: &Arc<Self>, routes: &RouteTable, phase: &watch::Receiver<Phase>, tasks: &TaskTracker) {
+        for route in routes.routes() {
+            tasks.spawn(Arc::clone(self).serve(Arc::clone(route), phase.clone()));
+        }
+        tasks.spawn(Arc::clone(self).adopt(routes.clone(), phase.clone(), tasks.clone()));
+    }
+
+    /// Walks through one outbox again and again.
+    async fn serve(self: Arc<Self>, route: Arc<Route>, mut phase: watch::Receiver<Phase>) {
+        let mut tracked = Tracked::new(self.after);
+        let work = async {
+            loop {
+                let began = Instant::now();
+                match self.walk(&route, &mut tracked).await {
+                    Ok(Walked { published: 0, failed: 0, .. }) => {}
+                    Ok(Walked { published, failed, .. }) => {
+                        info!(route = %route, published, failed, "relay published what stayed in the outbox");
+                    }
+                    Err(error) => debug!(route = %route, %error, "relay could not go on"),
+                }
+                tokio::time::sleep_until(began + WALK_EVERY).await;
+            }
+        };
+        tokio::select! {
+            () = work => {}
+            _leaving = phase.wait_for(|phase| *phase >= Phase::Refusing) => {}
+        }
+    }
+
+    /// Drains the outboxes of routes that were removed or renamed, to the subjects they had.
+    async fn adopt(self: Arc<Self>, routes: RouteTable, phase: watch::Receiver<Phase>, tasks: TaskTracker) {
+        let mut known: Vec<String> = routes.routes().iter().map(|route| route.pending_key().to_owned()).collect();
+        let work = async {
+            loop {
+                match self.outbox.recorded_routes().await {
+                    Ok(recorded) => {
+                        for route in recorded {
+                            if known.iter().any(|key| key == route.pending_key()) {
+                                continue;
+                            }
+                            let entries = self.outbox.count(&route).await.unwrap_or_default();
+                            if entries == 0 {
+                                continue;
+                            }
+                            warn!(route = %route, pending_key = route.pending_key(), subject = route.subject(), entries,
+                                "this route is configured no more, but its outbox holds entries; they are published to the subject it had");
+                            known.push(route.pending_key().to_owned());
+                            tasks.spawn(Arc::clone(&self).serve(Arc::new(route), phase.clone()));
+                        }
+                        tokio::time::sleep(REMOVED_EVERY).await;
+                    }
+                    Err(error) => {
+                        debug!(%error, "could not look for removed routes");
+                        tokio::time::sleep(WALK_EVERY).await;
+                    }
+                }
+            }
+        };
+        let mut leaving = phase.clone();
+        tokio::select! {
+            () = work => {}
+            _leaving = leaving.wait_for(|phase| *phase >= Phase::Refusing) => {}
+        }
+    }
+
+    /// One walk through an outbox with the ages in `tracked`; publishes what is due, page by page, each
+    /// page's acknowledgements awaited before the next page is read.
+    async fn walk(&self, route: &Route, tracked: &mut Tracked) -> Result<Walked, RelayError> {
+        let mut walked = Walked::default();
+        let mut cursor = 0;
+        tracked.walk += 1;
+        loop {
+            let page = self.outbox.page(route, cursor).await?;
+            let due = tracked.due(route, page.entries, &mut walked);
+            if due.is_empty() {
+                tokio::time::sleep(PAGE_PAUSE).await;
+            } else {
+                self.publish(route, due, tracked, &mut walked).await?;
+            }
+            cursor = page.next;
+            if cursor == 0 {
+                tracked.end_walk();
+                return Ok(walked);
+            }
+        }
+    }
+
+    /// Publishes the whole outbox of a route now, whatever the age of its entries.
+    ///
+    /// # Errors
+    /// If the outbox can't be read or NATS takes nothing.
+    pub async fn relay_now(&self, route: &Route) -> Result<Walked, RelayError> {
+        self.walk(route, &mut Tracked::new(Duration::ZERO)).await
+    }
+
+    async fn publish(
+        &self,
+        route: &Route,
+        due: Vec<(String, Token)>,
+        tracked: &mut Tracked,
+        walked: &mut Walked,
+    ) -> Result<(), RelayError> {
+        if let Some(problem) = self.publisher.contact().borrow().problem() {
+            return Err(PublishError::Unavailable(problem.to_owned()).into());
+        }
+        if !self.outbox.lease(route, &self.holder, LEASE).await? {
+            return Err(RelayError::Leased);
+        }
+        let events: Vec<Event> =
+            due.iter().filter_map(|(id, token)| Some(Event::new(route, EntityId::parse(id)?, *token))).collect();
+        failpoint::hit("relay_before_publish");
+        let outcomes = self.publisher.publish(route, &events, self.ack_timeout).await;
+        failpoint::hit("relay_after_publish");
+        let mut settlements = Vec::new();
+        let mut trouble = None;
+        for ((id, token), outcome) in due.into_iter().zip(outcomes) {
+            match outcome {
+                Ok(ack) => settlements.push(Settlement::acknowledged(id, token, ack)),
+                Err(error) => {
+                    walked.failed += 1;
+                    tracked.back_off(&id);
+                    if !matches!(error, PublishError::Refused(_)) {
+                        trouble = Some(error);
+                    }
+                }
+            }
+        }
+        walked.published += settlements.len();
+        if !settlements.is_empty() {
+            self.outbox.settle_now(route, &settlements).await?;
+        }
+        // Not this or that event: everything. The others would only wait in the same way.
+        trouble.map_or(Ok(()), |trouble| Err(trouble.into()))
+    }
+}
+
+/// What this replica knows of the entries of an outbox.
+struct Tracked {
+    after: Duration,
+    walk: u64,
+    seen: HashMap<String, Seen>,
+}
+
+impl Tracked {
+    fn new(after: Duration) -> Self {
+        Self { after, walk: 0, seen: HashMap::new() }
+    }
+
+    /// The entries of a page that have been there for long enough.
+    fn due(&mut self, route: &Route, entries: Vec<Entry>, walked: &mut Walked) -> Vec<(String, Token)> {
+        let now = Instant::now();
+        let mut due = Vec::new();
+        for Entry { id, token } in entries {
+            let parsed = token.parse::<Token>().ok().filter(|_| EntityId::parse(&id).is_some());
+            if !self.seen.contains_key(&id) && self.seen.len() >= MAX_TRACKED {
+                continue;
+            }
+            let fresh =
+                || Seen { token: token.clone(), walk: 0, due: now + self.after, backoff: WALK_EVERY, poison: false };
+            let seen = self.seen.entry(id.clone()).or_insert_with(fresh);
+            if seen.token != token {
+                // Released and claimed anew: another entry.
+                *seen = fresh();
+            }
+            let again = seen.walk == self.walk;
+            seen.walk = self.walk;
+            match parsed {
+                Some(token) if seen.due <= now && !again => due.push((id, token)),
+                Some(_) => {}
+                None => {
+                    walked.poison += 1;
+                    if !seen.poison {
+                        seen.poison = true;
+                        error!(route = %route, outbox = route.outbox_key(), entity_id = ?id,
+                            "an entry of the outbox was not written by hookgate and can't be published; if its id is a good one, the next webhook for it takes it over");
+                    }
+                }
+            }
+        }
+        due
+    }
+
+    fn back_off(&mut self, id: &str) {
+        if let Some(seen) = self.seen.get_mut(id) {
+            seen.due = Instant::now() + seen.backoff;
+            seen.backoff = (seen.backoff * 2).min(MAX_BACKOFF);
+        }
+    }
+
+    /// Forgets what is in the outbox no more.
+    fn end_walk(&mut self) {
+        let walk = self.walk;
+        self.seen.retain(|_, seen| seen.walk == walk);
+    }
+}
