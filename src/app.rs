@@ -9,6 +9,7 @@ use tracing::{error, info, warn};
 
 use crate::{
     admin::{self, Health},
+    dead_letters::{DeadLetters, Graveyard},
     http,
     listener::{self, BindError, ConnectionLimits},
     pending::{memory::Memory, redis::Redis},
@@ -72,17 +73,19 @@ pub async fn run(settings: Settings) -> Result<Ended, AppError> {
     }
 
     let background = TaskTracker::new();
-    let (pending, outbox): (Arc<dyn PendingStore>, Arc<dyn Outbox>) = match settings.pending {
+    let (pending, outbox, graveyard): (Arc<dyn PendingStore>, Arc<dyn Outbox>, Arc<dyn Graveyard>) = match settings
+        .pending
+    {
         PendingBackend::Redis(client) => {
             let redis = Arc::new(Redis::open(&client, settings.claims, &settings.routes));
-            (Arc::clone(&redis) as _, redis)
+            (Arc::clone(&redis) as _, Arc::clone(&redis) as _, redis)
         }
         PendingBackend::Memory => {
             warn!(
                 "redis.url is \"memory:\": claims are forgotten at exit and not shared with other processes; for trials only"
             );
             let memory = Arc::new(Memory::new(settings.claims.outbox_limit));
-            (Arc::clone(&memory) as _, memory)
+            (Arc::clone(&memory) as _, Arc::clone(&memory) as _, memory)
         }
     };
     let publisher: Arc<dyn Publisher> = match settings.delivery {
@@ -107,7 +110,10 @@ pub async fn run(settings: Settings) -> Result<Ended, AppError> {
     let connections = TaskTracker::new();
     info!(address = %webhooks_address, "listening for webhooks");
     info!(address = %probes_address, "listening for probes");
-    let filters = http::webhooks(Arc::new(settings.routes), pipeline, settings.limits.clone(), shutdown.watch());
+    let burying = TaskTracker::new();
+    let dead_letters = DeadLetters::start(graveyard, settings.dead_letters, shutdown.watch(), &burying);
+    let filters =
+        http::webhooks(Arc::new(settings.routes), pipeline, dead_letters, settings.limits.clone(), shutdown.watch());
     background.spawn(listener::serve(
         webhooks,
         TowerToHyperService::new(warp::service(filters)),
@@ -138,6 +144,10 @@ pub async fn run(settings: Settings) -> Result<Ended, AppError> {
         }
         pending.close(SETTLE_WITHIN).await;
         shutdown.enter(Phase::Closing);
+        burying.close();
+        if tokio::time::timeout(SETTLE_WITHIN, burying.wait()).await.is_err() {
+            warn!("dead letters were lost: the store did not take them in time");
+        }
         connections.close();
         if tokio::time::timeout(CLOSE_WITHIN, connections.wait()).await.is_err() {
             warn!("some connections did not end in time");

@@ -8,6 +8,7 @@ use std::{
     borrow::Cow,
     fmt,
     hash::{BuildHasher, RandomState},
+    ops::Range,
 };
 
 use hashbrown::HashTable;
@@ -99,24 +100,40 @@ impl Reason {
     }
 }
 
-/// How many items of a batch were rejected, and why. A tally, so that a flood of bad items takes no memory.
+/// Rejected items whose place in the body is kept.
+pub const MAX_REJECTED_PLACES: usize = 10_000;
+
+/// How many items of a batch were rejected, and why; and where the first of them stand in the body. A tally,
+/// so that a flood of bad items takes no memory.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Rejected([usize; Reason::ALL.len()]);
+pub struct Rejected {
+    tally: [usize; Reason::ALL.len()],
+    places: Vec<(Reason, Range<usize>)>,
+}
 
 impl Rejected {
-    fn add(&mut self, reason: Reason) {
-        self.0[reason as usize] += 1;
+    fn add(&mut self, reason: Reason, place: Range<usize>) {
+        self.tally[reason as usize] += 1;
+        if self.places.len() < MAX_REJECTED_PLACES {
+            self.places.push((reason, place));
+        }
     }
 
     /// Items rejected in all.
     #[must_use]
     pub fn count(&self) -> usize {
-        self.0.iter().sum()
+        self.tally.iter().sum()
+    }
+
+    /// Where the first [`MAX_REJECTED_PLACES`] of them stand in the body, in bytes.
+    #[must_use]
+    pub fn places(&self) -> &[(Reason, Range<usize>)] {
+        &self.places
     }
 
     /// The reasons that occurred, with their numbers.
     pub fn by_reason(&self) -> impl Iterator<Item = (Reason, usize)> + '_ {
-        Reason::ALL.into_iter().zip(self.0).filter(|(_, count)| *count > 0)
+        Reason::ALL.into_iter().zip(self.tally).filter(|(_, count)| *count > 0)
     }
 }
 
@@ -273,7 +290,9 @@ impl<'a> Reader<'a> {
     }
 
     fn item(&mut self) -> Result<(), BatchError> {
-        let id = if self.peek() == Some(b'{') {
+        let first = self.peek();
+        let start = self.at;
+        let id = if first == Some(b'{') {
             self.value::<Record<'a>>()?.id()
         } else {
             self.value::<IgnoredAny>()?;
@@ -281,7 +300,7 @@ impl<'a> Reader<'a> {
         };
         match id {
             Ok(id) => self.add(&id),
-            Err(reason) => self.batch.rejected.add(reason),
+            Err(reason) => self.batch.rejected.add(reason, start..self.at),
         }
         Ok(())
     }

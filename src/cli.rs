@@ -1,8 +1,11 @@
 //! The command line. Exit codes: 0 fine, 1 the operation failed, 2 usage or configuration.
 
 mod check;
+mod dead_letters;
+mod outbox;
 mod routes;
 mod serve;
+mod store;
 mod tail;
 
 use std::{path::PathBuf, process::ExitCode};
@@ -46,6 +49,12 @@ enum Command {
     Routes,
     /// Print events as they are published, like `nats sub`.
     Tail(tail::Arguments),
+    /// Look at claims that NATS has not acknowledged yet, and publish them.
+    #[command(subcommand)]
+    Outbox(outbox::Command),
+    /// Look at items and bodies that could not be processed.
+    #[command(subcommand)]
+    DeadLetters(dead_letters::Command),
 }
 
 pub(crate) fn run(arguments: Arguments) -> ExitCode {
@@ -58,6 +67,8 @@ pub(crate) fn run(arguments: Arguments) -> ExitCode {
         Command::Serve => serve::run(configured.settings),
         Command::Check => check::run(&configured.configuration, &configured.settings, output),
         Command::Routes => routes::run(&configured.settings, output),
+        Command::Outbox(command) => outbox::run(&command, &configured.settings, output),
+        Command::DeadLetters(command) => dead_letters::run(&command, &configured.settings, output),
         Command::Tail(arguments) => tail::run(arguments, &configured.settings, output),
     };
     outcome.unwrap_or_else(|error| fail(&error, 1))

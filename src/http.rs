@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use bytes::{Buf, BytesMut};
+use bytes::{Buf, Bytes, BytesMut};
 use futures_util::{Stream, StreamExt};
 use serde::Serialize;
 use tokio::{
@@ -28,7 +28,8 @@ use warp::{
 };
 
 use crate::{
-    batch::{Batch, BatchError},
+    batch::{Batch, BatchError, Rejected as RejectedItems},
+    dead_letters::DeadLetters,
     pipeline::{Failure, Pipeline, Receipt},
     route::{Route, RouteTable},
     shutdown::Phase,
@@ -227,6 +228,7 @@ struct Refused<'a> {
 pub fn webhooks(
     table: Arc<RouteTable>,
     pipeline: Arc<Pipeline>,
+    dead_letters: DeadLetters,
     limits: Limits,
     phase: watch::Receiver<Phase>,
 ) -> impl Filter<Extract = (Response,), Error = Infallible> + Clone {
@@ -236,12 +238,18 @@ pub fn webhooks(
         .and(admit(limits.clone(), phase))
         .and(warp::header::optional::<u64>(header::CONTENT_LENGTH.as_str()))
         .and(warp::body::stream())
-        .and_then(move |route: Arc<Route>, admitted: Admitted, length, body| {
-            let (pipeline, limits) = (Arc::clone(&pipeline), limits.clone());
+        .and_then(move |route: Arc<Route>, mut admitted: Admitted, length, body| {
+            let (pipeline, limits, dead_letters) = (Arc::clone(&pipeline), limits.clone(), dead_letters.clone());
             async move {
                 let outcome = async {
-                    let (batch, admitted) = read_batch(&limits, admitted, length, body).await?;
-                    process(&pipeline, Arc::clone(&route), batch, admitted, deadline).await
+                    let body = read_body(&limits, &mut admitted, length, body).await?;
+                    let batch = Batch::parse(&body).map_err(Refusal::Malformed).inspect_err(|refusal| {
+                        dead_letters.bury(&route, [(status(refusal).1, body.clone())]);
+                    })?;
+                    let rejected = batch.rejected().clone();
+                    let receipt = process(&pipeline, Arc::clone(&route), batch, admitted, deadline).await?;
+                    bury(&dead_letters, &route, &rejected, &body);
+                    Ok(receipt)
                 };
                 match outcome.await {
                     Ok(receipt) => Ok(answer(&route, receipt)),
@@ -282,13 +290,13 @@ fn admit(
     })
 }
 
-/// Reads the body, within its limits of size, time and memory, and decodes it.
-async fn read_batch(
+/// Reads the body, within its limits of size, time and memory.
+async fn read_body(
     limits: &Limits,
-    mut admitted: Admitted,
+    admitted: &mut Admitted,
     length: Option<u64>,
     body: impl Stream<Item = Result<impl Buf, warp::Error>>,
-) -> Result<(Batch, Admitted), Refusal> {
+) -> Result<Bytes, Refusal> {
     let limit = limits.max_body_bytes;
     let too_large = || Refusal::BodyTooLarge { limit };
     let announced = match length.map(usize::try_from) {
@@ -313,7 +321,13 @@ async fn read_batch(
             chunk.advance(length);
         }
     }
-    Ok((Batch::parse(&bytes).map_err(Refusal::Malformed)?, admitted))
+    Ok(bytes.freeze())
+}
+
+/// Keeps the rejected items of a batch that is done.
+fn bury(dead_letters: &DeadLetters, route: &Route, rejected: &RejectedItems, body: &Bytes) {
+    let items = rejected.places().iter().map(|(reason, place)| (reason.code(), body.slice(place.clone())));
+    dead_letters.bury(route, items);
 }
 
 async fn process(

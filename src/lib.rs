@@ -17,6 +17,7 @@
 //! | [`pending`] | claims, in Redis or in memory | HTTP, NATS |
 //! | [`publisher`] | events into JetStream or core NATS | HTTP, Redis |
 //! | [`relay`] | publishes what stayed in the outbox | HTTP, Redis, NATS |
+//! | [`dead_letters`] | rejected items and bodies, on their way to a person | HTTP, Redis |
 //! | [`http`] | filters, limits of a request, the one match from outcome to status code | Redis, NATS |
 //! | [`listener`] | connections: number, time-outs, end | webhooks |
 //! | [`admin`] | probes | webhooks |
@@ -30,6 +31,7 @@
 pub mod admin;
 pub mod app;
 pub mod batch;
+pub mod dead_letters;
 pub mod event;
 pub mod failpoint;
 pub mod http;

@@ -20,6 +20,7 @@ use tracing_subscriber::EnvFilter;
 pub use self::layers::{Environment, Layers, environment};
 use self::sections::{Configuration, RouteSection, WhilePending};
 use crate::{
+    dead_letters::DeadLetterLimits,
     http::Limits,
     listener::ConnectionLimits,
     pending::redis as store,
@@ -130,6 +131,8 @@ pub struct Settings {
     pub delivery: Delivery,
     /// Age at which the relay takes an entry of the outbox over.
     pub relay_after: Duration,
+    /// Limits of rejected items and bodies.
+    pub dead_letters: DeadLetterLimits,
     /// How the log looks.
     pub log_format: telemetry::Format,
     /// What is logged.
@@ -162,7 +165,7 @@ impl Settings {
     /// # Errors
     /// The first value that makes no sense.
     pub fn check(configuration: &Configuration, layers: &Layers) -> Result<Self, SettingsError> {
-        let Configuration { server, admin, redis, nats, outbox, log, routes } = configuration;
+        let Configuration { server, admin, redis, nats, outbox, dead_letters, log, routes } = configuration;
         let check = Check { layers };
         check.range("server.max_body_bytes", server.max_body_bytes, 1, 1 << 30)?;
         check.range("server.max_buffered_bytes", server.max_buffered_bytes, server.max_body_bytes, 1 << 40)?;
@@ -172,7 +175,11 @@ impl Settings {
         check.range("server.max_headers", server.max_headers, 8, 1000)?;
         check.range("server.worker_threads", server.worker_threads, 0, 512)?;
         check.range("outbox.max_entries", outbox.max_entries, 1, 1 << 40)?;
+        check.range("dead_letters.max_entries", dead_letters.max_entries, 0, 10_000_000)?;
+        check.range("dead_letters.max_item_bytes", dead_letters.max_item_bytes, 1, 16 << 20)?;
+        check.range("dead_letters.max_bytes", dead_letters.max_bytes, dead_letters.max_item_bytes, 1 << 40)?;
         for (key, value) in [
+            ("dead_letters.max_age", dead_letters.max_age),
             ("server.first_request_timeout", server.first_request_timeout),
             ("server.header_read_timeout", server.header_read_timeout),
             ("server.body_read_timeout", server.body_read_timeout),
@@ -233,6 +240,12 @@ impl Settings {
             nats: check.servers(nats)?,
             delivery: check.delivery(nats)?,
             relay_after: outbox.relay_after.0,
+            dead_letters: DeadLetterLimits {
+                max_entries: dead_letters.max_entries,
+                max_item_bytes: dead_letters.max_item_bytes,
+                max_bytes: dead_letters.max_bytes,
+                max_age: dead_letters.max_age.0,
+            },
             log_format: log.format,
             log_filter,
             routes: check.routes(routes)?,

@@ -9,7 +9,7 @@ use hookgate::{settings::Settings, shutdown::Signals};
 use serde::Serialize;
 use serde_json::value::RawValue;
 
-use super::{Output, print};
+use super::{Output, print, store};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
@@ -21,8 +21,7 @@ pub(crate) struct Arguments {
 }
 
 pub(super) fn run(arguments: Arguments, settings: &Settings, output: Output) -> anyhow::Result<ExitCode> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the runtime")?;
-    runtime.block_on(tail(arguments, settings, output))
+    store::block_on(tail(arguments, settings, output))
 }
 
 async fn tail(arguments: Arguments, settings: &Settings, output: Output) -> anyhow::Result<ExitCode> {

@@ -1,7 +1,7 @@
 //! Claims in the memory of one process (`redis.url = "memory:"`): for a trial without Redis. Forgets at exit.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{HashMap, HashSet, VecDeque},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -10,6 +10,7 @@ use futures_util::{FutureExt, future::BoxFuture};
 use tokio::sync::watch;
 
 use crate::{
+    dead_letters::{Buried, DeadLetter, DeadLetterLimits, Graveyard},
     event::Token,
     pipeline::{ClaimError, Claimed, PendingStore, Proposal, Settlement, State},
     readiness::Contact,
@@ -21,6 +22,7 @@ use crate::{
 #[derive(Debug)]
 pub struct Memory {
     claims: Mutex<HashMap<String, Claims>>,
+    letters: Mutex<VecDeque<DeadLetter>>,
     outbox_limit: usize,
     contact: watch::Sender<Contact>,
 }
@@ -35,7 +37,12 @@ impl Memory {
     /// Nothing pending; at most `outbox_limit` ids of a route in flight.
     #[must_use]
     pub fn new(outbox_limit: usize) -> Self {
-        Self { claims: Mutex::default(), outbox_limit, contact: watch::Sender::new(Contact::Up) }
+        Self {
+            claims: Mutex::default(),
+            letters: Mutex::default(),
+            outbox_limit,
+            contact: watch::Sender::new(Contact::Up),
+        }
     }
 
     /// Takes an id out of the pending SET, as a consumer does when it is through; whether it was there.
@@ -133,5 +140,38 @@ impl Outbox for Memory {
 
     fn recorded_routes(&self) -> BoxFuture<'_, Result<Vec<Route>, ClaimError>> {
         std::future::ready(Ok(Vec::new())).boxed()
+    }
+}
+
+/// Kept in number and bytes; they end with the process, long before any age.
+impl Graveyard for Memory {
+    fn bury<'a>(
+        &'a self,
+        letters: &'a [DeadLetter],
+        limits: DeadLetterLimits,
+    ) -> BoxFuture<'a, Result<(), ClaimError>> {
+        let mut kept = self.letters.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.extend(letters.iter().cloned());
+        let mut bytes: usize = kept.iter().map(|letter| letter.raw.len()).sum();
+        while kept.len() > limits.max_entries || bytes > limits.max_bytes {
+            bytes -= kept.pop_front().map_or(bytes, |oldest| oldest.raw.len());
+        }
+        std::future::ready(Ok(())).boxed()
+    }
+
+    fn letters<'a>(&'a self, count: usize, entry: Option<&'a str>) -> BoxFuture<'a, Result<Vec<Buried>, ClaimError>> {
+        let kept = self.letters.lock().unwrap_or_else(PoisonError::into_inner);
+        let newest = kept
+            .iter()
+            .enumerate()
+            .rev()
+            .map(|(index, letter)| Buried { entry: index.to_string(), letter: letter.clone() });
+        let found = newest.filter(|buried| entry.is_none_or(|entry| buried.entry == entry)).take(count).collect();
+        std::future::ready(Ok(found)).boxed()
+    }
+
+    fn purge(&self) -> BoxFuture<'_, Result<usize, ClaimError>> {
+        let count = std::mem::take(&mut *self.letters.lock().unwrap_or_else(PoisonError::into_inner)).len();
+        std::future::ready(Ok(count)).boxed()
     }
 }

@@ -24,6 +24,8 @@ pub struct Configuration {
     pub nats: Nats,
     /// `[outbox]`
     pub outbox: Outbox,
+    /// `[dead_letters]`
+    pub dead_letters: DeadLetters,
     /// `[log]`
     pub log: Log,
     /// `[[routes]]`
@@ -38,6 +40,7 @@ impl Default for Configuration {
             redis: Redis::default(),
             nats: Nats::default(),
             outbox: Outbox::default(),
+            dead_letters: DeadLetters::default(),
             log: Log::default(),
             routes: vec![RouteSection {
                 flow: "vmh".to_owned(),
@@ -367,6 +370,26 @@ pub struct Outbox {
 impl Default for Outbox {
     fn default() -> Self {
         Self { max_entries: 1_000_000, relay_after: Span::secs(10) }
+    }
+}
+
+/// `[dead_letters]`: rejected items and bodies.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct DeadLetters {
+    /// Most of them; 0 keeps none.
+    pub max_entries: usize,
+    /// Of one; the rest is cut off.
+    pub max_item_bytes: usize,
+    /// Of all; the oldest go first.
+    pub max_bytes: usize,
+    /// Older ones go.
+    pub max_age: Span,
+}
+
+impl Default for DeadLetters {
+    fn default() -> Self {
+        Self { max_entries: 10_000, max_item_bytes: 65_536, max_bytes: 16 << 20, max_age: Span::secs(30 * 86_400) }
     }
 }
 

@@ -1,0 +1,148 @@
+//! `hookgate outbox`: claims that NATS has not acknowledged.
+
+use std::{process::ExitCode, sync::Arc};
+
+use anyhow::{Context, bail};
+use clap::Subcommand;
+use hookgate::{
+    event::Token,
+    pipeline::Publisher,
+    publisher::{core::Core, jetstream::JetStream},
+    relay::{Outbox, Relay, Walked},
+    route::Route,
+    settings::{Delivery, Settings},
+};
+use serde::Serialize;
+use tokio_util::task::TaskTracker;
+
+use super::{Output, print, store};
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Number of entries of each route, also of routes that are configured no more.
+    Count,
+    /// The entries: route, id, token, time of the claim.
+    List,
+    /// Publish all entries now, whatever their age.
+    Relay,
+}
+
+pub(super) fn run(command: &Command, settings: &Settings, output: Output) -> anyhow::Result<ExitCode> {
+    store::block_on(async {
+        let redis = store::open(settings).await?;
+        let outbox: Arc<dyn Outbox> = redis;
+        let routes = outbox.recorded_routes().await.context("read the routes")?;
+        match command {
+            Command::Count => count(&*outbox, &routes, output).await,
+            Command::List => list(&*outbox, &routes, output).await,
+            Command::Relay => relay(outbox, &routes, settings, output).await,
+        }
+    })
+}
+
+#[derive(Serialize)]
+struct Count<'a> {
+    route: &'a str,
+    pending_key: &'a str,
+    entries: usize,
+}
+
+async fn count(outbox: &dyn Outbox, routes: &[Route], output: Output) -> anyhow::Result<ExitCode> {
+    for route in routes {
+        let entries = outbox.count(route).await.with_context(|| format!("count {}", route.outbox_key()))?;
+        let row = Count { route: route.name(), pending_key: route.pending_key(), entries };
+        print(&match output {
+            Output::Json => serde_json::to_string(&row).context("print")?,
+            Output::Text => format!("{entries:>9}  {route}"),
+        });
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+#[derive(Serialize)]
+struct Row<'a> {
+    route: &'a str,
+    entity_id: &'a str,
+    token: &'a str,
+    claimed: Option<String>,
+}
+
+async fn list(outbox: &dyn Outbox, routes: &[Route], output: Output) -> anyhow::Result<ExitCode> {
+    for route in routes {
+        let mut cursor = 0;
+        loop {
+            let page = outbox.page(route, cursor).await.with_context(|| format!("read {}", route.outbox_key()))?;
+            for entry in &page.entries {
+                let claimed = entry.token.parse::<Token>().ok();
+                let claimed = claimed.map(|token| humantime::format_rfc3339_millis(token.time()).to_string());
+                let row = Row { route: route.name(), entity_id: &entry.id, token: &entry.token, claimed };
+                let line = match output {
+                    Output::Json => serde_json::to_string(&row).context("print")?,
+                    Output::Text => format!(
+                        "{route}  {}  {}  {}",
+                        row.entity_id.escape_debug(),
+                        row.token.escape_debug(),
+                        row.claimed.as_deref().unwrap_or("not written by hookgate")
+                    ),
+                };
+                if !print(&line) {
+                    return Ok(ExitCode::SUCCESS);
+                }
+            }
+            cursor = page.next;
+            if cursor == 0 {
+                break;
+            }
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn relay(
+    outbox: Arc<dyn Outbox>,
+    routes: &[Route],
+    settings: &Settings,
+    output: Output,
+) -> anyhow::Result<ExitCode> {
+    let tasks = TaskTracker::new();
+    let set_up = |error| anyhow::anyhow!("set up the NATS client: {error}");
+    let publisher: Arc<dyn Publisher> = match &settings.delivery {
+        Delivery::JetStream(stream) => {
+            Arc::new(JetStream::open(&settings.nats, stream.clone(), &settings.routes, &tasks).await.map_err(set_up)?)
+        }
+        Delivery::Core => Arc::new(Core::open(&settings.nats, &tasks).await.map_err(set_up)?),
+    };
+    store::up("NATS", publisher.contact()).await?;
+    let relay = Relay::new(outbox, publisher, settings.relay_after, settings.policy.ack_timeout);
+    let mut failed = 0;
+    for route in routes {
+        let walked = relay.relay_now(route).await.with_context(|| format!("relay the outbox of {route}"))?;
+        failed += walked.failed + walked.poison;
+        print(&match output {
+            Output::Json => serde_json::to_string(&Relayed::new(route, walked)).context("print")?,
+            Output::Text => format!(
+                "{route}: {} published, {} not acknowledged, {} not written by hookgate",
+                walked.published, walked.failed, walked.poison
+            ),
+        });
+    }
+    if failed > 0 {
+        bail!("{failed} entries are still in the outbox; `hookgate outbox list` shows them");
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+#[derive(Serialize)]
+struct Relayed<'a> {
+    route: &'a str,
+    published: usize,
+    failed: usize,
+    poison: usize,
+}
+
+impl<'a> Relayed<'a> {
+    fn new(route: &'a Route, walked: Walked) -> Self {
+        let Walked { published, failed, poison } = walked;
+        Self { route: route.name(), published, failed, poison }
+    }
+}

@@ -1,0 +1,160 @@
+//! What could not be processed and never will be: rejected items, and bodies that are no batch. Kept for a
+//! person to look at, within limits, so that nobody can fill the store through them.
+//!
+//! Written in the background once the answer is final (200 or 400), never for a 503: those come back.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::{Duration, SystemTime},
+};
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use tokio::sync::{mpsc, watch};
+use tokio_util::task::TaskTracker;
+use tracing::warn;
+
+use crate::{pipeline::ClaimError, route::Route, shutdown::Phase};
+
+/// Letters written with one call.
+const TOGETHER: usize = 100;
+/// Letters that may wait to be written.
+const MAX_QUEUED: usize = 20_000;
+/// Bytes of letters that may wait to be written.
+const MAX_QUEUED_BYTES: usize = 8 << 20;
+/// How often the age limit is enforced where nothing new comes.
+const TRIM_EVERY: Duration = Duration::from_secs(600);
+
+/// Limits of what is kept (`[dead_letters]`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DeadLetterLimits {
+    /// Letters; 0 keeps none.
+    pub max_entries: usize,
+    /// Of one letter; the rest is cut off.
+    pub max_item_bytes: usize,
+    /// Of all letters.
+    pub max_bytes: usize,
+    /// Older ones are dropped.
+    pub max_age: Duration,
+}
+
+/// A rejected item or body.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeadLetter {
+    /// Name of the route it came to.
+    pub route: String,
+    /// Machine-readable reason.
+    pub reason: String,
+    /// When, in RFC 3339.
+    pub time: String,
+    /// Its bytes, as far as the limit allows.
+    pub raw: Bytes,
+}
+
+/// A letter that was written, and its name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Buried {
+    /// Name of the entry.
+    pub entry: String,
+    /// The letter.
+    pub letter: DeadLetter,
+}
+
+/// Where dead letters are kept.
+pub trait Graveyard: Send + Sync {
+    /// Adds letters, and drops the oldest beyond the limits.
+    fn bury<'a>(&'a self, letters: &'a [DeadLetter], limits: DeadLetterLimits)
+    -> BoxFuture<'a, Result<(), ClaimError>>;
+
+    /// The newest letters, newest first; or the one with this name.
+    fn letters<'a>(&'a self, count: usize, entry: Option<&'a str>) -> BoxFuture<'a, Result<Vec<Buried>, ClaimError>>;
+
+    /// Drops all letters; how many there were.
+    fn purge(&self) -> BoxFuture<'_, Result<usize, ClaimError>>;
+}
+
+/// Takes letters without ever making a request wait.
+#[derive(Clone)]
+pub struct DeadLetters {
+    queue: mpsc::Sender<DeadLetter>,
+    queued_bytes: Arc<AtomicUsize>,
+    limits: DeadLetterLimits,
+}
+
+impl DeadLetters {
+    /// Starts the task that writes the letters.
+    #[must_use]
+    pub fn start(
+        graveyard: Arc<dyn Graveyard>,
+        limits: DeadLetterLimits,
+        phase: watch::Receiver<Phase>,
+        tasks: &TaskTracker,
+    ) -> Self {
+        let (queue, letters) = mpsc::channel(MAX_QUEUED);
+        let queued_bytes = Arc::<AtomicUsize>::default();
+        let writer = Writer { graveyard, limits, queued_bytes: Arc::clone(&queued_bytes) };
+        if limits.max_entries > 0 {
+            tasks.spawn(writer.run(letters, phase));
+        }
+        Self { queue, queued_bytes, limits }
+    }
+
+    /// Takes items of a request, as reason and bytes. What does not fit into the queue is counted in a
+    /// warning and dropped.
+    pub fn bury(&self, route: &Route, items: impl IntoIterator<Item = (&'static str, Bytes)>) {
+        if self.limits.max_entries == 0 {
+            return;
+        }
+        let time = humantime::format_rfc3339_millis(SystemTime::now()).to_string();
+        let mut lost = 0;
+        for (reason, raw) in items {
+            // A copy: the letter must not keep the whole body in memory.
+            let raw = Bytes::copy_from_slice(&raw[..raw.len().min(self.limits.max_item_bytes)]);
+            let size = raw.len();
+            let letter =
+                DeadLetter { route: route.name().to_owned(), reason: reason.to_owned(), time: time.clone(), raw };
+            let before = self.queued_bytes.fetch_add(size, Ordering::AcqRel);
+            if before + size > MAX_QUEUED_BYTES || self.queue.try_send(letter).is_err() {
+                self.queued_bytes.fetch_sub(size, Ordering::AcqRel);
+                lost += 1;
+            }
+        }
+        if lost > 0 {
+            warn!(route = %route, lost, "dead letters could not be kept: too many at once");
+        }
+    }
+}
+
+struct Writer {
+    graveyard: Arc<dyn Graveyard>,
+    limits: DeadLetterLimits,
+    queued_bytes: Arc<AtomicUsize>,
+}
+
+impl Writer {
+    async fn run(self, mut letters: mpsc::Receiver<DeadLetter>, mut phase: watch::Receiver<Phase>) {
+        let mut batch = Vec::with_capacity(TOGETHER);
+        loop {
+            let received = tokio::select! {
+                received = letters.recv_many(&mut batch, TOGETHER) => received,
+                () = tokio::time::sleep(TRIM_EVERY) => 0,
+                _leaving = phase.wait_for(|phase| *phase == Phase::Closing), if !letters.is_closed() => {
+                    letters.close();
+                    continue;
+                }
+            };
+            if received == 0 && letters.is_closed() {
+                return;
+            }
+            self.queued_bytes.fetch_sub(batch.iter().map(|letter| letter.raw.len()).sum(), Ordering::AcqRel);
+            let written = self.graveyard.bury(&batch, self.limits).await;
+            if let (Err(error), false) = (written, batch.is_empty()) {
+                warn!(lost = batch.len(), %error, "dead letters could not be kept");
+            }
+            batch.clear();
+        }
+    }
+}

@@ -1,0 +1,79 @@
+//! Dead letters in a Redis stream.
+
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use futures_util::{FutureExt, future::BoxFuture};
+
+use super::{redis::Redis, script::BURY};
+use crate::{
+    dead_letters::{Buried, DeadLetter, DeadLetterLimits, Graveyard},
+    pipeline::ClaimError,
+};
+
+/// The stream.
+const LETTERS: &str = "hookgate:dead_letters";
+/// Its size, in the same cluster slot.
+const BYTES: &str = "{hookgate:dead_letters}:bytes";
+
+type Fields = (String, Vec<(String, Vec<u8>)>);
+
+impl Graveyard for Redis {
+    fn bury<'a>(
+        &'a self,
+        letters: &'a [DeadLetter],
+        limits: DeadLetterLimits,
+    ) -> BoxFuture<'a, Result<(), ClaimError>> {
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or(Duration::ZERO);
+        let oldest = u64::try_from(now.saturating_sub(limits.max_age).as_millis()).unwrap_or(0);
+        async move {
+            let _dropped: usize = self
+                .ask(async |connection| {
+                    BURY.call(connection, |call| {
+                        call.arg(2).arg(LETTERS).arg(BYTES).arg(limits.max_entries).arg(limits.max_bytes).arg(oldest);
+                        for DeadLetter { route, reason, time, raw } in letters {
+                            call.arg(route).arg(reason).arg(time).arg(raw.as_ref());
+                        }
+                    })
+                    .await
+                })
+                .await?;
+            Ok(())
+        }
+        .boxed()
+    }
+
+    fn letters<'a>(&'a self, count: usize, entry: Option<&'a str>) -> BoxFuture<'a, Result<Vec<Buried>, ClaimError>> {
+        async move {
+            let mut call = redis::cmd("XREVRANGE");
+            call.arg(LETTERS).arg(entry.unwrap_or("+")).arg(entry.unwrap_or("-")).arg("COUNT").arg(count);
+            let found: Vec<Fields> = self.ask(async |connection| call.query_async(connection).await).await?;
+            Ok(found.into_iter().map(read).collect())
+        }
+        .boxed()
+    }
+
+    fn purge(&self) -> BoxFuture<'_, Result<usize, ClaimError>> {
+        async move {
+            let mut together = redis::pipe();
+            together.atomic().cmd("XLEN").arg(LETTERS).cmd("DEL").arg(LETTERS).ignore().cmd("DEL").arg(BYTES).ignore();
+            let (count,): (usize,) = self.ask(async |connection| together.query_async(connection).await).await?;
+            Ok(count)
+        }
+        .boxed()
+    }
+}
+
+fn read((entry, fields): Fields) -> Buried {
+    let get = |name: &str| fields.iter().find(|(field, _)| field == name).map(|(_, value)| value.clone());
+    let text = |name: &str| String::from_utf8_lossy(&get(name).unwrap_or_default()).into_owned();
+    Buried {
+        entry,
+        letter: DeadLetter {
+            route: text("route"),
+            reason: text("reason"),
+            time: text("time"),
+            raw: Bytes::from(get("raw").unwrap_or_default()),
+        },
+    }
+}
