@@ -2,6 +2,7 @@
 
 mod check;
 mod dead_letters;
+mod doctor;
 mod outbox;
 mod routes;
 mod serve;
@@ -49,6 +50,8 @@ enum Command {
     Routes,
     /// Print events as they are published, like `nats sub`.
     Tail(tail::Arguments),
+    /// Look at Redis, NATS and the stream, and say what to change.
+    Doctor,
     /// Look at claims that NATS has not acknowledged yet, and publish them.
     #[command(subcommand)]
     Outbox(outbox::Command),
@@ -67,6 +70,7 @@ pub(crate) fn run(arguments: Arguments) -> ExitCode {
         Command::Serve => serve::run(configured.settings),
         Command::Check => check::run(&configured.configuration, &configured.settings, output),
         Command::Routes => routes::run(&configured.settings, output),
+        Command::Doctor => doctor::run(&configured.settings, output),
         Command::Outbox(command) => outbox::run(&command, &configured.settings, output),
         Command::DeadLetters(command) => dead_letters::run(&command, &configured.settings, output),
         Command::Tail(arguments) => tail::run(arguments, &configured.settings, output),

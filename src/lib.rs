@@ -34,6 +34,7 @@ pub mod batch;
 pub mod dead_letters;
 pub mod event;
 pub mod failpoint;
+pub mod finding;
 pub mod http;
 pub mod listener;
 pub mod pending;

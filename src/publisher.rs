@@ -3,6 +3,7 @@
 pub mod connection;
 pub mod core;
 mod inbox;
+pub mod inspect;
 pub mod jetstream;
 mod stream;
 

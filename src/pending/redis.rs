@@ -68,6 +68,7 @@ pub struct Redis {
     timeout: Duration,
     queues: HashMap<String, Queues>,
     tasks: TaskTracker,
+    settlers: TaskTracker,
     closing: CancellationToken,
 }
 
@@ -86,7 +87,7 @@ impl Redis {
     /// Starts to connect, and the tasks of each route.
     #[must_use]
     pub fn open(client: &redis::Client, options: Options, routes: &RouteTable) -> Self {
-        let tasks = TaskTracker::new();
+        let (tasks, settlers) = (TaskTracker::new(), TaskTracker::new());
         let check = check(routes, options);
         let connect = || {
             let (link, keep) = Link::new(client.clone(), options.timeout, Arc::clone(&check));
@@ -103,11 +104,11 @@ impl Redis {
             let claimer = Claimer { link: own, route: Arc::clone(route), options, warned: AtomicBool::new(false) };
             tasks.spawn(claimer.run(claim_jobs));
             let settler = Settler { link: Arc::clone(&link), route: Arc::clone(route), timeout: options.timeout };
-            tasks.spawn(settler.run(settle_jobs, closing.clone()));
+            settlers.spawn(settler.run(settle_jobs, closing.clone()));
             (route.pending_key().to_owned(), Queues { claims, settlements })
         };
         let queues = routes.routes().iter().map(start).collect();
-        Self { link, timeout: options.timeout, queues, tasks, closing }
+        Self { link, timeout: options.timeout, queues, tasks, settlers, closing }
     }
 
     /// One exchange with Redis, off the path of a claim.
@@ -185,13 +186,10 @@ impl PendingStore for Redis {
 
     fn close(&self, limit: Duration) -> BoxFuture<'_, ()> {
         self.closing.cancel();
+        self.settlers.close();
         async move {
-            let settled = async {
-                for queues in self.queues.values() {
-                    queues.settlements.closed().await;
-                }
-            };
-            if tokio::time::timeout(limit, settled).await.is_err() {
+            // The tasks, not their queues: these close at once, with what is still to be settled in them.
+            if tokio::time::timeout(limit, self.settlers.wait()).await.is_err() {
                 warn!("acknowledged ids were left in the outbox: Redis did not take them in time");
             }
             self.tasks.close();

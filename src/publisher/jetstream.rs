@@ -71,9 +71,7 @@ impl JetStream {
             look_again: Arc::default(),
         };
         let keeper = Keeper {
-            context: jetstream::context::ContextBuilder::new()
-                .timeout(API_TIMEOUT)
-                .build(this.connection.client.clone()),
+            context: context(this.connection.client.clone()),
             connection: this.connection.clone(),
             names: servers.names(),
             report: this.report.clone(),
@@ -137,6 +135,11 @@ impl Publisher for JetStream {
     fn contact(&self) -> watch::Receiver<Contact> {
         self.report.subscribe()
     }
+}
+
+/// The JetStream API over a connection.
+pub(super) fn context(client: async_nats::Client) -> jetstream::Context {
+    jetstream::context::ContextBuilder::new().timeout(API_TIMEOUT).build(client)
 }
 
 /// The headers of an event. Nothing a sender wrote enters them.

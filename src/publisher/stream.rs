@@ -46,7 +46,7 @@ pub(super) enum StreamError {
         "stream {name:?} exists, is not hookgate's own and does not cover subject {subject:?}; add the subject to it, or set nats.stream.name to another name"
     )]
     Foreign { name: String, subject: String },
-    #[error("{operation} stream {name:?}: {problem}")]
+    #[error("{operation} {name:?}: {problem}")]
     Api { operation: &'static str, name: String, problem: String, refused: bool },
 }
 
@@ -70,25 +70,17 @@ pub(super) async fn ensure(
     routes: &RouteTable,
     warned: &mut Warned,
 ) -> Result<(), StreamError> {
-    let mut covering = BTreeSet::new();
+    let mut found = BTreeSet::new();
     let mut uncovered = Vec::new();
     for route in routes.routes() {
-        match context.stream_by_subject(route.subject()).await {
-            Ok(name) => {
-                covering.insert(name);
+        match covering(context, route.subject()).await? {
+            Some(name) => {
+                found.insert(name);
             }
-            Err(error) if error.kind() == GetStreamByNameErrorKind::NotFound => uncovered.push(route),
-            Err(error) => {
-                return Err(StreamError::Api {
-                    operation: "look up the",
-                    name: route.subject().to_owned(),
-                    problem: error.to_string(),
-                    refused: false,
-                });
-            }
+            None => uncovered.push(route),
         }
     }
-    for name in covering {
+    for name in found {
         if let Some(config) = config_of(context, &name).await? {
             for problem in unsafe_settings(&config) {
                 if warned.insert(format!("{name}: {problem}")) {
@@ -116,13 +108,28 @@ pub(super) async fn ensure(
     }
 }
 
-async fn config_of(context: &Context, name: &str) -> Result<Option<Config>, StreamError> {
+/// The name of the stream that a message to a subject goes into.
+pub(super) async fn covering(context: &Context, subject: &str) -> Result<Option<String>, StreamError> {
+    match context.stream_by_subject(subject).await {
+        Ok(name) => Ok(Some(name)),
+        Err(error) if error.kind() == GetStreamByNameErrorKind::NotFound => Ok(None),
+        Err(error) => Err(StreamError::Api {
+            operation: "look up the stream of",
+            name: subject.to_owned(),
+            problem: error.to_string(),
+            refused: false,
+        }),
+    }
+}
+
+/// The configuration of a stream, if there is one of this name.
+pub(super) async fn config_of(context: &Context, name: &str) -> Result<Option<Config>, StreamError> {
     match context.get_stream(name).await {
         Ok(stream) => Ok(Some(stream.cached_info().config.clone())),
         Err(error) => match error.kind() {
             GetStreamErrorKind::JetStream(inner) if inner.error_code() == ErrorCode::STREAM_NOT_FOUND => Ok(None),
             _ => Err(StreamError::Api {
-                operation: "read the",
+                operation: "read the stream",
                 name: name.to_owned(),
                 problem: error.to_string(),
                 refused: false,
@@ -161,7 +168,7 @@ async fn create(
             info!(stream = %settings.name, ?subjects, "created the stream");
             Ok(())
         }
-        Err(error) => Err(api_error("create the", &settings.name, &error)),
+        Err(error) => Err(api_error("create the stream", &settings.name, &error)),
     }
 }
 
@@ -190,7 +197,7 @@ async fn extend(
             info!(stream = %config.name, ?added, "added subjects to the stream");
             Ok(())
         }
-        Err(error) => Err(api_error("add subjects to the", &config.name, &error)),
+        Err(error) => Err(api_error("add subjects to the stream", &config.name, &error)),
     }
 }
 
@@ -204,7 +211,7 @@ fn api_error(operation: &'static str, name: &str, error: &CreateStreamError) -> 
 }
 
 /// What is dangerous about a stream that hookgate uses as it is.
-fn unsafe_settings(config: &Config) -> Vec<String> {
+pub(super) fn unsafe_settings(config: &Config) -> Vec<String> {
     let mut problems = Vec::new();
     let mut note = |applies: bool, problem: &str| {
         if applies {

@@ -1,0 +1,176 @@
+//! What the settings of a Redis can cost, for `hookgate doctor`.
+
+use std::collections::HashMap;
+
+use super::redis::{Durability, Redis};
+use crate::finding::Finding;
+
+/// What an answer rests on decides what a lost claim costs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stakes {
+    /// The stream has every accepted event: a lost claim costs a duplicate at most.
+    Duplicates,
+    /// Accepted events may be in the outbox alone (`nats.on_unavailable = "accept"`).
+    Events,
+}
+
+impl Stakes {
+    const fn of_lost_claims(self) -> &'static str {
+        match self {
+            Self::Duplicates => {
+                "an id claimed then is published once more when its webhook comes again; no event is lost"
+            }
+            Self::Events => {
+                "an event that was accepted while NATS was down, and lies in the outbox alone, is LOST, because nats.on_unavailable is \"accept\""
+            }
+        }
+    }
+}
+
+impl Redis {
+    /// Looks at version, role, eviction and persistence. Needs INFO, and CONFIG GET for one of the answers.
+    pub async fn inspect(&self, stakes: Stakes, durability: Durability) -> Vec<Finding> {
+        let info: String = match self.ask(async |link| redis::cmd("INFO").query_async(link).await).await {
+            Ok(info) => info,
+            Err(error) => {
+                let text = format!("can't look at the settings ({error}); allow +info to the user of this command");
+                return vec![Finding::warning("redis INFO", text)];
+            }
+        };
+        let appendfsync: Option<String> = self
+            .ask(async |link| redis::cmd("CONFIG").arg("GET").arg("appendfsync").query_async::<Vec<String>>(link).await)
+            .await
+            .ok()
+            .and_then(|pair| pair.into_iter().nth(1));
+        judge(&info, appendfsync.as_deref(), stakes, durability)
+    }
+}
+
+/// Judges the answer to INFO.
+fn judge(info: &str, appendfsync: Option<&str>, stakes: Stakes, durability: Durability) -> Vec<Finding> {
+    let fields: HashMap<&str, &str> = info.lines().filter_map(|line| line.trim_end().split_once(':')).collect();
+    let get = |name: &str| fields.get(name).copied().unwrap_or("");
+    let cost = stakes.of_lost_claims();
+    let worse = |what: &str, text: String| match stakes {
+        Stakes::Duplicates => Finding::warning(what, text),
+        Stakes::Events => Finding::failure(what, text),
+    };
+    let mut findings = vec![Finding::ok("redis version", get("redis_version"))];
+
+    findings.push(match get("role") {
+        "master" => Finding::ok("redis role", "master"),
+        role => {
+            Finding::failure("redis role", format!("is {role:?}: it takes no writes; point redis.url at the primary"))
+        }
+    });
+
+    findings.push(match (get("maxmemory_policy"), get("maxmemory")) {
+        ("noeviction", _) => Finding::ok("redis maxmemory-policy", "noeviction"),
+        // Pending SET and outbox have no time to live.
+        (policy, _) if policy.starts_with("volatile") => Finding::ok(
+            "redis maxmemory-policy",
+            format!("{policy}: evicts only keys with a time to live, which claims have not; noeviction says so more plainly"),
+        ),
+        (policy, limit) => Finding::failure(
+            "redis maxmemory-policy",
+            format!(
+                "{policy} (maxmemory {limit}): at the limit Redis throws away whole pending SETs and outboxes: every pending id at once is forgotten, its event published again when its webhook comes again, and an in-flight id is published by nobody but the sender's retry; set noeviction"
+            ),
+        ),
+    });
+
+    findings.push(match (get("aof_enabled"), appendfsync) {
+        ("1", Some("always")) => Finding::ok("redis persistence", "append-only file, appendfsync always"),
+        ("1", Some("no")) => worse(
+            "redis persistence",
+            format!("appendfsync no: a crash of the machine loses what the kernel had not written, often 30 s: {cost}; set everysec or always"),
+        ),
+        ("1", Some(other)) => {
+            let text = format!("append-only file, appendfsync {other}: a crash of the machine loses up to about 1 s: {cost}");
+            if durability == Durability::Aof || stakes == Stakes::Duplicates {
+                Finding::ok("redis persistence", text)
+            } else {
+                worse("redis persistence", format!("{text}; set redis.durability = \"aof\" or appendfsync always"))
+            }
+        }
+        ("1", None) => Finding::warning(
+            "redis persistence",
+            "append-only file, appendfsync unknown: allow +config|get to the user of this command to see it",
+        ),
+        _ => worse(
+            "redis persistence",
+            format!("no append-only file: a restart loses all claims since the last snapshot, or all of them: {cost}; set appendonly yes"),
+        ),
+    });
+
+    let replicas = get("connected_slaves");
+    findings.push(match (replicas, durability) {
+        ("" | "0", Durability::Replica) => Finding::failure(
+            "redis replicas",
+            "none connected, and redis.durability is \"replica\": without NATS every request gets 503; connect one",
+        ),
+        ("" | "0", _) => Finding::ok("redis replicas", "none: there is nothing to fail over to"),
+        (count, Durability::Replica) => {
+            Finding::ok("redis replicas", format!("{count}; a claim counts once one of them has it"))
+        }
+        (count, _) => {
+            let text = format!("{count}; replication is asynchronous, so a failover loses the last claims: {cost}");
+            match stakes {
+                Stakes::Duplicates => Finding::ok("redis replicas", text),
+                Stakes::Events => {
+                    Finding::failure("redis replicas", format!("{text}; set redis.durability = \"replica\""))
+                }
+            }
+        }
+    });
+    findings
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::finding::Level;
+
+    const GOOD: &str = "# Server\r\nredis_version:7.0.15\r\nmaxmemory:0\r\nmaxmemory_policy:noeviction\r\naof_enabled:1\r\nrole:master\r\nconnected_slaves:0\r\n";
+
+    fn level(info: &str, fsync: Option<&str>, stakes: Stakes, durability: Durability, what: &str) -> Level {
+        let findings = judge(info, fsync, stakes, durability);
+        findings.into_iter().find(|finding| finding.what == what).expect("each thing is judged").level
+    }
+
+    #[test]
+    fn a_good_redis_is_good() {
+        for finding in judge(GOOD, Some("everysec"), Stakes::Duplicates, Durability::None) {
+            assert_eq!(finding.level, Level::Ok, "{finding:?}");
+        }
+    }
+
+    #[test]
+    fn each_dangerous_setting_is_found() {
+        use Durability::{Aof, None as Asis, Replica};
+        use Stakes::{Duplicates, Events};
+        let cases = [
+            ("role:master", "role:slave", "everysec", Duplicates, Asis, "redis role", Level::Failure),
+            ("noeviction", "allkeys-lru", "everysec", Duplicates, Asis, "redis maxmemory-policy", Level::Failure),
+            ("noeviction", "volatile-ttl", "everysec", Duplicates, Asis, "redis maxmemory-policy", Level::Ok),
+            ("aof_enabled:1", "aof_enabled:0", "everysec", Duplicates, Asis, "redis persistence", Level::Warning),
+            ("aof_enabled:1", "aof_enabled:0", "everysec", Events, Asis, "redis persistence", Level::Failure),
+            ("", "", "no", Duplicates, Asis, "redis persistence", Level::Warning),
+            ("", "", "everysec", Events, Asis, "redis persistence", Level::Failure),
+            ("", "", "everysec", Events, Aof, "redis persistence", Level::Ok),
+            ("", "", "always", Events, Asis, "redis persistence", Level::Ok),
+            ("slaves:0", "slaves:1", "everysec", Duplicates, Asis, "redis replicas", Level::Ok),
+            ("slaves:0", "slaves:1", "everysec", Events, Asis, "redis replicas", Level::Failure),
+            ("slaves:0", "slaves:1", "everysec", Events, Replica, "redis replicas", Level::Ok),
+            ("", "", "everysec", Events, Replica, "redis replicas", Level::Failure),
+        ];
+        for (from, to, fsync, stakes, durability, what, expected) in cases {
+            let info = GOOD.replace(from, to);
+            assert_eq!(
+                level(&info, Some(fsync), stakes, durability, what),
+                expected,
+                "{to:?} {fsync} {stakes:?} {durability:?}"
+            );
+        }
+    }
+}
