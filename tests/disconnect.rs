@@ -10,11 +10,19 @@ async fn send_and_hang_up(gate: &Gate, id: &str) {
     connection.send(&post(PATH, batch([id]).as_bytes())).await.expect("hookgate reads");
 }
 
-/// Waits until ids are claimed.
-async fn claimed(world: &World, ids: &[String]) {
-    let ids: BTreeSet<String> = ids.iter().cloned().collect();
-    eventually("the ids are claimed", async || (world.redis.pending(PENDING).await == ids).then_some(())).await;
+/// Sends a batch, hangs up while NATS does not answer, and waits until hookgate has noticed that.
+async fn hang_up_once_claimed(world: &World, gate: &Gate, ids: &[String]) {
+    let mut connection = Connection::open(gate.address()).await.expect("hookgate listens");
+    connection.send(&post(PATH, batch(ids).as_bytes())).await.expect("hookgate reads");
+    let all: BTreeSet<String> = ids.iter().cloned().collect();
+    eventually("the ids are claimed", async || (world.redis.pending(PENDING).await == all).then_some(())).await;
+    drop(connection);
+    // There is one connection, see below: this one gets through once the other is gone.
+    assert_eq!(gate.deliver("[]").await.counts(), (0, 0));
 }
+
+/// Shows when hookgate has dropped a connection: until then nobody else is let in.
+const ONE_CONNECTION: &str = "server.max_connections = 1\n";
 
 async fn published(world: &World) -> BTreeMap<String, String> {
     let events = world.nats.events().await;
@@ -51,13 +59,10 @@ async fn right_after_sending() {
 #[tokio::test]
 async fn while_nats_hangs_for_a_moment() {
     let world = World::start().await;
-    let gate = world.gate("").await;
+    let gate = world.gate(ONE_CONNECTION).await;
     let ids = ids(20);
     world.nats.freeze();
-    for id in &ids {
-        send_and_hang_up(&gate, id).await;
-    }
-    claimed(&world, &ids).await;
+    hang_up_once_claimed(&world, &gate, &ids).await;
     let tokens = world.redis.outbox(OUTBOX).await;
     assert_eq!(tokens.len(), ids.len(), "nothing was acknowledged");
 
@@ -69,16 +74,13 @@ async fn while_nats_hangs_for_a_moment() {
 #[tokio::test]
 async fn while_nats_is_down_the_retry_publishes_under_the_same_token() {
     let mut world = World::start().await;
-    let gate = world.gate("server.request_deadline = \"1s\"").await;
+    let gate = world.gate(&format!("{ONE_CONNECTION}server.request_deadline = \"1s\"")).await;
     world.nats.kill();
     let ids = ids(20);
-    for id in &ids {
-        send_and_hang_up(&gate, id).await;
-    }
-    claimed(&world, &ids).await;
+    hang_up_once_claimed(&world, &gate, &ids).await;
     let tokens = world.redis.outbox(OUTBOX).await;
     assert_eq!(tokens.len(), ids.len(), "every claim is in the outbox");
-    // Waits until the work on them has ended at its deadline too: it began before this request did.
+    // Takes until its deadline, and so longer than the work that was begun before.
     assert_eq!(gate.post(batch(&ids)).await.error(), (503, "not_published".into()));
 
     world.nats.start_again().await;

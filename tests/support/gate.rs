@@ -14,12 +14,14 @@ use tempfile::TempDir;
 
 use super::{Answer, PATH, eventually, http, process::Process};
 
-/// What holds for all tests: ports that nobody else has, a log that can be read back, a short farewell.
+/// What holds for all tests: ports that nobody else has, a log that can be read back, a short farewell, and
+/// no relay, so that what the sender's own retry repairs is repaired by nothing else.
 const SETTINGS: &str = r#"
 server.listen = "127.0.0.1:0"
 server.drain_delay = "100ms"
 admin.listen = "127.0.0.1:0"
 log.format = "json"
+outbox.relay_after = "1h"
 "#;
 
 /// A running `hookgate serve`.
