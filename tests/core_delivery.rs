@@ -20,6 +20,8 @@ async fn a_subscriber_gets_each_new_id_once() {
     client.flush().await.expect("NATS reads it");
 
     assert_eq!(gate.post(batch(["a", "b"])).await.counts(), (2, 2));
+    // Until then a repeat publishes again, which without a stream nobody recognizes.
+    world.redis.settled(OUTBOX).await;
     assert_eq!(gate.post(batch(["b", "c"])).await.counts(), (1, 2));
 
     let mut events = Vec::new();

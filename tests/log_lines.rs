@@ -14,19 +14,25 @@ const LINES: [&str; 6] = [
     "Create-Event emittiert für ID: entity-456",
 ];
 
-/// The German ones among the records of a JSON log.
-fn german(gate: &Gate) -> Vec<Value> {
+/// The records of a whole JSON log.
+async fn records(gate: &mut Gate) -> Vec<Value> {
+    let parse = |line: &String| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error} in log: {line}"));
+    gate.log().await.iter().map(parse).collect()
+}
+
+/// The German ones among them.
+async fn german(gate: &mut Gate) -> Vec<Value> {
     let is_german = |record: &Value| LINES.contains(&record["message"].as_str().unwrap_or_default());
-    gate.records().into_iter().filter(is_german).collect()
+    records(gate).await.into_iter().filter(is_german).collect()
 }
 
 #[tokio::test]
 async fn the_lines_of_the_replaced_step_in_json() {
     let world = World::start().await;
-    let gate = world.gate("").await;
+    let mut gate = world.gate("").await;
     gate.post(batch(["entity-123", "entity-456"])).await;
 
-    let records = german(&gate);
+    let records = german(&mut gate).await;
     let messages: Vec<_> = records.iter().map(|record| record["message"].as_str().unwrap_or_default()).collect();
     assert_eq!(messages, LINES);
     let trace = world.nats.events().await[0].token()[..32].to_owned();
@@ -44,10 +50,10 @@ async fn the_lines_of_the_replaced_step_in_json() {
 #[tokio::test]
 async fn the_lines_of_the_replaced_step_as_text() {
     let world = World::start().await;
-    let gate = world.gate("log.format = \"text\"").await;
+    let mut gate = world.gate("log.format = \"text\"").await;
     gate.post(batch(["entity-123", "entity-456"])).await;
 
-    let log = gate.log();
+    let log = gate.log().await;
     for line in LINES {
         let found: Vec<_> = log.iter().filter(|logged| logged.contains(line)).collect();
         let [found] = found.as_slice() else { panic!("{line:?} stands {} times in the log", found.len()) };
@@ -65,9 +71,10 @@ async fn label_and_action_fill_the_lines_of_other_routes() {
     let world = World::start().await;
     let routes = "[[routes]]\nflow = \"crm\"\nentity = \"account\"\naction = \"delete\"\nlabel = \"Konten, gelöscht\"\n\
                   [[routes]]\nflow = \"crm\"\nentity = \"contact\"\naction = \"create\"\n";
-    let gate = world.gate(routes).await;
+    let mut gate = world.gate(routes).await;
     gate.post_to("/crm/webhook/account/delete", batch(["a"])).await;
     gate.post_to("/crm/webhook/contact/create", "[]").await;
+    let records = records(&mut gate).await;
     for line in [
         "Konten, gelöscht empfangen",
         "Delete Entity ID gefunden: a",
@@ -76,7 +83,7 @@ async fn label_and_action_fill_the_lines_of_other_routes() {
         "CRM Webhook Contact Create empfangen",
         "0 neue IDs zur Create-Sync-Queue hinzugefügt",
     ] {
-        let count = gate.records().iter().filter(|record| record["message"] == line).count();
+        let count = records.iter().filter(|record| record["message"] == line).count();
         assert_eq!(count, 1, "{line}");
     }
 }
@@ -84,41 +91,41 @@ async fn label_and_action_fill_the_lines_of_other_routes() {
 #[tokio::test]
 async fn the_lines_about_single_ids_can_be_silenced() {
     let world = World::start().await;
-    let gate = world.gate("log.filter = \"info,hookgate::entity=warn\"").await;
+    let mut gate = world.gate("log.filter = \"info,hookgate::entity=warn\"").await;
     gate.post(batch(["entity-123", "entity-456"])).await;
-    let messages: Vec<_> = german(&gate).into_iter().map(|record| record["message"].clone()).collect();
+    let messages: Vec<_> = german(&mut gate).await.into_iter().map(|record| record["message"].clone()).collect();
     assert_eq!(messages, [LINES[0], LINES[3]]);
 }
 
 #[tokio::test]
 async fn one_event_is_one_line_whatever_an_id_holds() {
     let world = World::start().await;
-    let gate = world.gate("").await;
+    let mut gate = world.gate("").await;
     let ids = [r"a\u202eb", r"a\u2028b", r"a\u2066b\u2069", r#"a\"},{\"level\":\"ERROR"#, r"\ufeffa", r"\u0085"];
     let answer = gate.post(batch(ids)).await;
     assert_eq!((answer.counts(), answer.rejected()), ((5, 5), 1), "U+0085 is a control character");
     gate.post(batch([r"a\n{\u0022level\u0022:\u0022ERROR\u0022}"])).await;
 
-    let log = gate.log().join("\n");
+    let log = gate.log().await.join("\n");
     for character in ['\u{202e}', '\u{2028}', '\u{2066}', '\u{2069}', '\u{feff}', '\u{85}'] {
         assert!(!log.contains(character), "{character:?} is in the log as it is");
     }
     assert!(log.contains("\\\\u{202e}"), "it is escaped");
-    let errors: Vec<_> = gate.records().into_iter().filter(|record| record["level"] == "ERROR").collect();
+    let errors: Vec<_> = records(&mut gate).await.into_iter().filter(|record| record["level"] == "ERROR").collect();
     assert_eq!(errors, Vec::<Value>::new(), "each line is a whole record");
 }
 
 #[tokio::test]
 async fn one_event_is_one_line_of_text_too() {
     let world = World::start().await;
-    let gate = world.gate("log.format = \"text\"").await;
+    let mut gate = world.gate("log.format = \"text\"").await;
     let id = r"a\u2028b\u202ec\u001b[31m";
     assert_eq!(gate.post(batch([id, r"x\u2028y\u202e"])).await.rejected(), 1);
-    let log = gate.log().join("\n");
+    let log = gate.log().await.join("\n");
     for character in ['\u{202e}', '\u{2028}', '\u{1b}'] {
         assert!(!log.contains(character), "{character:?} is in the log as it is");
     }
-    assert!(gate.log().iter().all(|line| line.starts_with("20")), "each line begins with a time:\n{log}");
+    assert!(gate.log().await.iter().all(|line| line.starts_with("20")), "each line begins with a time:\n{log}");
 }
 
 /// Stands for what nobody may read in a log.
@@ -128,7 +135,7 @@ const MARKER: &str = "GEHEIM-Mustermann";
 async fn nothing_of_a_record_but_its_id_is_logged_at_any_level() {
     let mut world = World::start().await;
     let settings = "log.filter = \"trace\"\nserver.request_deadline = \"1s\"\nserver.body_read_timeout = \"200ms\"";
-    let gate = world.gate(settings).await;
+    let mut gate = world.gate(settings).await;
     let post = async |body: &str, status: u16| {
         assert_eq!(gate.post(body.replace('@', MARKER)).await.status, status, "{body}");
     };
@@ -152,7 +159,10 @@ async fn nothing_of_a_record_but_its_id_is_logged_at_any_level() {
     world.redis.kill();
     post(r#"[{"id":"c","name":"@"}]"#, 503).await;
 
-    let lines: Vec<_> = gate.log().into_iter().filter(|line| line.contains(MARKER)).collect();
+    let lines: Vec<_> = gate.log().await.into_iter().filter(|line| line.contains(MARKER)).collect();
     assert_eq!(lines, Vec::<String>::new());
-    assert!(gate.records().iter().any(|record| record["level"] == "TRACE"), "the log was as talkative as it can be");
+    assert!(
+        records(&mut gate).await.iter().any(|record| record["level"] == "TRACE"),
+        "the log was as talkative as it can be"
+    );
 }

@@ -110,7 +110,7 @@ async fn refused_while_redis_hangs_if_so_configured() {
 #[tokio::test]
 async fn a_connection_that_was_cut_while_idle_costs_no_deduplication() {
     let world = World::start().await;
-    let gate = world.gate("").await;
+    let mut gate = world.gate("").await;
     assert_eq!(gate.post(batch(["a"])).await.counts(), (1, 1));
     world.redis.settled(OUTBOX).await;
 
@@ -123,7 +123,7 @@ async fn a_connection_that_was_cut_while_idle_costs_no_deduplication() {
     }
 
     assert_eq!(ids(&world.nats.events().await), ["a", "b1", "b2", "b3", "b4", "b5"]);
-    let warned = gate.log().iter().any(|line| line.contains("without deduplication"));
+    let warned = gate.log().await.iter().any(|line| line.contains("without deduplication"));
     assert!(!warned, "no batch was published without a claim");
 }
 

@@ -107,15 +107,13 @@ impl Gate {
         .await
     }
 
-    /// The lines of the log so far.
-    pub(crate) fn log(&self) -> Vec<String> {
+    /// Takes leave and gives the log. Before the end, a line of a moment ago may still be in the pipe.
+    pub(crate) async fn log(&mut self) -> Vec<String> {
+        if self.process.ended().is_none() {
+            self.signal("TERM");
+        }
+        self.end().await;
         self.log.lines()
-    }
-
-    /// The lines so far of a log in JSON.
-    pub(crate) fn records(&self) -> Vec<Value> {
-        let parse = |line: &String| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error} in log: {line}"));
-        self.log.lines().iter().map(parse).collect()
     }
 
     /// Waits for a line that holds a text.
