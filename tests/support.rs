@@ -48,6 +48,14 @@ impl World {
         Gate::start(&self.settings(), settings).await
     }
 
+    /// One that dies at a named point of the pipeline: `point`, or `point:number` of the hit.
+    pub(crate) async fn gate_armed(&self, settings: &str, point: &str) -> Gate {
+        assert!(cfg!(feature = "failpoints"), "this needs --features failpoints");
+        let gate = Gate::start_with(&self.settings(), settings, &[("HOOKGATE_FAILPOINT", point)]).await;
+        gate.wait_ready().await;
+        gate
+    }
+
     /// Where the servers are, as TOML.
     pub(crate) fn settings(&self) -> String {
         format!("redis.url = \"{}\"\nnats.url = \"{}\"\n", self.redis.url(), self.nats.url())

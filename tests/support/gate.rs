@@ -36,9 +36,15 @@ pub(crate) struct Gate {
 impl Gate {
     /// Starts it with layers of settings, later ones winning, and waits until it listens.
     pub(crate) async fn start(servers: &str, settings: &str) -> Self {
+        Self::start_with(servers, settings, &[]).await
+    }
+
+    /// The same with variables in its environment.
+    pub(crate) async fn start_with(servers: &str, settings: &str, environment: &[(&str, &str)]) -> Self {
         let files = tempfile::tempdir().expect("a temporary folder can be made");
         let mut process = Process::start(env!("CARGO_BIN_EXE_hookgate").as_ref(), |command| {
             configure(command, &files, &[SETTINGS, servers, settings]);
+            command.envs(environment.iter().copied());
             command.arg("serve").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
         });
         let log = Output::of(process.child().stderr.take().expect("stderr is a pipe"));
@@ -126,6 +132,16 @@ impl Gate {
 
     pub(crate) fn signal(&self, signal: &str) {
         self.process.signal(signal);
+    }
+
+    /// Ends it as the kernel does that runs out of memory.
+    pub(crate) fn kill(&mut self) {
+        self.process.kill();
+    }
+
+    /// How it ended, if it did.
+    pub(crate) fn ended(&mut self) -> Option<ExitStatus> {
+        self.process.ended()
     }
 
     /// Waits for its end, and for the last line of its log.

@@ -1,0 +1,156 @@
+//! The proof that nothing accepted is lost: real processes are killed, frozen, cut off and wiped under load
+//! from a model of the CRM, and then everything is counted. `make faults` runs all of it and prints a table;
+//! `--quick` is the part that `make test` runs.
+//!
+//! A scenario is a function that returns a [`Report`]; the invariants are in `faults/rig.rs`.
+
+mod faults {
+    pub(crate) mod crm;
+    pub(crate) mod oracle;
+    pub(crate) mod process;
+    pub(crate) mod rig;
+    #[expect(dead_code, reason = "the scenarios that use it come next")]
+    pub(crate) mod wire;
+}
+#[allow(dead_code, unused_imports, reason = "shared with behaviour.rs, which uses the rest")]
+mod support;
+
+use std::{
+    process::ExitCode,
+    time::{Duration, Instant},
+};
+
+use faults::rig::Report;
+use tokio::task::JoinSet;
+
+/// Longest time of a scenario.
+const LIMIT: Duration = Duration::from_secs(240);
+/// Scenarios at once, unless `--jobs` says otherwise: most of the time they wait.
+const JOBS: usize = 3;
+
+/// A scenario by its name.
+pub(crate) struct Scenario {
+    name: &'static str,
+    /// Part of `--quick`.
+    quick: bool,
+    /// Has the machine to itself: it measures time, or needs a port or a name that is there once.
+    alone: bool,
+    run: fn() -> Report,
+}
+
+/// `scenario!(name)`, `scenario!(name, quick)`, `scenario!(name, alone)`: a function of this module.
+macro_rules! scenario {
+    ($name:ident $(, $flag:ident)*) => {{
+        #[allow(unused_mut, reason = "not every scenario has a flag")]
+        let mut scenario = $crate::Scenario {
+            name: stringify!($name),
+            quick: false,
+            alone: false,
+            run: || $crate::to_its_end($name()),
+        };
+        $( scenario.$flag = true; )*
+        scenario
+    }};
+}
+pub(crate) use scenario;
+
+/// Runs a scenario on a thread and a runtime of its own: its processes die with the thread.
+fn to_its_end(scenario: impl Future<Output = Report>) -> Report {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.expect("a runtime can be started").block_on(scenario)
+}
+
+fn scenarios() -> Vec<Scenario> {
+    [faults::process::scenarios()].into_iter().flatten().collect()
+}
+
+fn main() -> ExitCode {
+    let mut quick = false;
+    let mut jobs = JOBS;
+    let mut names = Vec::new();
+    let mut arguments = std::env::args().skip(1);
+    while let Some(argument) = arguments.next() {
+        match argument.as_str() {
+            "--quick" => quick = true,
+            "--jobs" => jobs = arguments.next().and_then(|jobs| jobs.parse().ok()).unwrap_or(JOBS).max(1),
+            "--list" => {
+                for scenario in scenarios() {
+                    println!("{}{}", scenario.name, if scenario.quick { " (quick)" } else { "" });
+                }
+                return ExitCode::SUCCESS;
+            }
+            name if !name.starts_with('-') => names.push(name.to_owned()),
+            other => {
+                eprintln!("faults: {other} is none of --quick, --jobs N, --list, or part of a scenario's name");
+                return ExitCode::from(2);
+            }
+        }
+    }
+    let chosen: Vec<_> = scenarios()
+        .into_iter()
+        .filter(|scenario| !quick || scenario.quick)
+        .filter(|scenario| names.is_empty() || names.iter().any(|name| scenario.name.contains(name.as_str())))
+        .collect();
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime can be started");
+    let began = Instant::now();
+    let (passed, failed) = runtime.block_on(run(chosen, jobs));
+    // A scenario that did not end is not waited for.
+    runtime.shutdown_background();
+    println!("\n{passed} passed, {failed} failed");
+    eprintln!("faults: {:.0?}", began.elapsed());
+    if failed == 0 && passed > 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// Runs scenarios, some at once, those that want to be alone at the end; prints each as it ends.
+async fn run(chosen: Vec<Scenario>, jobs: usize) -> (usize, usize) {
+    println!(
+        "{:<44} {:>8} {:>5} {:>5} {:>10} {:>8} {:>6}  statuses",
+        "scenario", "accepted", "lost", "stuck", "duplicates", "longest", "time"
+    );
+    let mut results = (0, 0);
+    let (alone, together): (Vec<_>, Vec<_>) = chosen.into_iter().partition(|scenario| scenario.alone);
+    for (queue, jobs) in [(together, jobs), (alone, 1)] {
+        let mut queue = queue.into_iter();
+        let mut running = JoinSet::new();
+        loop {
+            while running.len() < jobs
+                && let Some(scenario) = queue.next()
+            {
+                running.spawn(one(scenario));
+            }
+            match running.join_next().await {
+                None => break,
+                Some(Ok(true)) => results.0 += 1,
+                Some(Ok(false) | Err(_)) => results.1 += 1,
+            }
+        }
+    }
+    results
+}
+
+/// Runs a scenario and prints its row; whether it holds.
+async fn one(scenario: Scenario) -> bool {
+    let began = Instant::now();
+    let mut task = JoinSet::new();
+    task.spawn_blocking(scenario.run);
+    let outcome = tokio::time::timeout(LIMIT, task.join_next()).await;
+    let took = began.elapsed();
+    let report = match outcome {
+        Ok(Some(Ok(report))) => report,
+        Ok(Some(Err(panic))) => {
+            Report { violations: vec![format!("did not come to its end: {panic}")], ..Report::default() }
+        }
+        Ok(None) | Err(_) => Report { violations: vec![format!("took longer than {LIMIT:?}")], ..Report::default() },
+    };
+    let Report { accepted, lost, stuck, duplicates, statuses, longest, violations } = report;
+    println!(
+        "{:<44} {accepted:>8} {lost:>5} {stuck:>5} {duplicates:>10} {:>8} {:>6}  {statuses}",
+        scenario.name,
+        format!("{:.1}s", longest.as_secs_f64()),
+        format!("{:.0}s", took.as_secs_f64()),
+    );
+    for violation in &violations {
+        println!("    FAILED: {violation}");
+    }
+    violations.is_empty()
+}

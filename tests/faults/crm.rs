@@ -1,0 +1,221 @@
+//! A model of EspoCRM's webhook queue: makes ids, sends them in batches, and decides by the answer as
+//! EspoCRM does. What it counts as accepted has to be in the stream.
+//!
+//! Two things differ from the real one. Minutes are shortened to fractions of a second. And a refused
+//! connection is tried at the next replica at once, as the ingress does; a connection that is cut in
+//! the middle is not: the sender gets no answer (status 0) and comes back.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    io::ErrorKind,
+    net::SocketAddr,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use tokio::task::JoinSet;
+
+use crate::support::{Answer, PATH, batch, post, try_exchange};
+
+/// What is sent, and how.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Load {
+    /// `EspoCRMs` at work, each sending one batch after the other.
+    pub(crate) workers: usize,
+    /// Ids of a batch.
+    pub(crate) batch: usize,
+    /// Pause of a worker after an answer.
+    pub(crate) pause: Duration,
+    /// What stands for the ten minutes before an attempt is repeated.
+    pub(crate) retry_after: Duration,
+    /// Attempts before a sender gives up; the real one has four in half an hour.
+    pub(crate) attempts: usize,
+    /// One in so many delivered batches is sent once more, as after an answer that got lost.
+    pub(crate) repeat_every: usize,
+}
+
+impl Default for Load {
+    fn default() -> Self {
+        Self {
+            workers: 4,
+            batch: 10,
+            pause: Duration::from_millis(10),
+            retry_after: Duration::from_millis(300),
+            attempts: 100,
+            repeat_every: 5,
+        }
+    }
+}
+
+/// What came of it.
+#[derive(Debug, Default, Clone)]
+pub(crate) struct Sent {
+    /// Ids whose batch was answered 2xx.
+    pub(crate) accepted: BTreeSet<String>,
+    /// Ids that the sender gave up: for good at once, or after its last attempt.
+    pub(crate) given_up: BTreeSet<String>,
+    /// Answers by status; 0: none.
+    pub(crate) statuses: BTreeMap<u16, u64>,
+    /// The longest time to an answer.
+    pub(crate) longest: Duration,
+}
+
+/// A running load.
+pub(crate) struct Crm {
+    shared: Arc<Shared>,
+    workers: JoinSet<()>,
+}
+
+struct Shared {
+    load: Load,
+    replicas: Mutex<Vec<SocketAddr>>,
+    next: AtomicUsize,
+    made: AtomicUsize,
+    stopping: AtomicBool,
+    paused: AtomicBool,
+    sent: Mutex<Sent>,
+}
+
+struct Batch {
+    ids: Vec<String>,
+    attempts: usize,
+    due: Instant,
+}
+
+impl Crm {
+    /// Starts to send to replicas in turn.
+    pub(crate) fn start(replicas: Vec<SocketAddr>, load: Load) -> Self {
+        let shared = Arc::new(Shared {
+            load,
+            replicas: Mutex::new(replicas),
+            next: AtomicUsize::new(0),
+            made: AtomicUsize::new(0),
+            stopping: AtomicBool::new(false),
+            paused: AtomicBool::new(false),
+            sent: Mutex::default(),
+        });
+        let mut workers = JoinSet::new();
+        for worker in 0..load.workers {
+            workers.spawn(work(Arc::clone(&shared), worker));
+        }
+        Self { shared, workers }
+    }
+
+    /// Who takes webhooks from now on.
+    pub(crate) fn aim(&self, replicas: Vec<SocketAddr>) {
+        *lock(&self.shared.replicas) = replicas;
+    }
+
+    /// Ids accepted so far.
+    pub(crate) fn accepted(&self) -> usize {
+        lock(&self.shared.sent).accepted.len()
+    }
+
+    /// Answers with this status so far.
+    pub(crate) fn answered(&self, status: u16) -> u64 {
+        lock(&self.shared.sent).statuses.get(&status).copied().unwrap_or(0)
+    }
+
+    /// Whether new ids are made.
+    pub(crate) fn pause(&self, paused: bool) {
+        self.shared.paused.store(paused, Ordering::SeqCst);
+    }
+
+    /// Makes no more ids, waits until what is queued is settled, and says what came of it.
+    pub(crate) async fn finish(mut self) -> Sent {
+        self.shared.stopping.store(true, Ordering::SeqCst);
+        while let Some(ended) = self.workers.join_next().await {
+            ended.expect("a worker of the CRM model ends");
+        }
+        lock(&self.shared.sent).clone()
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+async fn work(shared: Arc<Shared>, worker: usize) {
+    let load = shared.load;
+    let mut waiting: VecDeque<Batch> = VecDeque::new();
+    let mut delivered = 0_usize;
+    loop {
+        let stopping = shared.stopping.load(Ordering::SeqCst);
+        let mut next = match waiting.front() {
+            Some(first) if first.due <= Instant::now() => waiting.pop_front().expect("it has a front"),
+            // A sender with much to repeat makes nothing new, and the load of an outage stays bounded.
+            _ if !stopping && !shared.paused.load(Ordering::SeqCst) && waiting.len() < 20 => {
+                let ids = (0..load.batch).map(|_| format!("w{worker}-{}", shared.made.fetch_add(1, Ordering::Relaxed)));
+                Batch { ids: ids.collect(), attempts: 0, due: Instant::now() }
+            }
+            Some(first) => {
+                tokio::time::sleep_until(first.due.into()).await;
+                continue;
+            }
+            None if stopping => return,
+            None => {
+                tokio::time::sleep(load.pause).await;
+                continue;
+            }
+        };
+        let body = batch(&next.ids);
+        let verdict = send(&shared, &body).await.map_or(Verdict::Again, decide);
+        next.attempts += 1;
+        match verdict {
+            Verdict::Delivered => {
+                lock(&shared.sent).accepted.extend(next.ids);
+                delivered += 1;
+                if load.repeat_every > 0 && delivered.is_multiple_of(load.repeat_every) {
+                    send(&shared, &body).await;
+                }
+            }
+            Verdict::Again if next.attempts < load.attempts => {
+                next.due = Instant::now() + load.retry_after;
+                waiting.push_back(next);
+            }
+            Verdict::Again | Verdict::GiveUp => lock(&shared.sent).given_up.extend(next.ids),
+        }
+        tokio::time::sleep(load.pause).await;
+    }
+}
+
+enum Verdict {
+    Delivered,
+    Again,
+    GiveUp,
+}
+
+/// The decision table of `EspoCRM`, read in its source.
+const fn decide(status: u16) -> Verdict {
+    match status {
+        200..=399 => Verdict::Delivered,
+        0 | 401 | 403 | 404 | 405 | 408 | 500 | 503 => Verdict::Again,
+        _ => Verdict::GiveUp,
+    }
+}
+
+/// Sends a body to the next replica that takes connections; the status, 0 for a connection that was cut.
+/// Nothing if there is no replica, for which an ingress answers 503.
+async fn send(shared: &Shared, body: &str) -> Option<u16> {
+    let request = post(PATH, body.as_bytes());
+    let replicas = lock(&shared.replicas).clone();
+    let first = shared.next.fetch_add(1, Ordering::Relaxed);
+    let began = Instant::now();
+    let mut answer = None;
+    for turn in 0..replicas.len() {
+        answer = match try_exchange(replicas[(first + turn) % replicas.len()], &request).await {
+            Ok(Answer { status, .. }) => Some(status),
+            Err(error) if error.kind() == ErrorKind::ConnectionRefused => continue,
+            Err(_cut) => Some(0),
+        };
+        break;
+    }
+    let status = answer?;
+    let mut sent = lock(&shared.sent);
+    *sent.statuses.entry(status).or_default() += 1;
+    sent.longest = sent.longest.max(began.elapsed());
+    Some(status)
+}

@@ -1,0 +1,117 @@
+//! hookgate itself dies: at any time, and at each named point of the pipeline.
+
+use super::{
+    crm::Load,
+    rig::{Bounds, Report, Rig},
+};
+use crate::{Scenario, scenario, support::eventually};
+
+/// The scenarios of this file.
+pub(crate) fn scenarios() -> Vec<Scenario> {
+    vec![
+        scenario!(undisturbed, quick),
+        scenario!(killed_a_few_times, quick),
+        scenario!(killed_100_times),
+        scenario!(killed_after_claim),
+        scenario!(killed_after_publish),
+        scenario!(killed_after_ack),
+        scenario!(killed_in_settle),
+        scenario!(killed_in_relay_before_publish),
+        scenario!(killed_in_relay_after_publish),
+    ]
+}
+
+async fn undisturbed() -> Report {
+    let rig = Rig::start(2, "").await;
+    let crm = rig.load(Load::default());
+    rig.progress(&crm, 2000).await;
+    rig.verdict(crm, Bounds::default()).await
+}
+
+async fn killed_a_few_times() -> Report {
+    kill_again_and_again(10).await
+}
+
+async fn killed_100_times() -> Report {
+    kill_again_and_again(100).await
+}
+
+/// Each kill cuts at most the requests that the replica was working on.
+async fn kill_again_and_again(kills: u64) -> Report {
+    let mut rig = Rig::start(2, "").await;
+    let load = Load::default();
+    let crm = rig.load(load);
+    for kill in 0..kills {
+        // The load goes on at its own pace, so that each kill meets it elsewhere.
+        rig.progress(&crm, 20 + usize::try_from(kill * 7 % 50).expect("small")).await;
+        let place = usize::try_from(kill % 2).expect("0 or 1");
+        rig.gates[place].kill();
+        rig.replace(place).await;
+        crm.aim(rig.addresses());
+    }
+    let cut = kills * u64::try_from(load.workers).expect("few");
+    rig.verdict(crm, Bounds { cut, ..Bounds::default() }).await
+}
+
+async fn killed_after_claim() -> Report {
+    die_at("after_claim").await
+}
+
+async fn killed_after_publish() -> Report {
+    die_at("after_publish").await
+}
+
+async fn killed_after_ack() -> Report {
+    die_at("after_ack").await
+}
+
+async fn killed_in_settle() -> Report {
+    die_at("in_settle").await
+}
+
+/// One replica dies at a point of its pipeline, again and again; the other one lives.
+async fn die_at(point: &str) -> Report {
+    let deaths = 10;
+    let rig = Rig::start(1, "").await;
+    let load = Load::default();
+    let crm = rig.load(load);
+    for death in 0..deaths {
+        let mut armed = rig.world.gate_armed(rig.settings(), &format!("{point}:{}", 1 + death * 3)).await;
+        crm.aim(vec![rig.gates[0].address(), armed.address()]);
+        eventually("the replica dies at its point", async || armed.ended()).await;
+        crm.aim(rig.addresses());
+        rig.progress(&crm, 50).await;
+    }
+    let cut = deaths * u64::try_from(load.workers).expect("few");
+    rig.verdict(crm, Bounds { cut, ..Bounds::default() }).await
+}
+
+async fn killed_in_relay_before_publish() -> Report {
+    die_in_relay("relay_before_publish").await
+}
+
+async fn killed_in_relay_after_publish() -> Report {
+    die_in_relay("relay_after_publish").await
+}
+
+/// What a dead replica left in the outbox kills the next one in its relay; the one after it drains it.
+async fn die_in_relay(point: &str) -> Report {
+    let mut rig = Rig::start(1, "").await;
+    let crm = rig.load(Load::default());
+    rig.progress(&crm, 50).await;
+    let rounds = 3;
+    for _ in 0..rounds {
+        rig.gates.clear();
+        let mut first = rig.world.gate_armed(rig.settings(), "after_claim:1").await;
+        crm.aim(vec![first.address()]);
+        eventually("the first one dies after a claim", async || first.ended()).await;
+        let mut second = rig.world.gate_armed(rig.settings(), point).await;
+        // Nobody sends: only the relay can find what the first one left.
+        eventually("the second one dies in its relay", async || second.ended()).await;
+        rig.add_replica().await;
+        crm.aim(rig.addresses());
+        rig.progress(&crm, 50).await;
+    }
+    let cut = 2 * rounds * u64::try_from(Load::default().workers).expect("few");
+    rig.verdict(crm, Bounds { cut, ..Bounds::default() }).await
+}
