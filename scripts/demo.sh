@@ -138,6 +138,8 @@ if [ "${ONCE:-}" = 1 ] || [ "$failed" = 1 ]; then
     exit "$failed"
 fi
 
+# Ctrl-C is how it ends from here on.
+trap "exit 0" INT
 title "Go on in another terminal; events appear here. Ctrl-C ends everything."
 cat <<EOT
   curl -X POST $url -H 'Content-Type: application/json' -d '[{"id": "test-123", "name": "Test"}]'

@@ -6,8 +6,11 @@
 
 mod faults {
     pub(crate) mod crm;
+    pub(crate) mod edge;
+    pub(crate) mod nats;
     pub(crate) mod oracle;
     pub(crate) mod process;
+    pub(crate) mod redis;
     pub(crate) mod rig;
     #[expect(dead_code, reason = "the scenarios that use it come next")]
     pub(crate) mod wire;
@@ -61,7 +64,13 @@ fn to_its_end(scenario: impl Future<Output = Report>) -> Report {
 }
 
 fn scenarios() -> Vec<Scenario> {
-    [faults::process::scenarios()].into_iter().flatten().collect()
+    let files = [
+        faults::process::scenarios(),
+        faults::nats::scenarios(),
+        faults::redis::scenarios(),
+        faults::edge::scenarios(),
+    ];
+    files.into_iter().flatten().collect()
 }
 
 fn main() -> ExitCode {
