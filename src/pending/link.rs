@@ -175,15 +175,20 @@ impl Keeper {
 
     fn contact_after(&self, error: &RedisError) -> Contact {
         let contact = self.unreachable(error);
+        let problem = contact.problem().unwrap_or_default();
+        let refused = || Contact::Refused(problem.to_owned());
+        let login_refused = || {
+            Contact::Refused(format!(
+                "{problem}; check redis.username and redis.password_file, and what this user may do"
+            ))
+        };
+        // What the client library leaves of NOAUTH when it chooses the database.
+        let wants_login = error.detail().is_some_and(|detail| detail.starts_with("Authentication required"));
         match error.kind() {
-            ErrorKind::AuthenticationFailed | ErrorKind::Server(ServerErrorKind::NoPerm) => Contact::Refused(format!(
-                "{}; check redis.username and redis.password_file, and what this user may do",
-                contact.problem().unwrap_or_default()
-            )),
-            ErrorKind::InvalidClientConfig => Contact::Refused(contact.problem().unwrap_or_default().to_owned()),
-            _ if matches!(error.code(), Some("NOAUTH" | "WRONGPASS" | "NOPERM" | "ERR" | "WRONGTYPE")) => {
-                Contact::Refused(contact.problem().unwrap_or_default().to_owned())
-            }
+            ErrorKind::AuthenticationFailed | ErrorKind::Server(ServerErrorKind::NoPerm) => login_refused(),
+            ErrorKind::InvalidClientConfig => refused(),
+            _ if wants_login || matches!(error.code(), Some("NOAUTH" | "WRONGPASS" | "NOPERM")) => login_refused(),
+            _ if matches!(error.code(), Some("ERR" | "WRONGTYPE")) => refused(),
             _ => contact,
         }
     }
