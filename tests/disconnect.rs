@@ -81,7 +81,10 @@ async fn while_nats_is_down_the_retry_publishes_under_the_same_token() {
     let tokens = world.redis.outbox(OUTBOX).await;
     assert_eq!(tokens.len(), ids.len(), "every claim is in the outbox");
     // Takes until its deadline, and so longer than the work that was begun before.
-    assert_eq!(gate.post(batch(&ids)).await.error(), (503, "not_published".into()));
+    eventually("a retry has its turn and fails", async || {
+        (gate.post(batch(&ids)).await.error() == (503, "not_published".into())).then_some(())
+    })
+    .await;
 
     world.nats.start_again().await;
     assert_eq!(gate.deliver(batch(&ids)).await.counts(), (0, 20));

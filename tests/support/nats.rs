@@ -17,10 +17,10 @@ use tokio::{io::AsyncReadExt, net::TcpStream};
 
 use super::{
     eventually,
-    process::{Process, binary, free_port},
+    process::{Port, Process, binary},
 };
 
-/// Attempts to find a port that nobody takes between looking and binding.
+/// Ports to try, in case something that is no test takes one between looking and binding.
 const ATTEMPTS: usize = 10;
 /// The stream that hookgate makes if nothing else is configured.
 const STREAM: &str = "HOOKGATE";
@@ -35,7 +35,7 @@ struct Mode {
 /// A running server and its data.
 pub(crate) struct NatsServer {
     process: Process,
-    port: u16,
+    port: Port,
     mode: Mode,
     data: TempDir,
 }
@@ -59,8 +59,8 @@ impl NatsServer {
     async fn start_as(mode: Mode) -> Self {
         let mut data = tempfile::tempdir().expect("a temporary folder can be made");
         for _ in 0..ATTEMPTS {
-            let port = free_port();
-            let mut server = Self { process: launch(&data, port, mode), port, mode, data };
+            let port = Port::reserve();
+            let mut server = Self { process: launch(&data, port.number, mode), port, mode, data };
             if server.answers().await {
                 return server;
             }
@@ -71,7 +71,7 @@ impl NatsServer {
 
     /// Starts it again after a kill, on the same port with the same data.
     pub(crate) async fn start_again(&mut self) {
-        self.process = launch(&self.data, self.port, self.mode);
+        self.process = launch(&self.data, self.port.number, self.mode);
         assert!(self.answers().await, "nats-server did not start again:\n{}", log(&self.data));
     }
 
@@ -95,7 +95,7 @@ impl NatsServer {
 
     /// Without credentials.
     pub(crate) fn url(&self) -> String {
-        format!("nats://127.0.0.1:{}", self.port)
+        format!("nats://127.0.0.1:{}", self.port.number)
     }
 
     pub(crate) async fn client(&self) -> Client {
@@ -145,7 +145,7 @@ impl NatsServer {
 
     /// Whether this very process greets; false if it ended.
     async fn answers(&mut self) -> bool {
-        let (port, mine) = (self.port, format!("\"server_name\":\"{}\"", name(&self.data)));
+        let (port, mine) = (self.port.number, format!("\"server_name\":\"{}\"", name(&self.data)));
         let process = &mut self.process;
         eventually("nats-server answers", async || {
             if process.ended().is_some() {

@@ -3,7 +3,7 @@
 use std::{
     ffi::OsStr,
     hash::{BuildHasher, Hasher, RandomState},
-    net::TcpListener,
+    net::{TcpListener, UdpSocket},
     process::{Child, Command, ExitStatus},
 };
 
@@ -76,14 +76,25 @@ pub(crate) fn binary(variable: &str, default: &str) -> std::ffi::OsString {
     std::env::var_os(variable).unwrap_or_else(|| default.into())
 }
 
-/// A port nobody listens on. Below the range of outgoing connections: from there a client that tries to
-/// reach a server that is down could be given the server's own port, and keep it from coming back.
-pub(crate) fn free_port() -> u16 {
-    loop {
-        let random = RandomState::new().build_hasher().finish() % 12_000;
-        let port = 20_000 + u16::try_from(random).expect("a number below 12,000");
-        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
-            return port;
+/// A TCP port that no other test takes, also while nobody listens on it.
+pub(crate) struct Port {
+    pub(crate) number: u16,
+    /// Of the same number, and of no other use: it is free again when the test ends, however it ends.
+    _reservation: UdpSocket,
+}
+
+impl Port {
+    /// Finds one below the range of outgoing connections: from there a client that tries to reach a server
+    /// that is down could be given the server's own port, and keep it from coming back.
+    pub(crate) fn reserve() -> Self {
+        loop {
+            let random = RandomState::new().build_hasher().finish() % 12_000;
+            let number = 20_000 + u16::try_from(random).expect("a number below 12,000");
+            if let Ok(reservation) = UdpSocket::bind(("127.0.0.1", number))
+                && TcpListener::bind(("127.0.0.1", number)).is_ok()
+            {
+                return Self { number, _reservation: reservation };
+            }
         }
     }
 }

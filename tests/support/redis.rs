@@ -12,16 +12,16 @@ use tempfile::TempDir;
 
 use super::{
     eventually,
-    process::{Process, binary, free_port},
+    process::{Port, Process, binary},
 };
 
-/// Attempts to find a port that nobody takes between looking and binding.
+/// Ports to try, in case something that is no test takes one between looking and binding.
 const ATTEMPTS: usize = 10;
 
 /// A running server and its data.
 pub(crate) struct RedisServer {
     process: Process,
-    port: u16,
+    port: Port,
     password: Option<&'static str>,
     data: TempDir,
 }
@@ -39,8 +39,8 @@ impl RedisServer {
     async fn start_with(password: Option<&'static str>) -> Self {
         let mut data = tempfile::tempdir().expect("a temporary folder can be made");
         for _ in 0..ATTEMPTS {
-            let port = free_port();
-            let mut server = Self { process: launch(&data, port, password), port, password, data };
+            let port = Port::reserve();
+            let mut server = Self { process: launch(&data, port.number, password), port, password, data };
             if server.answers().await {
                 return server;
             }
@@ -51,7 +51,7 @@ impl RedisServer {
 
     /// Starts it again after a kill, on the same port with the same data.
     pub(crate) async fn start_again(&mut self) {
-        self.process = launch(&self.data, self.port, self.password);
+        self.process = launch(&self.data, self.port.number, self.password);
         assert!(self.answers().await, "redis-server did not start again:\n{}", log(&self.data));
     }
 
@@ -69,13 +69,13 @@ impl RedisServer {
 
     /// Without a database, as most people write it, and without the password.
     pub(crate) fn url(&self) -> String {
-        format!("redis://127.0.0.1:{}", self.port)
+        format!("redis://127.0.0.1:{}", self.port.number)
     }
 
     /// A client for database 1.
     pub(crate) fn client(&self) -> Client {
         let login = self.password.map_or_else(String::new, |password| format!(":{password}@"));
-        Client::open(format!("redis://{login}127.0.0.1:{}/1", self.port)).expect("the address is well-formed")
+        Client::open(format!("redis://{login}127.0.0.1:{}/1", self.port.number)).expect("the address is well-formed")
     }
 
     /// A connection to database 1.
