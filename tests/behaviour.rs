@@ -9,6 +9,7 @@ mod drain;
 mod log_lines;
 mod main_job;
 mod nats_outage;
+mod readme;
 mod redis_outage;
 mod replicas;
 mod startup;
