@@ -216,6 +216,14 @@ impl Batch {
         (0..self.len()).map(|index| self.id(index))
     }
 
+    /// Memory that the batch keeps.
+    #[must_use]
+    pub fn allocated_bytes(&self) -> usize {
+        self.text.capacity()
+            + self.ends.capacity() * size_of::<u32>()
+            + self.rejected.places.capacity() * size_of::<(Reason, Range<usize>)>()
+    }
+
     /// The items that were left out.
     #[must_use]
     pub const fn rejected(&self) -> &Rejected {

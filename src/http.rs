@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::{Buf, Bytes};
 use futures_util::{Stream, StreamExt};
 use serde::Serialize;
 use tokio::{
@@ -117,6 +117,18 @@ impl Held {
             .fetch_update(Ordering::AcqRel, Ordering::Acquire, |taken| Some(taken + bytes).filter(|sum| sum <= limit))
             .map_err(|_taken| Refusal::TooManyBytes { limit: *limit })?;
         self.bytes += bytes;
+        Ok(())
+    }
+
+    /// Room for more bytes, up to `most` in all. It grows as bytes arrive: what was only announced takes no
+    /// memory. What is counted is what is allocated.
+    fn make_room(&mut self, bytes: &mut Vec<u8>, more: usize, most: usize) -> Result<(), Refusal> {
+        let (room, needed) = (bytes.capacity(), bytes.len() + more);
+        if needed > room {
+            let target = needed.max((2 * room).min(most));
+            self.reserve(target - room)?;
+            bytes.reserve_exact(target - bytes.len());
+        }
         Ok(())
     }
 }
@@ -246,6 +258,7 @@ pub fn webhooks(
                     let batch = Batch::parse(&body).map_err(Refusal::Malformed).inspect_err(|refusal| {
                         dead_letters.bury(&route, [(status(refusal).1, body.clone())]);
                     })?;
+                    admitted.held.reserve(batch.allocated_bytes())?;
                     let rejected = batch.rejected().clone();
                     let receipt = process(&pipeline, Arc::clone(&route), batch, admitted, deadline).await?;
                     bury(&dead_letters, &route, &rejected, &body);
@@ -306,14 +319,14 @@ async fn read_body(
     };
     let until = admitted.deadline.min(Instant::now() + limits.body_read_timeout);
     let mut body = std::pin::pin!(body);
-    // What was announced but has not arrived takes no memory.
-    let mut bytes = BytesMut::with_capacity(announced.min(64 * 1024));
+    let mut bytes = Vec::new();
     while let Some(chunk) = timeout_at(until, body.next()).await.map_err(|_elapsed| Refusal::BodyTimeout)? {
         let mut chunk = chunk.map_err(|error| Refusal::BodyUnreadable(root_cause(&error)))?;
         if bytes.len() + chunk.remaining() > limit {
             return Err(too_large());
         }
-        admitted.held.reserve(chunk.remaining())?;
+        let most = if announced > 0 { announced } else { limit };
+        admitted.held.make_room(&mut bytes, chunk.remaining(), most)?;
         while chunk.has_remaining() {
             let part = chunk.chunk();
             bytes.extend_from_slice(part);
@@ -321,7 +334,7 @@ async fn read_body(
             chunk.advance(length);
         }
     }
-    Ok(bytes.freeze())
+    Ok(bytes.into())
 }
 
 /// Keeps the rejected items of a batch that is done.

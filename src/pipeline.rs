@@ -170,8 +170,8 @@ pub struct Settlement {
 
 impl Settlement {
     /// Only an acknowledgement makes a settlement.
-    pub(crate) fn acknowledged(id: String, token: Token, ack: Ack) -> Self {
-        let Ack { .. } = ack;
+    #[expect(clippy::needless_pass_by_value, reason = "an acknowledgement is used up: it settles one claim")]
+    pub(crate) fn acknowledged(id: String, token: Token, _ack: Ack) -> Self {
         Self { id, token }
     }
 

@@ -16,5 +16,6 @@ mod startup;
 mod status_codes;
 mod stores;
 mod streams;
+#[allow(dead_code, unused_imports, reason = "shared with faults.rs, which uses the rest")]
 mod support;
 mod tail;

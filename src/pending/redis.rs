@@ -245,7 +245,8 @@ impl Claimer {
         let Options { timeout, outbox_limit, durability } = self.options;
         let touch = durability != Durability::None;
         let until = Instant::now() + timeout;
-        let mut current = self.link.current().ok_or_else(|| ClaimError::Down(self.link.problem()))?;
+        let next = timeout_at(until, self.link.current_or_next()).await.unwrap_or(None);
+        let mut current = next.ok_or_else(|| ClaimError::Down(self.link.problem()))?;
         let mut tries = 0;
         loop {
             tries += 1;
@@ -302,11 +303,11 @@ impl Claimer {
         };
         // Said once when it begins and once when it ends, not for every claim.
         if self.warned.swap(problem.is_some(), Ordering::Relaxed) != problem.is_some() {
-            match &problem {
-                Some(problem) => {
-                    warn!(route = %self.route, %problem, "claims are not durable as redis.durability asks; without NATS they are answered 503")
-                }
-                None => warn!(route = %self.route, "claims are durable again"),
+            if let Some(problem) = &problem {
+                warn!(route = %self.route, %problem,
+                    "claims are not as durable as redis.durability asks; without NATS they are answered 503");
+            } else {
+                warn!(route = %self.route, "claims are durable again");
             }
         }
         problem.is_none()

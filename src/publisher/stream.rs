@@ -265,7 +265,8 @@ mod tests {
 
     #[test]
     fn each_dangerous_setting_is_named() {
-        let cases: [(&str, fn(&mut Config)); 8] = [
+        type Change = fn(&mut Config);
+        let cases: [(&str, Change); 8] = [
             ("no_ack", |config| config.no_ack = true),
             ("sealed", |config| config.sealed = true),
             ("storage", |config| config.storage = StorageType::Memory),
