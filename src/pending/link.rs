@@ -64,6 +64,24 @@ impl Link {
         self.current.borrow().clone()
     }
 
+    /// The connection, or the one that is about to take its place; none at once if Redis is known to be down.
+    pub(super) async fn current_or_next(&self) -> Option<Current> {
+        let (mut current, mut contact) = (self.current.clone(), self.report.subscribe());
+        loop {
+            if let Some(current) = &*current.borrow_and_update() {
+                return Some(current.clone());
+            }
+            if *contact.borrow_and_update() != Contact::Up {
+                return None;
+            }
+            let changed = tokio::select! {
+                changed = current.changed() => changed,
+                changed = contact.changed() => changed,
+            };
+            changed.ok()?;
+        }
+    }
+
     /// Waits for a connection.
     pub(super) async fn connected(&self) -> Option<Current> {
         self.current.clone().wait_for(Option::is_some).await.ok().and_then(|current| current.clone())
@@ -140,7 +158,7 @@ impl Keeper {
         }
     }
 
-    /// Watches a connection until it fails (then says how Redis is) or somebody reports it.
+    /// Watches a connection until it fails or somebody reports it; then says how Redis is, if that is known.
     async fn watch(&self, connection: MultiplexedConnection, epoch: u64) -> Option<Contact> {
         loop {
             tokio::select! {
@@ -151,21 +169,23 @@ impl Keeper {
                 }
                 alive = self.probe(connection.clone()) => {
                     if let Err(contact) = alive {
-                        return Some(contact);
+                        return contact;
                     }
                 }
             }
         }
     }
 
-    /// After a while, asks a connection whether it lives.
-    async fn probe(&self, mut connection: MultiplexedConnection) -> Result<(), Contact> {
+    /// After a while, asks a connection whether it lives. If it was cut, only the next one can tell how
+    /// Redis is.
+    async fn probe(&self, mut connection: MultiplexedConnection) -> Result<(), Option<Contact>> {
         tokio::time::sleep(PROBE_EVERY).await;
         let ping = redis::cmd("PING");
         match tokio::time::timeout(self.timeout, ping.query_async::<String>(&mut connection)).await {
             Ok(Ok(_pong)) => Ok(()),
-            Ok(Err(error)) => Err(self.contact_after(&error)),
-            Err(_elapsed) => Err(self.unreachable(&format!("no answer within {:?}", self.timeout))),
+            Ok(Err(error)) if error.is_io_error() && !error.is_timeout() => Err(None),
+            Ok(Err(error)) => Err(Some(self.contact_after(&error))),
+            Err(_elapsed) => Err(Some(self.unreachable(&format!("no answer within {:?}", self.timeout)))),
         }
     }
 
