@@ -5,8 +5,11 @@
 //! each other, later ones winning key by key (a list is replaced whole); then the result is checked for
 //! sense, and each complaint names the layer that had the last word.
 
+mod error;
 mod layers;
 pub mod sections;
+mod span;
+mod table;
 
 use std::{
     net::SocketAddr,
@@ -15,10 +18,14 @@ use std::{
 };
 
 use redis::IntoConnectionInfo;
+use serde::Serialize;
 use tracing_subscriber::EnvFilter;
 
-pub use self::layers::{Environment, Layers, environment};
 use self::sections::{Configuration, RouteSection, WhilePending};
+pub use self::{
+    error::SettingsError,
+    layers::{Environment, Layers, environment},
+};
 use crate::{
     dead_letters::DeadLetterLimits,
     http::Limits,
@@ -38,51 +45,6 @@ pub const DEFAULT_FILE: &str = "config/default.toml";
 
 /// Shortest deadline that leaves time to claim, publish and answer.
 const MIN_REQUEST_DEADLINE: Duration = Duration::from_secs(1);
-
-/// A configuration that can't be used.
-#[derive(Debug, thiserror::Error)]
-pub enum SettingsError {
-    /// A file can't be read.
-    #[error("read configuration file {path:?}: {problem}")]
-    File {
-        /// The file.
-        path: PathBuf,
-        /// What the operating system says.
-        problem: std::io::Error,
-    },
-    /// A layer can't be understood.
-    #[error("{source_name}: {problem}")]
-    Layer {
-        /// File and line, or environment variable.
-        source_name: String,
-        /// What is wrong, with key and value.
-        problem: String,
-    },
-    /// A value makes no sense.
-    #[error("{source_name}: {key} = {value}: {problem}")]
-    Value {
-        /// The layer that set it last.
-        source_name: String,
-        /// Dotted name of the key.
-        key: &'static str,
-        /// The value, without credentials.
-        value: String,
-        /// What is wrong and what is allowed.
-        problem: String,
-    },
-    /// A secret file can't be read.
-    #[error("{source_name}: {key} = {path:?}: read secret file: {problem}")]
-    Secret {
-        /// The layer that named it.
-        source_name: String,
-        /// Dotted name of the key.
-        key: &'static str,
-        /// The file.
-        path: PathBuf,
-        /// What the operating system says.
-        problem: std::io::Error,
-    },
-}
 
 /// Where claims are kept.
 #[derive(Debug, Clone)]
@@ -168,7 +130,11 @@ impl Settings {
         let Configuration { server, admin, redis, nats, outbox, dead_letters, log, routes } = configuration;
         let check = Check { layers };
         check.range("server.max_body_bytes", server.max_body_bytes, 1, 1 << 30)?;
-        check.range("server.max_buffered_bytes", server.max_buffered_bytes, server.max_body_bytes, 1 << 40)?;
+        check.range("server.max_buffered_bytes", server.max_buffered_bytes, 1, 1 << 40)?;
+        check.at_least(
+            ("server.max_buffered_bytes", server.max_buffered_bytes),
+            ("server.max_body_bytes", server.max_body_bytes),
+        )?;
         check.range("server.max_in_flight", server.max_in_flight as usize, 1, 1_000_000)?;
         check.range("server.max_connections", server.max_connections, 1, 1_000_000)?;
         check.range("server.max_header_bytes", server.max_header_bytes, 512, 1 << 20)?;
@@ -177,7 +143,11 @@ impl Settings {
         check.range("outbox.max_entries", outbox.max_entries, 1, 1 << 40)?;
         check.range("dead_letters.max_entries", dead_letters.max_entries, 0, 10_000_000)?;
         check.range("dead_letters.max_item_bytes", dead_letters.max_item_bytes, 1, 16 << 20)?;
-        check.range("dead_letters.max_bytes", dead_letters.max_bytes, dead_letters.max_item_bytes, 1 << 40)?;
+        check.range("dead_letters.max_bytes", dead_letters.max_bytes, 1, 1 << 40)?;
+        check.at_least(
+            ("dead_letters.max_bytes", dead_letters.max_bytes),
+            ("dead_letters.max_item_bytes", dead_letters.max_item_bytes),
+        )?;
         for (key, value) in [
             ("dead_letters.max_age", dead_letters.max_age),
             ("server.first_request_timeout", server.first_request_timeout),
@@ -195,17 +165,23 @@ impl Settings {
         }
         if outbox.relay_after.0 <= server.request_deadline.0 {
             let problem = format!(
-                "is not above server.request_deadline ({}): the relay would publish what a request is still working on",
+                "is not above server.request_deadline ({}: {}): the relay would publish what a request is still working on",
+                layers.origin("server.request_deadline"),
                 server.request_deadline
             );
             return Err(check.value("outbox.relay_after", outbox.relay_after, problem));
         }
         if redis.durability != sections::Durability::None && nats.on_unavailable == sections::WithoutNats::Reject {
             let problem = "changes nothing unless nats.on_unavailable is \"accept\", the one mode in which an answer rests on Redis";
-            return Err(check.value("redis.durability", format!("{:?}", redis.durability), problem.to_owned()));
+            return Err(check.value("redis.durability", in_toml(&redis.durability), problem.to_owned()));
         }
-        let log_filter = telemetry::parse_filter(&log.filter)
-            .map_err(|error| check.value("log.filter", format!("{:?}", log.filter), error.to_string()))?;
+        let log_filter = telemetry::parse_filter(&log.filter).map_err(|error| {
+            check.value(
+                "log.filter",
+                format!("{:?}", log.filter),
+                format!("{error}; write levels and modules such as \"info,hookgate::entity=warn\""),
+            )
+        })?;
         Ok(Self {
             listen: server.listen,
             admin_listen: admin.listen,
@@ -253,6 +229,11 @@ impl Settings {
     }
 }
 
+/// A value as it is written in a file.
+fn in_toml(value: &impl Serialize) -> String {
+    toml::Value::try_from(value).map_or_else(|_| "?".to_owned(), |value| value.to_string())
+}
+
 /// Names the layer a bad value came from.
 struct Check<'a> {
     layers: &'a Layers,
@@ -270,6 +251,20 @@ impl Check<'_> {
         Err(self.value(key, value, format!("is not between {low} and {high}")))
     }
 
+    /// That one limit leaves room for another.
+    fn at_least(
+        &self,
+        (key, value): (&'static str, usize),
+        (low_key, low): (&str, usize),
+    ) -> Result<(), SettingsError> {
+        if value >= low {
+            return Ok(());
+        }
+        let problem =
+            format!("is below {low_key} ({}: {low}); raise the one or lower the other", self.layers.origin(low_key));
+        Err(self.value(key, value, problem))
+    }
+
     fn positive(&self, key: &'static str, value: Duration) -> Result<(), SettingsError> {
         if value.is_zero() {
             return Err(self.value(key, "\"0s\"", "has to be longer than nothing".to_owned()));
@@ -278,11 +273,16 @@ impl Check<'_> {
     }
 
     fn secret(&self, key: &'static str, path: &Path) -> Result<String, SettingsError> {
-        match std::fs::read_to_string(path) {
-            Ok(text) => Ok(text.trim_end_matches(['\r', '\n']).to_owned()),
-            Err(problem) => {
-                Err(SettingsError::Secret { source_name: self.layers.origin(key), key, path: path.to_owned(), problem })
-            }
+        let wrong = |problem| SettingsError::Secret {
+            source_name: self.layers.origin(key),
+            key,
+            path: path.to_owned(),
+            problem,
+        };
+        let text = std::fs::read_to_string(path).map_err(wrong)?;
+        match text.trim_end_matches(['\r', '\n']) {
+            "" => Err(wrong(std::io::Error::other("it is empty"))),
+            secret => Ok(secret.to_owned()),
         }
     }
 
@@ -296,29 +296,32 @@ impl Check<'_> {
             let problem = "this version of hookgate knows redis://host:port/db and memory:".to_owned();
             return Err(self.value(KEY, shown, problem));
         }
-        let wrong = |error: redis::RedisError| self.value(KEY, &shown, error.to_string());
-        let info = redis.url.as_str().into_connection_info().map_err(wrong)?;
+        let wrong = |error: &dyn std::fmt::Display| {
+            let problem = format!("is not the address of a Redis server ({error}); write redis://host:6379/1");
+            self.value(KEY, &shown, problem)
+        };
+        let url = url::Url::parse(&redis.url).map_err(|error| wrong(&error))?;
+        let info = redis.url.as_str().into_connection_info().map_err(|error| wrong(&error))?;
         let mut login = info.redis_settings().clone();
-        let url = url::Url::parse(&redis.url).map_err(|error| self.value(KEY, &shown, error.to_string()))?;
         if matches!(url.path(), "" | "/") {
             // Consumers of the replaced system look there.
             login = login.set_db(1);
         }
         if redis.username.is_some() && redis.password_file.is_none() {
             let problem = "needs redis.password_file beside it".to_owned();
-            return Err(self.value("redis.username", format!("{:?}", redis.username), problem));
+            return Err(self.value("redis.username", in_toml(&redis.username), problem));
         }
         if let Some(path) = &redis.password_file {
             if url.password().is_some() {
                 let problem = "the url holds a password too; keep one".to_owned();
-                return Err(self.value("redis.password_file", path.display(), problem));
+                return Err(self.value("redis.password_file", format!("{path:?}"), problem));
             }
             login = login.set_password(self.secret("redis.password_file", path)?);
         }
         if let Some(username) = &redis.username {
             login = login.set_username(username);
         }
-        redis::Client::open(info.set_redis_settings(login)).map(PendingBackend::Redis).map_err(wrong)
+        redis::Client::open(info.set_redis_settings(login)).map(PendingBackend::Redis).map_err(|error| wrong(&error))
     }
 
     fn servers(&self, nats: &sections::Nats) -> Result<Servers, SettingsError> {
@@ -336,11 +339,15 @@ impl Check<'_> {
                 ));
             }
             (None, Some(path), _) => {
-                return Err(self.value("nats.password_file", path.display(), "needs nats.user beside it".to_owned()));
+                return Err(self.value(
+                    "nats.password_file",
+                    format!("{path:?}"),
+                    "needs nats.user beside it".to_owned(),
+                ));
             }
             (Some(_), Some(_), Some(path)) => {
                 let problem = "nats.user logs in too; keep one".to_owned();
-                return Err(self.value("nats.token_file", path.display(), problem));
+                return Err(self.value("nats.token_file", format!("{path:?}"), problem));
             }
         };
         Servers::parse(&nats.url, login).map_err(|error| {
@@ -412,9 +419,16 @@ impl Check<'_> {
 /// An address without user and password, for messages.
 #[must_use]
 pub fn without_credentials(address: &str) -> String {
-    let (scheme, rest) = address.split_once("://").map_or(("", address), |(scheme, rest)| (scheme, rest));
-    let host = rest.rsplit_once('@').map_or(rest, |(_, host)| host);
-    let hidden = if host.len() == rest.len() { "" } else { "***@" };
-    let separator = if scheme.is_empty() { "" } else { "://" };
-    format!("{scheme}{separator}{hidden}{host}")
+    let (scheme, rest) = address.find("://").map_or(("", address), |at| address.split_at(at + 3));
+    if let Some((_, host)) = rest.rsplit_once('@') {
+        return format!("{scheme}***@{host}");
+    }
+    let authority = rest.split('/').next().unwrap_or_default();
+    match authority.rsplit_once(':') {
+        // Not a port, but perhaps a password with a comma or a slash in it.
+        Some((host, port)) if !port.ends_with(']') && !port.bytes().all(|byte| byte.is_ascii_digit()) => {
+            format!("{scheme}{host}:***")
+        }
+        _ => address.to_owned(),
+    }
 }

@@ -5,7 +5,7 @@ use std::path::Path;
 use config::{Config, File, FileFormat};
 use toml::{Table, Value};
 
-use super::{SettingsError, sections::Configuration};
+use super::{SettingsError, sections::Configuration, without_credentials};
 
 /// Variables that begin so belong to hookgate. Two underscores: Kubernetes makes variables such as
 /// `HOOKGATE_PORT` for a service of this name.
@@ -51,15 +51,19 @@ impl Layers {
     /// # Errors
     /// If it can't be understood: with line, key and value.
     pub fn add_text(&mut self, name: &str, text: &str) -> Result<(), SettingsError> {
-        let at = |error: &toml::de::Error, key: Option<String>| {
-            let line = error.span().map_or(1, |span| text[..span.start].matches('\n').count() + 1);
-            SettingsError::Layer { source_name: format!("{name}, line {line}"), problem: problem(error.message(), key) }
+        let wrong = |error: &toml::de::Error, key: Option<String>| {
+            let span = error.span().unwrap_or_default();
+            let line = text[..span.start].matches('\n').count() + 1;
+            SettingsError::Layer {
+                source_name: format!("{name}, line {line}"),
+                problem: problem(error.message(), key.as_deref(), text.get(span)),
+            }
         };
-        let strict = toml::Deserializer::parse(text).map_err(|error| at(&error, None))?;
+        let strict = toml::Deserializer::parse(text).map_err(|error| wrong(&error, None))?;
         if let Err(error) = serde_path_to_error::deserialize::<_, Configuration>(strict) {
-            return Err(at(error.inner(), Some(error.path().to_string())));
+            return Err(wrong(error.inner(), Some(error.path().to_string())));
         }
-        let table = text.parse::<Table>().map_err(|error| at(&error, None))?;
+        let table = text.parse::<Table>().map_err(|error| wrong(&error, None))?;
         self.0.push(Layer { name: name.to_owned(), table });
         Ok(())
     }
@@ -114,27 +118,35 @@ impl Layers {
 /// Reads a variable as whatever its key takes: the first reading that the key accepts counts. Text comes
 /// first, so that a name of digits stays text.
 fn fit(path: &[String], text: &str) -> Result<Table, String> {
+    let key = path.join(".");
+    let json = serde_json::from_str::<Value>(text);
     let integer = text.parse().ok().map(Value::Integer);
     let boolean = text.parse().ok().map(Value::Boolean);
-    let tables = serde_json::from_str::<Value>(text).ok().filter(Value::is_array);
+    let tables = json.as_ref().ok().filter(|value| value.is_array()).cloned();
     let list = Value::Array(text.split(',').map(|item| Value::String(item.trim().to_owned())).collect());
-    let readings = [Some(Value::String(text.to_owned())), integer, boolean, tables, Some(list)];
-    let mut complaint: Option<String> = None;
-    for reading in readings.into_iter().flatten() {
+    // Whoever writes a list of tables wants to hear what is wrong inside it.
+    let meant = tables.as_ref().or(integer.as_ref()).or(boolean.as_ref()).cloned();
+    let mut complaints = Vec::new();
+    for reading in [Some(Value::String(text.to_owned())), integer, boolean, tables, Some(list)].into_iter().flatten() {
         let mut table = Table::new();
-        nest(&mut table, path, reading);
+        nest(&mut table, path, reading.clone());
         match serde_path_to_error::deserialize::<_, Configuration>(table.clone()) {
             Ok(_) => return Ok(table),
             Err(error) => {
-                let problem = problem(error.inner().message(), Some(error.path().to_string()));
-                // The complaint about a wrong type is worth less than one about the value itself.
-                if complaint.is_none() || !problem.contains("invalid type") {
-                    complaint = Some(problem);
-                }
+                let at = error.path().to_string();
+                let value = (at == key).then(|| format!("{text:?}"));
+                complaints.push((reading, problem(error.inner().message(), Some(&at), value.as_deref())));
             }
         }
     }
-    Err(format!("{} = {text:?}: {}", path.join("."), complaint.unwrap_or_default()))
+    // The complaint about a wrong type is worth less than one about the value itself.
+    let telling = complaints.iter().find(|(_, complaint)| !complaint.contains("invalid type"));
+    let meant = complaints.iter().find(|(reading, _)| Some(reading) == meant.as_ref());
+    let complaint = telling.or(meant).or(complaints.first()).map(|(_, complaint)| complaint.as_str());
+    Err(match json {
+        Err(error) if text.starts_with('[') => format!("{key}: not a list of tables in JSON: {error}"),
+        _ => complaint.unwrap_or_default().to_owned(),
+    })
 }
 
 fn nest(table: &mut Table, path: &[String], value: Value) {
@@ -151,9 +163,41 @@ fn nest(table: &mut Table, path: &[String], value: Value) {
     }
 }
 
-fn problem(message: &str, key: Option<String>) -> String {
-    match key.filter(|key| key != ".") {
-        Some(key) => format!("{key}: {message}"),
-        None => message.to_owned(),
-    }
+/// Longest value that a message repeats.
+const MAX_SHOWN: usize = 80;
+
+/// What serde calls by the names of Rust.
+const IN_WORDS: [(&str, &str); 6] = [
+    ("expected usize", "expected a whole number that is not negative"),
+    ("expected u32", "expected a whole number that is not negative"),
+    ("expected struct RouteSection", "expected a table"),
+    ("expected a sequence", "expected a list"),
+    ("expected a boolean", "expected true or false"),
+    ("invalid socket address syntax", "not an address; write an IP address and a port, such as 0.0.0.0:3000"),
+];
+
+/// Says what is wrong with which key, and with its value unless that may be a secret or is a whole table.
+fn problem(message: &str, key: Option<&str>, value: Option<&str>) -> String {
+    // What a key that does not exist was meant to hold is anybody's guess: perhaps a password.
+    let of_the_key = ["unknown field", "missing field", "duplicate key"].iter().any(|start| message.starts_with(start));
+    let value = value.filter(|text| !of_the_key && text.len() <= MAX_SHOWN && !text.is_empty() && !text.contains('\n'));
+    let message = IN_WORDS.iter().fold(message.to_owned(), |text, (rust, words)| text.replace(rust, words));
+    let text = match (key.filter(|key| *key != "."), value) {
+        (Some(key), Some(value)) => format!("{key} = {value}: {message}"),
+        (Some(key), None) => format!("{key}: {message}"),
+        (None, _) => message,
+    };
+    hide_credentials(&text)
+}
+
+/// Takes user and password out of every address in a message.
+fn hide_credentials(message: &str) -> String {
+    let end = |c: char| c.is_whitespace() || matches!(c, '"' | '\'' | '`' | ',');
+    let words = message.split_inclusive(end).map(|word| match word.trim_end_matches(end) {
+        address if address.contains("://") || address.contains('@') => {
+            format!("{}{}", without_credentials(address), &word[address.len()..])
+        }
+        _ => word.to_owned(),
+    });
+    words.collect()
 }

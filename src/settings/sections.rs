@@ -1,9 +1,11 @@
 //! The tables of the configuration as they are written, with their defaults.
 
-use std::{fmt, net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
+use std::{net::SocketAddr, path::PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+pub use super::span::Span;
+use super::table::table;
 use crate::{
     pending::redis as redis_store,
     pipeline::{WithoutAck, WithoutClaim},
@@ -15,18 +17,25 @@ use crate::{
 #[serde(deny_unknown_fields, default)]
 pub struct Configuration {
     /// `[server]`
+    #[serde(deserialize_with = "table")]
     pub server: Server,
     /// `[admin]`
+    #[serde(deserialize_with = "table")]
     pub admin: Admin,
     /// `[redis]`
+    #[serde(deserialize_with = "table")]
     pub redis: Redis,
     /// `[nats]`
+    #[serde(deserialize_with = "table")]
     pub nats: Nats,
     /// `[outbox]`
+    #[serde(deserialize_with = "table")]
     pub outbox: Outbox,
     /// `[dead_letters]`
+    #[serde(deserialize_with = "table")]
     pub dead_letters: DeadLetters,
     /// `[log]`
+    #[serde(deserialize_with = "table")]
     pub log: Log,
     /// `[[routes]]`
     pub routes: Vec<RouteSection>,
@@ -65,58 +74,6 @@ impl Configuration {
         let servers: Vec<_> = self.nats.url.split(',').map(super::without_credentials).collect();
         shown.nats.url = servers.join(",");
         shown
-    }
-}
-
-/// A time, written as `500ms`, `8s`, `15m`, `7d`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub struct Span(pub Duration);
-
-impl Span {
-    const fn millis(millis: u64) -> Self {
-        Self(Duration::from_millis(millis))
-    }
-
-    const fn secs(secs: u64) -> Self {
-        Self(Duration::from_secs(secs))
-    }
-}
-
-impl FromStr for Span {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        humantime::parse_duration(text)
-            .map(Self)
-            .map_err(|error| format!("{text:?} is not a time ({error}); write 500ms, 8s, 15m or 7d"))
-    }
-}
-
-impl TryFrom<String> for Span {
-    type Error = String;
-
-    fn try_from(text: String) -> Result<Self, String> {
-        text.parse()
-    }
-}
-
-/// In the largest unit that leaves no rest.
-impl From<Span> for String {
-    fn from(Span(span): Span) -> Self {
-        let millis = span.as_millis();
-        let units = [("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1_000)];
-        match units.into_iter().find(|(_, unit)| millis > 0 && millis.is_multiple_of(*unit)) {
-            Some((name, unit)) => format!("{}{name}", millis / unit),
-            None if millis == 0 => "0s".to_owned(),
-            None => format!("{millis}ms"),
-        }
-    }
-}
-
-impl fmt::Display for Span {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(out, "{:?}", String::from(*self))
     }
 }
 
@@ -282,6 +239,7 @@ pub struct Nats {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub token_file: Option<PathBuf>,
     /// What to create where no stream covers a subject.
+    #[serde(deserialize_with = "table")]
     pub stream: Stream,
 }
 
