@@ -5,8 +5,10 @@
 //! each other, later ones winning key by key (a list is replaced whole); then the result is checked for
 //! sense, and each complaint names the layer that had the last word.
 
+mod checks;
 mod error;
 mod layers;
+mod redaction;
 pub mod sections;
 mod span;
 mod table;
@@ -17,14 +19,16 @@ use std::{
     time::Duration,
 };
 
-use redis::IntoConnectionInfo;
-use serde::Serialize;
 use tracing_subscriber::EnvFilter;
 
-use self::sections::{Configuration, RouteSection, WhilePending};
+use self::{
+    checks::{Check, in_toml},
+    sections::Configuration,
+};
 pub use self::{
     error::SettingsError,
     layers::{Environment, Layers, environment},
+    redaction::without_credentials,
 };
 use crate::{
     dead_letters::DeadLetterLimits,
@@ -32,11 +36,8 @@ use crate::{
     listener::ConnectionLimits,
     pending::redis as store,
     pipeline::Policy,
-    publisher::{
-        StreamSettings,
-        connection::{Login, Servers},
-    },
-    route::{Route, RouteSpec, RouteTable},
+    publisher::{StreamSettings, connection::Servers},
+    route::RouteTable,
     telemetry,
 };
 
@@ -226,209 +227,5 @@ impl Settings {
             log_filter,
             routes: check.routes(routes)?,
         })
-    }
-}
-
-/// A value as it is written in a file.
-fn in_toml(value: &impl Serialize) -> String {
-    toml::Value::try_from(value).map_or_else(|_| "?".to_owned(), |value| value.to_string())
-}
-
-/// Names the layer a bad value came from.
-struct Check<'a> {
-    layers: &'a Layers,
-}
-
-impl Check<'_> {
-    fn value(&self, key: &'static str, value: impl std::fmt::Display, problem: String) -> SettingsError {
-        SettingsError::Value { source_name: self.layers.origin(key), key, value: value.to_string(), problem }
-    }
-
-    fn range(&self, key: &'static str, value: usize, low: usize, high: usize) -> Result<(), SettingsError> {
-        if (low..=high).contains(&value) {
-            return Ok(());
-        }
-        Err(self.value(key, value, format!("is not between {low} and {high}")))
-    }
-
-    /// That one limit leaves room for another.
-    fn at_least(
-        &self,
-        (key, value): (&'static str, usize),
-        (low_key, low): (&str, usize),
-    ) -> Result<(), SettingsError> {
-        if value >= low {
-            return Ok(());
-        }
-        let problem =
-            format!("is below {low_key} ({}: {low}); raise the one or lower the other", self.layers.origin(low_key));
-        Err(self.value(key, value, problem))
-    }
-
-    fn positive(&self, key: &'static str, value: Duration) -> Result<(), SettingsError> {
-        if value.is_zero() {
-            return Err(self.value(key, "\"0s\"", "has to be longer than nothing".to_owned()));
-        }
-        Ok(())
-    }
-
-    fn secret(&self, key: &'static str, path: &Path) -> Result<String, SettingsError> {
-        let wrong = |problem| SettingsError::Secret {
-            source_name: self.layers.origin(key),
-            key,
-            path: path.to_owned(),
-            problem,
-        };
-        let text = std::fs::read_to_string(path).map_err(wrong)?;
-        match text.trim_end_matches(['\r', '\n']) {
-            "" => Err(wrong(std::io::Error::other("it is empty"))),
-            secret => Ok(secret.to_owned()),
-        }
-    }
-
-    fn pending(&self, redis: &sections::Redis) -> Result<PendingBackend, SettingsError> {
-        const KEY: &str = "redis.url";
-        let shown = format!("{:?}", without_credentials(&redis.url));
-        if redis.url == "memory:" {
-            return Ok(PendingBackend::Memory);
-        }
-        if !redis.url.starts_with("redis://") {
-            let problem = "this version of hookgate knows redis://host:port/db and memory:".to_owned();
-            return Err(self.value(KEY, shown, problem));
-        }
-        let wrong = |error: &dyn std::fmt::Display| {
-            let problem = format!("is not the address of a Redis server ({error}); write redis://host:6379/1");
-            self.value(KEY, &shown, problem)
-        };
-        let url = url::Url::parse(&redis.url).map_err(|error| wrong(&error))?;
-        let info = redis.url.as_str().into_connection_info().map_err(|error| wrong(&error))?;
-        let mut login = info.redis_settings().clone();
-        if matches!(url.path(), "" | "/") {
-            // Consumers of the replaced system look there.
-            login = login.set_db(1);
-        }
-        if redis.username.is_some() && redis.password_file.is_none() {
-            let problem = "needs redis.password_file beside it".to_owned();
-            return Err(self.value("redis.username", in_toml(&redis.username), problem));
-        }
-        if let Some(path) = &redis.password_file {
-            if url.password().is_some() {
-                let problem = "the url holds a password too; keep one".to_owned();
-                return Err(self.value("redis.password_file", format!("{path:?}"), problem));
-            }
-            login = login.set_password(self.secret("redis.password_file", path)?);
-        }
-        if let Some(username) = &redis.username {
-            login = login.set_username(username);
-        }
-        redis::Client::open(info.set_redis_settings(login)).map(PendingBackend::Redis).map_err(|error| wrong(&error))
-    }
-
-    fn servers(&self, nats: &sections::Nats) -> Result<Servers, SettingsError> {
-        let login = match (&nats.user, &nats.password_file, &nats.token_file) {
-            (None, None, None) => Login::None,
-            (Some(user), Some(path), None) => {
-                Login::User { name: user.clone(), password: self.secret("nats.password_file", path)? }
-            }
-            (None, None, Some(path)) => Login::Token(self.secret("nats.token_file", path)?),
-            (Some(user), None, _) => {
-                return Err(self.value(
-                    "nats.user",
-                    format!("{user:?}"),
-                    "needs nats.password_file beside it".to_owned(),
-                ));
-            }
-            (None, Some(path), _) => {
-                return Err(self.value(
-                    "nats.password_file",
-                    format!("{path:?}"),
-                    "needs nats.user beside it".to_owned(),
-                ));
-            }
-            (Some(_), Some(_), Some(path)) => {
-                let problem = "nats.user logs in too; keep one".to_owned();
-                return Err(self.value("nats.token_file", format!("{path:?}"), problem));
-            }
-        };
-        Servers::parse(&nats.url, login).map_err(|error| {
-            let shown: Vec<_> = nats.url.split(',').map(without_credentials).collect();
-            self.value("nats.url", format!("{:?}", shown.join(",")), error.to_string())
-        })
-    }
-
-    fn delivery(&self, nats: &sections::Nats) -> Result<Delivery, SettingsError> {
-        let stream = &nats.stream;
-        let good = |c: char| c.is_ascii_graphic() && !matches!(c, '.' | '*' | '>' | '/' | '\\');
-        if stream.name.is_empty() || !stream.name.chars().all(good) {
-            let problem = "is no name of a stream: visible ASCII without '.', '*', '>', '/' and '\\'".to_owned();
-            return Err(self.value("nats.stream.name", format!("{:?}", stream.name), problem));
-        }
-        self.range("nats.stream.replicas", stream.replicas, 1, 5)?;
-        if !stream.max_age.0.is_zero() && stream.max_age.0 < stream.duplicate_window.0 {
-            let problem = "is shorter than nats.stream.duplicate_window, which NATS refuses".to_owned();
-            return Err(self.value("nats.stream.max_age", stream.max_age, problem));
-        }
-        Ok(match nats.delivery {
-            sections::Delivery::Core => Delivery::Core,
-            sections::Delivery::Jetstream => Delivery::JetStream(StreamSettings {
-                name: stream.name.clone(),
-                create: stream.create,
-                replicas: stream.replicas,
-                max_age: stream.max_age.0,
-                duplicate_window: stream.duplicate_window.0,
-            }),
-        })
-    }
-
-    fn routes(&self, routes: &[RouteSection]) -> Result<RouteTable, SettingsError> {
-        let wrong = |problem: String| SettingsError::Layer { source_name: self.layers.origin("routes"), problem };
-        let mut table = Vec::new();
-        for section in routes {
-            let RouteSection { flow, entity, action, path, subject, pending_key, label, while_pending } = section;
-            let name = format!("{flow}/{entity}/{action}");
-            let updates = matches!(action.as_str(), "update" | "fieldUpdate");
-            match while_pending {
-                Some(WhilePending::Skip) => {}
-                None if !updates => {}
-                None => {
-                    return Err(wrong(format!(
-                        "route {name:?}: an {action} route needs while_pending = \"skip\": this version drops an {action} of an id that is still pending, so its consumers have to release an id before they read the record"
-                    )));
-                }
-                Some(WhilePending::Coalesce) => {
-                    return Err(wrong(format!(
-                        "route {name:?}: while_pending = \"coalesce\" is not in this version of hookgate; set \"skip\", and let consumers release an id before they read the record"
-                    )));
-                }
-            }
-            let spec = RouteSpec {
-                flow,
-                entity,
-                action,
-                path: path.as_deref(),
-                subject: subject.as_deref(),
-                pending_key: pending_key.as_deref(),
-                label: label.as_deref(),
-            };
-            table.push(Route::new(&spec).map_err(|error| wrong(error.to_string()))?);
-        }
-        RouteTable::new(table).map_err(|error| wrong(error.to_string()))
-    }
-}
-
-/// An address without user and password, for messages.
-#[must_use]
-pub fn without_credentials(address: &str) -> String {
-    let (scheme, rest) = address.find("://").map_or(("", address), |at| address.split_at(at + 3));
-    if let Some((_, host)) = rest.rsplit_once('@') {
-        return format!("{scheme}***@{host}");
-    }
-    let authority = rest.split('/').next().unwrap_or_default();
-    match authority.rsplit_once(':') {
-        // Not a port, but perhaps a password with a comma or a slash in it.
-        Some((host, port)) if !port.ends_with(']') && !port.bytes().all(|byte| byte.is_ascii_digit()) => {
-            format!("{scheme}{host}:***")
-        }
-        _ => address.to_owned(),
     }
 }

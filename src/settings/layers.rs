@@ -5,7 +5,7 @@ use std::path::Path;
 use config::{Config, File, FileFormat};
 use toml::{Table, Value};
 
-use super::{SettingsError, sections::Configuration, without_credentials};
+use super::{SettingsError, redaction::hide_credentials, sections::Configuration};
 
 /// Variables that begin so belong to hookgate. Two underscores: Kubernetes makes variables such as
 /// `HOOKGATE_PORT` for a service of this name.
@@ -188,16 +188,4 @@ fn problem(message: &str, key: Option<&str>, value: Option<&str>) -> String {
         (None, _) => message,
     };
     hide_credentials(&text)
-}
-
-/// Takes user and password out of every address in a message.
-fn hide_credentials(message: &str) -> String {
-    let end = |c: char| c.is_whitespace() || matches!(c, '"' | '\'' | '`' | ',');
-    let words = message.split_inclusive(end).map(|word| match word.trim_end_matches(end) {
-        address if address.contains("://") || address.contains('@') => {
-            format!("{}{}", without_credentials(address), &word[address.len()..])
-        }
-        _ => word.to_owned(),
-    });
-    words.collect()
 }

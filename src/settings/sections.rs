@@ -65,18 +65,6 @@ impl Default for Configuration {
     }
 }
 
-impl Configuration {
-    /// The same with the credentials of addresses hidden, to be shown.
-    #[must_use]
-    pub fn redacted(&self) -> Self {
-        let mut shown = self.clone();
-        shown.redis.url = super::without_credentials(&self.redis.url);
-        let servers: Vec<_> = self.nats.url.split(',').map(super::without_credentials).collect();
-        shown.nats.url = servers.join(",");
-        shown
-    }
-}
-
 /// `[server]`: the webhooks' side.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
