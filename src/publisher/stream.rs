@@ -94,18 +94,28 @@ pub(super) async fn ensure(
         return Err(StreamError::Missing { subject: first.subject().to_owned() });
     }
     let exact: BTreeSet<String> = uncovered.iter().map(|route| route.subject().to_owned()).collect();
-    let wide: BTreeSet<String> = uncovered
-        .iter()
-        .map(|route| {
-            let wildcard = format!("{}.", route.flow());
-            if route.subject().starts_with(&wildcard) { wildcard + ">" } else { route.subject().to_owned() }
-        })
-        .collect();
+    let wide = whole_flows(uncovered.iter().map(|route| (route.flow(), route.subject())));
     match config_of(context, &settings.name).await? {
         None => create(context, settings, wide, exact).await,
         Some(config) if config.description.as_deref() == Some(MANAGED) => extend(context, config, wide, exact).await,
         Some(_) => Err(StreamError::Foreign { name: settings.name.clone(), subject: first.subject().to_owned() }),
     }
+}
+
+/// The subjects `flow.>` of the flows that routes publish to under their names, and the other subjects as they
+/// are. None of them covers another one, which NATS would refuse.
+fn whole_flows<'a>(routes: impl Iterator<Item = (&'a str, &'a str)>) -> BTreeSet<String> {
+    let wide: BTreeSet<String> = routes
+        .map(|(flow, subject)| {
+            let wildcard = format!("{flow}.");
+            if subject.starts_with(&wildcard) { wildcard + ">" } else { subject.to_owned() }
+        })
+        .collect();
+    let covered = |subject: &String| {
+        let covers = |other: &String| other.strip_suffix('>').is_some_and(|prefix| subject.starts_with(prefix));
+        wide.iter().any(|other| other != subject && covers(other))
+    };
+    wide.iter().filter(|subject| !covered(subject)).cloned().collect()
 }
 
 /// The name of the stream that a message to a subject goes into.
@@ -256,6 +266,19 @@ mod tests {
             max_age: Duration::from_secs(7 * 86_400),
             ..Config::default()
         }
+    }
+
+    #[test]
+    fn subjects_of_a_stream_do_not_cover_each_other() {
+        let routes = [
+            ("vmh", "vmh.contact.create"),
+            ("vmh", "vmh.contact.update"),
+            ("old", "vmh.contact.made"),
+            ("old", "vmhs.contact"),
+            ("vmh.sub", "vmh.sub.contact"),
+        ];
+        let subjects: Vec<_> = whole_flows(routes.into_iter()).into_iter().collect();
+        assert_eq!(subjects, ["vmh.>", "vmhs.contact"]);
     }
 
     #[test]
