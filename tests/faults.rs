@@ -11,6 +11,7 @@ mod faults {
     pub(crate) mod oracle;
     pub(crate) mod process;
     pub(crate) mod redis;
+    pub(crate) mod redis_more;
     pub(crate) mod rig;
     #[expect(dead_code, reason = "the scenarios that use it come next")]
     pub(crate) mod wire;
@@ -68,6 +69,7 @@ fn scenarios() -> Vec<Scenario> {
         faults::process::scenarios(),
         faults::nats::scenarios(),
         faults::redis::scenarios(),
+        faults::redis_more::scenarios(),
         faults::edge::scenarios(),
     ];
     files.into_iter().flatten().collect()
