@@ -170,7 +170,6 @@ pub struct Settlement {
 
 impl Settlement {
     /// Only an acknowledgement makes a settlement.
-    #[expect(clippy::needless_pass_by_value, reason = "an acknowledgement is used up: it settles one claim")]
     pub(crate) fn acknowledged(id: String, token: Token, _ack: Ack) -> Self {
         Self { id, token }
     }
