@@ -13,7 +13,6 @@ mod faults {
     pub(crate) mod redis;
     pub(crate) mod redis_more;
     pub(crate) mod rig;
-    #[expect(dead_code, reason = "the scenarios that use it come next")]
     pub(crate) mod wire;
 }
 #[allow(dead_code, unused_imports, reason = "shared with behaviour.rs, which uses the rest")]

@@ -1,6 +1,6 @@
 //! A NATS server of the test's own, and a look at what is in its streams.
 
-use std::{collections::BTreeMap, fs::File, process::Stdio, time::Duration};
+use std::{collections::BTreeMap, fs::File, path::PathBuf, process::Stdio, time::Duration};
 
 use async_nats::{
     Client, ConnectOptions, HeaderMap,
@@ -29,6 +29,8 @@ const STREAM: &str = "HOOKGATE";
 #[derive(Clone, Copy)]
 struct Mode {
     jetstream: bool,
+    /// With the configuration file in its folder.
+    configured: bool,
     login: Option<(&'static str, &'static str)>,
 }
 
@@ -43,21 +45,31 @@ pub(crate) struct NatsServer {
 impl NatsServer {
     /// With `JetStream`.
     pub(crate) async fn start() -> Self {
-        Self::start_as(Mode { jetstream: true, login: None }).await
+        Self::start_as(Mode { jetstream: true, configured: false, login: None }).await
     }
 
     /// As it comes: without `JetStream`.
     pub(crate) async fn without_jetstream() -> Self {
-        Self::start_as(Mode { jetstream: false, login: None }).await
+        Self::start_as(Mode { jetstream: false, configured: false, login: None }).await
     }
 
     /// With `JetStream`, and with one user.
     pub(crate) async fn with_user(name: &'static str, password: &'static str) -> Self {
-        Self::start_as(Mode { jetstream: true, login: Some((name, password)) }).await
+        Self::start_as(Mode { jetstream: true, configured: false, login: Some((name, password)) }).await
+    }
+
+    /// With `JetStream`, and with the text of a configuration file that lets everybody in as an operator.
+    pub(crate) async fn configured(text: &str) -> Self {
+        let data = tempfile::tempdir().expect("a temporary folder can be made");
+        write_config(&data, text);
+        Self::start_in(data, Mode { jetstream: true, configured: true, login: None }).await
     }
 
     async fn start_as(mode: Mode) -> Self {
-        let mut data = tempfile::tempdir().expect("a temporary folder can be made");
+        Self::start_in(tempfile::tempdir().expect("a temporary folder can be made"), mode).await
+    }
+
+    async fn start_in(mut data: TempDir, mode: Mode) -> Self {
         for _ in 0..ATTEMPTS {
             let port = Port::reserve();
             let mut server = Self { process: launch(&data, port.number, mode), port, mode, data };
@@ -91,6 +103,22 @@ impl NatsServer {
 
     pub(crate) fn thaw(&self) {
         self.process.signal("CONT");
+    }
+
+    /// Has it read another configuration; it does so a moment later.
+    pub(crate) fn configure(&self, text: &str) {
+        write_config(&self.data, text);
+        self.process.signal("HUP");
+    }
+
+    /// Has it take leave as before a maintenance, and waits until it is gone.
+    pub(crate) async fn lame_duck(&mut self) {
+        self.process.signal("USR2");
+        self.process.end().await;
+    }
+
+    pub(crate) const fn port(&self) -> u16 {
+        self.port.number
     }
 
     /// Without credentials.
@@ -175,6 +203,16 @@ fn log(data: &TempDir) -> String {
     std::fs::read_to_string(data.path().join("log")).unwrap_or_default()
 }
 
+fn config_file(data: &TempDir) -> PathBuf {
+    data.path().join("nats.conf")
+}
+
+fn write_config(data: &TempDir, text: &str) {
+    // A name from the command line alone would change with the first reload, which NATS refuses.
+    let text = format!("server_name: \"{}\"\n{text}", name(data));
+    std::fs::write(config_file(data), text).expect("the folder is ours");
+}
+
 fn launch(data: &TempDir, port: u16, mode: Mode) -> Process {
     let log = data.path().join("log");
     let output = File::create(&log).expect("the folder is ours");
@@ -182,6 +220,9 @@ fn launch(data: &TempDir, port: u16, mode: Mode) -> Process {
         command.args(["-a", "127.0.0.1", "-p", &port.to_string(), "-n", &name(data)]);
         if mode.jetstream {
             command.arg("-js").arg("-sd").arg(data.path());
+        }
+        if mode.configured {
+            command.arg("-c").arg(config_file(data));
         }
         if let Some((name, password)) = mode.login {
             command.args(["--user", name, "--pass", password]);
