@@ -3,6 +3,8 @@
 //! A file is named after the behaviour it shows. `support/` starts and looks; it asserts nothing of its own.
 
 mod bad_items;
+mod batch_examples;
+mod batch_properties;
 mod core_delivery;
 mod disconnect;
 mod drain;
