@@ -103,7 +103,7 @@ impl Check<'_> {
         if let Some(path) = &redis.password_file {
             if url.password().is_some() {
                 let problem = "the url holds a password too; keep one".to_owned();
-                return Err(self.value("redis.password_file", format!("{path:?}"), problem));
+                return Err(self.value("redis.password_file", in_toml(path), problem));
             }
             login = login.set_password(self.secret("redis.password_file", path)?);
         }
@@ -128,15 +128,11 @@ impl Check<'_> {
                 ));
             }
             (None, Some(path), _) => {
-                return Err(self.value(
-                    "nats.password_file",
-                    format!("{path:?}"),
-                    "needs nats.user beside it".to_owned(),
-                ));
+                return Err(self.value("nats.password_file", in_toml(path), "needs nats.user beside it".to_owned()));
             }
             (Some(_), Some(_), Some(path)) => {
                 let problem = "nats.user logs in too; keep one".to_owned();
-                return Err(self.value("nats.token_file", format!("{path:?}"), problem));
+                return Err(self.value("nats.token_file", in_toml(path), problem));
             }
         };
         Servers::parse(&nats.url, login).map_err(|error| {
