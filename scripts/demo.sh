@@ -19,7 +19,7 @@ unset REDISCLI_AUTH
 
 # ---- Starting and stopping ----
 
-scratch=$(mktemp -d)
+scratch=''
 pids=() # of what runs, oldest first
 
 finish() {
@@ -28,13 +28,14 @@ finish() {
     trap - EXIT
     # Youngest first: hookgate settles what it has in hand while its stores are still there.
     for ((i = ${#pids[@]} - 1; i >= 0; i--)); do stop "${pids[i]}"; done
-    rm -rf "$scratch"
+    [ -z "$scratch" ] || rm -rf "$scratch"
     exit "$code"
 }
 trap finish EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
 trap 'exit 129' HUP
+scratch=$(mktemp -d)
 
 alive() { kill -0 "$1" 2>/dev/null; }
 stop() { # pid; SIGTERM, and SIGKILL for who is not gone 10 s later
@@ -46,15 +47,16 @@ stop() { # pid; SIGTERM, and SIGKILL for who is not gone 10 s later
 }
 # Runs a command beside this script. A session of its own keeps the terminal's Ctrl-C from it, so that
 # `finish` decides on the order; and it dies with this script, even if that is killed.
-launch() { # output file, error file, command...
-    setsid setpriv --pdeathsig KILL "${@:3}" >"$1" 2>"$2" </dev/null &
+launch() { # log file, command...; with `output` set, only its stderr goes to the log
+    : >"$1"
+    setsid setpriv --pdeathsig KILL "${@:2}" >>"${output:-$1}" 2>>"$1" </dev/null &
     pid=$!
     pids+=("$pid")
 }
 
 if [ -t 1 ]; then bold=$'\033[1m' plain=$'\033[0m'; else bold='' plain=''; fi
 title() { printf '\n%s%s%s\n' "$bold" "$*" "$plain"; }
-indent() { sed 's/^/  /'; }
+indent() { sed "s/^/${1:-  }/"; }
 die() {
     local log
     printf '\ndemo: %s\n' "$*" >&2
@@ -97,11 +99,11 @@ start_on_free_port() { # name, line of its log that says it listens, function th
     die "$1 did not start (attempt $attempt)"
 }
 redis_on_port() {
-    launch "$scratch/redis.log" "$scratch/redis.err.log" "$redis_server" --bind 127.0.0.1 --port "$port" \
+    launch "$scratch/redis.log" "$redis_server" --bind 127.0.0.1 --port "$port" \
         --dir "$scratch/redis" --save '' --appendonly yes --maxmemory-policy noeviction
 }
 nats_on_port() {
-    launch "$scratch/nats.out.log" "$scratch/nats.log" "$nats_server" -js -sd "$scratch/nats" -a 127.0.0.1 -p "$port"
+    launch "$scratch/nats.log" "$nats_server" -js -sd "$scratch/nats" -a 127.0.0.1 -p "$port"
 }
 
 # ---- Looking and checking ----
@@ -131,7 +133,7 @@ shown_events=0 shown_log=0
 # Posts a body, and shows what comes of it: the answer, hookgate's own lines, the events.
 webhook() { # body, new ids, ids in the batch, events seen in all after it
     local body=$1 got lines
-    echo "$body" | sed 's/^/  > /'
+    indent '  > ' <<<"$body"
     got=$(http -X POST "$url" -H 'Content-Type: application/json' -d "$body") || got="no answer"
     echo "  < $got"
     check "the answer" "$(answer "$2" "$3")" "$got"
@@ -144,7 +146,7 @@ webhook() { # body, new ids, ids in the batch, events seen in all after it
     lines=$(grep '"entity_id"' "$scratch/events" || true)
     if [ "$(grep -c . <<<"$lines")" -gt "$shown_events" ]; then
         echo "  hookgate tail:"
-        tail -n +$((shown_events + 1)) <<<"$lines" | sed 's/^/    /'
+        tail -n +$((shown_events + 1)) <<<"$lines" | indent '    '
         shown_events=$(wc -l <<<"$lines")
     else
         echo "  hookgate tail: no new event"
@@ -164,9 +166,9 @@ export HOOKGATE__REDIS__URL="redis://127.0.0.1:$redis_port/1" HOOKGATE__NATS__UR
 export HOOKGATE__LOG__FORMAT=text HOOKGATE__SERVER__DRAIN_DELAY=0s
 # Port 0: the system gives a free one, and hookgate says in its log which.
 export HOOKGATE__SERVER__LISTEN=127.0.0.1:0 HOOKGATE__ADMIN__LISTEN=127.0.0.1:0
-launch "$scratch/hookgate.log" "$scratch/hookgate.err.log" "$hookgate" "${config[@]}" serve
+launch "$scratch/hookgate.log" "$hookgate" "${config[@]}" serve
 within_deadline "$pid" ready || die "hookgate did not become ready"
-launch "$scratch/events" "$scratch/tail.log" "$hookgate" "${config[@]}" tail
+output=$scratch/events launch "$scratch/tail.log" "$hookgate" "${config[@]}" tail
 tail_pid=$pid
 within_deadline "$pid" grep -q '^Subscribing on' "$scratch/tail.log" || die "hookgate tail did not subscribe"
 
