@@ -4,60 +4,94 @@
 set -euo pipefail
 
 say() { printf 'tools: %s\n' "$*"; }
+die() {
+    printf 'tools: %s\n' "$*" >&2
+    exit 1
+}
 have() { command -v "$1" >/dev/null 2>&1; }
 
-if ! have cargo && [ -x "$HOME/.cargo/bin/cargo" ]; then
-    say "cargo is in $HOME/.cargo/bin, which is not in PATH; add it"
-    exit 1
-fi
+# Debian keeps servers where an ordinary user's PATH does not look.
+PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
+
 if ! have cargo; then
-    say "cargo is missing: install Rust 1.89 or newer (rustup, see https://www.rust-lang.org/tools/install) and try again"
-    exit 1
+    if [ -x "${CARGO_HOME:-${HOME:-}/.cargo}/bin/cargo" ]; then
+        die "cargo is in ${CARGO_HOME:-${HOME:-}/.cargo}/bin, which is not in PATH: add it and try again"
+    fi
+    die "cargo is missing: install Rust 1.89 or newer (https://www.rust-lang.org/tools/install) and try again"
 fi
+
+# A file that compiles and links says more than the presence of a compiler: gcc comes without libc6-dev, too.
+compiles() { printf '#include <stdio.h>\nint main(void) { return 0; }\n' | cc -x c -o /dev/null - >/dev/null 2>&1; }
 
 packages=()
 want() { # package, why
     say "$1 is missing: $2"
     packages+=("$1")
 }
-have "${HOOKGATE_REDIS_SERVER:-redis-server}" || want redis-server "the pending SETs live in it"
-have redis-cli || want redis-tools "redis-cli shows the pending SET in the demo"
-have "${HOOKGATE_NATS_SERVER:-nats-server}" || want nats-server "events are published to it"
-have curl || want curl "it sends the webhooks of the demo"
-have cc || { want gcc "Rust links with it"; want libc6-dev "Rust links with it"; }
-have setpriv || want util-linux "setpriv ends the servers of a test that dies"
+# The server itself, unless the environment names another; then that one has to be there.
+want_server() { # package, variable, why
+    local named=${!2:-}
+    if [ -z "$named" ]; then
+        have "$1" || want "$1" "$3"
+    else
+        have "$named" || die "$2 names $named, which is no program that can be run"
+    fi
+}
+
+want_server redis-server HOOKGATE_REDIS_SERVER "keeps the pending ids; tests and demo start their own"
+have redis-cli || want redis-tools "redis-cli shows the pending ids in the demo"
+want_server nats-server HOOKGATE_NATS_SERVER "takes the events; tests and demo start their own"
+have curl || want curl "sends the demo's webhooks"
+have make || want make "runs the Makefile's commands"
+if ! compiles; then
+    have cc || want gcc "Rust links with it, and the crate ring has C in it"
+    want libc6-dev "the C library's headers and start files, for the same two"
+fi
+have setpriv || want util-linux "setpriv, with which no server outlives the test or demo that started it"
 [ "${#packages[@]}" -gt 0 ] || exit 0
 
+have apt-get || die "there is no apt-get here: install the above in this system's own way and try again"
 as_root=()
 if [ "$(id -u)" -ne 0 ]; then
-    if ! have sudo; then
-        say "install them as root: apt-get install ${packages[*]}"
-        exit 1
-    fi
+    have sudo || die "neither root nor sudo: run this as root, then try again: apt-get install ${packages[*]}"
     as_root=(sudo)
+    # Without a terminal nobody can type a password.
+    [ -t 0 ] || as_root=(sudo -n)
+    "${as_root[@]}" true || die "sudo refuses: run this as root, then try again: apt-get install ${packages[*]}"
 fi
-if ! have apt-get; then
-    say "this is no Debian: install ${packages[*]} in this system's own way and try again"
-    exit 1
-fi
+root() { "${as_root[@]}" "$@"; }
 
-# Debian starts a server as soon as it is installed. This policy says no; it goes again with this script.
+# Debian starts a server as soon as it is installed. This policy says no, and goes when this script does.
 policy=/usr/sbin/policy-rc.d
 if [ ! -e "$policy" ]; then
-    printf '#!/bin/sh\nexit 101\n' | "${as_root[@]}" tee "$policy" >/dev/null
-    "${as_root[@]}" chmod +x "$policy"
-    trap '"${as_root[@]}" rm -f "$policy"' EXIT
+    trap 'root rm -f "$policy"' EXIT
+    trap 'exit 130' INT
+    trap 'exit 143' TERM HUP
+    root install -m 755 /dev/stdin "$policy" <<<$'#!/bin/sh\nexit 101'
 fi
-say "installing ${packages[*]}"
-export DEBIAN_FRONTEND=noninteractive
-"${as_root[@]}" apt-get -qq update
-"${as_root[@]}" env DEBIAN_FRONTEND="$DEBIAN_FRONTEND" apt-get -qq install -y --no-install-recommends "${packages[@]}" >/dev/null
-# Nor shall they start with the machine, unless somebody wants them to.
+
+# Nor shall it start with the machine; but a unit that was here before is its owner's business.
+disable=()
 if have systemctl && [ -d /run/systemd/system ]; then
     for package in "${packages[@]}"; do
-        case "$package" in
-            redis-server | nats-server) "${as_root[@]}" systemctl disable --now --quiet "$package" || true ;;
+        case $package in
+            redis-server | nats-server) systemctl cat "$package.service" >/dev/null 2>&1 || disable+=("$package.service") ;;
         esac
     done
 fi
+
+# Somebody else may be installing, on a machine that has just started above all.
+apt() { root env DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=300 "$@"; }
+say "installing ${packages[*]}"
+apt update || die "apt-get update failed, see above"
+apt install -y --no-install-recommends "${packages[@]}" >/dev/null || die "apt-get install failed, see above"
+for unit in "${disable[@]}"; do
+    root systemctl disable --now --quiet "$unit" || say "could not disable $unit; it starts with the machine"
+done
+
+hash -r
+for program in "${HOOKGATE_REDIS_SERVER:-redis-server}" redis-cli "${HOOKGATE_NATS_SERVER:-nats-server}" curl make cc setpriv; do
+    have "$program" || die "$program is still missing after the installation"
+done
+compiles || die "cc still does not compile a C program"
 say "done"
