@@ -2,21 +2,23 @@
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
 export CARGO_TERM_COLOR ?= auto
+# Debian keeps servers where an ordinary user's PATH does not look.
+export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin
 
 .PHONY: help demo test faults check fmt lint doc tools clean
 
 help: ## list the commands
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 10
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 10
 
 demo: tools ## the main job on real servers, until Ctrl-C; ONCE=1 ends by itself
 	@cargo build --locked
-	@ONCE=$(ONCE) scripts/demo.sh
+	@ONCE="$(ONCE)" scripts/demo.sh
 
 test: tools ## all tests, on a real Redis and a real NATS that they start themselves
 	@if cargo nextest --version >/dev/null 2>&1; then \
-		echo "cargo nextest run"; cargo nextest run --locked; \
+		echo "cargo nextest run --locked"; cargo nextest run --locked; \
 	else \
-		echo "cargo test"; cargo test --locked --lib --bins --tests; \
+		echo "cargo test --locked --lib --bins --tests"; cargo test --locked --lib --bins --tests; \
 	fi
 	cargo test --locked --doc
 	cargo test --locked --test faults -- --quick
@@ -24,19 +26,19 @@ test: tools ## all tests, on a real Redis and a real NATS that they start themse
 faults: tools ## kill, freeze and cut off real processes under load, then count; a table
 	cargo test --locked --features failpoints --test faults -- $(ONLY)
 
-check: fmt lint doc ## format, lints and documentation, warnings denied
+check: fmt lint doc ## fmt, lint and doc
 
-fmt:
+fmt: ## whether the code is formatted
 	cargo fmt --check
 
-lint: tools
+lint: tools ## clippy, without and with all features, warnings denied
 	cargo clippy --locked --all-targets -- -D warnings
 	cargo clippy --locked --all-targets --all-features -- -D warnings
 
-doc: tools
+doc: tools ## the documentation, warnings denied
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps
 
-tools:
+tools: ## install what is missing of Redis, NATS, curl and a C compiler, from Debian's packages
 	@scripts/ensure-tools.sh
 
 clean: ## remove what was built
