@@ -8,7 +8,8 @@ use std::{
 use futures_util::future::join_all;
 
 use crate::support::{
-    Answer, Connection, Event, Gate, OUTBOX, PATH, PENDING, World, batch, eventually, in_time, post, try_exchange,
+    Answer, Connection, Event, Gate, OUTBOX, PATH, PENDING, World, batch, eventually, in_time, post_and_stay,
+    try_exchange,
 };
 
 const LEAVING: &str = "still serving";
@@ -20,11 +21,11 @@ async fn send_until_gone(gate: &Gate, sender: usize, signalled: &AtomicBool, tak
     for number in 0.. {
         let id = format!("{sender}-{number}");
         let after_signal = signalled.load(Ordering::SeqCst);
-        let answer = match try_exchange(gate.address(), &post(PATH, batch([&id]).as_bytes())).await {
+        let answer = match try_exchange(gate.address(), &post_and_stay(PATH, batch([&id]).as_bytes())).await {
             Ok(answer) => answer,
             Err(error) => {
                 assert_ne!(error.kind(), ErrorKind::TimedOut, "everybody is answered");
-                let again = try_exchange(gate.address(), &post(PATH, b"[]")).await;
+                let again = try_exchange(gate.address(), &post_and_stay(PATH, b"[]")).await;
                 assert!(again.is_err(), "{error}, and yet somebody listens: {again:?}");
                 return delivered;
             }
@@ -71,12 +72,12 @@ async fn what_is_in_flight_is_finished_and_what_comes_is_told_to_come_back() {
     let mut gate = world.gate("server.drain_delay = \"0s\"").await;
     world.nats.freeze();
     let mut in_flight = Connection::open(gate.address()).await.expect("hookgate listens");
-    in_flight.send(&post(PATH, batch(["a"]).as_bytes())).await.expect("hookgate reads");
+    in_flight.send(&post_and_stay(PATH, batch(["a"]).as_bytes())).await.expect("hookgate reads");
     gate.wait_log("1 neue IDs").await;
 
     gate.signal("TERM");
     gate.wait_log(REFUSING).await;
-    let late = gate.post(batch(["b"])).await;
+    let late = gate.exchange(&post_and_stay(PATH, batch(["b"]).as_bytes())).await;
     assert_eq!(late.error(), (503, "shutting_down".into()));
     assert_eq!(late.header("connection"), Some("close"));
     assert_eq!(gate.probe("/livez").await.status, 200);
@@ -117,9 +118,8 @@ async fn a_slow_body_is_waited_for() {
 async fn a_connection_that_is_kept_open_does_not_hold_up_the_end() {
     let world = World::start().await;
     let mut gate = world.gate("").await;
-    let request = String::from_utf8(post(PATH, b"[]")).expect("it is text").replace("close", "keep-alive");
     let mut kept = Connection::open(gate.address()).await.expect("hookgate listens");
-    kept.send(request.as_bytes()).await.expect("hookgate reads");
+    kept.send(&post_and_stay(PATH, b"[]")).await.expect("hookgate reads");
     assert_eq!(kept.answer().await.as_ref().map(Answer::counts).expect("it is answered"), (0, 0));
     let mut silent = Connection::open(gate.address()).await.expect("hookgate listens");
 

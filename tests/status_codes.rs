@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use crate::support::{Connection, Gate, PATH, PENDING, World, batch, post};
+use crate::support::{Connection, Gate, PATH, PENDING, World, batch, post, post_and_stay};
 
 /// What a sender does next depends on the code alone, so the code has to be right.
 async fn assert_nothing_happened(world: &World) {
@@ -168,8 +168,7 @@ async fn a_connection_too_many_is_told_503() {
     let world = World::start().await;
     let gate = world.gate("server.max_connections = 1").await;
     let mut first = Connection::open(gate.address()).await.expect("hookgate listens");
-    let keep_open = String::from_utf8(post(PATH, b"[]")).expect("it is text").replace("close", "keep-alive");
-    first.send(keep_open.as_bytes()).await.expect("hookgate reads");
+    first.send(&post_and_stay(PATH, b"[]")).await.expect("hookgate reads");
     assert_eq!(first.answer().await.expect("it is answered").counts(), (0, 0));
 
     let second = gate.post("[]").await;

@@ -11,7 +11,7 @@ use std::fmt::Write;
 
 pub(crate) use self::{
     gate::{Gate, Tail, field},
-    http::{Answer, Connection, post, try_exchange},
+    http::{Answer, Connection, post, post_and_stay, try_exchange},
     nats::{Event, NatsServer},
     redis::RedisServer,
     waiting::{eventually, in_time},
@@ -49,6 +49,7 @@ impl World {
     }
 
     /// One that dies at a named point of the pipeline: `point`, or `point:number` of the hit.
+    #[allow(clippy::assertions_on_constants, reason = "it depends on how the tests are built")]
     pub(crate) async fn gate_armed(&self, settings: &str, point: &str) -> Gate {
         assert!(cfg!(feature = "failpoints"), "this needs --features failpoints");
         let gate = Gate::start_with(&self.settings(), settings, &[("HOOKGATE_FAILPOINT", point)]).await;

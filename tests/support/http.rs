@@ -69,9 +69,18 @@ impl Answer {
 
 /// A POST as a sender writes it, on a connection of its own.
 pub(crate) fn post(path: &str, body: &[u8]) -> Vec<u8> {
+    post_on(path, body, "close")
+}
+
+/// A POST on a connection that the client would like to keep.
+pub(crate) fn post_and_stay(path: &str, body: &[u8]) -> Vec<u8> {
+    post_on(path, body, "keep-alive")
+}
+
+fn post_on(path: &str, body: &[u8], connection: &str) -> Vec<u8> {
+    let length = body.len();
     let head = format!(
-        "POST {path} HTTP/1.1\r\nHost: hookgate.test\r\nContent-Type: application/json\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
-        body.len()
+        "POST {path} HTTP/1.1\r\nHost: hookgate.test\r\nContent-Type: application/json\r\nContent-Length: {length}\r\nConnection: {connection}\r\n\r\n"
     );
     [head.as_bytes(), body].concat()
 }
