@@ -8,7 +8,7 @@ use std::{
     fmt::Display,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -34,6 +34,8 @@ pub(super) struct Current {
 /// Gives out the present connection.
 pub(super) struct Link {
     current: watch::Receiver<Option<Current>>,
+    /// Whether the first attempt to connect has ended; until then nothing is known of Redis.
+    tried: Arc<AtomicBool>,
     trouble: Arc<Trouble>,
     report: Reporter,
 }
@@ -53,10 +55,18 @@ impl Link {
     pub(super) fn new(client: Client, timeout: Duration, check: Check) -> (Self, impl Future<Output = ()> + Send) {
         let (sender, current) = watch::channel(None);
         let trouble = Arc::<Trouble>::default();
+        let tried = Arc::<AtomicBool>::default();
         let report = Reporter::new("redis");
-        let keeper =
-            Keeper { client, timeout, check, current: sender, trouble: Arc::clone(&trouble), report: report.clone() };
-        (Self { current, trouble, report }, keeper.run())
+        let keeper = Keeper {
+            client,
+            timeout,
+            check,
+            current: sender,
+            tried: Arc::clone(&tried),
+            trouble: Arc::clone(&trouble),
+            report: report.clone(),
+        };
+        (Self { current, tried, trouble, report }, keeper.run())
     }
 
     /// The connection, if there is one.
@@ -65,13 +75,16 @@ impl Link {
     }
 
     /// The connection, or the one that is about to take its place; none at once if Redis is known to be down.
+    /// At the start it is waited for: an ingress that knows no readiness sends requests as soon as somebody
+    /// listens, and they would be published without a claim.
     pub(super) async fn current_or_next(&self) -> Option<Current> {
         let (mut current, mut contact) = (self.current.clone(), self.report.subscribe());
         loop {
             if let Some(current) = &*current.borrow_and_update() {
                 return Some(current.clone());
             }
-            if *contact.borrow_and_update() != Contact::Up {
+            let down = *contact.borrow_and_update() != Contact::Up;
+            if down && self.tried.load(Ordering::SeqCst) {
                 return None;
             }
             let changed = tokio::select! {
@@ -114,6 +127,7 @@ struct Keeper {
     timeout: Duration,
     check: Check,
     current: watch::Sender<Option<Current>>,
+    tried: Arc<AtomicBool>,
     trouble: Arc<Trouble>,
     report: Reporter,
 }
@@ -135,6 +149,8 @@ impl Keeper {
             };
             // A connection that only failed somebody is replaced at once; Redis may be well.
             if let Some(contact) = contact {
+                // Before the news, which wakes who waits for either.
+                self.tried.store(true, Ordering::SeqCst);
                 self.report.set(contact);
                 tokio::time::sleep(RECONNECT_PAUSE).await;
             }
