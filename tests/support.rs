@@ -13,6 +13,7 @@ pub(crate) use self::{
     gate::{Gate, Tail, field},
     http::{Answer, Connection, post, post_and_stay, try_exchange},
     nats::{Event, NatsServer},
+    process::{Port, Process, binary},
     redis::RedisServer,
     waiting::{eventually, in_time},
 };

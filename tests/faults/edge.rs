@@ -1,8 +1,274 @@
-//! The sender's side: rolling restarts, slow and vanishing senders, too much of everything.
+//! The sender's side: restarts under load, slow and vanishing senders. Too much of everything: `edge_more.rs`.
 
-use crate::Scenario;
+use std::{
+    net::SocketAddr,
+    process::{ExitStatus, Stdio},
+    time::{Duration, Instant},
+};
+
+use futures_util::future::join_all;
+use tempfile::TempDir;
+
+use super::{
+    crm::{Crm, Load, Sent},
+    rig::{Bounds, Report, Rig},
+};
+use crate::{
+    Scenario, scenario,
+    support::{Connection, PATH, Port, Process, batch, binary, eventually, post, try_exchange},
+};
+
+/// What the log says once a signal came, and once it refuses.
+const LEAVING: &str = "still serving";
+const REFUSING: &str = "finishing what is in flight";
 
 /// The scenarios of this file.
 pub(crate) fn scenarios() -> Vec<Scenario> {
-    Vec::new()
+    vec![
+        scenario!(drained_under_load, quick),
+        scenario!(sigterm_during_a_slow_body),
+        scenario!(sender_hangs_up_in_mid_request),
+        scenario!(rolling_restart_behind_nginx, alone),
+        scenario!(killed_behind_nginx, alone),
+    ]
+}
+
+/// Adds what a scenario demands beyond the invariants of all.
+pub(crate) fn demand(report: &mut Report, holds: bool, otherwise: impl Into<String>) {
+    if !holds {
+        report.violations.push(otherwise.into());
+    }
+}
+
+fn demand_good_end(report: &mut Report, ends: &[ExitStatus]) {
+    for end in ends {
+        demand(report, end.success(), format!("a replica ended with {end}"));
+    }
+}
+
+/// Counts an answer; `ids` are what it accepts.
+pub(crate) fn count(sent: &mut Sent, status: u16, took: Duration, ids: impl IntoIterator<Item = String>) {
+    *sent.statuses.entry(status).or_default() += 1;
+    sent.longest = sent.longest.max(took);
+    if status == 200 {
+        sent.accepted.extend(ids);
+    }
+}
+
+/// One of two replicas leaves, again and again. As in a cluster, new connections go to the other one soon
+/// after the signal, and not at once.
+async fn drained_under_load() -> Report {
+    let mut rig = Rig::start(2, "server.drain_delay = \"300ms\"\n").await;
+    let crm = rig.load(Load { workers: 8, ..Load::default() });
+    let mut ends = Vec::new();
+    for round in 0..8 {
+        let place = round % 2;
+        rig.progress(&crm, 100).await;
+        rig.gates[place].signal("TERM");
+        rig.gates[place].wait_log(LEAVING).await;
+        rig.progress(&crm, 20).await;
+        crm.aim(vec![rig.gates[1 - place].address()]);
+        ends.push(rig.gates[place].end().await);
+        rig.replace(place).await;
+        crm.aim(rig.addresses());
+    }
+    let mut report = rig.verdict(crm, Bounds::default()).await;
+    demand_good_end(&mut report, &ends);
+    report
+}
+
+/// The head of a request whose sender waits to be asked for the body.
+fn expecting(length: usize) -> String {
+    format!("POST {PATH} HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: {length}\r\n\r\n")
+}
+
+/// Opens a request, and sends its body up to a place once hookgate reads it.
+async fn half_sent(address: SocketAddr, body: &str, until: usize) -> Connection {
+    let mut connection = Connection::open(address).await.expect("hookgate listens");
+    connection.send(expecting(body.len()).as_bytes()).await.expect("hookgate reads");
+    assert_eq!(connection.answer().await.expect("it is asked for its body").status, 100);
+    connection.send(&body.as_bytes()[..until]).await.expect("hookgate reads");
+    connection
+}
+
+/// Bodies that are on their way when the signal comes are waited for; one that never ends is not.
+async fn sigterm_during_a_slow_body() -> Report {
+    let mut rig = Rig::start(2, "server.drain_delay = \"0s\"\n").await;
+    let crm = Crm::start(vec![rig.gates[1].address()], Load::default());
+    let address = rig.gates[0].address();
+    let ids: Vec<_> = (0..50).map(|sender| format!("slow-{sender}")).collect();
+    let bodies: Vec<_> = ids.iter().map(|id| batch([id])).collect();
+    let slow = join_all(bodies.iter().enumerate().map(|(place, body)| half_sent(address, body, place % body.len())));
+    let slow = slow.await;
+    let mut endless = half_sent(address, &bodies[0], 1).await;
+
+    rig.gates[0].signal("TERM");
+    rig.gates[0].wait_log(REFUSING).await;
+    let finishing = slow.into_iter().zip(bodies.iter().enumerate()).map(async |(mut connection, (place, body))| {
+        let began = Instant::now();
+        let rest = &body.as_bytes()[place % body.len()..];
+        let answered = async {
+            connection.send(rest).await?;
+            connection.answer().await
+        };
+        (answered.await.map_or(0, |answer| answer.status), began.elapsed())
+    });
+    let answers = join_all(finishing).await;
+    let given_up = endless.answer().await.map_or(0, |answer| answer.status);
+    let end = rig.gates[0].end().await;
+
+    rig.progress(&crm, 100).await;
+    let mut sent = crm.finish().await;
+    for ((status, took), id) in answers.into_iter().zip(ids) {
+        count(&mut sent, status, took, [id]);
+    }
+    let finished = sent.accepted.iter().filter(|id| id.starts_with("slow")).count();
+    let mut report = rig.judge(sent, Bounds::default()).await;
+    demand(&mut report, finished == 50, format!("{finished} of 50 slow bodies were taken"));
+    demand(&mut report, given_up == 408, format!("the body that never ends was answered {given_up}"));
+    demand_good_end(&mut report, &[end]);
+    report
+}
+
+/// Where a sender leaves: in the head, behind it, in the body, and before the answer.
+#[derive(Clone, Copy)]
+enum Leaves {
+    InTheHead,
+    AfterTheHead,
+    InTheBody,
+    BeforeTheAnswer,
+}
+
+async fn hang_up(address: SocketAddr, id: &str, leaves: Leaves) {
+    let body = batch([id]);
+    let request = post(PATH, body.as_bytes());
+    let head = request.len() - body.len();
+    let until = match leaves {
+        Leaves::InTheHead => head / 2,
+        Leaves::AfterTheHead => head,
+        Leaves::InTheBody => head + body.len() / 2,
+        Leaves::BeforeTheAnswer => request.len(),
+    };
+    let mut connection = Connection::open(address).await.expect("hookgate listens");
+    connection.send(&request[..until]).await.expect("hookgate reads");
+}
+
+/// Places are few, so that one that is not given back would show. Half of the senders come back.
+async fn sender_hangs_up_in_mid_request() -> Report {
+    let rig = Rig::start(1, "server.max_in_flight = 64\n").await;
+    let crm = rig.load(Load::default());
+    let address = rig.gates[0].address();
+    let kinds = [Leaves::InTheHead, Leaves::AfterTheHead, Leaves::InTheBody, Leaves::BeforeTheAnswer];
+    for round in 0..50 {
+        let senders = (0..40).map(|sender| (format!("gone-{round}-{sender}"), kinds[sender % kinds.len()]));
+        join_all(senders.map(async |(id, leaves)| hang_up(address, &id, leaves).await)).await;
+    }
+    rig.progress(&crm, 200).await;
+    let mut again = Sent::default();
+    for round in (0..50).step_by(2) {
+        let ids: Vec<_> = (0..40).map(|sender| format!("gone-{round}-{sender}")).collect();
+        let answer = eventually("who comes back is served", async || {
+            let answer = try_exchange(address, &post(PATH, batch(&ids).as_bytes())).await.ok()?;
+            (answer.status != 503).then_some(answer)
+        });
+        let answer = answer.await;
+        count(&mut again, answer.status, answer.took, ids);
+    }
+    let mut sent = crm.finish().await;
+    sent.accepted.extend(again.accepted);
+    for (status, times) in again.statuses {
+        *sent.statuses.entry(status).or_default() += times;
+    }
+    sent.longest = sent.longest.max(again.longest);
+    rig.judge(sent, Bounds::default()).await
+}
+
+/// Two replicas on ports that stay theirs, and Debian's nginx before them.
+struct Ingress {
+    rig: Rig,
+    ports: [Port; 2],
+    address: SocketAddr,
+    _nginx: Process,
+    _port: Port,
+    _files: TempDir,
+}
+
+impl Ingress {
+    async fn start() -> Self {
+        let mut rig = Rig::start(0, "").await;
+        let ports = [Port::reserve(), Port::reserve()];
+        for port in &ports {
+            rig.gates.push(rig.world.gate(&Self::settings(port)).await);
+        }
+        let (files, port) = (tempfile::tempdir().expect("a temporary folder can be made"), Port::reserve());
+        let configuration = include_str!("nginx.conf")
+            .replace("@FIRST@", &ports[0].number.to_string())
+            .replace("@SECOND@", &ports[1].number.to_string())
+            .replace("@LISTEN@", &port.number.to_string());
+        let file = files.path().join("nginx.conf");
+        std::fs::write(&file, configuration).expect("the folder is ours");
+        let nginx = Process::start(&binary("HOOKGATE_NGINX", "nginx"), |command| {
+            command.arg("-p").arg(files.path()).arg("-c").arg(&file).args(["-e", "error.log"]);
+            command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        });
+        let address = SocketAddr::from(([127, 0, 0, 1], port.number));
+        eventually("nginx answers", async || {
+            try_exchange(address, &post(PATH, b"[]")).await.ok().filter(|answer| answer.status == 200)
+        })
+        .await;
+        Self { rig, ports, address, _nginx: nginx, _port: port, _files: files }
+    }
+
+    /// As behind the reference ingress.
+    fn settings(port: &Port) -> String {
+        format!(
+            "server.listen = \"127.0.0.1:{}\"\nserver.request_deadline = \"3.5s\"\nserver.drain_delay = \"500ms\"\noutbox.relay_after = \"4s\"\nlog.filter = \"info,hookgate::entity=warn\"\n",
+            port.number
+        )
+    }
+
+    /// Starts a replica that ended, where it was.
+    async fn start_again(&mut self, place: usize) {
+        self.rig.gates[place] = self.rig.world.gate(&Self::settings(&self.ports[place])).await;
+    }
+
+    async fn verdict(&self, crm: Crm) -> Report {
+        // Two tries of 4 s each.
+        self.rig.verdict(crm, Bounds { longest: Duration::from_secs(9), ..Bounds::default() }).await
+    }
+}
+
+async fn rolling_restart_behind_nginx() -> Report {
+    let mut ingress = Ingress::start().await;
+    let crm = Crm::start(vec![ingress.address], Load { workers: 16, ..Load::default() });
+    let mut ends = Vec::new();
+    for round in 0..10 {
+        ingress.rig.progress(&crm, 200).await;
+        ends.push(ingress.rig.gates[round % 2].terminate().await);
+        ingress.start_again(round % 2).await;
+    }
+    ingress.rig.progress(&crm, 200).await;
+    let mut report = ingress.verdict(crm).await;
+    demand_good_end(&mut report, &ends);
+    report
+}
+
+/// Killed without a word, one at a time, and once both: nginx answers then, and says 503.
+async fn killed_behind_nginx() -> Report {
+    let mut ingress = Ingress::start().await;
+    let crm = Crm::start(vec![ingress.address], Load { workers: 16, ..Load::default() });
+    for round in 0..10 {
+        ingress.rig.progress(&crm, 200).await;
+        ingress.rig.gates[round % 2].kill();
+        ingress.start_again(round % 2).await;
+    }
+    ingress.rig.progress(&crm, 200).await;
+    let before = crm.answered(503);
+    ingress.rig.gates[0].kill();
+    ingress.rig.gates[1].kill();
+    eventually("nobody is there", async || (crm.answered(503) > before).then_some(())).await;
+    ingress.start_again(0).await;
+    ingress.start_again(1).await;
+    ingress.rig.progress(&crm, 200).await;
+    ingress.verdict(crm).await
 }
