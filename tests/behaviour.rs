@@ -5,6 +5,7 @@
 mod bad_items;
 mod batch_examples;
 mod batch_properties;
+mod configuration;
 mod core_delivery;
 mod disconnect;
 mod drain;
