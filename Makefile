@@ -23,7 +23,8 @@ test: tools ## all tests, on a real Redis and a real NATS that they start themse
 	cargo test --locked --doc
 	cargo test --locked --test faults -- --quick
 
-faults: tools ## kill, freeze and cut off real processes under load, then count; a table
+faults: ## kill, freeze and cut off real processes under load, then count; a table
+	@scripts/ensure-tools.sh faults
 	cargo test --locked --features failpoints --test faults -- $(ONLY)
 
 check: fmt lint doc ## fmt, lint and doc

@@ -48,6 +48,9 @@ if ! compiles; then
     want libc6-dev "the C library's headers and start files, for the same two"
 fi
 have setpriv || want util-linux "setpriv, with which no server outlives the test or demo that started it"
+if [ "${1:-}" = faults ]; then
+    have "${HOOKGATE_NGINX:-nginx}" || want nginx-light "replicas are restarted behind it; the faults start their own"
+fi
 [ "${#packages[@]}" -gt 0 ] || exit 0
 
 have apt-get || die "there is no apt-get here: install the above in this system's own way and try again"
