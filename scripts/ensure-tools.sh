@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Installs from Debian's packages what hookgate's commands need and this machine lacks, says what and why,
-# and leaves nothing running. HOOKGATE_REDIS_SERVER and HOOKGATE_NATS_SERVER may name other binaries.
+# and leaves nothing running. HOOKGATE_REDIS_SERVER and HOOKGATE_NATS_SERVER may name other binaries. With the
+# argument `faults` also what the fault suite needs beyond that; HOOKGATE_NGINX may name another binary.
 set -euo pipefail
 
 say() { printf 'tools: %s\n' "$*"; }
@@ -77,8 +78,9 @@ fi
 disable=()
 if have systemctl && [ -d /run/systemd/system ]; then
     for package in "${packages[@]}"; do
+        unit=${package%-light}.service
         case $package in
-            redis-server | nats-server) systemctl cat "$package.service" >/dev/null 2>&1 || disable+=("$package.service") ;;
+            redis-server | nats-server | nginx-light) systemctl cat "$unit" >/dev/null 2>&1 || disable+=("$unit") ;;
         esac
     done
 fi
