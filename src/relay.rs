@@ -19,6 +19,7 @@ use crate::{
     failpoint,
     pipeline::{ClaimError, Publisher, Settlement},
     publisher::PublishError,
+    readiness::Contact,
     route::{Route, RouteTable},
     shutdown::Phase,
 };
@@ -242,8 +243,9 @@ impl Relay {
         tracked: &mut Tracked,
         walked: &mut Walked,
     ) -> Result<(), RelayError> {
-        if let Some(problem) = self.publisher.contact().borrow().problem() {
-            return Err(PublishError::Unavailable(problem.to_owned()).into());
+        // A refusal may be over, and if no sender comes only an attempt can tell.
+        if let Contact::Unreachable(problem) = &*self.publisher.contact().borrow() {
+            return Err(PublishError::Unavailable(problem.clone()).into());
         }
         if !self.outbox.lease(route, &self.holder, LEASE).await? {
             return Err(RelayError::Leased);
@@ -260,7 +262,9 @@ impl Relay {
                 Ok(ack) => settlements.push(Settlement::acknowledged(id, token, ack)),
                 Err(error) => {
                     walked.failed += 1;
-                    tracked.back_off(&id);
+                    if !matches!(error, PublishError::Unavailable(_)) {
+                        tracked.back_off(&id);
+                    }
                     if !matches!(error, PublishError::Refused(_)) {
                         trouble = Some(error);
                     }

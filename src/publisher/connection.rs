@@ -178,6 +178,7 @@ pub(super) struct Status {
 pub(super) struct Connection {
     pub(super) client: Client,
     pub(super) status: watch::Receiver<Status>,
+    change: Arc<watch::Sender<Status>>,
 }
 
 impl Connection {
@@ -188,7 +189,7 @@ impl Connection {
             contact: Contact::Unreachable("not connected yet".to_owned()),
             denied: None,
         }));
-        let receiver = status.subscribe();
+        let (receiver, change) = (status.subscribe(), Arc::clone(&status));
         let client = Arc::new(OnceLock::<Client>::new());
         let for_events = Arc::clone(&client);
         let names = servers.names();
@@ -206,7 +207,22 @@ impl Connection {
         });
         let connected = options.connect(servers.addresses.as_slice()).await?;
         client.get_or_init(|| connected.clone());
-        Ok(Self { client: connected, status: receiver })
+        Ok(Self { client: connected, status: receiver, change })
+    }
+
+    /// What a denial would name in these words has just been allowed: the server takes a permission away and
+    /// gives it back without a word, and without ending the connection.
+    pub(super) fn granted(&self, named: &str) {
+        if self.status.borrow().denied.is_none() {
+            return;
+        }
+        self.change.send_if_modified(|now| {
+            let before = now.denied.take_if(|text| text.contains(named));
+            before.is_some_and(|reason| {
+                info!(%reason, "NATS has granted the permission");
+                true
+            })
+        });
     }
 
     /// Resolves when the present connection is gone.
@@ -229,8 +245,15 @@ fn apply(status: &watch::Sender<Status>, servers: &str, event: &Event) {
             }
         }),
         Event::ServerError(ServerError::Other(text)) if is_denial(text) => {
-            error!(reason = %text, "NATS denied a permission; see the README on what hookgate needs");
-            status.send_modify(|now| now.denied = Some(text.clone()));
+            status.send_if_modified(|now| {
+                // Comes for every message that is denied.
+                let news = now.denied.as_ref() != Some(text);
+                if news {
+                    error!(reason = %text, "NATS denied a permission; see the README on what hookgate needs");
+                    now.denied = Some(text.clone());
+                }
+                news
+            });
         }
         Event::ServerError(error) => warn!(%error, "NATS server reports an error"),
         Event::ClientError(ClientError::Other(text)) => {

@@ -118,6 +118,9 @@ impl JetStream {
         if outcomes.iter().any(|outcome| matches!(outcome, Err(PublishError::NoStream(_)))) {
             self.look_again.notify_one();
         }
+        if outcomes.iter().any(Result::is_ok) {
+            self.connection.granted(&format!("\"{}\"", route.subject()));
+        }
         outcomes
     }
 }
@@ -239,6 +242,9 @@ impl Keeper {
             ));
         }
         let found = stream::ensure(&self.context, &self.stream, &self.routes, warned).await;
+        if found.is_ok() {
+            self.connection.granted("\"$JS.API.");
+        }
         let denied = self.connection.status.borrow().denied.clone();
         match (found, denied) {
             (Ok(()), None) => Contact::Up,
