@@ -34,6 +34,7 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
         scenario!(nats_lame_duck),
         scenario!(stream_deleted_and_recreated),
         scenario!(stream_full),
+        scenario!(publish_permission_withdrawn),
     ]
 }
 
@@ -207,6 +208,38 @@ async fn stream_full() -> Report {
         context.update_stream(full).await.expect("the operator may do that");
         refusals(&crm, 8).await;
         context.update_stream(Config { max_bytes: -1, ..config }).await.expect("the operator may do that");
+    }
+    rig.progress(&crm, 300).await;
+    rig.verdict(crm, Bounds::default()).await
+}
+
+/// The server says no to events and goes on with everything else.
+async fn publish_permission_withdrawn() -> Report {
+    let users = |denied: &str| {
+        format!(
+            "no_auth_user: operator\nauthorization {{ users: [ {{ user: operator, password: operator }}, {{ user: hookgate, password: hookgate, permissions: {{ publish: {{ allow: \">\", deny: \"{denied}\" }} }} }} ] }}\n"
+        )
+    };
+    let (granted, withdrawn) = (users("nothing"), users("vmh.>"));
+    let (redis, nats) = tokio::join!(RedisServer::start(), NatsServer::configured(&granted));
+    let url = format!("nats.url = \"nats://hookgate:hookgate@127.0.0.1:{}\"\n", nats.port());
+    let rig = Rig::with(World { redis, nats }, 2, &url).await;
+    let crm = rig.load(Load::default());
+    for senders in [true, false] {
+        rig.progress(&crm, 300).await;
+        rig.world.nats.configure(&withdrawn);
+        wait_stores(&rig, "refused").await;
+        refusals(&crm, 8).await;
+        if senders {
+            rig.world.nats.configure(&granted);
+        } else {
+            // The relay alone can find out that it is over.
+            crm.aim(Vec::new());
+            rig.world.nats.configure(&granted);
+            rig.world.redis.settled(OUTBOX).await;
+            crm.aim(rig.addresses());
+        }
+        wait_stores(&rig, "up").await;
     }
     rig.progress(&crm, 300).await;
     rig.verdict(crm, Bounds::default()).await

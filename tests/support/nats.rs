@@ -208,8 +208,9 @@ fn config_file(data: &TempDir) -> PathBuf {
 }
 
 fn write_config(data: &TempDir, text: &str) {
-    // A name from the command line alone would change with the first reload, which NATS refuses.
-    let text = format!("server_name: \"{}\"\n{text}", name(data));
+    // A name or a store from the command line alone would be gone with the first reload.
+    let (name, store) = (name(data), data.path().display());
+    let text = format!("server_name: \"{name}\"\njetstream {{ store_dir: \"{store}\" }}\n{text}");
     std::fs::write(config_file(data), text).expect("the folder is ours");
 }
 
@@ -218,7 +219,7 @@ fn launch(data: &TempDir, port: u16, mode: Mode) -> Process {
     let output = File::create(&log).expect("the folder is ours");
     Process::start(&binary("HOOKGATE_NATS_SERVER", "nats-server"), |command| {
         command.args(["-a", "127.0.0.1", "-p", &port.to_string(), "-n", &name(data)]);
-        if mode.jetstream {
+        if mode.jetstream && !mode.configured {
             command.arg("-js").arg("-sd").arg(data.path());
         }
         if mode.configured {
