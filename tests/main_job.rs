@@ -154,6 +154,20 @@ async fn routes_come_from_the_configuration_alone() {
 }
 
 #[tokio::test]
+async fn a_trial_needs_no_redis() {
+    let world = World::start().await;
+    let mut gate = world.gate("redis.url = \"memory:\"").await;
+    assert_eq!(gate.post(batch(["a", "b"])).await.counts(), (2, 2));
+    assert_eq!(gate.post(batch(["b", "c"])).await.counts(), (1, 2));
+
+    let ids: BTreeSet<_> = world.nats.events().await.iter().map(Event::entity_id).collect();
+    assert_eq!(ids, BTreeSet::from(["a".into(), "b".into(), "c".into()]));
+    assert_eq!(world.redis.pending(PENDING).await, BTreeSet::new());
+    let warned = gate.log().await.iter().any(|line| line.contains("WARN") && line.contains("memory:"));
+    assert!(warned, "everybody who starts it so is told what it forgets");
+}
+
+#[tokio::test]
 async fn a_batch_above_the_internal_step() {
     let world = World::start().await;
     let gate = world.gate("").await;

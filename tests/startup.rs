@@ -151,6 +151,55 @@ async fn credentials_in_the_address_of_nats_are_used() {
     assert!(!gate.log().await.concat().contains("ri%"), "the password is in the log");
 }
 
+/// A hookgate with a user of NATS who may do so much.
+async fn permitted(may: &str) -> (World, Gate) {
+    let users =
+        format!("{{ user: operator, password: op }}, {{ user: gate, password: right, permissions: {{ {may} }} }}");
+    let config = format!("authorization {{ users = [{users}] }}\nno_auth_user: operator\n");
+    let (redis, nats) = tokio::join!(RedisServer::start(), NatsServer::configured(&config));
+    let world = World { redis, nats };
+    let url = world.nats.url().replace("nats://", "nats://gate:right@");
+    let gate = world.gate_unready(&format!("nats.url = \"{url}\"\nserver.request_deadline = \"2s\"")).await;
+    (world, gate)
+}
+
+#[tokio::test]
+async fn a_missing_permission_for_the_stream_keeps_it_unready_and_is_named() {
+    let may = r#"publish = ["vmh.>", "_INBOX.hookgate.>"], subscribe = "_INBOX.hookgate.>""#;
+    let (_world, gate) = permitted(may).await;
+    let problem = gate.wait_store("nats", "refused").await;
+    assert!(problem.contains("Permissions Violation") && problem.contains("$JS.API"), "{problem}");
+    assert_waiting(&gate).await;
+}
+
+#[tokio::test]
+async fn a_missing_permission_for_acknowledgements_keeps_it_unready_and_is_named() {
+    let (_world, gate) = permitted(r#"publish = ">", subscribe = "elsewhere.>""#).await;
+    let problem = gate.wait_store("nats", "refused").await;
+    assert!(problem.contains("Permissions Violation") && problem.contains("_INBOX.hookgate"), "{problem}");
+    assert_waiting(&gate).await;
+}
+
+#[tokio::test]
+async fn a_missing_permission_for_the_subject_is_named_when_it_shows() {
+    let may = r#"publish = ["$JS.API.>", "_INBOX.hookgate.>"], subscribe = "_INBOX.hookgate.>""#;
+    let (_world, gate) = permitted(may).await;
+    gate.wait_store("nats", "up").await;
+    assert_eq!(gate.post(batch(["a"])).await.error(), (503, "not_published".into()));
+    let line = gate.wait_log("Permissions Violation").await;
+    assert!(line.contains("vmh.beteiligte.create") && line.contains("ERROR"), "{line}");
+}
+
+#[tokio::test]
+async fn the_permissions_it_needs_are_enough() {
+    let api = r#""$JS.API.STREAM.NAMES", "$JS.API.STREAM.INFO.*", "$JS.API.STREAM.CREATE.HOOKGATE""#;
+    let may = format!(r#"publish = ["vmh.beteiligte.create", {api}], subscribe = "_INBOX.hookgate.>""#);
+    let (world, gate) = permitted(&may).await;
+    gate.wait_ready().await;
+    assert_eq!(gate.post(batch(["a"])).await.counts(), (1, 1));
+    assert_eq!(world.nats.events().await.len(), 1);
+}
+
 #[tokio::test]
 async fn a_nats_without_jetstream_is_explained_and_waited_for() {
     let (redis, nats) = tokio::join!(RedisServer::start(), NatsServer::without_jetstream());

@@ -49,6 +49,22 @@ async fn prints_events_for_programs() {
 }
 
 #[tokio::test]
+async fn shows_each_watcher_what_comes_from_now_on() {
+    let world = World::start().await;
+    let gate = world.gate("").await;
+    gate.post(batch(["before"])).await;
+    let arguments = ["--count", "1", "--output", "json"];
+    let all = [&["vmh.>"], &arguments[..]].concat();
+    let tails = [Tail::start(&world.settings(), &all).await, Tail::start(&world.settings(), &arguments).await];
+    gate.post(batch(["after"])).await;
+    for tail in tails {
+        let (status, printed) = tail.end().await;
+        assert_eq!(status.code(), Some(0));
+        assert!(printed.contains("after") && !printed.contains("before"), "{printed}");
+    }
+}
+
+#[tokio::test]
 async fn takes_a_subject_and_ends_by_ctrl_c() {
     let world = World::start().await;
     let gate = world.gate("").await;
