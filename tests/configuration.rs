@@ -315,6 +315,6 @@ fn each_key_of_the_example_is_read_and_no_key_is_missing() {
         settings.as_object_mut().expect("it is an object").remove("routes");
     }
     assert_eq!(mine, built_in, "the example shows the defaults, all of them");
-    let keys = |route: &Value| route.as_object().map(|route| route.len());
+    let keys = |route: &Value| route.as_object().map(serde_json::Map::len);
     assert_eq!(keys(&example["routes"][4]), Some(8), "the last route shows every key of a route");
 }

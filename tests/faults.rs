@@ -7,6 +7,7 @@
 mod faults {
     pub(crate) mod crm;
     pub(crate) mod edge;
+    pub(crate) mod edge_more;
     pub(crate) mod nats;
     pub(crate) mod oracle;
     pub(crate) mod process;
@@ -70,6 +71,7 @@ fn scenarios() -> Vec<Scenario> {
         faults::redis::scenarios(),
         faults::redis_more::scenarios(),
         faults::edge::scenarios(),
+        faults::edge_more::scenarios(),
     ];
     files.into_iter().flatten().collect()
 }
