@@ -1,6 +1,6 @@
 //! The webhooks' side: warp filters from a request to a batch, and the answer to the sender.
 //!
-//! Everything a sender is told is decided in [`status`], one match over every way a request can end,
+//! Everything a sender is told is decided in `status`, one match over every way a request can end,
 //! because what a sender does with a status code decides whether a batch is lost.
 
 use std::{
