@@ -8,7 +8,7 @@ use async_nats::jetstream::stream::Config;
 
 use super::{
     crm::{Crm, Load},
-    redis::refusals,
+    redis::{Policy, refusals},
     rig::{Bounds, Report, Rig},
     wire::{Mode, Wire},
 };
@@ -35,6 +35,7 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
         scenario!(stream_deleted_and_recreated),
         scenario!(stream_full),
         scenario!(publish_permission_withdrawn),
+        scenario!(both_killed),
     ]
 }
 
@@ -240,6 +241,29 @@ async fn publish_permission_withdrawn() -> Report {
             crm.aim(rig.addresses());
         }
         wait_stores(&rig, "up").await;
+    }
+    rig.progress(&crm, 300).await;
+    rig.verdict(crm, Bounds::default()).await
+}
+
+/// Each comes back first once.
+async fn both_killed() -> Report {
+    let mut rig = Rig::start(2, Policy::Reject.settings()).await;
+    let crm = rig.load(Load::default());
+    for redis_first in [true, false] {
+        rig.progress(&crm, 300).await;
+        rig.world.redis.kill();
+        rig.world.nats.kill();
+        refusals(&crm, 20).await;
+        if redis_first {
+            rig.world.redis.start_again().await;
+            refusals(&crm, 8).await;
+            rig.world.nats.start_again().await;
+        } else {
+            rig.world.nats.start_again().await;
+            refusals(&crm, 8).await;
+            rig.world.redis.start_again().await;
+        }
     }
     rig.progress(&crm, 300).await;
     rig.verdict(crm, Bounds::default()).await
