@@ -2,9 +2,10 @@
 //!
 //! Every attempt for a claim repeats its token, so that none of this may make a single duplicate.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_nats::jetstream::stream::Config;
+use futures_util::future::join_all;
 
 use super::{
     crm::{Crm, Load},
@@ -14,7 +15,7 @@ use super::{
 };
 use crate::{
     Scenario, scenario,
-    support::{NatsServer, OUTBOX, RedisServer, World, eventually},
+    support::{NatsServer, OUTBOX, PATH, RedisServer, World, batch, eventually, post, try_exchange},
 };
 
 /// The stream that hookgate makes.
@@ -36,6 +37,7 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
         scenario!(stream_full),
         scenario!(publish_permission_withdrawn),
         scenario!(both_killed),
+        scenario!(both_frozen_1000_requests, alone),
     ]
 }
 
@@ -267,4 +269,54 @@ async fn both_killed() -> Report {
     }
     rig.progress(&crm, 300).await;
     rig.verdict(crm, Bounds::default()).await
+}
+
+/// With the settings that hookgate has by itself: 1,000 senders at once are each told in time, in bounded
+/// memory, and work goes on within a second.
+async fn both_frozen_1000_requests() -> Report {
+    let longest = Duration::from_secs(9);
+    let mut rig = Rig::start(0, "").await;
+    let settings = "outbox.relay_after = \"10s\"\nlog.filter = \"info,hookgate::entity=warn\"\n";
+    let gate = rig.world.gate(settings).await;
+    rig.gates.push(gate);
+    let load = Load::default();
+    let crm = rig.load(load);
+    rig.progress(&crm, 300).await;
+    let before = rig.gates[0].resident_bytes();
+    rig.world.redis.freeze();
+    rig.world.nats.freeze();
+    let address = rig.gates[0].address();
+    let requests = (0..1000).map(|request| async move {
+        let ids = (0..10).map(|id| format!("frozen-{request}-{id}"));
+        let answer = try_exchange(address, &post(PATH, batch(ids).as_bytes())).await;
+        answer.map_or((0, longest), |answer| (answer.status, answer.took))
+    });
+    let answers = join_all(requests).await;
+    let grown = rig.gates[0].resident_bytes().saturating_sub(before);
+    let accepted = crm.accepted();
+    let thawed = Instant::now();
+    rig.world.redis.thaw();
+    rig.world.nats.thaw();
+    eventually("something is accepted again", async || (crm.accepted() > accepted).then_some(())).await;
+    let recovered = thawed.elapsed();
+    rig.progress(&crm, 300).await;
+    let sent = crm.finish().await;
+    // What was sent before NATS was known to be down is stored when it wakes up, and without a claim each
+    // attempt has a token of its own: those that were refused, and those that were still going on.
+    let refused = usize::try_from(*sent.statuses.get(&503).unwrap_or(&0)).expect("few");
+    let duplicates = (refused + load.workers) * load.batch;
+    let mut report = rig.judge(sent, Bounds { duplicates, longest, ..Bounds::default() }).await;
+    let slowest = answers.iter().map(|(_, took)| *took).max().unwrap_or_default();
+    report.longest = report.longest.max(slowest);
+    let mut claim = |holds: bool, violation: String| {
+        if !holds {
+            report.violations.push(violation);
+        }
+    };
+    let others: Vec<_> = answers.iter().filter(|(status, _)| *status != 503).collect();
+    claim(others.is_empty(), format!("{} of 1,000 were not answered 503: {:?}", others.len(), others.first()));
+    claim(slowest < longest, format!("one of 1,000 was answered after {slowest:?}"));
+    claim(grown < 64 << 20, format!("memory grew by {} MiB", grown >> 20));
+    claim(recovered < Duration::from_secs(1), format!("the first good answer came {recovered:?} after the thaw"));
+    report
 }
