@@ -1,5 +1,11 @@
 //! Layers, their order, and complaints that say where the mistake is; through the binary.
 
+mod errors;
+mod example;
+mod layers;
+mod printed;
+mod secrets;
+
 use std::{
     path::PathBuf,
     process::{Command, Output},

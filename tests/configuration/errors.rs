@@ -1,0 +1,267 @@
+//! Each mistake is answered by exit code 2, nothing on standard output, and one line that names source, key and
+//! value and says what is wrong and what is allowed.
+
+use super::Trial;
+
+/// The one line about a file called `hookgate.toml`, which has to say each of the words.
+#[track_caller]
+fn refused(settings: &str, words: &[&str]) {
+    refused_by(&Trial::new(&[("hookgate.toml", settings)]), "hookgate.toml", words);
+}
+
+#[track_caller]
+fn refused_by(trial: &Trial, file: &str, words: &[&str]) {
+    let complaint = trial.complaint(&["check", "--config", file]);
+    assert_eq!(complaint.trim_end().lines().count(), 1, "{complaint}");
+    assert!(complaint.starts_with("hookgate: configuration: "), "{complaint}");
+    let missing: Vec<_> = words.iter().filter(|word| !complaint.contains(**word)).collect();
+    assert!(missing.is_empty(), "{missing:?} not in: {complaint}");
+}
+
+/// A route, with more keys.
+fn route(entity: &str, action: &str, more: &str) -> String {
+    format!("[[routes]]\nflow = \"vmh\"\nentity = \"{entity}\"\naction = \"{action}\"\n{more}\n")
+}
+
+#[test]
+fn unknown_keys() {
+    for (settings, line, key) in [
+        ("\n[severs]\nlisten = 1", 2, "severs"),
+        ("server.lisen = \"0.0.0.0:1\"", 1, "server.lisen"),
+        ("[server]\nmax_headers = 10\nmax_body = 10", 3, "server.max_body"),
+        ("[nats]\nstream.nam = \"X\"", 2, "nats.stream.nam"),
+        ("[nats.stream]\nsubjects = []", 2, "nats.stream.subjects"),
+    ] {
+        let field = key.rsplit('.').next().expect("a key has a last part");
+        refused(settings, &[&format!("hookgate.toml, line {line}: {key}: unknown field `{field}`, expected ")]);
+    }
+    let misspelt = route("a", "create", "") + &route("b", "create", "whilepending = \"skip\"");
+    refused(
+        &misspelt,
+        &["hookgate.toml, line 10: routes[1].whilepending: unknown field `whilepending`, expected one of"],
+    );
+}
+
+#[test]
+fn wrong_types() {
+    for (settings, key, words) in [
+        ("server.max_headers = \"many\"", "server.max_headers = \"many\"", "expected a whole number"),
+        ("server.max_headers = -1", "server.max_headers = -1", "expected a whole number that is not negative"),
+        ("server.max_headers = 1.5", "server.max_headers = 1.5", "floating point"),
+        ("server.max_in_flight = 4294967296", "server.max_in_flight = 4294967296", "expected a whole number"),
+        ("server.listen = 3000", "server.listen = 3000", "expected socket address"),
+        ("server.listen = \"localhost\"", "server.listen = \"localhost\"", "write an IP address and a port"),
+        ("server.drain_delay = \"8\"", "server.drain_delay = \"8\"", "is not a time (time unit needed"),
+        ("server.drain_delay = 8", "server.drain_delay = 8", "expected a time in quotes with its unit"),
+        ("server.drain_delay = \"soon\"", "server.drain_delay = \"soon\"", "write 500ms, 8s, 15m or 7d"),
+        ("server.drain_delay = \"1us\"", "server.drain_delay = \"1us\"", "finer than a millisecond"),
+        ("server.drain_delay = \"101years\"", "server.drain_delay = \"101years\"", "more than 36500d"),
+        ("nats.stream.create = \"yes\"", "nats.stream.create = \"yes\"", "expected true or false"),
+        ("nats.delivery = \"stream\"", "nats.delivery = \"stream\"", "expected `jetstream` or `core`"),
+        ("redis.on_unavailable = \"fail\"", "redis.on_unavailable = \"fail\"", "expected `publish` or `reject`"),
+        ("nats.on_unavailable = \"publish\"", "nats.on_unavailable = \"publish\"", "expected `reject` or `accept`"),
+        ("redis.durability = \"disk\"", "redis.durability = \"disk\"", "expected one of `none`, `replica`, `aof`"),
+        ("redis.url = 6379", "redis.url = 6379", "expected a string"),
+        ("redis.password_file = 1", "redis.password_file = 1", "expected path string"),
+        // A table may not be given as a list of its values.
+        ("redis = [\"redis://h\"]", "redis = [\"redis://h\"]", "expected a table"),
+        ("nats.stream = \"X\"", "nats.stream = \"X\"", "expected a table"),
+        ("routes = { flow = \"a\" }", "routes = { flow = \"a\" }", "expected a list"),
+        ("routes = [\"a\"]", "routes[0] = \"a\"", "expected a table"),
+        ("routes = [{ flow = \"a\", entity = \"b\" }]", "routes[0]", "missing field `action`"),
+    ] {
+        refused(settings, &[&format!("hookgate.toml, line 1: {key}: "), words]);
+    }
+}
+
+#[test]
+fn bad_syntax_and_missing_files() {
+    for (settings, line) in [
+        ("[server", 1),
+        ("\nserver.max_headers =", 2),
+        ("log.filter = \"a\"\nlog.filter = \"b\"", 2),
+        ("[log]\nfilter = info", 2),
+    ] {
+        refused(settings, &[&format!("hookgate.toml, line {line}: ")]);
+    }
+    let trial = Trial::new(&[("folder.toml/x", "")]);
+    std::fs::write(trial.path("latin.toml"), b"log.filter = \"\xfc\"").expect("the folder is ours");
+    refused_by(&trial, "nowhere.toml", &["read configuration file \"nowhere.toml\": No such file"]);
+    refused_by(&trial, "folder.toml", &["read configuration file \"folder.toml\": Is a directory"]);
+    refused_by(&trial, "latin.toml", &["\"latin.toml\"", "valid UTF-8"]);
+    let trial = Trial::new(&[("config/default.toml", "server.max_headers = x"), ("good.toml", "")]);
+    assert!(trial.complaint(&["check"]).contains("config/default.toml, line 1: "));
+    trial.check(&["good.toml"]);
+}
+
+#[test]
+fn variables() {
+    for (variable, text, words) in [
+        ("HOOKGATE__SERVER__MAX_HEADERS", "many", "server.max_headers = \"many\": invalid type"),
+        ("HOOKGATE__SERVER__MAX_HEADERS", "-5", "server.max_headers = \"-5\": invalid value: integer `-5`"),
+        ("HOOKGATE__SERVER__MAX_HEADERS", "", "server.max_headers = \"\": invalid type"),
+        ("HOOKGATE__SERVER__MAX_HEADERS", "2", "server.max_headers = 2: is not between 8 and 1000"),
+        ("HOOKGATE__SERVER__REQUEST_DEADLINE", "8", "server.request_deadline = \"8\": \"8\" is not a time"),
+        ("HOOKGATE__NATS__STREAM__CREATE", "yes", "nats.stream.create = \"yes\": invalid type"),
+        ("HOOKGATE__NATS__DELIVERY", "cor", "nats.delivery = \"cor\": unknown variant `cor`, expected `jetstream` or"),
+        ("HOOKGATE__SERVER__LISEN", "x", "server.lisen: unknown field `lisen`, expected one of `listen`"),
+        ("HOOKGATE__SERVR__LISTEN", "x", "servr: unknown field `servr`, expected one of `server`"),
+        ("HOOKGATE__SERVER", "x", "server = \"x\": invalid type: string \"x\", expected a table"),
+        ("HOOKGATE__REDIS", "redis://h", "redis = \"redis://h\": invalid type"),
+        ("HOOKGATE__SERVER__LISTEN__PORT", "1", "server.listen: invalid type: map, expected socket address"),
+        ("HOOKGATE__ROUTES", "vmh", "routes = \"vmh\": invalid type: string \"vmh\", expected a list"),
+        ("HOOKGATE__ROUTES", "[{\"flow\":\"a\"", "routes: not a list of tables in JSON: EOF"),
+        ("HOOKGATE__ROUTES", "[{\"flow\":1}]", "routes[0].flow: invalid type: integer `1`, expected a string"),
+        ("HOOKGATE__ROUTES", "[{\"flow\":\"a\",\"entity\":\"b\"}]", "routes[0]: missing field `action`"),
+        ("HOOKGATE__ROUTES", "[{\"flow\":\"a\",\"x\":1}]", "routes[0].x: unknown field `x`"),
+        ("HOOKGATE__ROUTES", "[]", "no route is configured: add a [[routes]] table"),
+        ("HOOKGATE__ROUTES__0__FLOW", "a", "routes: invalid type: map, expected a list"),
+    ] {
+        let trial = Trial::new(&[("hookgate.toml", "server.max_headers = 10")]).with(variable, text);
+        refused_by(&trial, "hookgate.toml", &[&format!("environment variable {variable}: {words}")]);
+    }
+}
+
+#[test]
+fn bad_routes() {
+    let long_subject = format!("subject = \"{}\"", "x".repeat(256));
+    for (keys, words) in [
+        ("subject = \"vmh. x\"", "subject \"vmh. x\" has a blank at byte 4; allowed: visible ASCII"),
+        ("subject = \"vmh.*\"", "subject \"vmh.*\" has '*' at byte 4"),
+        ("subject = \"vmh.>\"", "subject \"vmh.>\" has '>' at byte 4"),
+        ("subject = \"vmh..x\"", "subject \"vmh..x\" has an empty token"),
+        ("subject = \"vmh.x.\"", "subject \"vmh.x.\" has an empty token"),
+        ("subject = \"\"", "subject \"\" has an empty token"),
+        ("subject = \"vmh.ü\"", "subject \"vmh.ü\" has 'ü' at byte 4"),
+        ("subject = \"$SYS.x\"", "subject \"$SYS.x\" belongs to NATS itself"),
+        ("subject = \"_INBOX.x\"", "subject \"_INBOX.x\" belongs to NATS itself"),
+        (&long_subject, "is 256 bytes long; at most 255 are allowed"),
+        ("path = \"vmh/x\"", "path \"vmh/x\" does not begin with '/'"),
+        ("path = \"\"", "path \"\" does not begin with '/'"),
+        ("path = \"/a b\"", "path \"/a b\" has a blank at byte 2"),
+        ("path = \"/a?b\"", "path \"/a?b\" has '?' at byte 2"),
+        ("path = \"/ä\"", "path \"/ä\" has 'ä' at byte 1"),
+        ("pending_key = \"\"", "pending_key \"\" is 0 bytes long"),
+        ("pending_key = \"a b\"", "pending_key \"a b\" has a blank at byte 1"),
+        ("pending_key = \"{a}\"", "pending_key \"{a}\" has '{' at byte 0"),
+        ("pending_key = \"hookgate:x\"", "pending_key \"hookgate:x\" begins with 'hookgate:'"),
+        ("label = \"\"", "label \"\" is empty"),
+        ("label = \"a\\nb\"", "label \"a\\nb\" has '\\n' at byte 1"),
+        ("while_pending = \"coalesce\"", "while_pending = \"coalesce\" is not in this version"),
+    ] {
+        refused(&route("a", "create", keys), &["hookgate.toml: route \"vmh/a/create\": ", words]);
+    }
+    for word in ["", "a b", "a.b", "a/b", "a:b", "ä", "a*", "{a}", &"x".repeat(65)] {
+        let named = format!("hookgate.toml: route \"vmh/{word}/create\": entity {word:?} ");
+        refused(&route(word, "create", ""), &[&named]);
+    }
+    for action in ["update", "fieldUpdate"] {
+        let need = format!("route \"vmh/a/{action}\": an {action} route needs while_pending = \"skip\"");
+        refused(&route("a", action, ""), &["hookgate.toml: ", &need, "release an id before they read"]);
+        Trial::new(&[("good.toml", &route("a", action, "while_pending = \"skip\""))]).check(&["good.toml"]);
+    }
+    let later = "line 5: routes[0].while_pending = \"later\": unknown variant `later`";
+    refused(&route("a", "create", "while_pending = \"later\""), &[later]);
+}
+
+#[test]
+fn routes_that_clash() {
+    let both = |first: &str, second: &str| route("a", "create", first) + &route("b", "create", second);
+    let same = |words: &str| {
+        format!("hookgate.toml: routes \"vmh/a/create\" and \"vmh/b/create\" have the same {words}; give one of them")
+    };
+    refused(&both("path = \"/x\"", "path = \"/x\""), &[&same("path \"/x\"")]);
+    refused(&both("pending_key = \"x\"", "pending_key = \"x\""), &[&same("pending_key \"x\"")]);
+    let default = both("", "pending_key = \"vmh:a:create_pending\"");
+    refused(&default, &[&same("pending_key \"vmh:a:create_pending\"")]);
+    let twice = route("a", "create", "") + &route("a", "create", "");
+    refused(&twice, &["routes \"vmh/a/create\" and \"vmh/a/create\" have the same path"]);
+    // Two routes may publish to one subject: an event says which action it is of.
+    Trial::new(&[("good.toml", &both("subject = \"x\"", "subject = \"x\""))]).check(&["good.toml"]);
+}
+
+#[test]
+fn values_that_make_no_sense() {
+    for key in [
+        "server.first_request_timeout",
+        "server.header_read_timeout",
+        "server.body_read_timeout",
+        "redis.timeout",
+        "nats.ack_timeout",
+        "nats.stream.duplicate_window",
+        "dead_letters.max_age",
+    ] {
+        let named = format!("hookgate.toml: {key} = \"0s\": has to be longer than nothing");
+        refused(&format!("{key} = \"0s\""), &[&named]);
+    }
+    for (key, value, words) in [
+        ("server.request_deadline", "\"100ms\"", "is too short to claim, publish and answer; at least 1s"),
+        ("server.max_body_bytes", "0", "is not between 1 and 1073741824"),
+        ("server.max_buffered_bytes", "5", "is below server.max_body_bytes (built-in default: 16777216)"),
+        ("server.worker_threads", "513", "is not between 0 and 512"),
+        ("outbox.max_entries", "0", "is not between 1 and"),
+        ("outbox.relay_after", "\"8s\"", "is not above server.request_deadline (built-in default: \"8s\")"),
+        ("dead_letters.max_bytes", "1", "is below dead_letters.max_item_bytes (built-in default: 65536)"),
+        ("redis.durability", "\"aof\"", "changes nothing unless nats.on_unavailable is \"accept\""),
+        ("redis.url", "\"http://h\"", "this version of hookgate knows redis://host:port/db and memory:"),
+        ("redis.url", "\"\"", "this version of hookgate knows"),
+        ("redis.url", "\"redis://h/x\"", "is not the address of a Redis server (Invalid database number"),
+        (
+            "redis.url",
+            "\"redis://\"",
+            "is not the address of a Redis server (Missing hostname - InvalidClientConfig); write redis://host:6379/1",
+        ),
+        ("redis.username", "\"u\"", "needs redis.password_file beside it"),
+        ("nats.url", "\"tls://h\"", "\"tls://h\" is not the address of a NATS server (this version of hookgate speaks"),
+        ("nats.url", "\"nats://a,,nats://b\"", "\"\" is not the address of a NATS server"),
+        ("nats.url", "\"nats://h/x\"", "it has something behind the port"),
+        ("nats.user", "\"u\"", "needs nats.password_file beside it"),
+        ("nats.password_file", "\"hookgate.toml\"", "needs nats.user beside it"),
+        ("nats.stream.name", "\"a b\"", "is no name of a stream"),
+        ("nats.stream.replicas", "6", "is not between 1 and 5"),
+        ("nats.stream.max_age", "\"5m\"", "is shorter than nats.stream.duplicate_window"),
+        ("log.filter", "\"=x=\"", "invalid filter directive; write levels"),
+    ] {
+        let named = format!("hookgate: configuration: hookgate.toml: {key} = {value}: ");
+        refused(&format!("{key} = {value}"), &[&named, words]);
+    }
+    // The key to change may be another than the one that is set.
+    let both = ["built-in default: server.max_buffered_bytes", "server.max_body_bytes (hookgate.toml: 268435456)"];
+    refused("server.max_body_bytes = 268435456", &both);
+}
+
+#[test]
+fn no_command_starts_with_a_bad_configuration() {
+    let trial = Trial::new(&[("config/default.toml", "server.listen = \"nowhere\"")]);
+    let commands: [&[&str]; 8] = [
+        &[],
+        &["serve"],
+        &["check"],
+        &["routes"],
+        &["tail"],
+        &["doctor"],
+        &["outbox", "count"],
+        &["dead-letters", "list"],
+    ];
+    for command in commands {
+        let complaint = trial.complaint(command);
+        assert!(complaint.contains("config/default.toml, line 1: server.listen = \"nowhere\": "), "{complaint}");
+    }
+}
+
+#[test]
+fn wrong_usage() {
+    let trial = Trial::new(&[]);
+    for arguments in [
+        &["frobnicate"][..],
+        &["--frobnicate"],
+        &["check", "--output", "xml"],
+        &["check", "extra"],
+        &["--config"],
+        &["outbox"],
+    ] {
+        let complaint = trial.complaint(arguments);
+        let wrong = arguments.last().expect("there are some");
+        assert!(complaint.contains(wrong) && complaint.contains("--help"), "{complaint}");
+    }
+}

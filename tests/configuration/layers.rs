@@ -1,0 +1,156 @@
+//! Which layer wins, how a variable is read, and what becomes of a value.
+
+use std::time::Duration;
+
+use hookgate::settings::{Delivery, Layers, PendingBackend, Settings};
+use serde_json::json;
+
+use super::Trial;
+
+const ROUTES: &str = r#"[{"flow":"a","entity":"b","action":"create"},{"flow":"a","entity":"b","action":"delete"}]"#;
+
+#[test]
+fn the_order_of_the_files_counts_and_the_environment_comes_last() {
+    let files = [
+        ("first.toml", "[server]\nmax_headers = 10\nmax_in_flight = 11\nmax_connections = 12"),
+        ("second.toml", "server.max_headers = 20\nserver.max_in_flight = 21"),
+    ];
+    let seen = |trial: &Trial, files: &[&str]| {
+        let server = trial.check(files)["server"].clone();
+        ["max_header_bytes", "max_connections", "max_in_flight", "max_headers"].map(|key| server[key].clone())
+    };
+    let trial = Trial::new(&files);
+    assert_eq!(seen(&trial, &[]), [16384, 8192, 1024, 64], "built-in defaults");
+    assert_eq!(seen(&trial, &["first.toml"]), [16384, 12, 11, 10]);
+    assert_eq!(seen(&trial, &["first.toml", "second.toml"]), [16384, 12, 21, 20]);
+    assert_eq!(seen(&trial, &["second.toml", "first.toml"]), [16384, 12, 11, 10]);
+    let trial = trial.with("HOOKGATE__SERVER__MAX_HEADERS", "30");
+    assert_eq!(seen(&trial, &["first.toml", "second.toml"]), [16384, 12, 21, 30]);
+    assert_eq!(seen(&trial, &[]), [16384, 8192, 1024, 30]);
+}
+
+#[test]
+fn nothing_is_left_of_a_list_that_a_later_layer_has_too() {
+    let route = "[[routes]]\nflow = \"x\"\nentity = \"y\"\naction = \"create\"\n";
+    let trial = Trial::new(&[
+        ("first.toml", &format!("{route}label = \"first\"")),
+        ("second.toml", &format!("{route}path = \"/second\"")),
+        ("third.toml", "nats.ack_timeout = \"3s\""),
+    ]);
+    let files = ["first.toml", "second.toml", "third.toml"];
+    let second = json!([{"flow": "x", "entity": "y", "action": "create", "path": "/second"}]);
+    assert_eq!(trial.check(&files)["routes"], second, "a file without routes changes nothing");
+    let one = json!([{"flow": "vmh", "entity": "beteiligte", "action": "create"}]);
+    assert_eq!(trial.check(&["third.toml"])["routes"], one, "the default");
+    let routes: serde_json::Value = serde_json::from_str(ROUTES).expect("it is JSON");
+    assert_eq!(trial.with("HOOKGATE__ROUTES", ROUTES).check(&files)["routes"], routes);
+}
+
+#[test]
+fn each_kind_of_value_can_come_from_a_variable() {
+    for (variable, text, key, expected) in [
+        ("HOOKGATE__SERVER__LISTEN", "127.0.0.1:8080", "/server/listen", json!("127.0.0.1:8080")),
+        ("HOOKGATE__SERVER__MAX_HEADERS", "100", "/server/max_headers", json!(100)),
+        ("HOOKGATE__SERVER__WORKER_THREADS", "0", "/server/worker_threads", json!(0)),
+        ("HOOKGATE__SERVER__DRAIN_DELAY", "0s", "/server/drain_delay", json!("0s")),
+        ("HOOKGATE__SERVER__REQUEST_DEADLINE", "3.5s", "/server/request_deadline", json!("3500ms")),
+        ("HOOKGATE__SERVER__HEADER_READ_TIMEOUT", "1m 30s", "/server/header_read_timeout", json!("90s")),
+        ("HOOKGATE__REDIS__URL", "redis://redis/3", "/redis/url", json!("redis://redis/3")),
+        ("HOOKGATE__REDIS__PASSWORD_FILE", "12345", "/redis/password_file", json!("12345")),
+        ("HOOKGATE__REDIS__PASSWORD_FILE", "true", "/redis/password_file", json!("true")),
+        ("HOOKGATE__REDIS__ON_UNAVAILABLE", "reject", "/redis/on_unavailable", json!("reject")),
+        ("HOOKGATE__NATS__URL", "nats://a,nats://b:4223", "/nats/url", json!("nats://a,nats://b:4223")),
+        ("HOOKGATE__NATS__STREAM__NAME", "0815", "/nats/stream/name", json!("0815")),
+        ("HOOKGATE__NATS__STREAM__REPLICAS", "3", "/nats/stream/replicas", json!(3)),
+        ("HOOKGATE__NATS__STREAM__CREATE", "false", "/nats/stream/create", json!(false)),
+        ("HOOKGATE__LOG__FILTER", "info,hookgate::entity=warn", "/log/filter", json!("info,hookgate::entity=warn")),
+        ("HOOKGATE__ROUTES", ROUTES, "/routes/1/action", json!("delete")),
+    ] {
+        let trial = Trial::new(&[("12345", "secret"), ("true", "secret")]).with(variable, text);
+        assert_eq!(trial.check(&[]).pointer(key), Some(&expected), "{variable}={text}");
+    }
+    let user = Trial::new(&[("12345", "secret")])
+        .with("HOOKGATE__NATS__USER", "4711")
+        .with("HOOKGATE__NATS__PASSWORD_FILE", "12345");
+    assert_eq!(user.check(&[])["nats"]["user"], "4711");
+}
+
+/// Kubernetes makes the first ones for a service called hookgate.
+#[test]
+fn variables_without_two_underscores_are_none_of_ours() {
+    let mut trial = Trial::new(&[]);
+    let before = trial.check(&[]);
+    for name in [
+        "HOOKGATE_PORT",
+        "HOOKGATE_PORT_3000_TCP_ADDR",
+        "HOOKGATE_SERVICE_HOST",
+        "HOOKGATE",
+        "HOOKGATE_",
+        "HOOKGATE_SERVER_LISTEN",
+        "XHOOKGATE__SERVER__LISTEN",
+        "SERVER__LISTEN",
+    ] {
+        trial = trial.with(name, "tcp://10.0.0.1:3000");
+    }
+    assert_eq!(trial.check(&[]), before);
+}
+
+fn settings(text: &str) -> Settings {
+    let mut layers = Layers::default();
+    layers.add_text("test", text).expect("it can be read");
+    let configuration = layers.merge().expect("it can be merged");
+    Settings::check(&configuration, &layers).expect("it makes sense")
+}
+
+fn redis_login(text: &str) -> redis::RedisConnectionInfo {
+    match settings(text).pending {
+        PendingBackend::Redis(client) => client.get_connection_info().redis_settings().clone(),
+        PendingBackend::Memory => panic!("{text} is no Redis"),
+    }
+}
+
+#[test]
+fn claims_are_in_database_1_unless_the_address_says_otherwise() {
+    assert_eq!(redis_login("").db(), 1);
+    for (url, database) in [
+        ("redis://h", 1),
+        ("redis://h/", 1),
+        ("redis://h:6380", 1),
+        ("redis://[::1]", 1),
+        ("redis://u:p@h", 1),
+        ("redis://h/0", 0),
+        ("redis://h:6380/1", 1),
+        ("redis://h/7", 7),
+    ] {
+        assert_eq!(redis_login(&format!("redis.url = \"{url}\"")).db(), database, "{url}");
+    }
+    assert!(matches!(settings("redis.url = \"memory:\"").pending, PendingBackend::Memory));
+}
+
+#[test]
+fn a_password_comes_from_its_file_without_the_line_break() {
+    let trial = Trial::new(&[("password", " ge heim\r\n")]);
+    let path = toml::Value::from(trial.path("password").display().to_string());
+    let login = redis_login(&format!("redis.username = \"u\"\nredis.password_file = {path}"));
+    assert_eq!((login.username(), login.password()), (Some("u"), Some(" ge heim")));
+    let login = redis_login("redis.url = \"redis://u%40x:ge%2Fheim@h\"");
+    assert_eq!((login.username(), login.password()), (Some("u@x"), Some("ge/heim")), "or from the address");
+}
+
+#[test]
+fn what_is_written_is_what_is_used() {
+    let Settings { request_deadline, drain_delay, relay_after, delivery, .. } = settings(
+        r#"
+        server.request_deadline = "3.5s"
+        server.drain_delay = "0s"
+        outbox.relay_after = "4s"
+        nats.stream = { name = "S", create = false, replicas = 5, max_age = "0s", duplicate_window = "1h" }
+        "#,
+    );
+    assert_eq!(request_deadline, Duration::from_millis(3500));
+    assert_eq!((drain_delay, relay_after), (Duration::ZERO, Duration::from_secs(4)));
+    let Delivery::JetStream(stream) = delivery else { panic!("JetStream is the default") };
+    assert_eq!((stream.name.as_str(), stream.create, stream.replicas), ("S", false, 5));
+    assert_eq!((stream.max_age, stream.duplicate_window), (Duration::ZERO, Duration::from_secs(3600)));
+    assert_eq!(settings("nats.delivery = \"core\"").delivery, Delivery::Core);
+}

@@ -1,0 +1,103 @@
+//! What `check`, `routes` and `--help` print.
+
+use std::time::Duration;
+
+use hookgate::settings::sections::Span;
+use proptest::prelude::*;
+use serde_json::{Value, json};
+
+use super::Trial;
+
+/// Much that differs from the defaults, every optional key but `nats.token_file`, and text that needs quoting.
+const ALL: &str = r#"
+server = { listen = "[::1]:1", max_body_bytes = 1, request_deadline = "1s", drain_delay = "0s", worker_threads = 2 }
+redis = { url = "redis://h:1/2", username = "ü \"'\\", password_file = "secret", durability = "aof" }
+nats = { url = "a,nats://b:1", user = "4711", password_file = "secret", on_unavailable = "accept", stream.max_age = "0s" }
+outbox.relay_after = "1001ms"
+log = { format = "text", filter = "warn,hookgate::entity=off" }
+[[routes]]
+flow = "f"
+entity = "e"
+action = "fieldUpdate"
+path = "/%7Bx%7D"
+subject = "a.b"
+pending_key = "k"
+label = "Größe \"x\" = 'y' # z"
+while_pending = "skip"
+"#;
+
+fn printed(trial: &Trial, arguments: &[&str]) -> String {
+    let output = trial.run(arguments);
+    assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).expect("it is text")
+}
+
+#[test]
+fn what_check_prints_prints_itself() {
+    for settings in ["", ALL, super::EXAMPLE, include_str!("../../config/default.toml")] {
+        let trial = Trial::new(&[("given.toml", settings), ("secret", "geheim")]);
+        let text = printed(&trial, &["check", "--config", "given.toml"]);
+        std::fs::write(trial.path("printed.toml"), &text).expect("the folder is ours");
+        assert_eq!(printed(&trial, &["check", "--config", "printed.toml"]), text);
+        let values: toml::Table = text.parse().expect("it is TOML");
+        let values = serde_json::to_value(values).expect("all of it can be said in JSON");
+        assert_eq!(trial.check(&["given.toml"]), values, "JSON says the same");
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn a_time_that_is_printed_is_read_as_the_same(
+        millis in 0..=Span::MAX.as_millis(),
+        round in proptest::sample::select(&[1, 100, 1000, 60_000, 3_600_000, 86_400_000][..]),
+    ) {
+        let millis = u64::try_from(millis / round * round).expect("a hundred years are fewer milliseconds");
+        let span = Span(Duration::from_millis(millis));
+        prop_assert_eq!(String::from(span).parse(), Ok(span));
+    }
+}
+
+#[test]
+fn check_warns_of_routes_that_take_anything() {
+    let warning = "hookgate: route vmh/beteiligte/create takes unsigned webhooks: this version checks no signatures\n";
+    assert_eq!(String::from_utf8_lossy(&Trial::new(&[]).run(&["check"]).stderr), warning);
+}
+
+#[test]
+fn routes_prints_what_follows_from_the_words() {
+    let text = "vmh/beteiligte/create
+  POST /vmh/webhook/beteiligte/create
+  -> subject vmh.beteiligte.create
+     pending vmh:beteiligte:create_pending
+     label   VMH Webhook Beteiligte Create
+";
+    let trial = Trial::new(&[]);
+    assert_eq!(printed(&trial, &["routes"]), text);
+    assert_eq!(printed(&trial, &["--output", "text", "routes"]), text);
+    let row = json!([{
+        "route": "vmh/beteiligte/create",
+        "path": "/vmh/webhook/beteiligte/create",
+        "subject": "vmh.beteiligte.create",
+        "pending_key": "vmh:beteiligte:create_pending",
+        "label": "VMH Webhook Beteiligte Create"
+    }]);
+    let rows: Value = serde_json::from_str(&printed(&trial, &["routes", "--output", "json"])).expect("it is JSON");
+    assert_eq!(rows, row);
+}
+
+#[test]
+fn help_and_version_need_no_configuration() {
+    let trial = Trial::new(&[("config/default.toml", "this is no TOML")]);
+    let help = printed(&trial, &["--help"]);
+    assert!(help.contains("HOOKGATE__REDIS__URL"), "a variable as it is written: {help}");
+    let (_, list) = help.split_once("\nCommands:\n").expect("there is a list");
+    let (list, _) = list.split_once("\n\n").expect("something follows it");
+    let names: Vec<_> = list.lines().filter_map(|line| line.split_ascii_whitespace().next()).collect();
+    assert_eq!(names, ["serve", "check", "routes", "tail", "doctor", "outbox", "dead-letters", "help"]);
+    for name in &names[..names.len() - 1] {
+        assert!(printed(&trial, &[name, "--help"]).contains("Usage: hookgate"), "{name}");
+    }
+    assert_eq!(printed(&trial, &["--version"]), concat!("hookgate ", env!("CARGO_PKG_VERSION"), "\n"));
+}

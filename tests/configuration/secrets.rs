@@ -1,0 +1,127 @@
+//! No secret is printed, whatever is right or wrong with it.
+
+use super::Trial;
+
+const SECRET: &str = "geheim";
+
+/// Both outputs of a command.
+fn everything(trial: &Trial, arguments: &[&str]) -> String {
+    let output = trial.run(arguments);
+    assert!(output.status.success(), "{arguments:?}");
+    String::from_utf8([output.stdout, output.stderr].concat()).expect("it is text")
+}
+
+#[test]
+fn addresses_are_shown_without_their_credentials() {
+    let trial = Trial::new(&[])
+        .with("HOOKGATE__REDIS__URL", "redis://nutzer:geheim@redis:6380/1")
+        .with("HOOKGATE__NATS__URL", "nats://nutzer:geheim@a:4222,nats://nutzer:geheim@b");
+    for format in ["text", "json"] {
+        let shown = everything(&trial, &["check", "--output", format]);
+        assert!(shown.contains("redis://***@redis:6380/1"), "{shown}");
+        assert!(shown.contains("nats://***@a:4222,nats://***@b"), "{shown}");
+        assert!(!shown.contains(SECRET) && !shown.contains("nutzer"), "{shown}");
+    }
+    let trial =
+        Trial::new(&[]).with("HOOKGATE__REDIS__URL", "redis://:ge%68eim@redis").with("HOOKGATE__NATS__URL", "geheim@a");
+    let shown = everything(&trial, &["check"]);
+    assert!(shown.contains("\"redis://***@redis\"") && shown.contains("\"***@a\""), "{shown}");
+}
+
+#[test]
+fn files_of_secrets_are_named_and_not_shown() {
+    let settings = "redis.password_file = \"one\"\nnats.user = \"u\"\nnats.password_file = \"two\"";
+    let trial = Trial::new(&[("config/default.toml", settings), ("one", SECRET), ("two", SECRET)]);
+    for command in ["check", "routes"] {
+        for format in ["text", "json"] {
+            assert!(!everything(&trial, &[command, "--output", format]).contains(SECRET), "{command}");
+        }
+    }
+    assert!(everything(&trial, &["check"]).contains("password_file = \"one\""));
+}
+
+#[test]
+fn no_complaint_repeats_a_secret() {
+    for settings in [
+        "redis.url = \"rediss://u:geheim@h\"",
+        "redis.url = \"redis://u:geheim@h:port\"",
+        "redis.url = \"redis://u:geheim@\"",
+        "redis.url = \"redis://u:geheim\"",
+        "redis.url = \"redis://:geheim\"",
+        "redis.url = \"redis://u:x/geheim@h/x\"",
+        "redis.url = redis://u:geheim@h",
+        "redis.url = \"redis://u:geheim@h",
+        "redis = \"redis://u:geheim@h\"",
+        "redis = \"redis://u:ge heim,geheim@h\"",
+        "redis = [\"redis://u:geheim@h\"]",
+        "redis.password = \"geheim\"",
+        "redis.url = \"redis://u:geheim@h\"\nredis.password_file = \"hookgate.toml\"",
+        "redis.on_unavailable = \"redis://u:geheim@h\"",
+        "nats.url = \"tls://u:geheim@h\"",
+        "nats.url = \"nats://u:geheim@h:port\"",
+        "nats.url = \"nats://u:x,geheim@h/x\"",
+        "nats.url = \"nats://u:geheim,x@h\"",
+        "nats.url = \"nats://geheim@h,nats://x@h\"",
+        "nats.url = \"nats://u:geheim@h\"\nnats.user = \"u\"\nnats.password_file = \"hookgate.toml\"",
+        "nats = \"u:geheim@h\"",
+        "nats.token = \"geheim\"",
+        "nats.stream = \"nats://geheim@h\"",
+        "routes = \"nats://geheim@h\"",
+    ] {
+        let trial = Trial::new(&[("hookgate.toml", settings)]);
+        let complaint = trial.complaint(&["check", "--config", "hookgate.toml"]);
+        assert!(!complaint.contains(SECRET), "{settings}: {complaint}");
+    }
+    for (variable, text) in [
+        ("HOOKGATE__REDIS", "redis://u:geheim@h"),
+        ("HOOKGATE__REDIS__PASSWORD", SECRET),
+        ("HOOKGATE__NATS__PASSWORD", SECRET),
+        ("HOOKGATE__NATS__TOKEN", SECRET),
+        ("HOOKGATE__NATS__DELIVERY", "nats://u:geheim@h"),
+        ("HOOKGATE__SERVER__MAX_HEADERS", "redis://u:geheim@h"),
+    ] {
+        let complaint = Trial::new(&[]).with(variable, text).complaint(&["check"]);
+        assert!(complaint.contains(variable) && !complaint.contains(SECRET), "{complaint}");
+    }
+}
+
+#[test]
+fn a_secret_that_can_not_be_read_is_named() {
+    let keys = [("", "redis.password_file"), ("nats.user = \"u\"\n", "nats.password_file"), ("", "nats.token_file")];
+    for (beside, key) in keys {
+        for (file, problem) in [("nowhere", "No such file"), ("empty", "it is empty"), ("folder", "Is a directory")] {
+            let settings = format!("{beside}{key} = \"{file}\"");
+            let trial = Trial::new(&[("hookgate.toml", &settings), ("empty", "\n"), ("folder/x", "")]);
+            let complaint = trial.complaint(&["check", "--config", "hookgate.toml"]);
+            let named = format!("hookgate.toml: {key} = \"{file}\": read secret file: {problem}");
+            assert!(complaint.contains(&named), "{complaint}");
+        }
+    }
+    let trial = Trial::new(&[]).with("HOOKGATE__REDIS__PASSWORD_FILE", "/run/secrets/nowhere");
+    let complaint = trial.complaint(&["check"]);
+    let named = "environment variable HOOKGATE__REDIS__PASSWORD_FILE: redis.password_file = \"/run/secrets/nowhere\": ";
+    assert!(complaint.contains(named), "{complaint}");
+}
+
+#[test]
+fn there_is_one_way_to_log_in() {
+    for (settings, words) in [
+        (
+            "redis.url = \"redis://u:p@h\"\nredis.password_file = \"secret\"",
+            "redis.password_file = \"secret\": the url holds a password too; keep one",
+        ),
+        (
+            "nats.url = \"nats://u:p@h\"\nnats.token_file = \"secret\"",
+            "nats.url = \"nats://***@h\": there is more than one way to log in: one in nats.url",
+        ),
+        (
+            "nats.user = \"u\"\nnats.password_file = \"secret\"\nnats.token_file = \"secret\"",
+            "nats.token_file = \"secret\": nats.user logs in too; keep one",
+        ),
+        ("nats.url = \"nats://a@h,nats://b@h\"", "two addresses of nats.url have different credentials"),
+    ] {
+        let trial = Trial::new(&[("hookgate.toml", settings), ("secret", SECRET)]);
+        let complaint = trial.complaint(&["check", "--config", "hookgate.toml"]);
+        assert!(complaint.contains("hookgate.toml: ") && complaint.contains(words), "{complaint}");
+    }
+}
