@@ -18,7 +18,7 @@ use hookgate::settings::{self, Layers, Settings, sections::Configuration};
 /// Takes webhooks, claims every entity id once in Redis and publishes each new one as an event on NATS.
 ///
 /// Without a command it serves. The configuration comes from --config files and from environment
-/// variables named HOOKGATE, section and key, with two underscores between them; `hookgate check` shows what it amounts to.
+/// variables: `HOOKGATE__REDIS__URL` is the key `redis.url`. `hookgate check` shows what it amounts to.
 #[derive(Debug, Parser)]
 #[command(version, max_term_width = 100)]
 pub(crate) struct Arguments {
