@@ -1,5 +1,6 @@
 //! Real servers, the real binary, and a raw HTTP client. A server that can't be started fails the test.
 
+mod command;
 mod gate;
 mod http;
 mod nats;
@@ -10,6 +11,7 @@ mod waiting;
 use std::fmt::Write;
 
 pub(crate) use self::{
+    command::run,
     gate::{Gate, Tail, field},
     http::{Answer, Connection, post, post_and_stay, try_exchange},
     nats::{Event, NatsServer},

@@ -227,7 +227,7 @@ impl Tail {
 }
 
 /// Writes each layer to a file of its own, and keeps the layers of whoever runs the tests out.
-fn configure(command: &mut Command, files: &TempDir, layers: &[&str]) {
+pub(super) fn configure(command: &mut Command, files: &TempDir, layers: &[&str]) {
     for (index, layer) in layers.iter().enumerate() {
         let file: PathBuf = files.path().join(format!("layer-{index}.toml"));
         std::fs::write(&file, layer).expect("the folder is ours");

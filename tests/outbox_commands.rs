@@ -1,0 +1,93 @@
+//! `hookgate outbox`: what NATS has not acknowledged, and how it gets there.
+
+use std::collections::BTreeMap;
+
+use redis::AsyncTypedCommands;
+
+use crate::support::{Event, OUTBOX, World, batch, run};
+
+const ROUTE: &str = "vmh/beteiligte/create";
+
+/// Servers whose outbox holds two claims, with NATS down.
+async fn left_behind() -> World {
+    let mut world = World::start().await;
+    let gate = world.gate("server.request_deadline = \"1s\"").await;
+    world.nats.kill();
+    assert_eq!(gate.post(batch(["a", "b"])).await.error(), (503, "not_published".into()));
+    world
+}
+
+#[tokio::test]
+async fn counts_lists_and_publishes() {
+    let mut world = left_behind().await;
+    let settings = world.settings();
+    assert_eq!(run(&settings, &["outbox", "count"]).good(), format!("        2  {ROUTE}\n"));
+    let counted = run(&settings, &["outbox", "count", "--output", "json"]).rows();
+    let expected = serde_json::json!({"route": ROUTE, "pending_key": "vmh:beteiligte:create_pending", "entries": 2});
+    assert_eq!(counted, [expected]);
+
+    let listed = run(&settings, &["outbox", "list", "--output", "json"]).rows();
+    let text = |row: &serde_json::Value, name: &str| row[name].as_str().expect("it is text").to_owned();
+    let tokens: BTreeMap<_, _> = listed.iter().map(|row| (text(row, "entity_id"), text(row, "token"))).collect();
+    assert_eq!(tokens, world.redis.outbox(OUTBOX).await);
+    for row in &listed {
+        assert_eq!(row["route"], ROUTE);
+        let claimed = humantime::parse_rfc3339(&text(row, "claimed")).expect("RFC 3339");
+        assert!(claimed.elapsed().expect("it is in the past").as_secs() < 60, "{row}");
+    }
+    let lines = run(&settings, &["outbox", "list"]).good();
+    for row in &listed {
+        let [id, token, claimed] = ["entity_id", "token", "claimed"].map(|name| text(row, name));
+        assert!(lines.contains(&format!("{ROUTE}  {id}  {token}  {claimed}\n")), "{row} in {lines}");
+    }
+
+    let down = run(&settings, &["outbox", "relay"]).bad();
+    assert!(down.contains("NATS") && down.contains(&world.nats.url()), "{down}");
+    world.nats.start_again().await;
+    let relayed = run(&settings, &["outbox", "relay"]).good();
+    assert_eq!(relayed, format!("{ROUTE}: 2 published, 0 not acknowledged, 0 not written by hookgate\n"));
+    let events = world.nats.events().await;
+    let published: BTreeMap<_, _> = events.iter().map(|event| (event.entity_id(), event.token().to_owned())).collect();
+    assert_eq!(published, tokens, "under the tokens of their claims");
+    assert_eq!(run(&settings, &["outbox", "count"]).good(), format!("        0  {ROUTE}\n"));
+    let nothing = run(&settings, &["outbox", "relay", "--output", "json"]).rows();
+    assert_eq!(nothing, [serde_json::json!({"route": ROUTE, "published": 0, "failed": 0, "poison": 0})]);
+}
+
+#[tokio::test]
+async fn a_foreign_entry_is_named_and_holds_up_nobody() {
+    let mut world = left_behind().await;
+    world.nats.start_again().await;
+    let settings = world.settings();
+    world.redis.connection().await.hset(OUTBOX, "x", "y").await.expect("the outbox is a HASH");
+    let lines = run(&settings, &["outbox", "list"]).good();
+    assert!(lines.contains(&format!("{ROUTE}  x  y  not written by hookgate\n")), "{lines}");
+    let complaint = run(&settings, &["outbox", "relay"]).bad();
+    assert!(complaint.contains("1 entries are still in the outbox"), "{complaint}");
+    let events: Vec<_> = world.nats.events().await.iter().map(Event::entity_id).collect();
+    assert_eq!(events.len(), 2, "{events:?}");
+    assert_eq!(world.redis.outbox(OUTBOX).await, BTreeMap::from([("x".into(), "y".into())]));
+}
+
+#[tokio::test]
+async fn a_route_that_is_configured_no_more_is_served_too() {
+    let mut world = left_behind().await;
+    let other = format!("{}[[routes]]\nflow = \"vmh\"\nentity = \"contacts\"\naction = \"create\"\n", world.settings());
+    let counted = run(&other, &["outbox", "count"]).good();
+    let lines: Vec<_> = counted.lines().map(str::trim).collect();
+    assert!(lines.contains(&"2  vmh/beteiligte/create") && lines.contains(&"0  vmh/contacts/create"), "{counted}");
+    world.nats.start_again().await;
+    let relayed = run(&other, &["outbox", "relay"]).good();
+    assert!(relayed.contains(&format!("{ROUTE}: 2 published")), "{relayed}");
+    assert_eq!(world.nats.events().await.len(), 2);
+}
+
+#[tokio::test]
+async fn without_redis_it_says_so() {
+    let mut world = World::start().await;
+    world.redis.kill();
+    let complaint = run(&world.settings(), &["outbox", "count"]).bad();
+    assert!(complaint.contains("Redis") && complaint.contains("127.0.0.1"), "{complaint}");
+    let memory = run("redis.url = \"memory:\"", &["outbox", "count"]).bad();
+    assert!(memory.contains("memory:"), "{memory}");
+}
