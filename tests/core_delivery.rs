@@ -17,7 +17,10 @@ async fn a_subscriber_gets_each_new_id_once() {
     let gate = world.gate(SETTINGS).await;
     let client = world.nats.client().await;
     let mut subscriber = client.subscribe("vmh.>").await.expect("NATS takes subscriptions");
-    client.flush().await.expect("NATS reads it");
+    // A message that comes round shows that NATS has read the subscription before it.
+    client.publish("vmh.begin", "\"begin\"".into()).await.expect("NATS takes messages");
+    let first = in_time("the beginning comes", subscriber.next()).await.expect("the subscription stays");
+    assert_eq!(first.subject.as_str(), "vmh.begin");
 
     assert_eq!(gate.post(batch(["a", "b"])).await.counts(), (2, 2));
     // Until then a repeat publishes again, which without a stream nobody recognizes.

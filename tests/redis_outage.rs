@@ -33,6 +33,7 @@ async fn published_without_deduplication_while_redis_is_gone() {
     let mut world = World::start().await;
     let gate = world.gate("server.request_deadline = \"2s\"").await;
     assert_eq!(gate.post(batch(["before"])).await.counts(), (1, 1));
+    world.redis.written().await;
     world.redis.kill();
 
     for _ in 0..2 {

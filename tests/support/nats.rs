@@ -98,7 +98,7 @@ impl NatsServer {
     }
 
     pub(crate) fn freeze(&self) {
-        self.process.signal("STOP");
+        self.process.freeze();
     }
 
     pub(crate) fn thaw(&self) {

@@ -5,6 +5,7 @@ use std::{
     hash::{BuildHasher, Hasher, RandomState},
     net::{TcpListener, UdpSocket},
     process::{Child, Command, ExitStatus},
+    time::{Duration, Instant},
 };
 
 use super::eventually;
@@ -42,6 +43,26 @@ impl Process {
             .status()
             .expect("every system has a shell");
         assert!(status.success(), "send SIG{signal} to {}: {status}", self.name);
+    }
+
+    /// Stops it, and returns when it has stopped: its threads do so one after the other, and until then one
+    /// of them may still answer somebody.
+    pub(crate) fn freeze(&self) {
+        self.signal("STOP");
+        let end = Instant::now() + Duration::from_secs(10);
+        while !self.is_stopped() {
+            assert!(Instant::now() < end, "{} does not stop", self.name);
+            std::thread::yield_now();
+        }
+    }
+
+    fn is_stopped(&self) -> bool {
+        let threads = std::fs::read_dir(format!("/proc/{}/task", self.id())).expect("it runs");
+        threads.map_while(Result::ok).all(|thread| {
+            // "pid (name) state ...", and a thread that has gone meanwhile answers nobody.
+            let stat = std::fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
+            stat.rsplit(')').next().is_none_or(|rest| rest.is_empty() || rest.starts_with(" T"))
+        })
     }
 
     /// Ends it by SIGKILL, also if it is stopped, and waits until it is gone.

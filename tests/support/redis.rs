@@ -60,7 +60,7 @@ impl RedisServer {
     }
 
     pub(crate) fn freeze(&self) {
-        self.process.signal("STOP");
+        self.process.freeze();
     }
 
     pub(crate) fn thaw(&self) {
@@ -96,6 +96,16 @@ impl RedisServer {
     /// Waits until every claim is settled, which happens in the background.
     pub(crate) async fn settled(&self, key: &str) {
         eventually("the outbox is empty", async || self.outbox(key).await.is_empty().then_some(())).await;
+    }
+
+    /// Waits until all that Redis has answered is in its append-only file, where a kill can't take it. Under
+    /// `everysec` Redis puts a write off for up to two seconds while it syncs the one before.
+    pub(crate) async fn written(&self) {
+        eventually("the append-only file is written", async || {
+            let info = redis::cmd("INFO").arg("persistence").query_async::<String>(&mut self.connection().await).await;
+            info.expect("Redis says how it is").contains("aof_buffer_length:0\r\n").then_some(())
+        })
+        .await;
     }
 
     /// What a consumer does when it is through with an id.
