@@ -14,9 +14,10 @@ use crate::{
     listener::{self, BindError, ConnectionLimits},
     pending::{memory::Memory, redis::Redis},
     pipeline::{PendingStore, Pipeline, Publisher},
-    publisher::{core::Core, jetstream::JetStream},
+    publisher::{connection::Servers, core::Core, jetstream::JetStream},
     readiness::first_contact,
     relay::{Outbox, Relay},
+    route::RouteTable,
     settings::{Delivery, PendingBackend, Settings},
     shutdown::{Phase, Shutdown, Signals},
 };
@@ -64,10 +65,8 @@ pub enum Ended {
 /// If serving can't begin. Losing a store is no error.
 pub async fn run(settings: Settings) -> Result<Ended, AppError> {
     let mut signals = Signals::new().map_err(AppError::Signals)?;
-    let webhooks = listener::bind("server.listen", settings.listen).await?;
-    let probes = listener::bind("admin.listen", settings.admin_listen).await?;
-    let webhooks_address = webhooks.local_addr().map_err(AppError::Signals)?;
-    let probes_address = probes.local_addr().map_err(AppError::Signals)?;
+    let (webhooks, webhooks_address) = listener::bind("server.listen", settings.listen).await?;
+    let (probes, probes_address) = listener::bind("admin.listen", settings.admin_listen).await?;
     for route in settings.routes.routes() {
         info!(route = %route, path = route.path(), subject = route.subject(), pending_key = route.pending_key(), "route");
     }
@@ -88,15 +87,10 @@ pub async fn run(settings: Settings) -> Result<Ended, AppError> {
             (Arc::clone(&memory) as _, Arc::clone(&memory) as _, memory)
         }
     };
-    let publisher: Arc<dyn Publisher> = match settings.delivery {
-        Delivery::JetStream(stream) => Arc::new(
-            JetStream::open(&settings.nats, stream, &settings.routes, &background).await.map_err(AppError::Nats)?,
-        ),
-        Delivery::Core => {
-            warn!("nats.delivery is \"core\": an event reaches whoever is subscribed at that moment, and nobody else");
-            Arc::new(Core::open(&settings.nats, &background).await.map_err(AppError::Nats)?)
-        }
-    };
+    if settings.delivery == Delivery::Core {
+        warn!("nats.delivery is \"core\": an event reaches whoever is subscribed at that moment, and nobody else");
+    }
+    let publisher = open_publisher(&settings.nats, &settings.delivery, &settings.routes, &background).await?;
     let pipeline = Arc::new(Pipeline::new(Arc::clone(&pending), Arc::clone(&publisher), settings.policy));
 
     let shutdown = Shutdown::default();
@@ -164,6 +158,24 @@ pub async fn run(settings: Settings) -> Result<Ended, AppError> {
             Ok(Ended::CutShort)
         }
     }
+}
+
+/// The publisher that the configuration asks for; `tasks` owns what it does in the background.
+///
+/// # Errors
+/// If the client can't be set up at all.
+pub async fn open_publisher(
+    servers: &Servers,
+    delivery: &Delivery,
+    routes: &RouteTable,
+    tasks: &TaskTracker,
+) -> Result<Arc<dyn Publisher>, AppError> {
+    Ok(match delivery {
+        Delivery::JetStream(stream) => {
+            Arc::new(JetStream::open(servers, stream.clone(), routes, tasks).await.map_err(AppError::Nats)?)
+        }
+        Delivery::Core => Arc::new(Core::open(servers, tasks).await.map_err(AppError::Nats)?),
+    })
 }
 
 /// Turns ready once both stores have been met, unless the process is leaving by then.

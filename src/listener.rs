@@ -58,12 +58,18 @@ pub struct BindError {
     problem: io::Error,
 }
 
-/// Binds an address; `key` is where the configuration has it.
+/// Binds an address, and says which one that is: the system chooses where the port is 0. `key` is where the
+/// configuration has it.
 ///
 /// # Errors
 /// With the address and the key.
-pub async fn bind(key: &'static str, address: SocketAddr) -> Result<TcpListener, BindError> {
-    TcpListener::bind(address).await.map_err(|problem| BindError { address, key, problem })
+pub async fn bind(key: &'static str, address: SocketAddr) -> Result<(TcpListener, SocketAddr), BindError> {
+    let bound = async {
+        let listener = TcpListener::bind(address).await?;
+        let address = listener.local_addr()?;
+        Ok((listener, address))
+    };
+    bound.await.map_err(|problem| BindError { address, key, problem })
 }
 
 /// Serves connections until the process closes; then waits for none of them. `connections` owns the tasks.

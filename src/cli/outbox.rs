@@ -5,12 +5,11 @@ use std::{process::ExitCode, sync::Arc};
 use anyhow::{Context, bail};
 use clap::Subcommand;
 use hookgate::{
+    app,
     event::Token,
-    pipeline::Publisher,
-    publisher::{core::Core, jetstream::JetStream},
     relay::{Outbox, Relay, Walked},
     route::Route,
-    settings::{Delivery, Settings},
+    settings::Settings,
 };
 use serde::Serialize;
 use tokio_util::task::TaskTracker;
@@ -105,13 +104,7 @@ async fn relay(
     output: Output,
 ) -> anyhow::Result<ExitCode> {
     let tasks = TaskTracker::new();
-    let set_up = |error| anyhow::anyhow!("set up the NATS client: {error}");
-    let publisher: Arc<dyn Publisher> = match &settings.delivery {
-        Delivery::JetStream(stream) => {
-            Arc::new(JetStream::open(&settings.nats, stream.clone(), &settings.routes, &tasks).await.map_err(set_up)?)
-        }
-        Delivery::Core => Arc::new(Core::open(&settings.nats, &tasks).await.map_err(set_up)?),
-    };
+    let publisher = app::open_publisher(&settings.nats, &settings.delivery, &settings.routes, &tasks).await?;
     store::up("NATS", publisher.contact()).await?;
     let relay = Relay::new(outbox, publisher, settings.relay_after, settings.policy.ack_timeout);
     let mut failed = 0;
