@@ -70,17 +70,17 @@ pub struct Claimed {
     pub durable: bool,
 }
 
-/// Why a claim gave no answer.
+/// Why a claim, or another question to the pending store, gave no answer.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ClaimError {
     /// The store is known to be down; nothing was sent to it.
     #[error("the pending store is down: {0}")]
     Down(String),
-    /// The store did not answer. The claim may have been applied.
+    /// The store did not answer. What was asked may have been carried out.
     #[error("the pending store did not answer: {0}")]
     Unknown(String),
     /// The store answered with an error.
-    #[error("the pending store refused the claim: {0}")]
+    #[error("the pending store refused: {0}")]
     Refused(String),
 }
 

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use hookgate::settings::{Settings, sections::Configuration};
 
-use super::{Output, print};
+use super::{Output, UNSIGNED, print};
 
 pub(super) fn run(configuration: &Configuration, settings: &Settings, output: Output) -> anyhow::Result<ExitCode> {
     let shown = configuration.redacted();
@@ -15,7 +15,7 @@ pub(super) fn run(configuration: &Configuration, settings: &Settings, output: Ou
     };
     print(text.trim_end());
     for route in settings.routes.routes() {
-        eprintln!("hookgate: route {route} takes unsigned webhooks: this version checks no signatures");
+        eprintln!("hookgate: route {route} {UNSIGNED}");
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -6,18 +6,19 @@ use anyhow::Context;
 use hookgate::{
     finding::{Finding, Level},
     pending::inspect::Stakes,
-    pipeline::WithoutAck,
+    pipeline::{ClaimError, WithoutAck},
     publisher,
     relay::Outbox,
+    route::Route,
     settings::{PendingBackend, Settings},
 };
 
-use super::{Output, print, store};
+use super::{Output, UNSIGNED, print, store};
 
 pub(super) fn run(settings: &Settings, output: Output) -> anyhow::Result<ExitCode> {
     let mut findings = vec![Finding::ok("configuration", format!("{} routes", settings.routes.routes().len()))];
     for route in settings.routes.routes() {
-        let text = "takes unsigned webhooks: this version checks no signatures; let nobody but the CRM reach it";
+        let text = format!("{UNSIGNED}; let nobody but the CRM reach it");
         findings.push(Finding::warning(format!("route {route}"), text));
     }
     store::block_on(async {
@@ -59,23 +60,34 @@ async fn redis(settings: &Settings) -> Vec<Finding> {
     };
     let mut findings = vec![Finding::ok("redis", "connected; the claim script may run on the keys of every route")];
     findings.extend(redis.inspect(stakes, settings.claims.durability).await);
-    for route in redis.recorded_routes().await.unwrap_or_default() {
-        let entries = redis.count(&route).await.unwrap_or_default();
-        let configured = settings.routes.routes().iter().any(|present| present.pending_key() == route.pending_key());
-        let what = format!("outbox {route}");
-        findings.push(match (entries, configured) {
-            (0, _) => Finding::ok(what, "empty"),
-            (_, true) => Finding::ok(what, format!("{entries} entries: in flight, or left to the relay")),
-            (_, false) => Finding::warning(
-                what,
-                format!(
-                    "{entries} entries of a route that is configured no more; the relay publishes them to {}",
-                    route.subject()
-                ),
-            ),
-        });
+    match redis.recorded_routes().await {
+        Ok(routes) => {
+            for route in routes {
+                let entries = redis.count(&route).await;
+                let configured =
+                    settings.routes.routes().iter().any(|present| present.pending_key() == route.pending_key());
+                findings.push(outbox(&route, configured, entries));
+            }
+        }
+        Err(error) => findings.push(Finding::failure("outboxes", format!("can't list the routes: {error}"))),
     }
     findings
+}
+
+fn outbox(route: &Route, configured: bool, entries: Result<usize, ClaimError>) -> Finding {
+    let what = format!("outbox {route}");
+    match (entries, configured) {
+        (Err(error), _) => Finding::failure(what, format!("can't count {}: {error}", route.outbox_key())),
+        (Ok(0), _) => Finding::ok(what, "empty"),
+        (Ok(entries), true) => Finding::ok(what, format!("{entries} entries: in flight, or left to the relay")),
+        (Ok(entries), false) => Finding::warning(
+            what,
+            format!(
+                "{entries} entries of a route that is configured no more; the relay publishes them to {}",
+                route.subject()
+            ),
+        ),
+    }
 }
 
 async fn nats(settings: &Settings) -> Vec<Finding> {

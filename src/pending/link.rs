@@ -1,4 +1,5 @@
-//! One connection to Redis that is never waited for: it is there, or the caller is told so at once.
+//! One connection to Redis. A caller waits for it only while it is made for the first time or is just being
+//! replaced; where Redis is known to be down, the caller is told so at once.
 //!
 //! A task makes it, asks it once a second whether it lives, and replaces it whenever somebody reports
 //! trouble. The manager that comes with the client library was not enough: it can keep a connection that
