@@ -3,20 +3,15 @@
 //! Everything a sender is told is decided in `status`, one match over every way a request can end,
 //! because what a sender does with a status code decides whether a batch is lost.
 
-use std::{
-    convert::Infallible,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
-    time::Duration,
-};
+mod limits;
+
+use std::{convert::Infallible, sync::Arc, time::Duration};
 
 use bytes::{Buf, Bytes};
 use futures_util::{Stream, StreamExt};
 use serde::Serialize;
 use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore, watch},
+    sync::watch,
     time::{Instant, timeout_at},
 };
 use tracing::{info, warn};
@@ -27,6 +22,8 @@ use warp::{
     reply::Response,
 };
 
+use self::limits::Admitted;
+pub use self::limits::Limits;
 use crate::{
     batch::{Batch, BatchError, Rejected as RejectedItems},
     dead_letters::DeadLetters,
@@ -41,103 +38,6 @@ const ANSWER_RESERVE: Duration = Duration::from_millis(200);
 const MAX_SHOWN_PATH: usize = 200;
 /// Seconds after which a sender that asks may come back.
 const RETRY_AFTER: HeaderValue = HeaderValue::from_static("10");
-
-/// What all requests together may take.
-#[derive(Debug, Clone)]
-pub struct Limits {
-    max_body_bytes: usize,
-    body_read_timeout: Duration,
-    request_deadline: Duration,
-    max_in_flight: u32,
-    in_flight: Arc<Semaphore>,
-    buffer: Arc<Buffer>,
-}
-
-impl Limits {
-    /// Limits with nothing taken yet. `max_buffered_bytes` is for all bodies being read or processed.
-    #[must_use]
-    pub fn new(
-        max_body_bytes: usize,
-        max_buffered_bytes: usize,
-        max_in_flight: u32,
-        body_read_timeout: Duration,
-        request_deadline: Duration,
-    ) -> Self {
-        Self {
-            max_body_bytes,
-            body_read_timeout,
-            request_deadline,
-            max_in_flight,
-            in_flight: Arc::new(Semaphore::new(max_in_flight as usize)),
-            buffer: Arc::new(Buffer { limit: max_buffered_bytes, taken: AtomicUsize::new(0) }),
-        }
-    }
-
-    /// Waits until no request is in flight, for at most `limit`; whether none is.
-    pub async fn idle(&self, limit: Duration) -> bool {
-        tokio::time::timeout(limit, self.in_flight.acquire_many(self.max_in_flight)).await.is_ok()
-    }
-
-    /// A place for one more request.
-    fn admit(&self) -> Result<Admitted, Refusal> {
-        let place = Arc::clone(&self.in_flight)
-            .try_acquire_owned()
-            .map_err(|_full| Refusal::TooManyRequests { limit: self.max_in_flight })?;
-        Ok(Admitted {
-            deadline: Instant::now() + self.request_deadline,
-            held: Held { buffer: Arc::clone(&self.buffer), bytes: 0, _place: place },
-        })
-    }
-}
-
-/// The memory of all bodies.
-#[derive(Debug)]
-struct Buffer {
-    limit: usize,
-    taken: AtomicUsize,
-}
-
-/// A request that may be served, and until when.
-struct Admitted {
-    deadline: Instant,
-    held: Held,
-}
-
-/// What a request occupies until it is dropped: its place, and the memory of its body.
-struct Held {
-    buffer: Arc<Buffer>,
-    bytes: usize,
-    _place: OwnedSemaphorePermit,
-}
-
-impl Held {
-    fn reserve(&mut self, bytes: usize) -> Result<(), Refusal> {
-        let Buffer { limit, taken } = &*self.buffer;
-        taken
-            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |taken| Some(taken + bytes).filter(|sum| sum <= limit))
-            .map_err(|_taken| Refusal::TooManyBytes { limit: *limit })?;
-        self.bytes += bytes;
-        Ok(())
-    }
-
-    /// Room for more bytes, up to `most` in all. It grows as bytes arrive: what was only announced takes no
-    /// memory. What is counted is what is allocated.
-    fn make_room(&mut self, bytes: &mut Vec<u8>, more: usize, most: usize) -> Result<(), Refusal> {
-        let (room, needed) = (bytes.capacity(), bytes.len() + more);
-        if needed > room {
-            let target = needed.max((2 * room).min(most));
-            self.reserve(target - room)?;
-            bytes.reserve_exact(target - bytes.len());
-        }
-        Ok(())
-    }
-}
-
-impl Drop for Held {
-    fn drop(&mut self) {
-        self.buffer.taken.fetch_sub(self.bytes, Ordering::AcqRel);
-    }
-}
 
 /// Every way in which a request does not end well.
 #[derive(Debug, thiserror::Error)]

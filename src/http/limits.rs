@@ -1,0 +1,113 @@
+//! What requests may take: places, memory and time. Knows nothing of routes, batches and answers.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::Instant,
+};
+
+use super::Refusal;
+
+/// What all requests together may take.
+#[derive(Debug, Clone)]
+pub struct Limits {
+    pub(super) max_body_bytes: usize,
+    pub(super) body_read_timeout: Duration,
+    pub(super) request_deadline: Duration,
+    max_in_flight: u32,
+    in_flight: Arc<Semaphore>,
+    buffer: Arc<Buffer>,
+}
+
+impl Limits {
+    /// Limits with nothing taken yet. `max_buffered_bytes` is for all bodies being read or processed.
+    #[must_use]
+    pub fn new(
+        max_body_bytes: usize,
+        max_buffered_bytes: usize,
+        max_in_flight: u32,
+        body_read_timeout: Duration,
+        request_deadline: Duration,
+    ) -> Self {
+        Self {
+            max_body_bytes,
+            body_read_timeout,
+            request_deadline,
+            max_in_flight,
+            in_flight: Arc::new(Semaphore::new(max_in_flight as usize)),
+            buffer: Arc::new(Buffer { limit: max_buffered_bytes, taken: AtomicUsize::new(0) }),
+        }
+    }
+
+    /// Waits until no request is in flight, for at most `limit`; whether none is.
+    pub async fn idle(&self, limit: Duration) -> bool {
+        tokio::time::timeout(limit, self.in_flight.acquire_many(self.max_in_flight)).await.is_ok()
+    }
+
+    /// A place for one more request.
+    pub(super) fn admit(&self) -> Result<Admitted, Refusal> {
+        let place = Arc::clone(&self.in_flight)
+            .try_acquire_owned()
+            .map_err(|_full| Refusal::TooManyRequests { limit: self.max_in_flight })?;
+        Ok(Admitted {
+            deadline: Instant::now() + self.request_deadline,
+            held: Held { buffer: Arc::clone(&self.buffer), bytes: 0, _place: place },
+        })
+    }
+}
+
+/// The memory of all bodies.
+#[derive(Debug)]
+struct Buffer {
+    limit: usize,
+    taken: AtomicUsize,
+}
+
+/// A request that may be served, and until when.
+pub(super) struct Admitted {
+    pub(super) deadline: Instant,
+    pub(super) held: Held,
+}
+
+/// What a request occupies until it is dropped: its place, and the memory of its body.
+pub(super) struct Held {
+    buffer: Arc<Buffer>,
+    bytes: usize,
+    _place: OwnedSemaphorePermit,
+}
+
+impl Held {
+    pub(super) fn reserve(&mut self, bytes: usize) -> Result<(), Refusal> {
+        let Buffer { limit, taken } = &*self.buffer;
+        taken
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |taken| Some(taken + bytes).filter(|sum| sum <= limit))
+            .map_err(|_taken| Refusal::TooManyBytes { limit: *limit })?;
+        self.bytes += bytes;
+        Ok(())
+    }
+
+    /// Room for more bytes, up to `most` in all. It grows as bytes arrive: what was only announced takes no
+    /// memory. What is counted is what is allocated.
+    pub(super) fn make_room(&mut self, bytes: &mut Vec<u8>, more: usize, most: usize) -> Result<(), Refusal> {
+        let (room, needed) = (bytes.capacity(), bytes.len() + more);
+        if needed > room {
+            let target = needed.max((2 * room).min(most));
+            self.reserve(target - room)?;
+            bytes.reserve_exact(target - bytes.len());
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.buffer.taken.fetch_sub(self.bytes, Ordering::AcqRel);
+    }
+}
