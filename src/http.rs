@@ -3,6 +3,7 @@
 //! Everything a sender is told is decided in `status`, one match over every way a request can end,
 //! because what a sender does with a status code decides whether a batch is lost.
 
+mod body;
 mod limits;
 
 use std::{convert::Infallible, sync::Arc, time::Duration};
@@ -22,7 +23,7 @@ use warp::{
     reply::Response,
 };
 
-use self::limits::Admitted;
+use self::{body::Body, limits::Admitted};
 pub use self::limits::Limits;
 use crate::{
     batch::{Batch, BatchError, Rejected as RejectedItems},
@@ -58,6 +59,8 @@ enum Refusal {
     TooManyRequests { limit: u32 },
     #[error("more than {limit} bytes of bodies at once (server.max_buffered_bytes); send it again later")]
     TooManyBytes { limit: usize },
+    #[error("no memory for the body: {0}; send it again later")]
+    NoMemory(std::io::Error),
     #[error("this instance is shutting down; send it again")]
     Draining,
     #[error("not done, send it again later: {0}")]
@@ -101,6 +104,7 @@ const fn status(refusal: &Refusal) -> (StatusCode, &'static str) {
         // Comes back: nothing is wrong with the batch.
         Refusal::TooManyRequests { .. } => (StatusCode::SERVICE_UNAVAILABLE, "too_many_requests"),
         Refusal::TooManyBytes { .. } => (StatusCode::SERVICE_UNAVAILABLE, "too_many_bytes"),
+        Refusal::NoMemory(_) => (StatusCode::SERVICE_UNAVAILABLE, "no_memory"),
         Refusal::Draining => (StatusCode::SERVICE_UNAVAILABLE, "shutting_down"),
         Refusal::NotDone(Failure::Unclaimed(_)) => (StatusCode::SERVICE_UNAVAILABLE, "pending_store_unavailable"),
         Refusal::NotDone(Failure::OutboxFull { .. }) => (StatusCode::SERVICE_UNAVAILABLE, "outbox_full"),
@@ -213,23 +217,21 @@ async fn read_body(
     let limit = limits.max_body_bytes;
     let too_large = || Refusal::BodyTooLarge { limit };
     let announced = match length.map(usize::try_from) {
-        None => 0,
-        Some(Ok(length)) if length <= limit => length,
+        None => None,
+        Some(Ok(length)) if length <= limit => Some(length),
         Some(_) => return Err(too_large()),
     };
     let until = admitted.deadline.min(Instant::now() + limits.body_read_timeout);
     let mut body = std::pin::pin!(body);
-    let mut bytes = Vec::new();
+    let mut bytes = Body::new(announced.unwrap_or(limit));
     while let Some(chunk) = timeout_at(until, body.next()).await.map_err(|_elapsed| Refusal::BodyTimeout)? {
         let mut chunk = chunk.map_err(|error| Refusal::BodyUnreadable(root_cause(&error)))?;
         if bytes.len() + chunk.remaining() > limit {
             return Err(too_large());
         }
-        let most = if announced > 0 { announced } else { limit };
-        admitted.held.make_room(&mut bytes, chunk.remaining(), most)?;
         while chunk.has_remaining() {
             let part = chunk.chunk();
-            bytes.extend_from_slice(part);
+            bytes.extend(&mut admitted.held, part)?;
             let length = part.len();
             chunk.advance(length);
         }

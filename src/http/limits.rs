@@ -84,6 +84,7 @@ pub(super) struct Held {
 }
 
 impl Held {
+    /// Takes memory from the budget of all bodies.
     pub(super) fn reserve(&mut self, bytes: usize) -> Result<(), Refusal> {
         let Buffer { limit, taken } = &*self.buffer;
         taken
@@ -93,16 +94,10 @@ impl Held {
         Ok(())
     }
 
-    /// Room for more bytes, up to `most` in all. It grows as bytes arrive: what was only announced takes no
-    /// memory. What is counted is what is allocated.
-    pub(super) fn make_room(&mut self, bytes: &mut Vec<u8>, more: usize, most: usize) -> Result<(), Refusal> {
-        let (room, needed) = (bytes.capacity(), bytes.len() + more);
-        if needed > room {
-            let target = needed.max((2 * room).min(most));
-            self.reserve(target - room)?;
-            bytes.reserve_exact(target - bytes.len());
-        }
-        Ok(())
+    /// Gives back what was freed before the request is over.
+    pub(super) fn release(&mut self, bytes: usize) {
+        self.bytes -= bytes;
+        self.buffer.taken.fetch_sub(bytes, Ordering::AcqRel);
     }
 }
 
