@@ -91,7 +91,8 @@ pub async fn run(settings: Settings) -> Result<Ended, AppError> {
         warn!("nats.delivery is \"core\": an event reaches whoever is subscribed at that moment, and nobody else");
     }
     let publisher = open_publisher(&settings.nats, &settings.delivery, &settings.routes, &background).await?;
-    let pipeline = Arc::new(Pipeline::new(Arc::clone(&pending), Arc::clone(&publisher), settings.policy));
+    let pipeline =
+        Arc::new(Pipeline::new(Arc::clone(&pending), Arc::clone(&publisher), settings.policy, &settings.routes));
 
     let shutdown = Shutdown::default();
     let ready = Arc::new(watch::Sender::new(false));

@@ -23,8 +23,8 @@ use warp::{
     reply::Response,
 };
 
-use self::{body::Body, limits::Admitted};
 pub use self::limits::Limits;
+use self::{body::Body, limits::Admitted};
 use crate::{
     batch::{Batch, BatchError, Rejected as RejectedItems},
     dead_letters::DeadLetters,

@@ -14,6 +14,7 @@
 //! | [`batch`] | bytes → distinct ids and rejected items | HTTP, I/O |
 //! | [`event`] | token, payload, trace of a claim | I/O |
 //! | [`pipeline`] | claim → publish → settle, and the two ports | HTTP, Redis, NATS |
+//! | [`breaker`] | whether it is worth waiting for the broker | I/O |
 //! | [`pending`] | claims, in Redis or in memory | HTTP, NATS |
 //! | [`publisher`] | events into JetStream or core NATS | HTTP, Redis |
 //! | [`relay`] | publishes what stayed in the outbox | HTTP, Redis, NATS |
@@ -31,6 +32,7 @@
 pub mod admin;
 pub mod app;
 pub mod batch;
+pub mod breaker;
 pub mod dead_letters;
 pub mod event;
 pub mod failpoint;

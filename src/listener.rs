@@ -1,5 +1,7 @@
 //! Accepts connections and bounds them in number and time; warp's own server does neither.
 
+mod lingering;
+
 use std::{
     convert::Infallible,
     io,
@@ -21,6 +23,7 @@ use tokio_util::task::TaskTracker;
 use tracing::{debug, error};
 use warp::reply::Response;
 
+use self::lingering::Lingering;
 use crate::{http, shutdown::Phase};
 
 /// How long a connection over the limit may take to hear that it is one.
@@ -117,7 +120,8 @@ pub async fn serve<S>(
                 let service = hyper::service::service_fn(move |_request: Request<Incoming>| async move {
                     Ok::<_, Infallible>(http::too_many_connections(limit))
                 });
-                let told = builder(&limits).keep_alive(false).serve_connection(TokioIo::new(stream), service);
+                let told =
+                    builder(&limits).keep_alive(false).serve_connection(TokioIo::new(Lingering::new(stream)), service);
                 if tokio::time::timeout(REFUSE_WITHIN, told).await.is_err() {
                     debug!("a connection over the limit did not wait for its answer");
                 }
@@ -150,7 +154,7 @@ where
             service.call(request)
         })
     };
-    let serving = builder(limits).serve_connection(TokioIo::new(stream), service);
+    let serving = builder(limits).serve_connection(TokioIo::new(Lingering::new(stream)), service);
     let mut serving = std::pin::pin!(serving);
     let first_head = tokio::time::sleep(limits.first_request_timeout);
     let mut first_head = std::pin::pin!(first_head);

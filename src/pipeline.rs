@@ -6,21 +6,24 @@
 //! never taken back: what NATS did not acknowledge stays *in flight* in the outbox, the answer is an error
 //! that makes the sender come back, and the retry publishes the event again under the same token.
 
-use std::{ops::Range, sync::Arc, time::Duration};
+mod ports;
 
-use futures_util::future::BoxFuture;
-use tokio::{sync::watch, time::Instant};
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 use tracing::{error, info, warn};
 
 use crate::{
     batch::{Batch, EntityId},
+    breaker::{Breaker, Open},
     event::{Event, Token, TokenSeed},
     failpoint,
     publisher::{Ack, PublishError},
-    readiness::Contact,
-    route::Route,
+    route::{Route, RouteTable},
 };
+
+pub use self::ports::{ClaimError, Claimed, PendingStore, Proposal, Publisher, State};
 
 /// Ids of one request that are claimed, published and acknowledged together. A batch of EspoCRM has 50; a
 /// larger one goes through in steps of this size, so that no single script call holds up the store.
@@ -28,94 +31,6 @@ pub const STEP: usize = 1000;
 
 /// Pause between two attempts to publish what was not acknowledged.
 const PUBLISH_PAUSE: Duration = Duration::from_millis(250);
-
-/// Some ids of a batch, to be claimed under the tokens `seed.token(index)`.
-#[derive(Debug, Clone)]
-pub struct Proposal {
-    /// The batch.
-    pub batch: Arc<Batch>,
-    /// Places of the ids in the batch.
-    pub range: Range<usize>,
-    /// Where the tokens come from; the same for every try of this proposal.
-    pub seed: TokenSeed,
-}
-
-impl Proposal {
-    /// The ids with the tokens proposed for them.
-    #[must_use]
-    pub fn ids(&self) -> impl ExactSizeIterator<Item = (EntityId<'_>, Token)> {
-        self.range.clone().map(|index| (self.batch.id(index), self.seed.token(index)))
-    }
-}
-
-/// What the pending store knows of an id, after the claim.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum State {
-    /// It was not pending: claimed now, under the proposed token.
-    New,
-    /// Claimed before under this token, and its event not yet acknowledged as far as the store knows.
-    InFlight(Token),
-    /// Claimed before, and its event acknowledged.
-    Done,
-    /// It was not pending, and the outbox is full: not claimed.
-    OutboxFull,
-}
-
-/// The answer to a claim.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Claimed {
-    /// A state for each id, in their order.
-    pub states: Vec<State>,
-    /// Whether the claims are as safe in the store as `redis.durability` asks for.
-    pub durable: bool,
-}
-
-/// Why a claim, or another question to the pending store, gave no answer.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum ClaimError {
-    /// The store is known to be down; nothing was sent to it.
-    #[error("the pending store is down: {0}")]
-    Down(String),
-    /// The store did not answer. What was asked may have been carried out.
-    #[error("the pending store did not answer: {0}")]
-    Unknown(String),
-    /// The store answered with an error.
-    #[error("the pending store refused: {0}")]
-    Refused(String),
-}
-
-/// Where ids are claimed. An id is in one of three states for everybody at once: *new* (absent), *in
-/// flight* (present, with a token in the outbox), *done* (present, without).
-pub trait PendingStore: Send + Sync {
-    /// Claims ids atomically, each at most once among all replicas, and answers for each in their order.
-    fn claim(&self, route: &Arc<Route>, proposal: Proposal) -> BoxFuture<'_, Result<Claimed, ClaimError>>;
-
-    /// Empties the outbox of acknowledged claims, each only if it still holds that very token. Happens in
-    /// the background and may fail: an entry that stays is published again under its token by whoever meets
-    /// it, which JetStream drops as a duplicate.
-    fn settle(&self, route: &Arc<Route>, settlements: Vec<Settlement>);
-
-    /// Whether the store can be reached.
-    fn contact(&self) -> watch::Receiver<Contact>;
-
-    /// Ends the background work after what is queued has been settled, or after `limit`.
-    fn close(&self, limit: Duration) -> BoxFuture<'_, ()>;
-}
-
-/// Where events go.
-pub trait Publisher: Send + Sync {
-    /// Publishes events together and awaits their acknowledgements together, for at most `limit`. Answers
-    /// for each event in their order.
-    fn publish<'a>(
-        &'a self,
-        route: &'a Route,
-        events: &'a [Event],
-        limit: Duration,
-    ) -> BoxFuture<'a, Vec<Result<Ack, PublishError>>>;
-
-    /// Whether the broker can be reached and takes events.
-    fn contact(&self) -> watch::Receiver<Contact>;
-}
 
 /// What to do with a batch that can't be claimed (`redis.on_unavailable`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -235,14 +150,22 @@ pub struct Pipeline {
     pending: Arc<dyn PendingStore>,
     publisher: Arc<dyn Publisher>,
     policy: Policy,
+    /// One a route, by its name: its stream may be full while another one's is not.
+    breakers: HashMap<String, Breaker>,
     tasks: TaskTracker,
 }
 
 impl Pipeline {
-    /// Puts the two ports together.
+    /// Puts the two ports together, for these routes.
     #[must_use]
-    pub fn new(pending: Arc<dyn PendingStore>, publisher: Arc<dyn Publisher>, policy: Policy) -> Self {
-        Self { pending, publisher, policy, tasks: TaskTracker::new() }
+    pub fn new(
+        pending: Arc<dyn PendingStore>,
+        publisher: Arc<dyn Publisher>,
+        policy: Policy,
+        table: &RouteTable,
+    ) -> Self {
+        let breakers = table.routes().iter().map(|route| (route.name().to_owned(), Breaker::default())).collect();
+        Self { pending, publisher, policy, breakers, tasks: TaskTracker::new() }
     }
 
     /// Takes a batch through claim, publish and settle, in a task that goes on when the caller is dropped.
@@ -344,6 +267,13 @@ impl Pipeline {
     async fn publish(&self, route: &Arc<Route>, claims: &[Claim<'_>], deadline: Instant) -> Result<(), Failure> {
         let mut open: Vec<(&Claim<'_>, Event)> =
             claims.iter().map(|claim| (claim, Event::new(route, claim.id, claim.token))).collect();
+        if open.is_empty() {
+            return Ok(());
+        }
+        let unpublished = |unconfirmed, last| Failure::Unpublished { unconfirmed, total: claims.len(), last };
+        let breaker = &self.breakers[route.name()];
+        let began = Instant::now();
+        breaker.pass(deadline).await.map_err(|Open| unpublished(open.len(), PublishError::NotTried))?;
         while !open.is_empty() {
             let (claims_now, events): (Vec<&Claim<'_>>, Vec<Event>) = open.into_iter().unzip();
             let limit = self.policy.ack_timeout.min(deadline.saturating_duration_since(Instant::now()));
@@ -366,11 +296,17 @@ impl Pipeline {
                 }
             }
             if !settled.is_empty() {
+                if breaker.acknowledged() {
+                    info!(route = %route, "events are acknowledged again");
+                }
                 self.pending.settle(route, settled);
             }
             if let Some(last) = last {
                 if Instant::now() + PUBLISH_PAUSE >= deadline {
-                    return Err(Failure::Unpublished { unconfirmed: open.len(), total: claims.len(), last });
+                    if breaker.ran_out(began) {
+                        warn!(route = %route, reason = %last, "nothing was acknowledged for a whole request: until something is, requests are refused soon, but for one probe at a time");
+                    }
+                    return Err(unpublished(open.len(), last));
                 }
                 tokio::time::sleep(PUBLISH_PAUSE).await;
             }

@@ -33,6 +33,9 @@ impl Ack {
 /// Why an event has no acknowledgement. All of these are worth another attempt.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PublishError {
+    /// Nothing has been acknowledged for so long that this one was not even tried.
+    #[error("NATS has acknowledged nothing for long; not tried, another request is probing it")]
+    NotTried,
     /// There is no connection, or the server can't take events; nothing was sent.
     #[error("NATS is not available: {0}")]
     Unavailable(String),

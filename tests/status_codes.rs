@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use crate::support::{Connection, Gate, PATH, PENDING, World, batch, post, post_and_stay};
+use crate::support::{Connection, Gate, PATH, PENDING, World, batch, eventually, post, post_and_stay};
 
 /// What a sender does next depends on the code alone, so the code has to be right.
 async fn assert_nothing_happened(world: &World) {
@@ -124,6 +124,22 @@ async fn a_body_over_the_limit_is_413() {
     let body = batch(["b"]);
     let chunked = format!("{chunked}{:x}\r\n{body}\r\n0\r\n\r\n", body.len());
     assert_eq!(gate.exchange(chunked.as_bytes()).await.counts(), (1, 1), "a length is not needed");
+}
+
+/// Many clients write all of a request before they read.
+#[tokio::test]
+async fn an_answer_that_comes_early_reaches_a_sender_that_is_still_sending() {
+    let world = World::start().await;
+    let gate = world.gate("server.max_body_bytes = 1000").await;
+    let body = " ".repeat(8 << 20);
+    assert_eq!(gate.post(&body).await.error(), (413, "body_too_large".into()));
+    assert_eq!(gate.post_to("/elsewhere", &body).await.error(), (404, "unknown_path".into()));
+
+    // Whoever never stops sending is left after a while.
+    let mut endless = Connection::open(gate.address()).await.expect("hookgate listens");
+    let head = format!("POST {PATH} HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n", u64::MAX >> 1);
+    endless.send(head.as_bytes()).await.expect("hookgate reads");
+    eventually("the connection is closed", async || endless.send(&[b' '; 1000]).await.is_err().then_some(())).await;
 }
 
 /// A request that is being worked on for as long as NATS is frozen.

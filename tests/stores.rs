@@ -64,7 +64,7 @@ impl Bench {
             without_ack: WithoutAck::Reject,
             ack_timeout: Duration::from_millis(500),
         };
-        let pipeline = Pipeline::new(store, publisher, policy);
+        let pipeline = Pipeline::new(store, publisher, policy, &routes);
         let route = Arc::clone(&routes.routes()[0]);
         Self { nats, route, pipeline: Arc::new(pipeline), broker, _tasks: tasks }
     }

@@ -1,0 +1,103 @@
+//! The two ports of the pipeline, and what goes through them. Their adapters are in `pending` and `publisher`.
+
+use std::{ops::Range, sync::Arc, time::Duration};
+
+use futures_util::future::BoxFuture;
+use tokio::sync::watch;
+
+use super::Settlement;
+use crate::{
+    batch::{Batch, EntityId},
+    event::{Event, Token, TokenSeed},
+    publisher::{Ack, PublishError},
+    readiness::Contact,
+    route::Route,
+};
+
+/// Some ids of a batch, to be claimed under the tokens `seed.token(index)`.
+#[derive(Debug, Clone)]
+pub struct Proposal {
+    /// The batch.
+    pub batch: Arc<Batch>,
+    /// Places of the ids in the batch.
+    pub range: Range<usize>,
+    /// Where the tokens come from; the same for every try of this proposal.
+    pub seed: TokenSeed,
+}
+
+impl Proposal {
+    /// The ids with the tokens proposed for them.
+    #[must_use]
+    pub fn ids(&self) -> impl ExactSizeIterator<Item = (EntityId<'_>, Token)> {
+        self.range.clone().map(|index| (self.batch.id(index), self.seed.token(index)))
+    }
+}
+
+/// What the pending store knows of an id, after the claim.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum State {
+    /// It was not pending: claimed now, under the proposed token.
+    New,
+    /// Claimed before under this token, and its event not yet acknowledged as far as the store knows.
+    InFlight(Token),
+    /// Claimed before, and its event acknowledged.
+    Done,
+    /// It was not pending, and the outbox is full: not claimed.
+    OutboxFull,
+}
+
+/// The answer to a claim.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Claimed {
+    /// A state for each id, in their order.
+    pub states: Vec<State>,
+    /// Whether the claims are as safe in the store as `redis.durability` asks for.
+    pub durable: bool,
+}
+
+/// Why a claim, or another question to the pending store, gave no answer.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ClaimError {
+    /// The store is known to be down; nothing was sent to it.
+    #[error("the pending store is down: {0}")]
+    Down(String),
+    /// The store did not answer. What was asked may have been carried out.
+    #[error("the pending store did not answer: {0}")]
+    Unknown(String),
+    /// The store answered with an error.
+    #[error("the pending store refused: {0}")]
+    Refused(String),
+}
+
+/// Where ids are claimed. An id is in one of three states for everybody at once: *new* (absent), *in
+/// flight* (present, with a token in the outbox), *done* (present, without).
+pub trait PendingStore: Send + Sync {
+    /// Claims ids atomically, each at most once among all replicas, and answers for each in their order.
+    fn claim(&self, route: &Arc<Route>, proposal: Proposal) -> BoxFuture<'_, Result<Claimed, ClaimError>>;
+
+    /// Empties the outbox of acknowledged claims, each only if it still holds that very token. Happens in
+    /// the background and may fail: an entry that stays is published again under its token by whoever meets
+    /// it, which JetStream drops as a duplicate.
+    fn settle(&self, route: &Arc<Route>, settlements: Vec<Settlement>);
+
+    /// Whether the store can be reached.
+    fn contact(&self) -> watch::Receiver<Contact>;
+
+    /// Ends the background work after what is queued has been settled, or after `limit`.
+    fn close(&self, limit: Duration) -> BoxFuture<'_, ()>;
+}
+
+/// Where events go.
+pub trait Publisher: Send + Sync {
+    /// Publishes events together and awaits their acknowledgements together, for at most `limit`. Answers
+    /// for each event in their order.
+    fn publish<'a>(
+        &'a self,
+        route: &'a Route,
+        events: &'a [Event],
+        limit: Duration,
+    ) -> BoxFuture<'a, Vec<Result<Ack, PublishError>>>;
+
+    /// Whether the broker can be reached and takes events.
+    fn contact(&self) -> watch::Receiver<Contact>;
+}
