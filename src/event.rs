@@ -26,6 +26,18 @@ impl TokenSeed {
         Self(Uuid::now_v7())
     }
 
+    /// The trace of everything that is done under this seed.
+    #[must_use]
+    pub const fn trace_id(self) -> u128 {
+        self.0.as_u128()
+    }
+
+    /// The span of a part of that, at a place of the batch.
+    #[must_use]
+    pub fn span_id(self, part: &str, index: usize) -> u64 {
+        span_id(format!("{self}/{part}/{index}").as_bytes())
+    }
+
     /// The token of the id at a place of the batch.
     #[must_use]
     pub const fn token(self, index: usize) -> Token {
@@ -61,10 +73,16 @@ impl Token {
         self.seed
     }
 
-    /// W3C trace context: trace id from the seed, span id from a hash of the token.
+    /// The span in which the event came to be: a hash of the token.
+    #[must_use]
+    pub fn span_id(self) -> u64 {
+        span_id(self.to_string().as_bytes())
+    }
+
+    /// W3C trace context: trace id from the seed, and that span.
     #[must_use]
     pub fn traceparent(self) -> String {
-        format!("00-{}-{:016x}-01", self.seed, span_id(self.to_string().as_bytes()))
+        format!("00-{}-{:016x}-01", self.seed, self.span_id())
     }
 }
 

@@ -23,6 +23,7 @@
 //! | [`listener`] | connections: number, time-outs, end | webhooks |
 //! | [`admin`] | probes | webhooks |
 //! | [`readiness`] | what is known of the stores; when the process is ready | how it is found out |
+//! | [`traces`] | spans, on their way to a collector | where they are measured |
 //! | [`settings`] | layers → checked values; the only reader of the environment | – |
 //! | [`shutdown`] | signals and phases | – |
 //! | [`app`] | puts all of this together; the only namer of concrete backends | – |
@@ -48,3 +49,4 @@ pub mod route;
 pub mod settings;
 pub mod shutdown;
 pub mod telemetry;
+pub mod traces;

@@ -1,0 +1,342 @@
+//! What OpenTelemetry gets to see: a span for each station of a webhook. Off unless a collector is configured;
+//! then nothing is made that somebody would have to throw away.
+//!
+//! ```text
+//! POST /vmh/webhook/beteiligte/create      server     trace: the seed of the request's tokens
+//! ├── claim                                internal
+//! ├── create vmh.beteiligte.create         producer   one an event; its message carries this span
+//! └── send vmh.beteiligte.create           client     one a step; links to what it sends
+//!
+//! send vmh.beteiligte.create (relay)       client     a trace of its own; links to what it sends
+//! ```
+//!
+//! Every span id follows from the seed, so that a message is the same whoever publishes it, and a parent is
+//! known before its span has ended. A `traceparent` that came in is linked and never the parent: anybody can
+//! send one. Names follow the semantic conventions for HTTP and messaging. No span holds a record, an address
+//! or a path that is not configured.
+
+mod export;
+
+use std::{
+    borrow::Cow,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Instant, SystemTime},
+};
+
+use opentelemetry::{
+    InstrumentationScope, KeyValue,
+    trace::{Link, SpanContext, SpanId, SpanKind, Status, TraceFlags, TraceId, TraceState},
+};
+use opentelemetry_sdk::trace::{SpanData, SpanEvents, SpanLinks};
+use tokio::sync::mpsc;
+
+pub use self::export::{Collector, CollectorError};
+use crate::{
+    event::{Token, TokenSeed},
+    route::Route,
+};
+
+/// Where spans go; nowhere by default.
+#[derive(Debug, Clone, Default)]
+pub struct Tracer(Option<Arc<Queue>>);
+
+#[derive(Debug)]
+struct Queue {
+    spans: mpsc::Sender<SpanData>,
+    dropped: AtomicU64,
+    scope: InstrumentationScope,
+}
+
+/// When a station began.
+#[derive(Debug, Clone, Copy)]
+pub struct Began {
+    time: SystemTime,
+    instant: Instant,
+}
+
+/// A request with an answer.
+#[derive(Debug)]
+pub struct Received<'a> {
+    /// Of the tokens, where it came so far; else any.
+    pub seed: TokenSeed,
+    /// The webhook.
+    pub route: &'a Route,
+    /// The answer.
+    pub status: u16,
+    /// Machine-readable name of the refusal, if it was one.
+    pub error: Option<&'static str>,
+    /// Size of the body, where all of it arrived.
+    pub body_bytes: Option<usize>,
+    /// The `traceparent` it came with.
+    pub traceparent: Option<Traceparent>,
+}
+
+/// A claim that was answered, or not.
+#[derive(Debug)]
+pub struct Claimed<'a> {
+    /// Of the tokens.
+    pub seed: TokenSeed,
+    /// Place in the batch of the first id.
+    pub start: usize,
+    /// The webhook.
+    pub route: &'a Route,
+    /// Ids, and those of them that are new and in flight.
+    pub ids: usize,
+    /// Of these, claimed now.
+    pub new: usize,
+    /// Of these, claimed before and not yet acknowledged.
+    pub in_flight: usize,
+    /// Why there is no answer.
+    pub problem: Option<String>,
+}
+
+/// Events that were handed to the broker, and acknowledged or not.
+#[derive(Debug)]
+pub struct Sent<'a> {
+    /// Of the request; none for the relay's.
+    pub request: Option<(TokenSeed, usize)>,
+    /// The webhook.
+    pub route: &'a Route,
+    /// The tokens of the events.
+    pub tokens: Vec<Token>,
+    /// Attempts it took.
+    pub attempts: usize,
+    /// Why some are not acknowledged.
+    pub problem: Option<String>,
+}
+
+/// W3C trace context that came in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Traceparent {
+    trace_id: u128,
+    span_id: u64,
+    flags: u8,
+}
+
+impl Traceparent {
+    /// Reads the header; `None` if it is not valid, which starts a new trace like none at all.
+    #[must_use]
+    pub fn parse(header: &[u8]) -> Option<Self> {
+        let text = std::str::from_utf8(header).ok()?;
+        let hex = |text: &str, length: usize| {
+            text.len() == length && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+        };
+        let mut parts = text.split('-');
+        let (version, trace_id, span_id, flags) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
+        // Later versions may have more parts; this one has not.
+        let valid = hex(version, 2) && version != "ff" && (version != "00" || parts.next().is_none());
+        if !(valid && hex(trace_id, 32) && hex(span_id, 16) && hex(flags, 2)) {
+            return None;
+        }
+        let trace_id = u128::from_str_radix(trace_id, 16).ok().filter(|id| *id != 0)?;
+        let span_id = u64::from_str_radix(span_id, 16).ok().filter(|id| *id != 0)?;
+        Some(Self { trace_id, span_id, flags: u8::from_str_radix(flags, 16).ok()? })
+    }
+
+    fn context(self) -> SpanContext {
+        let (trace, span) = (TraceId::from(self.trace_id), SpanId::from(self.span_id));
+        SpanContext::new(trace, span, TraceFlags::new(self.flags), true, TraceState::NONE)
+    }
+}
+
+impl Tracer {
+    /// The beginning of a station; `None` if nobody wants to know.
+    #[must_use]
+    pub fn begin(&self) -> Option<Began> {
+        self.0.as_ref().map(|_| Began { time: SystemTime::now(), instant: Instant::now() })
+    }
+
+    /// A request has its answer.
+    pub fn received(&self, began: Option<Began>, received: &Received<'_>) {
+        let Some((queue, began)) = self.0.as_ref().zip(began) else { return };
+        let Received { seed, route, status, error, body_bytes, traceparent } = received;
+        let mut attributes = vec![
+            KeyValue::new("http.request.method", "POST"),
+            KeyValue::new("http.route", route.path().to_owned()),
+            KeyValue::new("url.path", route.path().to_owned()),
+            KeyValue::new("url.scheme", "http"),
+            KeyValue::new("http.response.status_code", i64::from(*status)),
+            KeyValue::new("hookgate.route", route.name().to_owned()),
+        ];
+        attributes.extend(body_bytes.map(|bytes| KeyValue::new("http.request.body.size", count(bytes))));
+        attributes.extend(error.map(|error| KeyValue::new("error.type", error)));
+        // A sender's mistake is no error of the server.
+        let problem = error.filter(|_| *status >= 500).map(str::to_owned);
+        queue.record(Span {
+            context: context(*seed, seed.span_id("receive", 0)),
+            parent: None,
+            kind: SpanKind::Server,
+            name: format!("POST {}", route.path()),
+            began,
+            attributes,
+            links: traceparent.map(Traceparent::context).into_iter().collect(),
+            problem,
+        });
+    }
+
+    /// A claim was answered, or not.
+    pub fn claimed(&self, began: Option<Began>, claimed: Claimed<'_>) {
+        let Some((queue, began)) = self.0.as_ref().zip(began) else { return };
+        let Claimed { seed, start, route, ids, new, in_flight, problem } = claimed;
+        queue.record(Span {
+            context: context(seed, seed.span_id("claim", start)),
+            parent: Some(seed.span_id("receive", 0)),
+            kind: SpanKind::Internal,
+            name: "claim".to_owned(),
+            began,
+            attributes: vec![
+                KeyValue::new("hookgate.route", route.name().to_owned()),
+                KeyValue::new("hookgate.ids", count(ids)),
+                KeyValue::new("hookgate.ids.new", count(new)),
+                KeyValue::new("hookgate.ids.in_flight", count(in_flight)),
+            ],
+            links: Vec::new(),
+            problem,
+        });
+    }
+
+    /// Events were handed to the broker, and acknowledged or not.
+    pub fn sent(&self, began: Option<Began>, sent: Sent<'_>) {
+        let Some((queue, began)) = self.0.as_ref().zip(began) else { return };
+        let Sent { request, route, tokens, attempts, problem } = sent;
+        let destination = || KeyValue::new("messaging.destination.name", route.subject().to_owned());
+        let system = || KeyValue::new("messaging.system", "nats");
+        let links = tokens.iter().map(|token| context(token.trace_id(), token.span_id())).collect();
+        let mut attributes = vec![
+            system(),
+            destination(),
+            KeyValue::new("messaging.operation.type", "send"),
+            KeyValue::new("messaging.operation.name", "publish"),
+            KeyValue::new("messaging.batch.message_count", count(tokens.len())),
+            KeyValue::new("hookgate.route", route.name().to_owned()),
+            KeyValue::new("hookgate.attempts", count(attempts)),
+            KeyValue::new("hookgate.via", if request.is_some() { "request" } else { "relay" }),
+        ];
+        attributes.extend(problem.as_ref().map(|_| KeyValue::new("error.type", "not_published")));
+        let (context_of_send, parent) = match request {
+            Some((seed, start)) => (context(seed, seed.span_id("send", start)), Some(seed.span_id("receive", 0))),
+            None => {
+                let seed = TokenSeed::now();
+                (context(seed, seed.span_id("send", 0)), None)
+            }
+        };
+        // The message of an event that this request claimed carries the span that is made here. Those of
+        // other requests have theirs in the traces of those.
+        let own = request.map(|(seed, _)| seed);
+        for token in tokens.iter().filter(|token| own == Some(token.trace_id())) {
+            queue.record(Span {
+                context: context(token.trace_id(), token.span_id()),
+                parent,
+                kind: SpanKind::Producer,
+                name: format!("create {}", route.subject()),
+                began,
+                attributes: vec![
+                    system(),
+                    destination(),
+                    KeyValue::new("messaging.operation.type", "create"),
+                    KeyValue::new("messaging.operation.name", "create"),
+                    KeyValue::new("messaging.message.id", token.to_string()),
+                ],
+                links: Vec::new(),
+                problem: None,
+            });
+        }
+        queue.record(Span {
+            context: context_of_send,
+            parent,
+            kind: SpanKind::Client,
+            name: format!("send {}", route.subject()),
+            began,
+            attributes,
+            links,
+            problem,
+        });
+    }
+}
+
+/// A span that has just ended.
+struct Span {
+    context: SpanContext,
+    parent: Option<u64>,
+    kind: SpanKind,
+    name: String,
+    began: Began,
+    attributes: Vec<KeyValue>,
+    links: Vec<SpanContext>,
+    problem: Option<String>,
+}
+
+impl Queue {
+    /// Never waits: what does not fit is counted and dropped.
+    fn record(&self, span: Span) {
+        let Span { context, parent, kind, name, began, attributes, links, problem } = span;
+        let mut all_links = SpanLinks::default();
+        all_links.links = links.into_iter().map(|context| Link::new(context, Vec::new(), 0)).collect();
+        let span = SpanData {
+            span_context: context,
+            parent_span_id: parent.map_or(SpanId::INVALID, SpanId::from),
+            parent_span_is_remote: false,
+            span_kind: kind,
+            name: Cow::Owned(name),
+            start_time: began.time,
+            // So that a clock that is set back makes no span of negative length.
+            end_time: began.time + began.instant.elapsed(),
+            attributes,
+            dropped_attributes_count: 0,
+            events: SpanEvents::default(),
+            links: all_links,
+            status: problem.map_or(Status::Unset, Status::error),
+            instrumentation_scope: self.scope.clone(),
+        };
+        if self.spans.try_send(span).is_err() {
+            self.dropped.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+fn context(trace: TokenSeed, span: u64) -> SpanContext {
+    let (trace, span) = (TraceId::from(trace.trace_id()), SpanId::from(span));
+    SpanContext::new(trace, span, TraceFlags::SAMPLED, false, TraceState::NONE)
+}
+
+fn count(number: usize) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Traceparent;
+
+    #[test]
+    fn a_traceparent_is_taken_or_left() {
+        let good = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+        let expected = Traceparent {
+            trace_id: 0x0af7_6519_16cd_43dd_8448_eb21_1c80_319c,
+            span_id: 0xb7ad_6b71_6920_3331,
+            flags: 1,
+        };
+        assert_eq!(Traceparent::parse(good.as_bytes()), Some(expected));
+        let later = format!("cc{}-what-comes-later", &good[2..]);
+        assert_eq!(Traceparent::parse(later.as_bytes()), Some(expected), "a later version");
+        let bad = [
+            String::new(),
+            "x".repeat(55),
+            good[..54].to_owned(),
+            format!("{good}-more"),
+            format!("{good} "),
+            good.to_uppercase(),
+            good.replace("b7ad6b7169203331", "0000000000000000"),
+            good.replace("0af7651916cd43dd8448eb211c80319c", "00000000000000000000000000000000"),
+            format!("ff{}", &good[2..]),
+            good.replace('-', "_"),
+            good.replacen('0', "+", 1),
+        ];
+        for header in bad {
+            assert_eq!(Traceparent::parse(header.as_bytes()), None, "{header:?}");
+        }
+        assert_eq!(Traceparent::parse(b"\xff"), None);
+    }
+}
