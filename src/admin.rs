@@ -1,16 +1,28 @@
-//! The operator's address: is the process alive, may it get traffic. Never behind the ingress.
+//! The operator's address: is the process alive, may it get traffic, what does it do. Never behind the ingress.
+//!
+//! Whoever looks waits for no store: everything here is in memory already.
 
-use std::convert::Infallible;
+mod page;
+mod status;
+
+use std::{convert::Infallible, sync::Arc, time::Instant};
 
 use serde::Serialize;
 use tokio::sync::watch;
 use warp::{
     Filter, Reply,
-    http::{HeaderValue, StatusCode, header},
+    http::{HeaderValue, Method, StatusCode, header},
+    path::FullPath,
     reply::Response,
 };
 
-use crate::readiness::Contact;
+use crate::{
+    http::Limits,
+    metrics::{Exposition, Metrics, census::Census},
+    pipeline::Publisher,
+    readiness::Contact,
+    shutdown::Phase,
+};
 
 /// What the probes look at.
 #[derive(Debug, Clone)]
@@ -23,17 +35,61 @@ pub struct Health {
     pub nats: watch::Receiver<Contact>,
 }
 
-/// `/livez`: the event loop turns. `/readyz`: 200 or 503, with what is known of the stores.
+/// All that is shown.
+pub struct Known {
+    /// What the probes look at.
+    pub health: Health,
+    /// What `/metrics` shows.
+    pub exposition: Exposition,
+    /// What is counted.
+    pub metrics: Metrics,
+    /// What the store holds.
+    pub census: Census,
+    /// The broker.
+    pub publisher: Arc<dyn Publisher>,
+    /// What requests may take.
+    pub limits: Limits,
+    /// `server.max_connections`
+    pub max_connections: usize,
+    /// How far the process is.
+    pub phase: watch::Receiver<Phase>,
+}
+
+/// `/livez`: the event loop turns. `/readyz`: 200 or 503, with what is known of the stores. `/metrics`:
+/// OpenMetrics. `/v1/status`: the same for programs and people, in JSON. `/`: a page that shows it.
 #[must_use]
-pub fn probes(health: Health) -> impl Filter<Extract = (Response,), Error = Infallible> + Clone {
-    let livez = warp::path!("livez").and(warp::get()).map(|| "ok\n".into_response());
-    let readyz = warp::path!("readyz").and(warp::get()).map(move || readyz(&health));
-    let nothing = warp::any().map(|| {
-        let mut response = "nothing here; try /livez or /readyz\n".into_response();
-        *response.status_mut() = StatusCode::NOT_FOUND;
+pub fn answers(known: Known) -> impl Filter<Extract = (Response,), Error = Infallible> + Clone {
+    let (known, started) = (Arc::new(known), Instant::now());
+    warp::path::full().and(warp::method()).map(move |path: FullPath, method: Method| {
+        let look: fn(&Known, Instant) -> Response = match path.as_str() {
+            "/" => |_, _| page::page(),
+            "/livez" => |_, _| "ok\n".into_response(),
+            "/readyz" => |known, _| readyz(&known.health),
+            "/metrics" => |known, _| metrics(&known.exposition),
+            "/v1/status" => |known, started| json(StatusCode::OK, &status::status(known, started)),
+            _ => return text(StatusCode::NOT_FOUND, "nothing here; try /, /livez, /readyz, /metrics or /v1/status\n"),
+        };
+        if method == Method::GET || method == Method::HEAD {
+            return look(&known, started);
+        }
+        let mut response = text(StatusCode::METHOD_NOT_ALLOWED, "this can only be read: GET or HEAD\n");
+        response.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
         response
-    });
-    livez.or(readyz).unify().or(nothing).unify()
+    })
+}
+
+/// A store, in JSON.
+#[derive(Serialize)]
+struct Store<'a> {
+    state: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    problem: Option<&'a str>,
+}
+
+impl<'a> Store<'a> {
+    fn new(contact: &'a Contact) -> Self {
+        Self { state: contact.code(), problem: contact.problem() }
+    }
 }
 
 #[derive(Serialize)]
@@ -43,24 +99,31 @@ struct Readiness<'a> {
     nats: Store<'a>,
 }
 
-#[derive(Serialize)]
-struct Store<'a> {
-    state: &'static str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    problem: Option<&'a str>,
-}
-
 fn readyz(health: &Health) -> Response {
     let (redis, nats) = (health.redis.borrow(), health.nats.borrow());
-    let store = |contact: &'_ Contact| contact.code();
-    let readiness = Readiness {
-        ready: *health.ready.borrow(),
-        redis: Store { state: store(&redis), problem: redis.problem() },
-        nats: Store { state: store(&nats), problem: nats.problem() },
-    };
-    let body = serde_json::to_vec(&readiness).expect("strings always serialize");
+    let ready = *health.ready.borrow();
+    let code = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    json(code, &Readiness { ready, redis: Store::new(&redis), nats: Store::new(&nats) })
+}
+
+fn metrics(exposition: &Exposition) -> Response {
+    let mut response = exposition.text().into_response();
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(Exposition::CONTENT_TYPE));
+    response
+}
+
+fn text(code: StatusCode, text: &'static str) -> Response {
+    let mut response = text.into_response();
+    *response.status_mut() = code;
+    response
+}
+
+fn json(code: StatusCode, body: &impl Serialize) -> Response {
+    let body = serde_json::to_vec(body).expect("strings and numbers always serialize");
     let mut response = body.into_response();
-    *response.status_mut() = if readiness.ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    *response.status_mut() = code;
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     response
 }

@@ -8,11 +8,18 @@ use tokio_util::task::TaskTracker;
 use tracing::{error, info, warn};
 
 use crate::{
-    admin::{self, Health},
+    admin::{self, Health, Known},
     dead_letters::{DeadLetters, Graveyard},
     http,
     listener::{self, BindError, ConnectionLimits},
-    pending::{memory::Memory, redis::Redis},
+    metrics::{
+        ConnectionMetrics, Live, Metrics,
+        census::{Census, Holdings},
+    },
+    pending::{
+        memory::Memory,
+        redis::{Options, Redis},
+    },
     pipeline::{PendingStore, Pipeline, Publisher},
     publisher::{connection::Servers, core::Core, jetstream::JetStream},
     readiness::first_contact,
@@ -59,6 +66,38 @@ pub enum Ended {
     CutShort,
 }
 
+/// The store of pending ids, as each of its users sees it.
+struct Stores {
+    pending: Arc<dyn PendingStore>,
+    outbox: Arc<dyn Outbox>,
+    graveyard: Arc<dyn Graveyard>,
+    holdings: Arc<dyn Holdings>,
+}
+
+impl Stores {
+    fn open(backend: PendingBackend, options: Options, routes: &RouteTable, metrics: &Metrics) -> Self {
+        match backend {
+            PendingBackend::Redis(client) => Self::in_one(Redis::open(&client, options, routes, metrics.redis())),
+            PendingBackend::Memory => {
+                warn!(
+                    "redis.url is \"memory:\": claims are forgotten at exit and not shared with other processes; for trials only"
+                );
+                Self::in_one(Memory::new(options.outbox_limit))
+            }
+        }
+    }
+
+    fn in_one(store: impl PendingStore + Outbox + Graveyard + Holdings + 'static) -> Self {
+        let store = Arc::new(store);
+        Self {
+            pending: Arc::clone(&store) as _,
+            outbox: Arc::clone(&store) as _,
+            graveyard: Arc::clone(&store) as _,
+            holdings: store,
+        }
+    }
+}
+
 /// Serves until a signal comes, then drains.
 ///
 /// # Errors
@@ -72,56 +111,67 @@ pub async fn run(settings: Settings) -> Result<Ended, AppError> {
     }
 
     let background = TaskTracker::new();
-    let (pending, outbox, graveyard): (Arc<dyn PendingStore>, Arc<dyn Outbox>, Arc<dyn Graveyard>) = match settings
-        .pending
-    {
-        PendingBackend::Redis(client) => {
-            let redis = Arc::new(Redis::open(&client, settings.claims, &settings.routes));
-            (Arc::clone(&redis) as _, Arc::clone(&redis) as _, redis)
-        }
-        PendingBackend::Memory => {
-            warn!(
-                "redis.url is \"memory:\": claims are forgotten at exit and not shared with other processes; for trials only"
-            );
-            let memory = Arc::new(Memory::new(settings.claims.outbox_limit));
-            (Arc::clone(&memory) as _, Arc::clone(&memory) as _, memory)
-        }
-    };
+    let (metrics, mut exposition) = Metrics::new(&settings.routes);
+    let Stores { pending, outbox, graveyard, holdings } =
+        Stores::open(settings.pending, settings.claims, &settings.routes, &metrics);
     if settings.delivery == Delivery::Core {
         warn!("nats.delivery is \"core\": an event reaches whoever is subscribed at that moment, and nobody else");
     }
     let publisher = open_publisher(&settings.nats, &settings.delivery, &settings.routes, &background).await?;
-    let pipeline =
-        Arc::new(Pipeline::new(Arc::clone(&pending), Arc::clone(&publisher), settings.policy, &settings.routes));
+    let publisher: Arc<dyn Publisher> = Arc::new(metrics.time_publishing(publisher));
+    let pipeline = Arc::new(Pipeline::new(
+        Arc::clone(&pending),
+        Arc::clone(&publisher),
+        settings.policy,
+        &settings.routes,
+        metrics.clone(),
+    ));
 
     let shutdown = Shutdown::default();
     let ready = Arc::new(watch::Sender::new(false));
-    Relay::new(outbox, Arc::clone(&publisher), settings.relay_after, settings.policy.ack_timeout).start(
-        &settings.routes,
-        &shutdown.watch(),
-        &background,
-    );
+    Relay::new(outbox, Arc::clone(&publisher), settings.relay_after, settings.policy.ack_timeout, metrics.clone())
+        .start(&settings.routes, &shutdown.watch(), &background);
+    let census = Census::default();
+    background.spawn(census.clone().run(holdings, metrics.clone(), pending.contact(), shutdown.watch()));
     let health = Health { ready: ready.subscribe(), redis: pending.contact(), nats: publisher.contact() };
-    let connections = TaskTracker::new();
+    exposition.watch(Live { redis: pending.contact(), nats: publisher.contact(), limits: settings.limits.clone() });
+    let known = Known {
+        health,
+        exposition,
+        metrics: metrics.clone(),
+        census,
+        publisher: Arc::clone(&publisher),
+        limits: settings.limits.clone(),
+        max_connections: settings.connections.max_connections,
+        phase: shutdown.watch(),
+    };
     info!(address = %webhooks_address, "listening for webhooks");
     info!(address = %probes_address, "listening for probes");
-    let burying = TaskTracker::new();
+    let (connections, burying) = (TaskTracker::new(), TaskTracker::new());
     let dead_letters = DeadLetters::start(graveyard, settings.dead_letters, shutdown.watch(), &burying);
-    let filters =
-        http::webhooks(Arc::new(settings.routes), pipeline, dead_letters, settings.limits.clone(), shutdown.watch());
+    let filters = http::webhooks(
+        Arc::new(settings.routes),
+        pipeline,
+        dead_letters,
+        settings.limits.clone(),
+        shutdown.watch(),
+        metrics.clone(),
+    );
     background.spawn(listener::serve(
         webhooks,
         TowerToHyperService::new(warp::service(filters)),
         settings.connections,
         shutdown.watch(),
         connections.clone(),
+        metrics.connections(),
     ));
     background.spawn(listener::serve(
         probes,
-        TowerToHyperService::new(warp::service(admin::probes(health))),
+        TowerToHyperService::new(warp::service(admin::answers(known))),
         ADMIN_CONNECTIONS,
         shutdown.watch(),
         connections.clone(),
+        ConnectionMetrics::default(),
     ));
     background.spawn(become_ready(pending.contact(), publisher.contact(), Arc::clone(&ready), shutdown.watch()));
 

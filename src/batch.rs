@@ -66,7 +66,8 @@ pub enum Reason {
 }
 
 impl Reason {
-    const ALL: [Self; 8] = [
+    /// All of them.
+    pub const ALL: [Self; 8] = [
         Self::NotAnObject,
         Self::NoId,
         Self::DuplicateId,

@@ -23,11 +23,12 @@ use warp::{
     reply::Response,
 };
 
-pub use self::limits::Limits;
+pub use self::limits::{InUse, Limits};
 use self::{body::Body, limits::Admitted};
 use crate::{
     batch::{Batch, BatchError, Rejected as RejectedItems},
     dead_letters::DeadLetters,
+    metrics::{Metrics, RouteMetrics, Shed},
     pipeline::{Failure, Pipeline, Receipt},
     route::{Route, RouteTable},
     shutdown::Phase,
@@ -71,18 +72,26 @@ enum Refusal {
     Internal(String),
 }
 
-/// A refusal, and the route of the request if it had one.
+/// A request that came to the path of a webhook.
+#[derive(Debug, Clone)]
+struct Arrived {
+    route: Arc<Route>,
+    metrics: Arc<RouteMetrics>,
+    at: Instant,
+}
+
+/// A refusal, and the request if it had a route.
 #[derive(Debug)]
 struct Rejected {
     refusal: Refusal,
-    route: Option<Arc<Route>>,
+    request: Option<Arrived>,
 }
 
 impl warp::reject::Reject for Rejected {}
 
-impl From<Refusal> for Rejected {
-    fn from(refusal: Refusal) -> Self {
-        Self { refusal, route: None }
+impl Arrived {
+    fn reject(self, refusal: Refusal) -> Rejection {
+        warp::reject::custom(Rejected { refusal, request: Some(self) })
     }
 }
 
@@ -113,6 +122,17 @@ const fn status(refusal: &Refusal) -> (StatusCode, &'static str) {
         Refusal::NotDone(Failure::Panicked) | Refusal::Internal(_) => {
             (StatusCode::SERVICE_UNAVAILABLE, "internal_error")
         }
+    }
+}
+
+/// Whether the request was sent away to protect the process, and what from.
+const fn shed(refusal: &Refusal) -> Option<Shed> {
+    match refusal {
+        Refusal::TooManyRequests { .. } => Some(Shed::Requests),
+        Refusal::TooManyBytes { .. } => Some(Shed::Bytes),
+        Refusal::NotDone(Failure::OutboxFull { .. }) => Some(Shed::Outbox),
+        Refusal::Draining => Some(Shed::Draining),
+        _ => None,
     }
 }
 
@@ -147,34 +167,41 @@ pub fn webhooks(
     dead_letters: DeadLetters,
     limits: Limits,
     phase: watch::Receiver<Phase>,
+    metrics: Metrics,
 ) -> impl Filter<Extract = (Response,), Error = Infallible> + Clone {
     let deadline = limits.request_deadline;
     let closing = phase.clone();
-    find_route(table)
-        .and(admit(limits.clone(), phase))
+    admit(find_route(table, metrics.clone()), limits.clone(), phase)
         .and(warp::header::optional::<u64>(header::CONTENT_LENGTH.as_str()))
         .and(warp::body::stream())
-        .and_then(move |route: Arc<Route>, mut admitted: Admitted, length, body| {
+        .and_then(move |request: Arrived, mut admitted: Admitted, length, body| {
             let (pipeline, limits, dead_letters) = (Arc::clone(&pipeline), limits.clone(), dead_letters.clone());
             async move {
+                let Arrived { route, metrics, at } = &request;
                 let outcome = async {
                     let body = read_body(&limits, &mut admitted, length, body).await?;
                     let batch = Batch::parse(&body).map_err(Refusal::Malformed).inspect_err(|refusal| {
-                        dead_letters.bury(&route, [(status(refusal).1, body.clone())]);
+                        metrics.buried_body(status(refusal).1);
+                        dead_letters.bury(route, [(status(refusal).1, body.clone())]);
                     })?;
                     admitted.held.reserve(batch.allocated_bytes())?;
                     let rejected = batch.rejected().clone();
-                    let receipt = process(&pipeline, Arc::clone(&route), batch, admitted, deadline).await?;
-                    bury(&dead_letters, &route, &rejected, &body);
+                    let receipt = process(&pipeline, Arc::clone(route), batch, admitted, deadline).await?;
+                    metrics.buried_items(&rejected);
+                    bury(&dead_letters, route, &rejected, &body);
                     Ok(receipt)
                 };
                 match outcome.await {
-                    Ok(receipt) => Ok(answer(&route, receipt)),
-                    Err(refusal) => Err(warp::reject::custom(Rejected { refusal, route: Some(route) })),
+                    Ok(receipt) => {
+                        let answer = answer(route, receipt);
+                        metrics.answers.answered(answer.status().as_u16(), at.elapsed());
+                        Ok(answer)
+                    }
+                    Err(refusal) => Err(request.reject(refusal)),
                 }
             }
         })
-        .recover(|rejection| async move { Ok::<_, Infallible>(refuse(&rejection)) })
+        .recover(move |rejection: Rejection| std::future::ready(Ok::<_, Infallible>(refuse(&rejection, &metrics))))
         .unify()
         .map(move |mut response: Response| {
             if *closing.borrow() != Phase::Serving {
@@ -185,26 +212,41 @@ pub fn webhooks(
 }
 
 /// The route of a path, for POST.
-fn find_route(table: Arc<RouteTable>) -> impl Filter<Extract = (Arc<Route>,), Error = Rejection> + Clone {
+fn find_route(
+    table: Arc<RouteTable>,
+    metrics: Metrics,
+) -> impl Filter<Extract = (Arrived,), Error = Rejection> + Clone {
     warp::path::full().and(warp::method()).and_then(move |path: FullPath, method: Method| {
-        let route = match table.find(path.as_str()) {
-            None => Err(Refusal::UnknownPath { path: path.as_str().chars().take(MAX_SHOWN_PATH).collect() }),
-            Some(_) if method != Method::POST => Err(Refusal::NotPost(method)),
-            Some(route) => Ok(Arc::clone(route)),
+        let arrived = match table.find(path.as_str()) {
+            None => {
+                let refusal = Refusal::UnknownPath { path: path.as_str().chars().take(MAX_SHOWN_PATH).collect() };
+                Err(warp::reject::custom(Rejected { refusal, request: None }))
+            }
+            Some(route) => {
+                let metrics = Arc::clone(metrics.of(route));
+                let arrived = Arrived { route: Arc::clone(route), metrics, at: Instant::now() };
+                if method == Method::POST { Ok(arrived) } else { Err(arrived.reject(Refusal::NotPost(method))) }
+            }
         };
-        std::future::ready(route.map_err(reject))
+        std::future::ready(arrived)
     })
 }
 
 /// A place among the requests in flight, while there are any.
 fn admit(
+    arrived: impl Filter<Extract = (Arrived,), Error = Rejection> + Clone,
     limits: Limits,
     phase: watch::Receiver<Phase>,
-) -> impl Filter<Extract = (Admitted,), Error = Rejection> + Clone {
-    warp::any().and_then(move || {
-        let admitted = if *phase.borrow() >= Phase::Refusing { Err(Refusal::Draining) } else { limits.admit() };
-        std::future::ready(admitted.map_err(reject))
-    })
+) -> impl Filter<Extract = (Arrived, Admitted), Error = Rejection> + Clone {
+    arrived
+        .and_then(move |request: Arrived| {
+            let admitted = if *phase.borrow() >= Phase::Refusing { Err(Refusal::Draining) } else { limits.admit() };
+            std::future::ready(match admitted {
+                Ok(admitted) => Ok((request, admitted)),
+                Err(refusal) => Err(request.reject(refusal)),
+            })
+        })
+        .untuple_one()
 }
 
 /// Reads the body, within its limits of size, time and memory.
@@ -272,23 +314,27 @@ fn answer(route: &Route, receipt: Receipt) -> Response {
     )
 }
 
-fn reject(refusal: Refusal) -> Rejection {
-    warp::reject::custom(Rejected::from(refusal))
-}
-
-fn refuse(rejection: &Rejection) -> Response {
+fn refuse(rejection: &Rejection, metrics: &Metrics) -> Response {
     let unforeseen;
-    let Rejected { refusal, route } = if let Some(rejected) = rejection.find::<Rejected>() {
+    let Rejected { refusal, request } = if let Some(rejected) = rejection.find::<Rejected>() {
         rejected
     } else {
-        unforeseen = Rejected::from(Refusal::Internal(format!("{rejection:?}")));
+        unforeseen = Rejected { refusal: Refusal::Internal(format!("{rejection:?}")), request: None };
         &unforeseen
     };
     let (code, error) = status(refusal);
     let message = refusal.to_string();
-    let (status, route) = (code.as_u16(), route.as_ref().map(|route| route.name()));
+    let (status, route) = (code.as_u16(), request.as_ref().map(|request| request.route.name()));
+    match request {
+        Some(Arrived { metrics, at, .. }) => metrics.answers.answered(status, at.elapsed()),
+        None => metrics.elsewhere().answered_at_once(status),
+    }
+    if let Some(reason) = shed(refusal) {
+        metrics.shed(reason);
+    }
     // Anybody can ask for anything; only what happens to a webhook is worth a warning.
-    if route.is_some() || code.is_server_error() {
+    let webhook = route.is_some() && !matches!(refusal, Refusal::NotPost(_));
+    if webhook || code.is_server_error() {
         warn!(status, code = error, route, "request refused: {message}");
     } else {
         info!(status, code = error, "request refused: {message}");

@@ -21,7 +21,8 @@
 //! | [`dead_letters`] | rejected items and bodies, on their way to a person | HTTP, Redis |
 //! | [`http`] | filters, limits of a request, the one match from outcome to status code | Redis, NATS |
 //! | [`listener`] | connections: number, time-outs, end | webhooks |
-//! | [`admin`] | probes | webhooks |
+//! | [`admin`] | probes, metrics, status and the page that shows it | webhooks |
+//! | [`metrics`] | every series, its name, and the handles that count | – |
 //! | [`readiness`] | what is known of the stores; when the process is ready | how it is found out |
 //! | [`traces`] | spans, on their way to a collector | where they are measured |
 //! | [`settings`] | layers → checked values; the only reader of the environment | – |
@@ -40,6 +41,7 @@ pub mod failpoint;
 pub mod finding;
 pub mod http;
 pub mod listener;
+pub mod metrics;
 pub mod pending;
 pub mod pipeline;
 pub mod publisher;

@@ -24,7 +24,7 @@ use tracing::{debug, error};
 use warp::reply::Response;
 
 use self::lingering::Lingering;
-use crate::{http, shutdown::Phase};
+use crate::{http, metrics::ConnectionMetrics, shutdown::Phase};
 
 /// How long a connection over the limit may take to hear that it is one.
 const REFUSE_WITHIN: Duration = Duration::from_secs(5);
@@ -82,6 +82,7 @@ pub async fn serve<S>(
     limits: ConnectionLimits,
     mut phase: watch::Receiver<Phase>,
     connections: TaskTracker,
+    metrics: ConnectionMetrics,
 ) where
     S: Service<Request<Incoming>, Response = Response, Error = Infallible> + Clone + Send + Sync + 'static,
     S::Future: Send,
@@ -109,16 +110,19 @@ pub async fn serve<S>(
         }
         if let Ok(place) = Arc::clone(&places).try_acquire_owned() {
             let (service, limits, phase) = (service.clone(), limits.clone(), phase.clone());
+            let metrics = metrics.clone();
             connections.spawn(async move {
-                connection(stream, service, &limits, phase).await;
+                let _open = metrics.opened();
+                connection(stream, service, &limits, phase, &metrics).await;
                 drop(place);
             });
         } else if let Ok(place) = Arc::clone(&refusing).acquire_owned().await {
-            let limits = limits.clone();
+            let (limits, metrics) = (limits.clone(), metrics.clone());
             connections.spawn(async move {
                 let limit = limits.max_connections;
-                let service = hyper::service::service_fn(move |_request: Request<Incoming>| async move {
-                    Ok::<_, Infallible>(http::too_many_connections(limit))
+                let service = hyper::service::service_fn(move |_request: Request<Incoming>| {
+                    metrics.refused();
+                    std::future::ready(Ok::<_, Infallible>(http::too_many_connections(limit)))
                 });
                 let told =
                     builder(&limits).keep_alive(false).serve_connection(TokioIo::new(Lingering::new(stream)), service);
@@ -142,8 +146,13 @@ fn builder(limits: &ConnectionLimits) -> http1::Builder {
     builder
 }
 
-async fn connection<S>(stream: TcpStream, service: S, limits: &ConnectionLimits, mut phase: watch::Receiver<Phase>)
-where
+async fn connection<S>(
+    stream: TcpStream,
+    service: S,
+    limits: &ConnectionLimits,
+    mut phase: watch::Receiver<Phase>,
+    metrics: &ConnectionMetrics,
+) where
     S: Service<Request<Incoming>, Response = Response, Error = Infallible>,
 {
     let asked = Arc::new(AtomicBool::new(false));
@@ -164,6 +173,9 @@ where
         tokio::select! {
             ended = serving.as_mut() => {
                 if let Err(error) = ended {
+                    if let Some(code) = answered_to(&error) {
+                        metrics.unreadable(code);
+                    }
                     debug!(%error, "connection ended early");
                 }
                 return;
@@ -181,6 +193,14 @@ where
             }
         }
     }
+}
+
+/// What hyper has answered by itself to a head that it could not read.
+fn answered_to(error: &hyper::Error) -> Option<u16> {
+    if error.is_parse_too_large() {
+        return Some(431);
+    }
+    error.is_parse().then_some(400)
 }
 
 /// Whether only the connection that was to be accepted is affected.

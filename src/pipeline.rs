@@ -19,6 +19,7 @@ use crate::{
     breaker::{Breaker, Open},
     event::{Event, Token, TokenSeed},
     failpoint,
+    metrics::{Metrics, Via},
     publisher::{Ack, PublishError},
     route::{Route, RouteTable},
 };
@@ -152,6 +153,7 @@ pub struct Pipeline {
     policy: Policy,
     /// One a route, by its name: its stream may be full while another one's is not.
     breakers: HashMap<String, Breaker>,
+    metrics: Metrics,
     tasks: TaskTracker,
 }
 
@@ -163,9 +165,10 @@ impl Pipeline {
         publisher: Arc<dyn Publisher>,
         policy: Policy,
         table: &RouteTable,
+        metrics: Metrics,
     ) -> Self {
         let breakers = table.routes().iter().map(|route| (route.name().to_owned(), Breaker::default())).collect();
-        Self { pending, publisher, policy, breakers, tasks: TaskTracker::new() }
+        Self { pending, publisher, policy, breakers, metrics, tasks: TaskTracker::new() }
     }
 
     /// Takes a batch through claim, publish and settle, in a task that goes on when the caller is dropped.
@@ -197,6 +200,7 @@ impl Pipeline {
         info!(route = %route, trace_id = %seed, "{} empfangen", route.label());
         let rejected = batch.rejected().count();
         if rejected > 0 {
+            self.metrics.of(route).rejected(rejected);
             warn!(route = %route, trace_id = %seed, rejected, reasons = %batch.rejected(), "items without a usable id were left out");
         }
         let mut receipt = Receipt { total: batch.len(), new: 0, rejected };
@@ -229,6 +233,8 @@ impl Pipeline {
             }
             Err(error) => return Err(Failure::Unclaimed(error)),
         };
+        let via = if undeduplicated.is_some() { Via::Undeduplicated } else { Via::Direct };
+        self.metrics.of(route).claimed(proposal.ids().zip(states.iter().copied()), via);
         let mut new = 0;
         let mut full = 0;
         let mut claims = Vec::new();
@@ -247,7 +253,7 @@ impl Pipeline {
             claims.push(Claim { id, token });
         }
         log_new(route, seed, new);
-        match self.publish(route, &claims, deadline).await {
+        match self.publish(route, &claims, via, deadline).await {
             Ok(()) => {}
             Err(failure @ Failure::Unpublished { .. }) if durable && self.policy.without_ack == WithoutAck::Accept => {
                 warn!(route = %route, trace_id = %seed, %failure, "accepted on the outbox alone; the relay publishes it");
@@ -264,7 +270,7 @@ impl Pipeline {
     }
 
     /// Publishes until every event is acknowledged, or until the deadline; settles each as it is.
-    async fn publish(&self, route: &Arc<Route>, claims: &[Claim<'_>], deadline: Instant) -> Result<(), Failure> {
+    async fn publish(&self, route: &Arc<Route>, claims: &[Claim<'_>], via: Via, until: Instant) -> Result<(), Failure> {
         let mut open: Vec<(&Claim<'_>, Event)> =
             claims.iter().map(|claim| (claim, Event::new(route, claim.id, claim.token))).collect();
         if open.is_empty() {
@@ -273,10 +279,10 @@ impl Pipeline {
         let unpublished = |unconfirmed, last| Failure::Unpublished { unconfirmed, total: claims.len(), last };
         let breaker = &self.breakers[route.name()];
         let began = Instant::now();
-        breaker.pass(deadline).await.map_err(|Open| unpublished(open.len(), PublishError::NotTried))?;
+        breaker.pass(until).await.map_err(|Open| unpublished(open.len(), PublishError::NotTried))?;
         while !open.is_empty() {
             let (claims_now, events): (Vec<&Claim<'_>>, Vec<Event>) = open.into_iter().unzip();
-            let limit = self.policy.ack_timeout.min(deadline.saturating_duration_since(Instant::now()));
+            let limit = self.policy.ack_timeout.min(until.saturating_duration_since(Instant::now()));
             let outcomes = self.publisher.publish(route, &events, limit).await;
             failpoint::hit("after_ack");
             let mut settled = Vec::new();
@@ -299,13 +305,15 @@ impl Pipeline {
                 if breaker.acknowledged() {
                     info!(route = %route, "events are acknowledged again");
                 }
+                self.metrics.of(route).published(via, settled.iter().map(Settlement::id));
                 self.pending.settle(route, settled);
             }
             if let Some(last) = last {
-                if Instant::now() + PUBLISH_PAUSE >= deadline {
+                if Instant::now() + PUBLISH_PAUSE >= until {
                     if breaker.ran_out(began) {
                         warn!(route = %route, reason = %last, "nothing was acknowledged for a whole request: until something is, requests are refused soon, but for one probe at a time");
                     }
+                    self.metrics.of(route).unconfirmed(open.iter().map(|(claim, _)| claim.id.as_str()));
                     return Err(unpublished(open.len(), last));
                 }
                 tokio::time::sleep(PUBLISH_PAUSE).await;

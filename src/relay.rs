@@ -17,6 +17,7 @@ use crate::{
     batch::EntityId,
     event::{Event, Token},
     failpoint,
+    metrics::{Metrics, RelayMetrics},
     pipeline::{ClaimError, Publisher, Settlement},
     publisher::PublishError,
     readiness::Contact,
@@ -101,12 +102,14 @@ pub struct Relay {
     publisher: Arc<dyn Publisher>,
     after: Duration,
     ack_timeout: Duration,
+    metrics: Metrics,
     holder: String,
 }
 
 /// What this replica knows of an entry.
 struct Seen {
     token: String,
+    since: Instant,
     walk: u64,
     due: Instant,
     backoff: Duration,
@@ -135,9 +138,10 @@ impl Relay {
         publisher: Arc<dyn Publisher>,
         after: Duration,
         ack_timeout: Duration,
+        metrics: Metrics,
     ) -> Arc<Self> {
         let holder = uuid::Uuid::now_v7().simple().to_string();
-        Arc::new(Self { outbox, publisher, after, ack_timeout, holder })
+        Arc::new(Self { outbox, publisher, after, ack_timeout, metrics, holder })
     }
 
     /// Starts a task per route, and one that looks for outboxes of routes that are configured no more.
@@ -150,11 +154,14 @@ impl Relay {
 
     /// Walks through one outbox again and again.
     async fn serve(self: Arc<Self>, route: Arc<Route>, mut phase: watch::Receiver<Phase>) {
+        let metrics = self.metrics.relay(&route);
         let mut tracked = Tracked::new(self.after);
         let work = async {
             loop {
                 let began = Instant::now();
-                match self.walk(&route, &mut tracked).await {
+                let walked = self.walk(&route, &mut tracked, &metrics).await;
+                metrics.oldest(tracked.oldest(matches!(walked, Err(RelayError::Leased))));
+                match walked {
                     Ok(Walked { published: 0, failed: 0, .. }) => {}
                     Ok(Walked { published, failed, .. }) => {
                         info!(route = %route, published, failed, "relay published what stayed in the outbox");
@@ -208,7 +215,7 @@ impl Relay {
 
     /// One walk through an outbox with the ages in `tracked`; publishes what is due, page by page, each
     /// page's acknowledgements awaited before the next page is read.
-    async fn walk(&self, route: &Route, tracked: &mut Tracked) -> Result<Walked, RelayError> {
+    async fn walk(&self, route: &Route, tracked: &mut Tracked, metrics: &RelayMetrics) -> Result<Walked, RelayError> {
         let mut walked = Walked::default();
         let mut cursor = 0;
         tracked.walk += 1;
@@ -218,7 +225,7 @@ impl Relay {
             if due.is_empty() {
                 tokio::time::sleep(PAGE_PAUSE).await;
             } else {
-                self.publish(route, due, tracked, &mut walked).await?;
+                self.publish(route, due, tracked, metrics, &mut walked).await?;
             }
             cursor = page.next;
             if cursor == 0 {
@@ -232,8 +239,8 @@ impl Relay {
     ///
     /// # Errors
     /// If the outbox can't be read or NATS takes nothing.
-    pub async fn relay_now(&self, route: &Route) -> Result<Walked, RelayError> {
-        self.walk(route, &mut Tracked::new(Duration::ZERO)).await
+    pub async fn relay_now(&self, route: &Arc<Route>) -> Result<Walked, RelayError> {
+        self.walk(route, &mut Tracked::new(Duration::ZERO), &self.metrics.relay(route)).await
     }
 
     async fn publish(
@@ -241,6 +248,7 @@ impl Relay {
         route: &Route,
         due: Vec<(String, Token)>,
         tracked: &mut Tracked,
+        metrics: &RelayMetrics,
         walked: &mut Walked,
     ) -> Result<(), RelayError> {
         // A refusal may be over, and if no sender comes only an attempt can tell.
@@ -273,6 +281,7 @@ impl Relay {
         }
         walked.published += settlements.len();
         if !settlements.is_empty() {
+            metrics.published(settlements.iter().map(Settlement::id));
             self.outbox.settle_now(route, &settlements).await?;
         }
         // Not this or that event: everything. The others would only wait in the same way.
@@ -301,8 +310,14 @@ impl Tracked {
             if !self.seen.contains_key(&id) && self.seen.len() >= MAX_TRACKED {
                 continue;
             }
-            let fresh =
-                || Seen { token: token.clone(), walk: 0, due: now + self.after, backoff: WALK_EVERY, poison: false };
+            let fresh = || Seen {
+                token: token.clone(),
+                since: now,
+                walk: 0,
+                due: now + self.after,
+                backoff: WALK_EVERY,
+                poison: false,
+            };
             let seen = self.seen.entry(id.clone()).or_insert_with(fresh);
             if seen.token != token {
                 // Released and claimed anew: another entry.
@@ -331,6 +346,13 @@ impl Tracked {
             seen.due = Instant::now() + seen.backoff;
             seen.backoff = (seen.backoff * 2).min(MAX_BACKOFF);
         }
+    }
+
+    /// How long the oldest entry has been seen. While another replica is at work, only what was found on this
+    /// walk is known to be there still.
+    fn oldest(&self, found_now: bool) -> Option<Duration> {
+        let there = self.seen.values().filter(|seen| !found_now || seen.walk == self.walk);
+        there.map(|seen| seen.since.elapsed()).max()
     }
 
     /// Forgets what is in the outbox no more.

@@ -4,6 +4,7 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use hookgate::{
     batch::Batch,
+    metrics::Metrics,
     pending::{
         memory::Memory,
         redis::{Durability, Options, Redis},
@@ -64,7 +65,7 @@ impl Bench {
             without_ack: WithoutAck::Reject,
             ack_timeout: Duration::from_millis(500),
         };
-        let pipeline = Pipeline::new(store, publisher, policy, &routes);
+        let pipeline = Pipeline::new(store, publisher, policy, &routes, Metrics::new(&routes).0);
         let route = Arc::clone(&routes.routes()[0]);
         Self { nats, route, pipeline: Arc::new(pipeline), broker, _tasks: tasks }
     }
@@ -138,7 +139,7 @@ async fn keeps_the_contract(store: Arc<dyn PendingStore>, release: impl AsyncFn(
 #[tokio::test]
 async fn redis() {
     let redis = RedisServer::start().await;
-    let store = Redis::open(&redis.client(), OPTIONS, &routes());
+    let store = Redis::open(&redis.client(), OPTIONS, &routes(), Metrics::new(&routes()).0.redis());
     keeps_the_contract(Arc::new(store), async |_route, id| redis.release(PENDING, id).await).await;
     assert_eq!(redis.pending(PENDING).await.len(), 10);
 }
@@ -154,7 +155,7 @@ async fn memory() {
 #[tokio::test]
 async fn whoever_publishes_a_claim_publishes_the_same_event() {
     let redis = RedisServer::start().await;
-    let store = Redis::open(&redis.client(), OPTIONS, &routes());
+    let store = Redis::open(&redis.client(), OPTIONS, &routes(), Metrics::new(&routes()).0.redis());
     let bench = Bench::around(Arc::new(store)).await;
     assert_eq!(bench.claims(&["a"]).await, 1);
     let event: &Event = &bench.nats.events().await[0];

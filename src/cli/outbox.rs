@@ -7,6 +7,7 @@ use clap::Subcommand;
 use hookgate::{
     app,
     event::Token,
+    metrics::Metrics,
     relay::{Outbox, Relay, Walked},
     route::Route,
     settings::Settings,
@@ -106,10 +107,12 @@ async fn relay(
     let tasks = TaskTracker::new();
     let publisher = app::open_publisher(&settings.nats, &settings.delivery, &settings.routes, &tasks).await?;
     store::up("NATS", publisher.contact()).await?;
-    let relay = Relay::new(outbox, publisher, settings.relay_after, settings.policy.ack_timeout);
+    let (metrics, _) = Metrics::new(&settings.routes);
+    let relay = Relay::new(outbox, publisher, settings.relay_after, settings.policy.ack_timeout, metrics);
     let mut failed = 0;
     for route in routes {
-        let walked = relay.relay_now(route).await.with_context(|| format!("relay the outbox of {route}"))?;
+        let walked =
+            relay.relay_now(&Arc::new(route.clone())).await.with_context(|| format!("relay the outbox of {route}"))?;
         failed += walked.failed + walked.poison;
         print(&match output {
             Output::Json => serde_json::to_string(&Relayed::new(route, walked)).context("print")?,

@@ -4,6 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use anyhow::{Context, bail};
 use hookgate::{
+    metrics::Metrics,
     pending::redis::Redis,
     pipeline::PendingStore,
     readiness::Contact,
@@ -29,7 +30,8 @@ pub(super) async fn open(settings: &Settings) -> anyhow::Result<Arc<Redis>> {
             "redis.url is \"memory:\": claims are in the memory of the serving process, where no command can see them"
         );
     };
-    let redis = Redis::open(client, settings.claims, &settings.routes);
+    let (metrics, _) = Metrics::new(&settings.routes);
+    let redis = Redis::open(client, settings.claims, &settings.routes, metrics.redis());
     up("Redis", redis.contact()).await?;
     Ok(Arc::new(redis))
 }

@@ -46,6 +46,17 @@ impl Limits {
         }
     }
 
+    /// What is taken now.
+    #[must_use]
+    pub fn in_use(&self) -> InUse {
+        InUse {
+            requests: (self.max_in_flight as usize).saturating_sub(self.in_flight.available_permits()),
+            max_requests: self.max_in_flight as usize,
+            bytes: self.buffer.taken.load(Ordering::Relaxed),
+            max_bytes: self.buffer.limit,
+        }
+    }
+
     /// Waits until no request is in flight, for at most `limit`; whether none is.
     pub async fn idle(&self, limit: Duration) -> bool {
         tokio::time::timeout(limit, self.in_flight.acquire_many(self.max_in_flight)).await.is_ok()
@@ -61,6 +72,19 @@ impl Limits {
             held: Held { buffer: Arc::clone(&self.buffer), bytes: 0, _place: place },
         })
     }
+}
+
+/// What requests take, and the most that they may take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct InUse {
+    /// Requests in flight.
+    pub requests: usize,
+    /// `server.max_in_flight`
+    pub max_requests: usize,
+    /// Bytes of bodies.
+    pub bytes: usize,
+    /// `server.max_buffered_bytes`
+    pub max_bytes: usize,
 }
 
 /// The memory of all bodies.

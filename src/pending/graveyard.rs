@@ -8,6 +8,7 @@ use futures_util::{FutureExt, future::BoxFuture};
 use super::{redis::Redis, script::BURY};
 use crate::{
     dead_letters::{Buried, DeadLetter, DeadLetterLimits, Graveyard},
+    metrics::Operation,
     pipeline::ClaimError,
 };
 
@@ -28,7 +29,7 @@ impl Graveyard for Redis {
         let oldest = u64::try_from(now.saturating_sub(limits.max_age).as_millis()).unwrap_or(0);
         async move {
             let _dropped: usize = self
-                .ask(async |connection| {
+                .ask(Operation::DeadLetters, async |connection| {
                     BURY.call(connection, |call| {
                         call.arg(2).arg(LETTERS).arg(BYTES).arg(limits.max_entries).arg(limits.max_bytes).arg(oldest);
                         for DeadLetter { route, reason, time, raw } in letters {
@@ -47,7 +48,8 @@ impl Graveyard for Redis {
         async move {
             let mut call = redis::cmd("XREVRANGE");
             call.arg(LETTERS).arg(entry.unwrap_or("+")).arg(entry.unwrap_or("-")).arg("COUNT").arg(count);
-            let found: Vec<Fields> = self.ask(async |connection| call.query_async(connection).await).await?;
+            let found: Vec<Fields> =
+                self.ask(Operation::Operator, async |connection| call.query_async(connection).await).await?;
             Ok(found.into_iter().map(read).collect())
         }
         .boxed()
@@ -57,7 +59,8 @@ impl Graveyard for Redis {
         async move {
             let mut together = redis::pipe();
             together.atomic().cmd("XLEN").arg(LETTERS).cmd("DEL").arg(LETTERS).ignore().cmd("DEL").arg(BYTES).ignore();
-            let (count,): (usize,) = self.ask(async |connection| together.query_async(connection).await).await?;
+            let (count,): (usize,) =
+                self.ask(Operation::Operator, async |connection| together.query_async(connection).await).await?;
             Ok(count)
         }
         .boxed()

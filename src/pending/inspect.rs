@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use super::redis::{Durability, Redis};
-use crate::finding::Finding;
+use crate::{finding::Finding, metrics::Operation};
 
 /// What an answer rests on decides what a lost claim costs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,15 +30,18 @@ impl Stakes {
 impl Redis {
     /// Looks at version, role, eviction and persistence. Needs INFO, and CONFIG GET for one of the answers.
     pub async fn inspect(&self, stakes: Stakes, durability: Durability) -> Vec<Finding> {
-        let info: String = match self.ask(async |link| redis::cmd("INFO").query_async(link).await).await {
-            Ok(info) => info,
-            Err(error) => {
-                let text = format!("can't look at the settings ({error}); allow +info to the user of this command");
-                return vec![Finding::warning("redis INFO", text)];
-            }
-        };
+        let info: String =
+            match self.ask(Operation::Operator, async |link| redis::cmd("INFO").query_async(link).await).await {
+                Ok(info) => info,
+                Err(error) => {
+                    let text = format!("can't look at the settings ({error}); allow +info to the user of this command");
+                    return vec![Finding::warning("redis INFO", text)];
+                }
+            };
         let appendfsync: Option<String> = self
-            .ask(async |link| redis::cmd("CONFIG").arg("GET").arg("appendfsync").query_async::<Vec<String>>(link).await)
+            .ask(Operation::Operator, async |link| {
+                redis::cmd("CONFIG").arg("GET").arg("appendfsync").query_async::<Vec<String>>(link).await
+            })
             .await
             .ok()
             .and_then(|pair| pair.into_iter().nth(1));

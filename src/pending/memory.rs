@@ -12,6 +12,7 @@ use tokio::sync::watch;
 use crate::{
     dead_letters::{Buried, DeadLetter, DeadLetterLimits, Graveyard},
     event::Token,
+    metrics::census::{Held, Holdings},
     pipeline::{ClaimError, Claimed, PendingStore, Proposal, Settlement, State},
     readiness::Contact,
     relay::{Entry, Outbox, PAGE, Page},
@@ -140,6 +141,17 @@ impl Outbox for Memory {
 
     fn recorded_routes(&self) -> BoxFuture<'_, Result<Vec<Route>, ClaimError>> {
         std::future::ready(Ok(Vec::new())).boxed()
+    }
+}
+
+impl Holdings for Memory {
+    fn held<'a>(&'a self, routes: &'a [Arc<Route>]) -> BoxFuture<'a, Result<Vec<Held>, ClaimError>> {
+        let count = |claims: &mut Claims| Held { pending: claims.pending.len(), outbox: claims.outbox.len() };
+        std::future::ready(Ok(routes.iter().map(|route| self.with(route, count)).collect())).boxed()
+    }
+
+    fn server_version(&self) -> BoxFuture<'_, Option<String>> {
+        std::future::ready(None).boxed()
     }
 }
 

@@ -13,6 +13,7 @@ use super::{
     script::{self, LEASE, SETTLE},
 };
 use crate::{
+    metrics::Operation,
     pipeline::{ClaimError, Settlement},
     relay::{Entry, Outbox, PAGE, Page},
     route::{Route, RouteSpec},
@@ -73,7 +74,7 @@ impl Outbox for Redis {
             let mut call = redis::cmd("HSCAN");
             call.arg(route.outbox_key()).arg(cursor).arg("COUNT").arg(PAGE);
             let (next, flat): (u64, Vec<String>) =
-                self.ask(async |connection| call.query_async(connection).await).await?;
+                self.ask(Operation::Relay, async |connection| call.query_async(connection).await).await?;
             let entries =
                 flat.chunks_exact(2).map(|pair| Entry { id: pair[0].clone(), token: pair[1].clone() }).collect();
             Ok(Page { entries, next })
@@ -85,7 +86,7 @@ impl Outbox for Redis {
         async move {
             let mut call = redis::cmd("HLEN");
             call.arg(route.outbox_key());
-            self.ask(async |connection| call.query_async(connection).await).await
+            self.ask(Operation::Relay, async |connection| call.query_async(connection).await).await
         }
         .boxed()
     }
@@ -97,7 +98,7 @@ impl Outbox for Redis {
         duration: Duration,
     ) -> BoxFuture<'a, Result<bool, ClaimError>> {
         async move {
-            self.ask(async |connection| {
+            self.ask(Operation::Relay, async |connection| {
                 LEASE
                     .call(connection, |call| {
                         let millis = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
@@ -116,8 +117,10 @@ impl Outbox for Redis {
         settlements: &'a [Settlement],
     ) -> BoxFuture<'a, Result<usize, ClaimError>> {
         async move {
-            self.ask(async |connection| SETTLE.call(connection, |call| script::settle(call, route, settlements)).await)
-                .await
+            self.ask(Operation::Relay, async |connection| {
+                SETTLE.call(connection, |call| script::settle(call, route, settlements)).await
+            })
+            .await
         }
         .boxed()
     }
@@ -127,7 +130,7 @@ impl Outbox for Redis {
             let mut call = redis::cmd("HGETALL");
             call.arg(ROUTES);
             let records: HashMap<String, String> =
-                self.ask(async |connection| call.query_async(connection).await).await?;
+                self.ask(Operation::Relay, async |connection| call.query_async(connection).await).await?;
             Ok(records.iter().filter_map(|(key, record)| read_record(key, record)).collect())
         }
         .boxed()

@@ -30,6 +30,7 @@ use super::{
 };
 use crate::{
     event::Token,
+    metrics::{Operation, RedisTimes},
     pipeline::{ClaimError, Claimed, PendingStore, Proposal, STEP, Settlement, State},
     readiness::Contact,
     route::{Route, RouteTable},
@@ -66,6 +67,7 @@ pub struct Options {
 pub struct Redis {
     link: Arc<Link>,
     timeout: Duration,
+    times: RedisTimes,
     queues: HashMap<String, Queues>,
     tasks: TaskTracker,
     settlers: TaskTracker,
@@ -86,7 +88,7 @@ struct Job {
 impl Redis {
     /// Starts to connect, and the tasks of each route.
     #[must_use]
-    pub fn open(client: &redis::Client, options: Options, routes: &RouteTable) -> Self {
+    pub fn open(client: &redis::Client, options: Options, routes: &RouteTable, times: RedisTimes) -> Self {
         let (tasks, settlers) = (TaskTracker::new(), TaskTracker::new());
         let check = check(routes, options);
         let connect = || {
@@ -101,23 +103,36 @@ impl Redis {
             let (settlements, settle_jobs) = mpsc::channel(SETTLE_QUEUE);
             // WAIT speaks of what its own connection wrote, and blocks it: such claims have one for themselves.
             let own = if options.durability == Durability::None { Arc::clone(&link) } else { connect() };
-            let claimer = Claimer { link: own, route: Arc::clone(route), options, warned: AtomicBool::new(false) };
+            let claimer = Claimer {
+                link: own,
+                route: Arc::clone(route),
+                options,
+                times: times.clone(),
+                warned: AtomicBool::new(false),
+            };
             tasks.spawn(claimer.run(claim_jobs));
-            let settler = Settler { link: Arc::clone(&link), route: Arc::clone(route), timeout: options.timeout };
+            let settler = Settler {
+                link: Arc::clone(&link),
+                route: Arc::clone(route),
+                timeout: options.timeout,
+                times: times.clone(),
+            };
             settlers.spawn(settler.run(settle_jobs, closing.clone()));
             (route.pending_key().to_owned(), Queues { claims, settlements })
         };
         let queues = routes.routes().iter().map(start).collect();
-        Self { link, timeout: options.timeout, queues, tasks, settlers, closing }
+        Self { link, timeout: options.timeout, times, queues, tasks, settlers, closing }
     }
 
     /// One exchange with Redis, off the path of a claim.
     pub(super) async fn ask<T>(
         &self,
+        operation: Operation,
         exchange: impl AsyncFnOnce(&mut MultiplexedConnection) -> Result<T, RedisError>,
     ) -> Result<T, ClaimError> {
         let mut current = self.link.current().ok_or_else(|| ClaimError::Down(self.link.problem()))?;
-        match tokio::time::timeout(self.timeout, exchange(&mut current.connection)).await {
+        let answer = tokio::time::timeout(self.timeout, exchange(&mut current.connection));
+        match self.times.time(operation, answer).await {
             Ok(Ok(answer)) => Ok(answer),
             Ok(Err(error)) => {
                 if means_trouble(&error) {
@@ -129,6 +144,22 @@ impl Redis {
                 self.link.report_trouble(&current);
                 Err(ClaimError::Unknown(format!("no answer within {:?}", self.timeout)))
             }
+        }
+    }
+
+    /// The same for who only looks: whatever comes of it, the connection stays.
+    pub(super) async fn look<T>(
+        &self,
+        operation: Operation,
+        exchange: impl AsyncFnOnce(&mut MultiplexedConnection) -> Result<T, RedisError>,
+    ) -> Result<T, ClaimError> {
+        let mut current = self.link.current().ok_or_else(|| ClaimError::Down(self.link.problem()))?;
+        let answer = tokio::time::timeout(self.timeout, exchange(&mut current.connection));
+        match self.times.time(operation, answer).await {
+            Ok(Ok(answer)) => Ok(answer),
+            Ok(Err(error)) if error.is_io_error() => Err(ClaimError::Unknown(error.to_string())),
+            Ok(Err(error)) => Err(ClaimError::Refused(error.to_string())),
+            Err(_elapsed) => Err(ClaimError::Unknown(format!("no answer within {:?}", self.timeout))),
         }
     }
 
@@ -203,6 +234,7 @@ struct Claimer {
     link: Arc<Link>,
     route: Arc<Route>,
     options: Options,
+    times: RedisTimes,
     warned: AtomicBool,
 }
 
@@ -251,7 +283,8 @@ impl Claimer {
         loop {
             tries += 1;
             let arguments = |call: &mut Cmd| script::claim(call, &self.route, outbox_limit, touch, proposals);
-            let answer = timeout_at(until, CLAIM.call::<Vec<Value>>(&mut current.connection, arguments)).await;
+            let answer = timeout_at(until, CLAIM.call::<Vec<Value>>(&mut current.connection, arguments));
+            let answer = self.times.time(Operation::Claim, answer).await;
             let error = match answer {
                 Ok(Ok(answers)) => {
                     let states = read_states(&answers, proposals)?;
@@ -289,8 +322,8 @@ impl Claimer {
             Durability::Replica => redis::cmd("WAIT").arg(1).arg(millis).clone(),
             Durability::Aof => redis::cmd("WAITAOF").arg(1).arg(0).arg(millis).clone(),
         };
-        let answer =
-            tokio::time::timeout(self.options.timeout, call.query_async::<Value>(&mut current.connection)).await;
+        let answer = tokio::time::timeout(self.options.timeout, call.query_async::<Value>(&mut current.connection));
+        let answer = self.times.time(Operation::Wait, answer).await;
         let problem = match answer {
             Ok(Ok(Value::Int(copies))) if copies > 0 => None,
             Ok(Ok(Value::Array(copies))) if matches!(copies.first(), Some(Value::Int(1))) => None,

@@ -12,6 +12,7 @@ use super::{
 };
 use crate::{
     failpoint,
+    metrics::{Operation, RedisTimes},
     pipeline::{STEP, Settlement},
     route::Route,
 };
@@ -21,6 +22,7 @@ pub(super) struct Settler {
     pub(super) link: Arc<Link>,
     pub(super) route: Arc<Route>,
     pub(super) timeout: Duration,
+    pub(super) times: RedisTimes,
 }
 
 impl Settler {
@@ -50,7 +52,7 @@ impl Settler {
         while let Some(mut current) = self.link.connected().await {
             let call =
                 SETTLE.call::<usize>(&mut current.connection, |call| script::settle(call, &self.route, settlements));
-            match tokio::time::timeout(self.timeout, call).await {
+            match self.times.time(Operation::Settle, tokio::time::timeout(self.timeout, call)).await {
                 Ok(Ok(settled)) => {
                     debug!(route = %self.route, settled, "settled");
                     return;

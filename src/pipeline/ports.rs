@@ -28,7 +28,7 @@ pub struct Proposal {
 impl Proposal {
     /// The ids with the tokens proposed for them.
     #[must_use]
-    pub fn ids(&self) -> impl ExactSizeIterator<Item = (EntityId<'_>, Token)> {
+    pub fn ids(&self) -> impl ExactSizeIterator<Item = (EntityId<'_>, Token)> + Clone {
         self.range.clone().map(|index| (self.batch.id(index), self.seed.token(index)))
     }
 }
@@ -100,4 +100,7 @@ pub trait Publisher: Send + Sync {
 
     /// Whether the broker can be reached and takes events.
     fn contact(&self) -> watch::Receiver<Contact>;
+
+    /// Version of the server, if one is known.
+    fn server_version(&self) -> Option<String>;
 }

@@ -182,6 +182,11 @@ pub(super) struct Connection {
 }
 
 impl Connection {
+    /// Version of the server that is, or was last, at the other end.
+    pub(super) fn server_version(&self) -> Option<String> {
+        Some(self.client.server_info().version).filter(|version| !version.is_empty())
+    }
+
     /// Starts to connect and returns at once.
     pub(super) async fn open(servers: &Servers) -> Result<Self, async_nats::ConnectError> {
         let status = Arc::new(watch::Sender::new(Status {

@@ -102,6 +102,10 @@ impl Publisher for Core {
     fn contact(&self) -> watch::Receiver<Contact> {
         self.report.subscribe()
     }
+
+    fn server_version(&self) -> Option<String> {
+        self.connection.server_version()
+    }
 }
 
 /// Says how the connection is.

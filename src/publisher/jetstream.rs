@@ -138,6 +138,10 @@ impl Publisher for JetStream {
     fn contact(&self) -> watch::Receiver<Contact> {
         self.report.subscribe()
     }
+
+    fn server_version(&self) -> Option<String> {
+        self.connection.server_version()
+    }
 }
 
 /// The JetStream API over a connection.

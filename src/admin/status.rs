@@ -1,0 +1,180 @@
+//! `/v1/status`: what this process knows of itself, its stores and its webhooks, as of now.
+
+use std::{
+    collections::BTreeMap,
+    time::{Instant, SystemTime},
+};
+
+use serde::Serialize;
+
+use super::{Known, Store};
+use crate::{
+    metrics::{Items, REVISION, RouteMetrics, VERSION, feed::Outcome},
+    readiness::Contact,
+    shutdown::Phase,
+};
+
+/// The answer; the README says what its members mean.
+#[derive(Serialize)]
+pub(super) struct Status {
+    version: &'static str,
+    revision: &'static str,
+    time: String,
+    uptime_seconds: u64,
+    phase: &'static str,
+    ready: bool,
+    redis: Server,
+    nats: Server,
+    limits: InUse,
+    routes: Vec<OneRoute>,
+    orphaned_outboxes: Vec<Orphan>,
+    store_read_seconds_ago: Option<f64>,
+    events: Vec<Event>,
+}
+
+/// A store, and the version of its server.
+#[derive(Serialize)]
+struct Server {
+    state: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    problem: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    version: Option<String>,
+}
+
+impl Server {
+    fn new(contact: &Contact, version: Option<String>) -> Self {
+        let Store { state, problem } = Store::new(contact);
+        Self { state, problem: problem.map(str::to_owned), version }
+    }
+}
+
+/// What is taken of a limit.
+#[derive(Serialize)]
+struct Share<T> {
+    used: T,
+    limit: usize,
+}
+
+#[derive(Serialize)]
+struct InUse {
+    requests_in_flight: Share<usize>,
+    buffered_bytes: Share<usize>,
+    connections: Share<i64>,
+}
+
+#[derive(Serialize)]
+struct Outbox {
+    entries: i64,
+    oldest_age_seconds: f64,
+}
+
+impl Outbox {
+    fn new((entries, age): (i64, f64)) -> Self {
+        Self { entries, oldest_age_seconds: rounded(age) }
+    }
+}
+
+/// One webhook since the start of the process.
+#[derive(Serialize)]
+struct OneRoute {
+    name: String,
+    label: String,
+    path: String,
+    subject: String,
+    pending_key: String,
+    requests: BTreeMap<u16, u64>,
+    items: Items,
+    published: BTreeMap<&'static str, u64>,
+    dead_letters: u64,
+    pending_ids: i64,
+    outbox: Outbox,
+}
+
+impl OneRoute {
+    fn new(metrics: &RouteMetrics) -> Self {
+        let route = &metrics.route;
+        Self {
+            name: route.name().to_owned(),
+            label: route.label().to_owned(),
+            path: route.path().to_owned(),
+            subject: route.subject().to_owned(),
+            pending_key: route.pending_key().to_owned(),
+            requests: metrics.answers.by_code().collect(),
+            items: metrics.items(),
+            published: metrics.published_by_way().collect(),
+            dead_letters: metrics.dead_letters(),
+            pending_ids: metrics.pending(),
+            outbox: Outbox::new(metrics.outbox()),
+        }
+    }
+}
+
+/// What is left of a route that is configured no more.
+#[derive(Serialize)]
+struct Orphan {
+    name: String,
+    subject: String,
+    pending_key: String,
+    outbox: Outbox,
+}
+
+#[derive(Serialize)]
+struct Event {
+    time: String,
+    route: String,
+    entity_id: String,
+    outcome: Outcome,
+}
+
+/// Milliseconds are enough.
+fn rounded(seconds: f64) -> f64 {
+    (seconds * 1000.0).round() / 1000.0
+}
+
+fn rfc3339(time: SystemTime) -> String {
+    humantime::format_rfc3339_millis(time).to_string()
+}
+
+pub(super) fn status(known: &Known, started: Instant) -> Status {
+    let Known { health, metrics, census, publisher, limits, max_connections, phase, .. } = known;
+    let (reading, in_use) = (census.reading(), limits.in_use());
+    let mut routes: Vec<_> = metrics.routes().map(|route| OneRoute::new(route)).collect();
+    routes.sort_by(|one, other| one.name.cmp(&other.name));
+    let orphans = metrics.adopted().into_iter().map(|adopted| Orphan {
+        name: adopted.route.name().to_owned(),
+        subject: adopted.route.subject().to_owned(),
+        pending_key: adopted.route.pending_key().to_owned(),
+        outbox: Outbox::new(adopted.outbox()),
+    });
+    let events = metrics.feed().newest().into_iter().map(|happened| Event {
+        time: rfc3339(happened.at),
+        route: happened.route.as_ref().to_owned(),
+        entity_id: happened.id,
+        outcome: happened.outcome,
+    });
+    Status {
+        version: VERSION,
+        revision: REVISION,
+        time: rfc3339(SystemTime::now()),
+        uptime_seconds: started.elapsed().as_secs(),
+        phase: match *phase.borrow() {
+            Phase::Serving => "serving",
+            Phase::Leaving => "leaving",
+            Phase::Refusing => "refusing",
+            Phase::Closing => "closing",
+        },
+        ready: *health.ready.borrow(),
+        redis: Server::new(&health.redis.borrow(), reading.server_version),
+        nats: Server::new(&health.nats.borrow(), publisher.server_version()),
+        limits: InUse {
+            requests_in_flight: Share { used: in_use.requests, limit: in_use.max_requests },
+            buffered_bytes: Share { used: in_use.bytes, limit: in_use.max_bytes },
+            connections: Share { used: metrics.open_connections(), limit: *max_connections },
+        },
+        routes,
+        orphaned_outboxes: orphans.collect(),
+        store_read_seconds_ago: reading.at.map(|at| rounded(at.elapsed().as_secs_f64())),
+        events: events.collect(),
+    }
+}

@@ -1,0 +1,235 @@
+//! Counts what happens, and shows it as OpenMetrics. Owns the registry and every name in it; the rooms that
+//! count call a handle in their own words and know nothing of series and labels.
+//!
+//! Cheap where it is hot: the series of every route are made at the start, so that a request costs one look
+//! into a map and some atomic additions, once a batch and never once an item. What the stores hold is read
+//! from them in the background ([`census`]), so that nobody who looks waits for them. Ids, names and
+//! addresses are never labels.
+
+pub mod census;
+pub mod feed;
+mod live;
+mod process;
+mod registry;
+mod route;
+mod timing;
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use hashbrown::HashMap;
+use prometheus_client::metrics::{counter::Counter, gauge::Gauge};
+
+use self::{
+    feed::Feed,
+    registry::Families,
+    route::{Adopted, Holds},
+};
+pub use self::{
+    live::Live,
+    registry::Exposition,
+    route::{Answers, Items, RelayMetrics, RouteMetrics, Via},
+    timing::{Operation, RedisTimes, TimedPublisher},
+};
+use crate::route::{Route, RouteTable};
+
+/// The route of everything that is no route's.
+const ELSEWHERE: &str = "_other";
+
+/// The version of this program.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// The revision of the source that was built, if whoever built it said so (`HOOKGATE_REVISION`).
+pub const REVISION: &str = match option_env!("HOOKGATE_REVISION") {
+    Some(revision) => revision,
+    None => "unknown",
+};
+
+/// Why a request was sent away before anything was done with it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Shed {
+    /// `server.max_connections`
+    Connections,
+    /// `server.max_in_flight`
+    Requests,
+    /// `server.max_buffered_bytes`
+    Bytes,
+    /// `outbox.max_entries`
+    Outbox,
+    /// The process takes leave.
+    Draining,
+}
+
+impl Shed {
+    const ALL: [Self; 5] = [Self::Connections, Self::Requests, Self::Bytes, Self::Outbox, Self::Draining];
+
+    /// The same words as in the answer to the sender.
+    const fn code(self) -> &'static str {
+        match self {
+            Self::Connections => "too_many_connections",
+            Self::Requests => "too_many_requests",
+            Self::Bytes => "too_many_bytes",
+            Self::Outbox => "outbox_full",
+            Self::Draining => "shutting_down",
+        }
+    }
+}
+
+/// Where the rooms find their handles.
+#[derive(Debug, Clone)]
+pub struct Metrics(Arc<Handles>);
+
+#[derive(Debug)]
+struct Handles {
+    families: Families,
+    /// By pending key.
+    routes: HashMap<String, Arc<RouteMetrics>>,
+    elsewhere: Arc<Answers>,
+    shed: [Counter; Shed::ALL.len()],
+    connections: Gauge,
+    adopted: Mutex<Vec<Arc<Adopted>>>,
+    feed: Arc<Feed>,
+}
+
+impl Metrics {
+    /// Makes every series of every route, at 0, and what shows them.
+    #[must_use]
+    pub fn new(routes: &RouteTable) -> (Self, Exposition) {
+        let (families, exposition) = Families::register();
+        let feed = Arc::<Feed>::default();
+        let known = routes.routes().iter().map(|route| {
+            let metrics = RouteMetrics::new(&families, Arc::clone(route), Arc::clone(&feed));
+            (route.pending_key().to_owned(), Arc::new(metrics))
+        });
+        let handles = Handles {
+            routes: known.collect(),
+            elsewhere: Arc::new(Answers::new(&families, ELSEWHERE)),
+            shed: Shed::ALL.map(|reason| families.shed.get_or_create_owned(&[("reason", reason.code().to_owned())])),
+            connections: families.connections.clone(),
+            adopted: Mutex::default(),
+            feed,
+            families,
+        };
+        (Self(Arc::new(handles)), exposition)
+    }
+
+    /// The counters of a route of the table.
+    ///
+    /// # Panics
+    /// If the route is in another table: a mistake of the program.
+    #[must_use]
+    pub fn of(&self, route: &Route) -> &Arc<RouteMetrics> {
+        self.0.routes.get(route.pending_key()).expect("routes are those of the table that the metrics were made for")
+    }
+
+    /// The counters of all routes of the table.
+    pub fn routes(&self) -> impl Iterator<Item = &Arc<RouteMetrics>> {
+        self.0.routes.values()
+    }
+
+    /// The answers to what is no route's.
+    #[must_use]
+    pub fn elsewhere(&self) -> &Answers {
+        &self.0.elsewhere
+    }
+
+    /// A request was sent away.
+    pub fn shed(&self, reason: Shed) {
+        self.0.shed[reason as usize].inc();
+    }
+
+    /// The handle of a listener whose connections are counted.
+    #[must_use]
+    pub fn connections(&self) -> ConnectionMetrics {
+        ConnectionMetrics { open: self.0.connections.clone(), refusals: Some(self.clone()) }
+    }
+
+    /// Connections that are open now.
+    #[must_use]
+    pub fn open_connections(&self) -> i64 {
+        self.0.connections.get()
+    }
+
+    /// How long Redis takes.
+    #[must_use]
+    pub fn redis(&self) -> RedisTimes {
+        RedisTimes::new(&self.0.families)
+    }
+
+    /// The relay's handle for a route, be it of the table or of an older one.
+    #[must_use]
+    pub fn relay(&self, route: &Arc<Route>) -> RelayMetrics {
+        let families = &self.0.families;
+        if let Some(known) = self.0.routes.get(route.pending_key()) {
+            return RelayMetrics::new(families, &known.name, known.oldest.clone(), &self.0.feed);
+        }
+        let adopted = Arc::new(Adopted::new(families, Arc::clone(route)));
+        let relay = RelayMetrics::new(families, &adopted.name, adopted.oldest.clone(), &self.0.feed);
+        self.0.adopted.lock().unwrap_or_else(PoisonError::into_inner).push(adopted);
+        relay
+    }
+
+    /// The outboxes that are still drained although their routes have left the configuration.
+    #[must_use]
+    pub fn adopted(&self) -> Vec<Arc<Adopted>> {
+        self.0.adopted.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// What happened last.
+    #[must_use]
+    pub fn feed(&self) -> &Feed {
+        &self.0.feed
+    }
+
+    /// Everything whose outbox and pending ids are counted in the store.
+    fn holders(&self) -> Vec<Holds> {
+        let known = self.0.routes.values().map(|route| Holds::Known(Arc::clone(route)));
+        known.chain(self.adopted().into_iter().map(Holds::Adopted)).collect()
+    }
+
+    /// Times every attempt to publish.
+    #[must_use]
+    pub fn time_publishing(&self, publisher: Arc<dyn crate::pipeline::Publisher>) -> TimedPublisher {
+        TimedPublisher::new(publisher, self.0.families.publish_seconds.clone())
+    }
+}
+
+/// What a listener counts; the default counts for nobody.
+#[derive(Debug, Clone, Default)]
+pub struct ConnectionMetrics {
+    open: Gauge,
+    refusals: Option<Metrics>,
+}
+
+impl ConnectionMetrics {
+    /// A connection is open until this is dropped.
+    #[must_use]
+    pub fn opened(&self) -> Open {
+        self.open.inc();
+        Open(self.open.clone())
+    }
+
+    /// A request was answered 503 because there are too many connections.
+    pub fn refused(&self) {
+        if let Some(metrics) = &self.refusals {
+            metrics.shed(Shed::Connections);
+            metrics.elsewhere().answered_at_once(503);
+        }
+    }
+
+    /// What came was no HTTP that can be served, and was answered so before anybody saw a request.
+    pub fn unreadable(&self, code: u16) {
+        if let Some(metrics) = &self.refusals {
+            metrics.elsewhere().answered_at_once(code);
+        }
+    }
+}
+
+/// An open connection.
+#[derive(Debug)]
+pub struct Open(Gauge);
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}

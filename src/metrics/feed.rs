@@ -1,0 +1,86 @@
+//! What happened last, for a person who looks: ids and what became of them, a bounded number.
+//!
+//! One lock a batch, held for the copying of a few ids into the memory of those they displace.
+
+use std::{
+    collections::VecDeque,
+    sync::{Arc, Mutex, PoisonError},
+    time::SystemTime,
+};
+
+/// Ids that are kept.
+pub const KEPT: usize = 50;
+
+/// What became of an id.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Outcome {
+    /// Its event was acknowledged.
+    Published,
+    /// Its event was acknowledged after the relay took it over.
+    Relayed,
+    /// Its event was acknowledged, and it is not claimed: Redis was down.
+    Undeduplicated,
+    /// It was pending.
+    Duplicate,
+    /// Its event was not acknowledged in time; it waits for the sender's retry and the relay.
+    Unconfirmed,
+}
+
+/// An id, and what became of it.
+#[derive(Debug, Clone)]
+pub struct Happened {
+    /// When.
+    pub at: SystemTime,
+    /// Name of its route.
+    pub route: Arc<str>,
+    /// The id.
+    pub id: String,
+    /// What became of it.
+    pub outcome: Outcome,
+}
+
+/// The last [`KEPT`] of them.
+#[derive(Debug, Default)]
+pub struct Feed(Mutex<VecDeque<Happened>>);
+
+impl Feed {
+    /// Adds the last of `count` ids.
+    pub(super) fn add<'a>(&self, route: &Arc<str>, outcome: Outcome, count: usize, ids: impl Iterator<Item = &'a str>) {
+        let at = SystemTime::now();
+        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        for id in ids.skip(count.saturating_sub(KEPT)) {
+            let mut text =
+                if kept.len() < KEPT { None } else { kept.pop_front() }.map_or_else(String::new, |old| old.id);
+            text.clear();
+            text.push_str(id);
+            kept.push_back(Happened { at, route: Arc::clone(route), id: text, outcome });
+        }
+    }
+
+    /// The newest first.
+    #[must_use]
+    pub fn newest(&self) -> Vec<Happened> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).iter().rev().cloned().collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_are_kept_in_their_order() {
+        let feed = Feed::default();
+        let route = Arc::from("f/e/a");
+        let ids: Vec<String> = (0..3 * KEPT).map(|number| number.to_string()).collect();
+        feed.add(&route, Outcome::Published, 2, ids[..2].iter().map(String::as_str));
+        assert_eq!(feed.newest().iter().map(|happened| happened.id.as_str()).collect::<Vec<_>>(), ["1", "0"]);
+        feed.add(&route, Outcome::Duplicate, ids.len(), ids.iter().map(String::as_str));
+        let newest = feed.newest();
+        assert_eq!(newest.len(), KEPT);
+        assert_eq!(newest[0].id, "149");
+        assert_eq!(newest[KEPT - 1].id, "100");
+        assert!(newest.iter().all(|happened| happened.outcome == Outcome::Duplicate));
+    }
+}

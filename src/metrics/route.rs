@@ -1,0 +1,350 @@
+//! What is counted of one route.
+
+use std::{sync::Arc, time::Duration};
+
+use prometheus_client::metrics::{counter::Counter, gauge::Gauge, histogram::Histogram};
+
+use super::{
+    feed::{Feed, Outcome},
+    registry::{Age, Families},
+};
+use crate::{
+    batch::{EntityId, Reason, Rejected},
+    event::Token,
+    pipeline::State,
+    route::Route,
+};
+
+/// Every status code that hookgate answers with, hyper's own included.
+const CODES: [u16; 10] = [200, 400, 401, 404, 405, 408, 413, 414, 431, 503];
+/// Any other: there is none, but a label's values are bounded whatever happens.
+const UNFORESEEN: &str = "unforeseen";
+
+/// What became of an item.
+const RESULTS: [&str; 6] = ["new", "in_flight", "duplicate", "coalesced", "undeduplicated", "rejected"];
+const NEW: usize = 0;
+const IN_FLIGHT: usize = 1;
+const DUPLICATE: usize = 2;
+const UNDEDUPLICATED: usize = 4;
+const REJECTED: usize = 5;
+
+/// Why a body is a dead letter as a whole; items have their [`Reason`].
+const BODY_REASONS: [&str; 3] = ["body_empty", "neither_array_nor_object", "not_json"];
+
+/// What can be wrong with a signature.
+const SIGNATURE_FAILURES: [&str; 3] = ["missing", "malformed", "wrong"];
+
+/// On which way an event reached NATS.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Via {
+    /// With the request that claimed its id, or a repeat of it.
+    Direct,
+    /// By the relay.
+    Relay,
+    /// Without a claim, while Redis was down.
+    Undeduplicated,
+}
+
+impl Via {
+    const ALL: [Self; 3] = [Self::Direct, Self::Relay, Self::Undeduplicated];
+
+    const fn code(self) -> &'static str {
+        match self {
+            Self::Direct => "direct",
+            Self::Relay => "relay",
+            Self::Undeduplicated => "undeduplicated",
+        }
+    }
+
+    const fn outcome(self) -> Outcome {
+        match self {
+            Self::Direct => Outcome::Published,
+            Self::Relay => Outcome::Relayed,
+            Self::Undeduplicated => Outcome::Undeduplicated,
+        }
+    }
+}
+
+/// Answers by their code, and how long they took.
+#[derive(Debug)]
+pub struct Answers {
+    by_code: [Counter; CODES.len() + 1],
+    seconds: Histogram,
+}
+
+impl Answers {
+    pub(super) fn new(families: &Families, route: &str) -> Self {
+        let counter =
+            |code: String| families.requests.get_or_create_owned(&[("route", route.to_owned()), ("code", code)]);
+        let by_code = std::array::from_fn(|index| {
+            counter(CODES.get(index).map_or_else(|| UNFORESEEN.to_owned(), ToString::to_string))
+        });
+        Self { by_code, seconds: families.request_seconds.get_or_create_owned(&[("route", route.to_owned())]) }
+    }
+
+    /// A request was answered.
+    pub fn answered(&self, code: u16, took: Duration) {
+        let index = CODES.iter().position(|known| *known == code).unwrap_or(CODES.len());
+        self.by_code[index].inc();
+        self.seconds.observe(took.as_secs_f64());
+    }
+
+    /// A request was answered without a look at anything but its head.
+    pub fn answered_at_once(&self, code: u16) {
+        self.answered(code, Duration::ZERO);
+    }
+
+    /// Codes that were answered, with their numbers.
+    pub fn by_code(&self) -> impl Iterator<Item = (u16, u64)> + '_ {
+        CODES.iter().zip(&self.by_code).map(|(code, count)| (*code, count.get())).filter(|(_, count)| *count > 0)
+    }
+}
+
+/// What became of the items of a route so far.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+pub struct Items {
+    /// Claimed.
+    pub new: u64,
+    /// Found claimed and not acknowledged; published again.
+    pub in_flight: u64,
+    /// Found pending.
+    pub duplicate: u64,
+    /// Found pending, and to be published again at their release.
+    pub coalesced: u64,
+    /// Not claimed, because Redis was down.
+    pub undeduplicated: u64,
+    /// Without a usable id.
+    pub rejected: u64,
+}
+
+/// The counters of a route.
+#[derive(Debug)]
+pub struct RouteMetrics {
+    /// The route.
+    pub route: Arc<Route>,
+    /// Its answers.
+    pub answers: Answers,
+    pub(super) name: Arc<str>,
+    pub(super) oldest: Age,
+    items: [Counter; RESULTS.len()],
+    published: [Counter; Via::ALL.len()],
+    dead_letters: Vec<(&'static str, Counter)>,
+    pending: Gauge,
+    outbox: Gauge,
+    feed: Arc<Feed>,
+}
+
+impl RouteMetrics {
+    pub(super) fn new(families: &Families, route: Arc<Route>, feed: Arc<Feed>) -> Self {
+        let name = route.name();
+        let one = || [("route", name.to_owned())];
+        let with = |label, value: &str| [("route", name.to_owned()), (label, value.to_owned())];
+        for reason in SIGNATURE_FAILURES {
+            // Made here so that it is there at 0.
+            drop(families.signature_failures.get_or_create(&with("reason", reason)));
+        }
+        let reasons = Reason::ALL.into_iter().map(Reason::code).chain(BODY_REASONS);
+        Self {
+            answers: Answers::new(families, name),
+            oldest: families.outbox_age.get_or_create_owned(&one()),
+            items: RESULTS.map(|result| families.items.get_or_create_owned(&with("result", result))),
+            published: published(families, name),
+            dead_letters: reasons
+                .map(|reason| (reason, families.dead_letters.get_or_create_owned(&with("reason", reason))))
+                .collect(),
+            pending: families.pending.get_or_create_owned(&one()),
+            outbox: families.outbox.get_or_create_owned(&one()),
+            name: Arc::from(name),
+            route,
+            feed,
+        }
+    }
+
+    /// Ids were asked for in the store, and this is what it said.
+    pub fn claimed<'a>(&self, states: impl Iterator<Item = ((EntityId<'a>, Token), State)> + Clone, via: Via) {
+        let mut counts = [0; RESULTS.len()];
+        for ((_, proposed), state) in states.clone() {
+            match state {
+                State::New if via == Via::Undeduplicated => counts[UNDEDUPLICATED] += 1,
+                State::New => counts[NEW] += 1,
+                // Its own token: the first try of this very claim was carried out.
+                State::InFlight(token) if token == proposed => counts[NEW] += 1,
+                State::InFlight(_) => counts[IN_FLIGHT] += 1,
+                State::Done => counts[DUPLICATE] += 1,
+                State::OutboxFull => {}
+            }
+        }
+        self.add(counts);
+        if counts[DUPLICATE] > 0 {
+            let done = states.filter(|(_, state)| *state == State::Done).map(|((id, _), _)| id.as_str());
+            self.feed.add(&self.name, Outcome::Duplicate, counts[DUPLICATE], done);
+        }
+    }
+
+    /// Items of a request had no usable id.
+    pub fn rejected(&self, count: usize) {
+        let mut counts = [0; RESULTS.len()];
+        counts[REJECTED] = count;
+        self.add(counts);
+    }
+
+    fn add(&self, counts: [usize; RESULTS.len()]) {
+        for (counter, count) in self.items.iter().zip(counts) {
+            if count > 0 {
+                counter.inc_by(count as u64);
+            }
+        }
+    }
+
+    /// NATS has acknowledged events.
+    pub fn published<'a>(&self, via: Via, ids: impl ExactSizeIterator<Item = &'a str>) {
+        self.published[via as usize].inc_by(ids.len() as u64);
+        self.feed.add(&self.name, via.outcome(), ids.len(), ids);
+    }
+
+    /// NATS has not acknowledged events before the deadline of their request.
+    pub fn unconfirmed<'a>(&self, ids: impl ExactSizeIterator<Item = &'a str>) {
+        self.feed.add(&self.name, Outcome::Unconfirmed, ids.len(), ids);
+    }
+
+    /// A body can never be processed, for one of the reasons that the sender is told.
+    pub fn buried_body(&self, reason: &'static str) {
+        self.buried(reason, 1);
+    }
+
+    /// Items of a batch that is done can never be processed.
+    pub fn buried_items(&self, rejected: &Rejected) {
+        for (reason, count) in rejected.by_reason() {
+            self.buried(reason.code(), count as u64);
+        }
+    }
+
+    fn buried(&self, reason: &'static str, count: u64) {
+        let known = self.dead_letters.iter().find(|(known, _)| *known == reason);
+        debug_assert!(known.is_some(), "{reason} is no reason of a dead letter");
+        if let Some((_, counter)) = known {
+            counter.inc_by(count);
+        }
+    }
+
+    /// What became of its items so far.
+    #[must_use]
+    pub fn items(&self) -> Items {
+        let [new, in_flight, duplicate, coalesced, undeduplicated, rejected] =
+            std::array::from_fn(|at| self.items[at].get());
+        Items { new, in_flight, duplicate, coalesced, undeduplicated, rejected }
+    }
+
+    /// Events acknowledged so far, by their way.
+    pub fn published_by_way(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
+        Via::ALL.iter().zip(&self.published).map(|(via, count)| (via.code(), count.get()))
+    }
+
+    /// Items and bodies that could not be processed so far.
+    #[must_use]
+    pub fn dead_letters(&self) -> u64 {
+        self.dead_letters.iter().map(|(_, count)| count.get()).sum()
+    }
+
+    /// Pending ids, as the store said last.
+    #[must_use]
+    pub fn pending(&self) -> i64 {
+        self.pending.get()
+    }
+
+    /// Entries of the outbox, as the store said last, and the age of the oldest in seconds.
+    #[must_use]
+    pub fn outbox(&self) -> (i64, f64) {
+        (self.outbox.get(), self.oldest.get())
+    }
+}
+
+fn published(families: &Families, route: &str) -> [Counter; Via::ALL.len()] {
+    Via::ALL.map(|via| {
+        families.published.get_or_create_owned(&[("route", route.to_owned()), ("via", via.code().to_owned())])
+    })
+}
+
+/// The outbox of a route that has left the configuration.
+#[derive(Debug)]
+pub struct Adopted {
+    /// The route as it was recorded.
+    pub route: Arc<Route>,
+    pub(super) name: Arc<str>,
+    pub(super) oldest: Age,
+    outbox: Gauge,
+}
+
+impl Adopted {
+    pub(super) fn new(families: &Families, route: Arc<Route>) -> Self {
+        let labels = [("route", route.name().to_owned()), ("pending_key", route.pending_key().to_owned())];
+        Self {
+            name: Arc::from(route.name()),
+            oldest: families.orphaned_age.get_or_create_owned(&labels),
+            outbox: families.orphaned.get_or_create_owned(&labels),
+            route,
+        }
+    }
+
+    /// Its entries, as the store said last, and the age of the oldest in seconds.
+    #[must_use]
+    pub fn outbox(&self) -> (i64, f64) {
+        (self.outbox.get(), self.oldest.get())
+    }
+}
+
+/// Something whose holdings in the store are counted.
+#[derive(Debug)]
+pub(super) enum Holds {
+    Known(Arc<RouteMetrics>),
+    Adopted(Arc<Adopted>),
+}
+
+impl Holds {
+    pub(super) fn route(&self) -> &Arc<Route> {
+        match self {
+            Self::Known(known) => &known.route,
+            Self::Adopted(adopted) => &adopted.route,
+        }
+    }
+
+    pub(super) fn set(&self, pending: usize, outbox: usize) {
+        let number = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
+        match self {
+            Self::Known(known) => {
+                known.pending.set(number(pending));
+                known.outbox.set(number(outbox));
+            }
+            Self::Adopted(adopted) => {
+                adopted.outbox.set(number(outbox));
+            }
+        }
+    }
+}
+
+/// What the relay counts of an outbox.
+#[derive(Debug)]
+pub struct RelayMetrics {
+    name: Arc<str>,
+    published: Counter,
+    oldest: Age,
+    feed: Arc<Feed>,
+}
+
+impl RelayMetrics {
+    pub(super) fn new(families: &Families, name: &Arc<str>, oldest: Age, feed: &Arc<Feed>) -> Self {
+        let [_, relayed, _] = published(families, name);
+        Self { name: Arc::clone(name), published: relayed, oldest, feed: Arc::clone(feed) }
+    }
+
+    /// NATS has acknowledged events.
+    pub fn published<'a>(&self, ids: impl ExactSizeIterator<Item = &'a str>) {
+        self.published.inc_by(ids.len() as u64);
+        self.feed.add(&self.name, Outcome::Relayed, ids.len(), ids);
+    }
+
+    /// How long the oldest entry has been seen; nothing if there is none.
+    pub fn oldest(&self, age: Option<Duration>) {
+        self.oldest.set(age.map_or(0.0, |age| age.as_secs_f64()));
+    }
+}
