@@ -10,7 +10,7 @@ use tracing::{error, info, warn};
 use crate::{
     admin::{self, Health, Known},
     dead_letters::{DeadLetters, Graveyard},
-    http,
+    http::{self, Limits},
     listener::{self, BindError, ConnectionLimits},
     metrics::{
         ConnectionMetrics, Live, Metrics,
@@ -54,6 +54,9 @@ pub enum AppError {
     /// The NATS client can't be set up (a server that is down is no reason).
     #[error("set up the NATS client: {0}")]
     Nats(async_nats::Error),
+    /// The client of the collector of spans can't be set up (one that is down is no reason).
+    #[error("set up the export of spans (tracing.otlp_endpoint): {0}")]
+    Collector(opentelemetry_otlp::ExporterBuildError),
 }
 
 /// How the process ended.
@@ -106,17 +109,17 @@ pub async fn run(settings: Settings) -> Result<Ended, AppError> {
     let mut signals = Signals::new().map_err(AppError::Signals)?;
     let (webhooks, webhooks_address) = listener::bind("server.listen", settings.listen).await?;
     let (probes, probes_address) = listener::bind("admin.listen", settings.admin_listen).await?;
-    for route in settings.routes.routes() {
-        info!(route = %route, path = route.path(), subject = route.subject(), pending_key = route.pending_key(), "route");
-    }
+    announce(&settings);
 
     let background = TaskTracker::new();
+    let shutdown = Shutdown::default();
+    let (connections, burying, exporting) = (TaskTracker::new(), TaskTracker::new(), TaskTracker::new());
+    let collector = settings.collector.as_ref();
+    let tracer = collector.map(|collector| collector.start(shutdown.watch(), &exporting)).transpose();
+    let tracer = tracer.map_err(AppError::Collector)?.unwrap_or_default();
     let (metrics, mut exposition) = Metrics::new(&settings.routes);
     let Stores { pending, outbox, graveyard, holdings } =
         Stores::open(settings.pending, settings.claims, &settings.routes, &metrics);
-    if settings.delivery == Delivery::Core {
-        warn!("nats.delivery is \"core\": an event reaches whoever is subscribed at that moment, and nobody else");
-    }
     let publisher = open_publisher(&settings.nats, &settings.delivery, &settings.routes, &background).await?;
     let publisher: Arc<dyn Publisher> = Arc::new(metrics.time_publishing(publisher));
     let pipeline = Arc::new(Pipeline::new(
@@ -125,12 +128,18 @@ pub async fn run(settings: Settings) -> Result<Ended, AppError> {
         settings.policy,
         &settings.routes,
         metrics.clone(),
+        tracer.clone(),
     ));
-
-    let shutdown = Shutdown::default();
     let ready = Arc::new(watch::Sender::new(false));
-    Relay::new(outbox, Arc::clone(&publisher), settings.relay_after, settings.policy.ack_timeout, metrics.clone())
-        .start(&settings.routes, &shutdown.watch(), &background);
+    Relay::new(
+        outbox,
+        Arc::clone(&publisher),
+        settings.relay_after,
+        settings.policy.ack_timeout,
+        metrics.clone(),
+        tracer.clone(),
+    )
+    .start(&settings.routes, &shutdown.watch(), &background);
     let census = Census::default();
     background.spawn(census.clone().run(holdings, metrics.clone(), pending.contact(), shutdown.watch()));
     let health = Health { ready: ready.subscribe(), redis: pending.contact(), nats: publisher.contact() };
@@ -147,7 +156,6 @@ pub async fn run(settings: Settings) -> Result<Ended, AppError> {
     };
     info!(address = %webhooks_address, "listening for webhooks");
     info!(address = %probes_address, "listening for probes");
-    let (connections, burying) = (TaskTracker::new(), TaskTracker::new());
     let dead_letters = DeadLetters::start(graveyard, settings.dead_letters, shutdown.watch(), &burying);
     let filters = http::webhooks(
         Arc::new(settings.routes),
@@ -156,6 +164,7 @@ pub async fn run(settings: Settings) -> Result<Ended, AppError> {
         settings.limits.clone(),
         shutdown.watch(),
         metrics.clone(),
+        tracer,
     );
     background.spawn(listener::serve(
         webhooks,
@@ -177,30 +186,18 @@ pub async fn run(settings: Settings) -> Result<Ended, AppError> {
 
     let signal = signals.next().await;
     info!(signal, drain_delay = ?settings.drain_delay, "shutting down: still serving, so that senders can move to other replicas");
-    let drain = async {
-        ready.send_replace(false);
-        shutdown.enter(Phase::Leaving);
-        tokio::time::sleep(settings.drain_delay).await;
-        info!("shutting down: finishing what is in flight");
-        shutdown.enter(Phase::Refusing);
-        let idle = settings.limits.idle(settings.request_deadline + SETTLE_WITHIN).await;
-        if !idle {
-            error!("requests are in flight beyond their deadline; leaving without them");
-        }
-        pending.close(SETTLE_WITHIN).await;
-        shutdown.enter(Phase::Closing);
-        burying.close();
-        if tokio::time::timeout(SETTLE_WITHIN, burying.wait()).await.is_err() {
-            warn!("dead letters were lost: the store did not take them in time");
-        }
-        connections.close();
-        if tokio::time::timeout(CLOSE_WITHIN, connections.wait()).await.is_err() {
-            warn!("some connections did not end in time");
-        }
-        if idle { Ended::Drained } else { Ended::CutShort }
+    let drain = Drain {
+        delay: settings.drain_delay,
+        busy_for: settings.request_deadline + SETTLE_WITHIN,
+        limits: settings.limits,
+        ready,
+        pending,
+        burying,
+        exporting,
+        connections,
     };
     tokio::select! {
-        ended = drain => {
+        ended = drain.run(&shutdown) => {
             info!("bye");
             Ok(ended)
         }
@@ -208,6 +205,55 @@ pub async fn run(settings: Settings) -> Result<Ended, AppError> {
             warn!(signal, "second signal: leaving at once");
             Ok(Ended::CutShort)
         }
+    }
+}
+
+/// Says what is served, and how.
+fn announce(settings: &Settings) {
+    for route in settings.routes.routes() {
+        info!(route = %route, path = route.path(), subject = route.subject(), pending_key = route.pending_key(), "route");
+    }
+    if settings.delivery == Delivery::Core {
+        warn!("nats.delivery is \"core\": an event reaches whoever is subscribed at that moment, and nobody else");
+    }
+}
+
+/// What has to come to its end, in this order.
+struct Drain {
+    delay: Duration,
+    busy_for: Duration,
+    limits: Limits,
+    ready: Arc<watch::Sender<bool>>,
+    pending: Arc<dyn PendingStore>,
+    burying: TaskTracker,
+    exporting: TaskTracker,
+    connections: TaskTracker,
+}
+
+impl Drain {
+    async fn run(self, shutdown: &Shutdown) -> Ended {
+        self.ready.send_replace(false);
+        shutdown.enter(Phase::Leaving);
+        tokio::time::sleep(self.delay).await;
+        info!("shutting down: finishing what is in flight");
+        shutdown.enter(Phase::Refusing);
+        let idle = self.limits.idle(self.busy_for).await;
+        if !idle {
+            error!("requests are in flight beyond their deadline; leaving without them");
+        }
+        self.pending.close(SETTLE_WITHIN).await;
+        shutdown.enter(Phase::Closing);
+        for (tasks, within, lost) in [
+            (&self.burying, SETTLE_WITHIN, "dead letters were lost: the store did not take them in time"),
+            (&self.exporting, SETTLE_WITHIN, "spans were lost: the collector did not take them in time"),
+            (&self.connections, CLOSE_WITHIN, "some connections did not end in time"),
+        ] {
+            tasks.close();
+            if tokio::time::timeout(within, tasks.wait()).await.is_err() {
+                warn!("{lost}");
+            }
+        }
+        if idle { Ended::Drained } else { Ended::CutShort }
     }
 }
 

@@ -28,10 +28,12 @@ use self::{body::Body, limits::Admitted};
 use crate::{
     batch::{Batch, BatchError, Rejected as RejectedItems},
     dead_letters::DeadLetters,
+    event::TokenSeed,
     metrics::{Metrics, RouteMetrics, Shed},
     pipeline::{Failure, Pipeline, Receipt},
     route::{Route, RouteTable},
     shutdown::Phase,
+    traces::{Began, Received as ReceivedSpan, Traceparent, Tracer},
 };
 
 /// What the pipeline leaves of the deadline for the answer itself.
@@ -78,6 +80,12 @@ struct Arrived {
     route: Arc<Route>,
     metrics: Arc<RouteMetrics>,
     at: Instant,
+    began: Option<Began>,
+    traceparent: Option<Traceparent>,
+    /// Of its tokens, once there are some.
+    seed: Option<TokenSeed>,
+    /// Once all of it is here.
+    body_bytes: Option<usize>,
 }
 
 /// A refusal, and the request if it had a route.
@@ -90,6 +98,23 @@ struct Rejected {
 impl warp::reject::Reject for Rejected {}
 
 impl Arrived {
+    /// The answer is known: it is counted and shown.
+    fn answered(&self, status: StatusCode, error: Option<&'static str>, tracer: &Tracer) {
+        let status = status.as_u16();
+        self.metrics.answers.answered(status, self.at.elapsed());
+        if self.began.is_some() {
+            let received = ReceivedSpan {
+                seed: self.seed.unwrap_or_else(TokenSeed::now),
+                route: &self.route,
+                status,
+                error,
+                body_bytes: self.body_bytes,
+                traceparent: self.traceparent,
+            };
+            tracer.received(self.began, &received);
+        }
+    }
+
     fn reject(self, refusal: Refusal) -> Rejection {
         warp::reject::custom(Rejected { refusal, request: Some(self) })
     }
@@ -129,7 +154,7 @@ const fn status(refusal: &Refusal) -> (StatusCode, &'static str) {
 const fn shed(refusal: &Refusal) -> Option<Shed> {
     match refusal {
         Refusal::TooManyRequests { .. } => Some(Shed::Requests),
-        Refusal::TooManyBytes { .. } => Some(Shed::Bytes),
+        Refusal::TooManyBytes { .. } | Refusal::NoMemory(_) => Some(Shed::Bytes),
         Refusal::NotDone(Failure::OutboxFull { .. }) => Some(Shed::Outbox),
         Refusal::Draining => Some(Shed::Draining),
         _ => None,
@@ -168,40 +193,47 @@ pub fn webhooks(
     limits: Limits,
     phase: watch::Receiver<Phase>,
     metrics: Metrics,
+    tracer: Tracer,
 ) -> impl Filter<Extract = (Response,), Error = Infallible> + Clone {
     let deadline = limits.request_deadline;
     let closing = phase.clone();
-    admit(find_route(table, metrics.clone()), limits.clone(), phase)
+    let refusals = tracer.clone();
+    admit(find_route(table, metrics.clone(), tracer.clone()), limits.clone(), phase)
         .and(warp::header::optional::<u64>(header::CONTENT_LENGTH.as_str()))
         .and(warp::body::stream())
-        .and_then(move |request: Arrived, mut admitted: Admitted, length, body| {
+        .and_then(move |mut request: Arrived, mut admitted: Admitted, length, body| {
             let (pipeline, limits, dead_letters) = (Arc::clone(&pipeline), limits.clone(), dead_letters.clone());
+            let tracer = tracer.clone();
             async move {
-                let Arrived { route, metrics, at } = &request;
                 let outcome = async {
+                    let Arrived { route, metrics, seed, body_bytes, .. } = &mut request;
                     let body = read_body(&limits, &mut admitted, length, body).await?;
+                    *body_bytes = Some(body.len());
                     let batch = Batch::parse(&body).map_err(Refusal::Malformed).inspect_err(|refusal| {
                         metrics.buried_body(status(refusal).1);
                         dead_letters.bury(route, [(status(refusal).1, body.clone())]);
                     })?;
                     admitted.held.reserve(batch.allocated_bytes())?;
                     let rejected = batch.rejected().clone();
-                    let receipt = process(&pipeline, Arc::clone(route), batch, admitted, deadline).await?;
+                    let seed = *seed.insert(TokenSeed::now());
+                    let receipt = process(&pipeline, Arc::clone(route), batch, seed, admitted, deadline).await?;
                     metrics.buried_items(&rejected);
                     bury(&dead_letters, route, &rejected, &body);
                     Ok(receipt)
                 };
                 match outcome.await {
                     Ok(receipt) => {
-                        let answer = answer(route, receipt);
-                        metrics.answers.answered(answer.status().as_u16(), at.elapsed());
+                        let answer = answer(&request.route, receipt);
+                        request.answered(answer.status(), None, &tracer);
                         Ok(answer)
                     }
                     Err(refusal) => Err(request.reject(refusal)),
                 }
             }
         })
-        .recover(move |rejection: Rejection| std::future::ready(Ok::<_, Infallible>(refuse(&rejection, &metrics))))
+        .recover(move |rejection: Rejection| {
+            std::future::ready(Ok::<_, Infallible>(refuse(&rejection, &metrics, &refusals)))
+        })
         .unify()
         .map(move |mut response: Response| {
             if *closing.borrow() != Phase::Serving {
@@ -215,8 +247,13 @@ pub fn webhooks(
 fn find_route(
     table: Arc<RouteTable>,
     metrics: Metrics,
+    tracer: Tracer,
 ) -> impl Filter<Extract = (Arrived,), Error = Rejection> + Clone {
-    warp::path::full().and(warp::method()).and_then(move |path: FullPath, method: Method| {
+    // One that can't be read is like none at all.
+    let traceparent =
+        warp::header::optional("traceparent").or_else(|_| std::future::ready(Ok::<_, Infallible>((None,))));
+    let head = warp::path::full().and(warp::method()).and(traceparent);
+    head.and_then(move |path: FullPath, method: Method, traceparent: Option<Traceparent>| {
         let arrived = match table.find(path.as_str()) {
             None => {
                 let refusal = Refusal::UnknownPath { path: path.as_str().chars().take(MAX_SHOWN_PATH).collect() };
@@ -224,7 +261,15 @@ fn find_route(
             }
             Some(route) => {
                 let metrics = Arc::clone(metrics.of(route));
-                let arrived = Arrived { route: Arc::clone(route), metrics, at: Instant::now() };
+                let arrived = Arrived {
+                    route: Arc::clone(route),
+                    metrics,
+                    at: Instant::now(),
+                    began: tracer.begin(),
+                    traceparent,
+                    seed: None,
+                    body_bytes: None,
+                };
                 if method == Method::POST { Ok(arrived) } else { Err(arrived.reject(Refusal::NotPost(method))) }
             }
         };
@@ -291,10 +336,11 @@ async fn process(
     pipeline: &Arc<Pipeline>,
     route: Arc<Route>,
     batch: Batch,
+    seed: TokenSeed,
     Admitted { deadline, held }: Admitted,
     allowed: Duration,
 ) -> Result<Receipt, Refusal> {
-    let work = pipeline.run(route, batch, deadline - ANSWER_RESERVE, held);
+    let work = pipeline.run(route, batch, seed, deadline - ANSWER_RESERVE, held);
     match timeout_at(deadline - ANSWER_RESERVE / 4, work).await {
         Ok(outcome) => outcome.map_err(Refusal::NotDone),
         Err(_elapsed) => Err(Refusal::Deadline(allowed)),
@@ -314,7 +360,7 @@ fn answer(route: &Route, receipt: Receipt) -> Response {
     )
 }
 
-fn refuse(rejection: &Rejection, metrics: &Metrics) -> Response {
+fn refuse(rejection: &Rejection, metrics: &Metrics, tracer: &Tracer) -> Response {
     let unforeseen;
     let Rejected { refusal, request } = if let Some(rejected) = rejection.find::<Rejected>() {
         rejected
@@ -326,7 +372,7 @@ fn refuse(rejection: &Rejection, metrics: &Metrics) -> Response {
     let message = refusal.to_string();
     let (status, route) = (code.as_u16(), request.as_ref().map(|request| request.route.name()));
     match request {
-        Some(Arrived { metrics, at, .. }) => metrics.answers.answered(status, at.elapsed()),
+        Some(request) => request.answered(code, Some(error), tracer),
         None => metrics.elsewhere().answered_at_once(status),
     }
     if let Some(reason) = shed(refusal) {

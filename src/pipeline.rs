@@ -22,6 +22,7 @@ use crate::{
     metrics::{Metrics, Via},
     publisher::{Ack, PublishError},
     route::{Route, RouteTable},
+    traces::{Claimed as ClaimedSpan, Sent, Tracer},
 };
 
 pub use self::ports::{ClaimError, Claimed, PendingStore, Proposal, Publisher, State};
@@ -154,6 +155,7 @@ pub struct Pipeline {
     /// One a route, by its name: its stream may be full while another one's is not.
     breakers: HashMap<String, Breaker>,
     metrics: Metrics,
+    tracer: Tracer,
     tasks: TaskTracker,
 }
 
@@ -166,12 +168,14 @@ impl Pipeline {
         policy: Policy,
         table: &RouteTable,
         metrics: Metrics,
+        tracer: Tracer,
     ) -> Self {
         let breakers = table.routes().iter().map(|route| (route.name().to_owned(), Breaker::default())).collect();
-        Self { pending, publisher, policy, breakers, metrics, tasks: TaskTracker::new() }
+        Self { pending, publisher, policy, breakers, metrics, tracer, tasks: TaskTracker::new() }
     }
 
-    /// Takes a batch through claim, publish and settle, in a task that goes on when the caller is dropped.
+    /// Takes a batch through claim, publish and settle, in a task that goes on when the caller is dropped. The
+    /// tokens come from `seed`, whose time is that of the events.
     /// `held` is dropped at its end: what the request occupies (its place, its memory).
     ///
     /// # Errors
@@ -180,12 +184,13 @@ impl Pipeline {
         self: &Arc<Self>,
         route: Arc<Route>,
         batch: Batch,
+        seed: TokenSeed,
         deadline: Instant,
         held: H,
     ) -> Result<Receipt, Failure> {
         let this = Arc::clone(self);
         let task = self.tasks.spawn(async move {
-            let outcome = this.process(&route, Arc::new(batch), deadline).await;
+            let outcome = this.process(&route, Arc::new(batch), seed, deadline).await;
             drop(held);
             outcome
         });
@@ -195,8 +200,13 @@ impl Pipeline {
         })
     }
 
-    async fn process(&self, route: &Arc<Route>, batch: Arc<Batch>, deadline: Instant) -> Result<Receipt, Failure> {
-        let seed = TokenSeed::now();
+    async fn process(
+        &self,
+        route: &Arc<Route>,
+        batch: Arc<Batch>,
+        seed: TokenSeed,
+        deadline: Instant,
+    ) -> Result<Receipt, Failure> {
         info!(route = %route, trace_id = %seed, "{} empfangen", route.label());
         let rejected = batch.rejected().count();
         if rejected > 0 {
@@ -224,8 +234,12 @@ impl Pipeline {
                     "{} Entity ID gefunden: {id}", route.action_title());
             }
         }
+        let began = self.tracer.begin();
         let claimed = self.pending.claim(route, proposal.clone()).await;
         failpoint::hit("after_claim");
+        if began.is_some() {
+            self.tracer.claimed(began, claimed_span(route, &proposal, &claimed));
+        }
         let (Claimed { states, durable }, undeduplicated) = match claimed {
             Ok(claimed) => (claimed, None),
             Err(error) if self.policy.without_claim == WithoutClaim::Publish => {
@@ -253,7 +267,16 @@ impl Pipeline {
             claims.push(Claim { id, token });
         }
         log_new(route, seed, new);
-        match self.publish(route, &claims, via, deadline).await {
+        let began = self.tracer.begin();
+        let mut attempts = 0;
+        let published = self.publish(route, &claims, via, deadline, &mut attempts).await;
+        if began.is_some() && !claims.is_empty() {
+            let problem = published.as_ref().err().map(ToString::to_string);
+            let tokens = claims.iter().map(|claim| claim.token).collect();
+            let request = Some((seed, proposal.range.start));
+            self.tracer.sent(began, Sent { request, route, tokens, attempts, problem });
+        }
+        match published {
             Ok(()) => {}
             Err(failure @ Failure::Unpublished { .. }) if durable && self.policy.without_ack == WithoutAck::Accept => {
                 warn!(route = %route, trace_id = %seed, %failure, "accepted on the outbox alone; the relay publishes it");
@@ -270,7 +293,14 @@ impl Pipeline {
     }
 
     /// Publishes until every event is acknowledged, or until the deadline; settles each as it is.
-    async fn publish(&self, route: &Arc<Route>, claims: &[Claim<'_>], via: Via, until: Instant) -> Result<(), Failure> {
+    async fn publish(
+        &self,
+        route: &Arc<Route>,
+        claims: &[Claim<'_>],
+        via: Via,
+        until: Instant,
+        attempts: &mut usize,
+    ) -> Result<(), Failure> {
         let mut open: Vec<(&Claim<'_>, Event)> =
             claims.iter().map(|claim| (claim, Event::new(route, claim.id, claim.token))).collect();
         if open.is_empty() {
@@ -279,8 +309,15 @@ impl Pipeline {
         let unpublished = |unconfirmed, last| Failure::Unpublished { unconfirmed, total: claims.len(), last };
         let breaker = &self.breakers[route.name()];
         let began = Instant::now();
-        breaker.pass(until).await.map_err(|Open| unpublished(open.len(), PublishError::NotTried))?;
+        let unconfirmed = |open: &[(&Claim<'_>, Event)]| {
+            self.metrics.of(route).unconfirmed(open.iter().map(|(claim, _)| claim.id.as_str()));
+        };
+        if breaker.pass(until).await == Err(Open) {
+            unconfirmed(&open);
+            return Err(unpublished(open.len(), PublishError::NotTried));
+        }
         while !open.is_empty() {
+            *attempts += 1;
             let (claims_now, events): (Vec<&Claim<'_>>, Vec<Event>) = open.into_iter().unzip();
             let limit = self.policy.ack_timeout.min(until.saturating_duration_since(Instant::now()));
             let outcomes = self.publisher.publish(route, &events, limit).await;
@@ -313,13 +350,33 @@ impl Pipeline {
                     if breaker.ran_out(began) {
                         warn!(route = %route, reason = %last, "nothing was acknowledged for a whole request: until something is, requests are refused soon, but for one probe at a time");
                     }
-                    self.metrics.of(route).unconfirmed(open.iter().map(|(claim, _)| claim.id.as_str()));
+                    unconfirmed(&open);
                     return Err(unpublished(open.len(), last));
                 }
                 tokio::time::sleep(PUBLISH_PAUSE).await;
             }
         }
         Ok(())
+    }
+}
+
+fn claimed_span<'a>(route: &'a Route, proposal: &Proposal, claimed: &Result<Claimed, ClaimError>) -> ClaimedSpan<'a> {
+    let states = claimed.as_ref().map_or(&[][..], |claimed| &claimed.states);
+    let in_flight = |(token, state): &(Token, &State)| matches!(state, State::InFlight(other) if other != token);
+    let new = |(token, state): &(Token, &State)| match state {
+        State::New => true,
+        State::InFlight(other) => other == token,
+        State::Done | State::OutboxFull => false,
+    };
+    let states = || proposal.ids().map(|(_, token)| token).zip(states);
+    ClaimedSpan {
+        seed: proposal.seed,
+        start: proposal.range.start,
+        route,
+        ids: proposal.range.len(),
+        new: states().filter(new).count(),
+        in_flight: states().filter(in_flight).count(),
+        problem: claimed.as_ref().err().map(ToString::to_string),
     }
 }
 

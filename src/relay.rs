@@ -23,6 +23,7 @@ use crate::{
     readiness::Contact,
     route::{Route, RouteTable},
     shutdown::Phase,
+    traces::{Sent, Tracer},
 };
 
 /// Entries of one look into the outbox, published together.
@@ -103,6 +104,7 @@ pub struct Relay {
     after: Duration,
     ack_timeout: Duration,
     metrics: Metrics,
+    tracer: Tracer,
     holder: String,
 }
 
@@ -139,9 +141,10 @@ impl Relay {
         after: Duration,
         ack_timeout: Duration,
         metrics: Metrics,
+        tracer: Tracer,
     ) -> Arc<Self> {
         let holder = uuid::Uuid::now_v7().simple().to_string();
-        Arc::new(Self { outbox, publisher, after, ack_timeout, metrics, holder })
+        Arc::new(Self { outbox, publisher, after, ack_timeout, metrics, tracer, holder })
     }
 
     /// Starts a task per route, and one that looks for outboxes of routes that are configured no more.
@@ -261,8 +264,14 @@ impl Relay {
         let events: Vec<Event> =
             due.iter().filter_map(|(id, token)| Some(Event::new(route, EntityId::parse(id)?, *token))).collect();
         failpoint::hit("relay_before_publish");
+        let began = self.tracer.begin();
         let outcomes = self.publisher.publish(route, &events, self.ack_timeout).await;
         failpoint::hit("relay_after_publish");
+        if began.is_some() {
+            let tokens = events.iter().map(|event| event.token).collect();
+            let problem = outcomes.iter().find_map(|outcome| outcome.as_ref().err()).map(ToString::to_string);
+            self.tracer.sent(began, Sent { request: None, route, tokens, attempts: 1, problem });
+        }
         let mut settlements = Vec::new();
         let mut trouble = None;
         for ((id, token), outcome) in due.into_iter().zip(outcomes) {

@@ -39,6 +39,7 @@ use crate::{
     publisher::{StreamSettings, connection::Servers},
     route::RouteTable,
     telemetry,
+    traces::Collector,
 };
 
 /// The file that is read when no other is named, if it exists.
@@ -96,6 +97,8 @@ pub struct Settings {
     pub relay_after: Duration,
     /// Limits of rejected items and bodies.
     pub dead_letters: DeadLetterLimits,
+    /// Where spans go, if anywhere.
+    pub collector: Option<Collector>,
     /// How the log looks.
     pub log_format: telemetry::Format,
     /// What is logged.
@@ -128,7 +131,7 @@ impl Settings {
     /// # Errors
     /// The first value that makes no sense.
     pub fn check(configuration: &Configuration, layers: &Layers) -> Result<Self, SettingsError> {
-        let Configuration { server, admin, redis, nats, outbox, dead_letters, log, routes } = configuration;
+        let Configuration { server, admin, redis, nats, outbox, dead_letters, tracing, log, routes } = configuration;
         let check = Check { layers };
         check.range("server.max_body_bytes", server.max_body_bytes, 1, 1 << 30)?;
         check.range("server.max_buffered_bytes", server.max_buffered_bytes, 1, 1 << 40)?;
@@ -223,6 +226,7 @@ impl Settings {
                 max_bytes: dead_letters.max_bytes,
                 max_age: dead_letters.max_age.0,
             },
+            collector: check.collector(tracing)?,
             log_format: log.format,
             log_filter,
             routes: check.routes(routes)?,

@@ -25,3 +25,4 @@ mod streams;
 #[allow(dead_code, unused_imports, reason = "shared with faults.rs, which uses the rest")]
 mod support;
 mod tail;
+mod traces;

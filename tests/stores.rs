@@ -4,6 +4,7 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use hookgate::{
     batch::Batch,
+    event::TokenSeed,
     metrics::Metrics,
     pending::{
         memory::Memory,
@@ -17,6 +18,7 @@ use hookgate::{
     },
     readiness::Contact,
     route::{Route, RouteSpec, RouteTable},
+    traces::Tracer,
 };
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
@@ -65,7 +67,7 @@ impl Bench {
             without_ack: WithoutAck::Reject,
             ack_timeout: Duration::from_millis(500),
         };
-        let pipeline = Pipeline::new(store, publisher, policy, &routes, Metrics::new(&routes).0);
+        let pipeline = Pipeline::new(store, publisher, policy, &routes, Metrics::new(&routes).0, Tracer::default());
         let route = Arc::clone(&routes.routes()[0]);
         Self { nats, route, pipeline: Arc::new(pipeline), broker, _tasks: tasks }
     }
@@ -74,7 +76,7 @@ impl Bench {
     async fn run(&self, ids: &[&str]) -> Result<Receipt, Failure> {
         let batch = Batch::parse(batch(ids).as_bytes()).expect("the body is valid");
         let deadline = Instant::now() + Duration::from_secs(2);
-        self.pipeline.run(Arc::clone(&self.route), batch, deadline, ()).await
+        self.pipeline.run(Arc::clone(&self.route), batch, TokenSeed::now(), deadline, ()).await
     }
 
     /// Takes ids through while both are up; how many of them were new.

@@ -1,5 +1,6 @@
 //! Real servers, the real binary, and a raw HTTP client. A server that can't be started fails the test.
 
+mod collector;
 mod command;
 mod gate;
 mod http;
@@ -11,6 +12,7 @@ mod waiting;
 use std::fmt::Write;
 
 pub(crate) use self::{
+    collector::{Collector, Span},
     command::run,
     gate::{Gate, Tail, field},
     http::{Answer, Connection, post, post_and_stay, try_exchange},

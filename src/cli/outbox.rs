@@ -11,6 +11,7 @@ use hookgate::{
     relay::{Outbox, Relay, Walked},
     route::Route,
     settings::Settings,
+    traces::Tracer,
 };
 use serde::Serialize;
 use tokio_util::task::TaskTracker;
@@ -108,7 +109,8 @@ async fn relay(
     let publisher = app::open_publisher(&settings.nats, &settings.delivery, &settings.routes, &tasks).await?;
     store::up("NATS", publisher.contact()).await?;
     let (metrics, _) = Metrics::new(&settings.routes);
-    let relay = Relay::new(outbox, publisher, settings.relay_after, settings.policy.ack_timeout, metrics);
+    let relay =
+        Relay::new(outbox, publisher, settings.relay_after, settings.policy.ack_timeout, metrics, Tracer::default());
     let mut failed = 0;
     for route in routes {
         let walked =

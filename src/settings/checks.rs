@@ -16,6 +16,7 @@ use crate::{
         connection::{Login, Servers},
     },
     route::{Route, RouteSpec, RouteTable},
+    traces::Collector,
 };
 
 /// A value as it is written in a file.
@@ -111,6 +112,14 @@ impl Check<'_> {
             login = login.set_username(username);
         }
         redis::Client::open(info.set_redis_settings(login)).map(PendingBackend::Redis).map_err(|error| wrong(&error))
+    }
+
+    pub(super) fn collector(&self, tracing: &sections::Tracing) -> Result<Option<Collector>, SettingsError> {
+        let Some(endpoint) = &tracing.otlp_endpoint else { return Ok(None) };
+        Collector::parse(endpoint).map(Some).map_err(|error| {
+            let shown = format!("{:?}", without_credentials(endpoint));
+            self.value("tracing.otlp_endpoint", shown, error.to_string())
+        })
     }
 
     pub(super) fn servers(&self, nats: &sections::Nats) -> Result<Servers, SettingsError> {

@@ -10,6 +10,7 @@ impl Configuration {
         shown.redis.url = without_credentials(&self.redis.url);
         let servers: Vec<_> = self.nats.url.split(',').map(without_credentials).collect();
         shown.nats.url = servers.join(",");
+        shown.tracing.otlp_endpoint = self.tracing.otlp_endpoint.as_deref().map(without_credentials);
         shown
     }
 }

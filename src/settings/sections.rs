@@ -34,6 +34,9 @@ pub struct Configuration {
     /// `[dead_letters]`
     #[serde(deserialize_with = "table")]
     pub dead_letters: DeadLetters,
+    /// `[tracing]`
+    #[serde(deserialize_with = "table")]
+    pub tracing: Tracing,
     /// `[log]`
     #[serde(deserialize_with = "table")]
     pub log: Log,
@@ -50,6 +53,7 @@ impl Default for Configuration {
             nats: Nats::default(),
             outbox: Outbox::default(),
             dead_letters: DeadLetters::default(),
+            tracing: Tracing::default(),
             log: Log::default(),
             routes: vec![RouteSection {
                 flow: "vmh".to_owned(),
@@ -337,6 +341,15 @@ impl Default for DeadLetters {
     fn default() -> Self {
         Self { max_entries: 10_000, max_item_bytes: 65_536, max_bytes: 16 << 20, max_age: Span::secs(30 * 86_400) }
     }
+}
+
+/// `[tracing]`: spans.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Tracing {
+    /// Where they go, as OTLP over HTTP; nowhere without it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub otlp_endpoint: Option<String>,
 }
 
 /// `[log]`
