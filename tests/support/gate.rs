@@ -67,6 +67,11 @@ impl Gate {
         self.webhooks
     }
 
+    /// Where an operator asks.
+    pub(crate) const fn probes(&self) -> SocketAddr {
+        self.probes
+    }
+
     /// Sends a body to the route of the tests.
     pub(crate) async fn post(&self, body: impl AsRef<[u8]>) -> Answer {
         self.post_to(PATH, body).await
