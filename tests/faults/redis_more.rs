@@ -4,12 +4,13 @@ use std::mem;
 
 use super::{
     crm::{Crm, Load},
+    disk::Disk,
     redis::{follow, refusals, tell},
     rig::{Bounds, Report, Rig},
 };
 use crate::{
     Scenario, scenario,
-    support::{Event, OUTBOX, RedisServer, SUBJECT, World, batch, eventually},
+    support::{Event, NatsServer, OUTBOX, RedisServer, SUBJECT, World, batch, eventually},
 };
 
 /// The scenarios of this file.
@@ -19,6 +20,7 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
         scenario!(removed_route_is_drained),
         scenario!(accept_without_nats),
         scenario!(accept_with_replica_durability),
+        scenario!(accept_with_aof_durability),
     ]
 }
 
@@ -150,6 +152,38 @@ async fn accept_with_replica_durability() -> Report {
     let mut report = rig.verdict(crm, Bounds { cut, ..Bounds::default() }).await;
     if unconfirmed > 0 {
         report.violations.push(format!("{unconfirmed} ids were accepted without a replica"));
+    }
+    report
+}
+
+/// What the disk of Redis has confirmed survives the end of its machine, with NATS down the whole time; the rest
+/// is not accepted.
+async fn accept_with_aof_durability() -> Report {
+    let ((redis, disk), nats) = tokio::join!(Disk::redis(), NatsServer::start());
+    // Under `appendfsync everysec`, as these servers have it, a claim waits up to two seconds for its sync.
+    let settings = "nats.on_unavailable = \"accept\"\nredis.durability = \"aof\"\nredis.on_unavailable = \"reject\"\nredis.timeout = \"2500ms\"\n";
+    let mut rig = Rig::with(World { redis, nats }, 2, settings).await;
+    let crm = rig.load(PATIENT);
+    let mut torn = Vec::new();
+    for _ in 0..2 {
+        rig.progress(&crm, 300).await;
+        rig.world.nats.kill();
+        on_the_outbox_alone(&rig, &crm, 160).await;
+        disk.hang(true);
+        // Without a sync for longer than an answer may take: what is answered 200 now would be lost.
+        let answers = || crm.answered(200) + crm.answered(503);
+        let goal = answers() + 3 * u64::try_from(PATIENT.workers).expect("few");
+        eventually("batches are answered", async || (answers() >= goal).then_some(())).await;
+        torn.push(disk.lose_power(&mut rig.world.redis));
+        disk.hang(false);
+        refusals(&crm, 20).await;
+        rig.world.redis.start_again().await;
+        rig.world.nats.start_again().await;
+    }
+    rig.progress(&crm, 300).await;
+    let mut report = rig.verdict(crm, Bounds::default()).await;
+    if torn.contains(&0) {
+        report.violations.push(format!("bytes lost with the machine: {torn:?}; without any it shows nothing"));
     }
     report
 }

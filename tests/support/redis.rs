@@ -2,7 +2,9 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    ffi::OsString,
     fs::File,
+    path::Path,
     process::Stdio,
     time::Duration,
 };
@@ -18,40 +20,52 @@ use super::{
 /// Ports to try, in case something that is no test takes one between looking and binding.
 const ATTEMPTS: usize = 10;
 
+/// How a server is started.
+struct Mode {
+    program: OsString,
+    password: Option<&'static str>,
+    environment: Vec<(&'static str, OsString)>,
+}
+
 /// A running server and its data.
 pub(crate) struct RedisServer {
     process: Process,
     port: Port,
-    password: Option<&'static str>,
+    mode: Mode,
     data: TempDir,
 }
 
 impl RedisServer {
     pub(crate) async fn start() -> Self {
-        Self::start_with(None).await
+        Self::start_as(Mode { program: usual(), password: None, environment: Vec::new() }).await
     }
 
     /// One that wants a password.
     pub(crate) async fn with_password(password: &'static str) -> Self {
-        Self::start_with(Some(password)).await
+        Self::start_as(Mode { program: usual(), password: Some(password), environment: Vec::new() }).await
     }
 
-    async fn start_with(password: Option<&'static str>) -> Self {
+    /// Another program than usual, in an environment of its own.
+    pub(crate) async fn of(program: OsString, environment: Vec<(&'static str, OsString)>) -> Self {
+        Self::start_as(Mode { program, password: None, environment }).await
+    }
+
+    async fn start_as(mut mode: Mode) -> Self {
         let mut data = tempfile::tempdir().expect("a temporary folder can be made");
         for _ in 0..ATTEMPTS {
             let port = Port::reserve();
-            let mut server = Self { process: launch(&data, port.number, password), port, password, data };
+            let mut server = Self { process: launch(&data, port.number, &mode), port, mode, data };
             if server.answers().await {
                 return server;
             }
-            data = server.data;
+            Self { data, mode, .. } = server;
         }
         panic!("redis-server did not start on any of {ATTEMPTS} ports:\n{}", log(&data));
     }
 
     /// Starts it again after a kill, on the same port with the same data.
     pub(crate) async fn start_again(&mut self) {
-        self.process = launch(&self.data, self.port.number, self.password);
+        self.process = launch(&self.data, self.port.number, &self.mode);
         assert!(self.answers().await, "redis-server did not start again:\n{}", log(&self.data));
     }
 
@@ -67,6 +81,11 @@ impl RedisServer {
         self.process.signal("CONT");
     }
 
+    /// Where it keeps its data.
+    pub(crate) fn folder(&self) -> &Path {
+        self.data.path()
+    }
+
     /// Without a database, as most people write it, and without the password.
     pub(crate) fn url(&self) -> String {
         format!("redis://127.0.0.1:{}", self.port.number)
@@ -74,7 +93,7 @@ impl RedisServer {
 
     /// A client for database 1.
     pub(crate) fn client(&self) -> Client {
-        let login = self.password.map_or_else(String::new, |password| format!(":{password}@"));
+        let login = self.mode.password.map_or_else(String::new, |password| format!(":{password}@"));
         Client::open(format!("redis://{login}127.0.0.1:{}/1", self.port.number)).expect("the address is well-formed")
     }
 
@@ -141,13 +160,19 @@ fn log(data: &TempDir) -> String {
     std::fs::read_to_string(data.path().join("log")).unwrap_or_default()
 }
 
-fn launch(data: &TempDir, port: u16, password: Option<&str>) -> Process {
+/// What the environment names, or what is installed.
+fn usual() -> OsString {
+    binary("HOOKGATE_REDIS_SERVER", "redis-server")
+}
+
+fn launch(data: &TempDir, port: u16, mode: &Mode) -> Process {
     let log = File::create(data.path().join("log")).expect("the folder is ours");
-    Process::start(&binary("HOOKGATE_REDIS_SERVER", "redis-server"), |command| {
+    Process::start(&mode.program, |command| {
+        command.envs(mode.environment.iter().map(|(name, value)| (name, value)));
         command.args(["--bind", "127.0.0.1", "--port", &port.to_string(), "--save", ""]);
         command.args(["--appendonly", "yes", "--appendfsync", "everysec", "--maxmemory-policy", "noeviction"]);
         command.arg("--dir").arg(data.path());
-        if let Some(password) = password {
+        if let Some(password) = mode.password {
             command.args(["--requirepass", password]);
         }
         command.stdin(Stdio::null()).stdout(log).stderr(Stdio::null());
