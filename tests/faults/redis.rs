@@ -73,13 +73,7 @@ impl Policy {
             return rig.verdict(crm, Bounds::default()).await;
         }
         let sent = crm.finish().await;
-        let mut duplicates = 0;
-        for gate in &mut rig.gates {
-            duplicates += gate.log().await.iter().map(|line| unclaimed(line)).sum::<usize>();
-        }
-        // Somebody has to relay what these left.
-        rig.gates.clear();
-        rig.add_replica().await;
+        let duplicates = unclaimed(&mut rig).await;
         let mut report = rig.judge(sent, Bounds { duplicates, ..Bounds::default() }).await;
         if duplicates == 0 {
             report.violations.push("nothing was published without a claim: the scenario shows nothing".to_owned());
@@ -88,8 +82,19 @@ impl Policy {
     }
 }
 
-/// Messages that a line of the log says went out without a claim.
-fn unclaimed(line: &str) -> usize {
+/// Messages that the replicas' logs say went out without a claim. It ends them, and starts one that relays
+/// what they left.
+pub(super) async fn unclaimed(rig: &mut Rig) -> usize {
+    let mut messages = 0;
+    for gate in &mut rig.gates {
+        messages += gate.log().await.iter().map(|line| unclaimed_of(line)).sum::<usize>();
+    }
+    rig.gates.clear();
+    rig.add_replica().await;
+    messages
+}
+
+fn unclaimed_of(line: &str) -> usize {
     if !line.contains("published without deduplication") {
         return 0;
     }

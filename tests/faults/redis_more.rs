@@ -5,7 +5,7 @@ use std::mem;
 use super::{
     crm::{Crm, Load},
     disk::Disk,
-    redis::{follow, refusals, tell},
+    redis::{Policy, follow, refusals, tell, unclaimed},
     rig::{Bounds, Report, Rig},
 };
 use crate::{
@@ -16,6 +16,7 @@ use crate::{
 /// The scenarios of this file.
 pub(crate) fn scenarios() -> Vec<Scenario> {
     vec![
+        scenario!(both_killed_publish),
         scenario!(outbox_full),
         scenario!(removed_route_is_drained),
         scenario!(accept_without_nats),
@@ -33,6 +34,47 @@ const PATIENT: Load = Load {
     attempts: 100,
     repeat_every: 5,
 };
+
+/// Both stores die, in each order, and come back in each order, while hookgate publishes what it can't claim.
+async fn both_killed_publish() -> Report {
+    let mut rig = Rig::start(2, Policy::Publish.settings()).await;
+    let load = PATIENT;
+    let crm = rig.load(load);
+    let orders = [(true, true), (true, false), (false, true), (false, false)];
+    for (redis_dies_first, redis_returns_first) in orders {
+        rig.progress(&crm, 300).await;
+        if redis_dies_first {
+            rig.world.redis.kill();
+            rig.progress(&crm, 100).await;
+            rig.world.nats.kill();
+        } else {
+            rig.world.nats.kill();
+            refusals(&crm, 4).await;
+            rig.world.redis.kill();
+        }
+        refusals(&crm, 2 * u64::try_from(load.workers).expect("few")).await;
+        if redis_returns_first {
+            rig.world.redis.start_again().await;
+            refusals(&crm, 4).await;
+            rig.world.nats.start_again().await;
+        } else {
+            rig.world.nats.start_again().await;
+            rig.progress(&crm, 100).await;
+            rig.world.redis.start_again().await;
+        }
+    }
+    rig.progress(&crm, 300).await;
+    let sent = crm.finish().await;
+    let unclaimed = unclaimed(&mut rig).await;
+    // An event without a claim that NATS stored and could not acknowledge any more has another token when its
+    // sender comes back: at most what was on its way when NATS died.
+    let duplicates = unclaimed + orders.len() * load.workers * load.batch;
+    let mut report = rig.judge(sent, Bounds { duplicates, ..Bounds::default() }).await;
+    if unclaimed == 0 {
+        report.violations.push("nothing was published without a claim: the scenario shows nothing".to_owned());
+    }
+    report
+}
 
 /// While NATS hangs, the outbox takes what it may hold and not one entry more, whoever asks.
 async fn outbox_full() -> Report {
