@@ -11,7 +11,7 @@ use std::{
 
 use bytes::Bytes;
 use serde::Serialize;
-use uuid::Uuid;
+use uuid::{NoContext, Timestamp, Uuid};
 
 use crate::{batch::EntityId, route::Route};
 
@@ -20,10 +20,11 @@ use crate::{batch::EntityId, route::Route};
 pub struct TokenSeed(Uuid);
 
 impl TokenSeed {
-    /// A seed nobody else has, with the present time.
+    /// A seed nobody else has, with the present time. It is its random part that makes it unique: a context that
+    /// only counts upwards would stay at the latest time it has seen for as long as a clock was set back.
     #[must_use]
     pub fn now() -> Self {
-        Self(Uuid::now_v7())
+        Self(Uuid::new_v7(Timestamp::now(NoContext)))
     }
 
     /// The trace of everything that is done under this seed.

@@ -5,6 +5,7 @@
 //! A scenario is a function that returns a [`Report`]; the invariants are in `faults/rig.rs`.
 
 mod faults {
+    pub(crate) mod clock;
     pub(crate) mod crm;
     pub(crate) mod disk;
     pub(crate) mod edge;
@@ -71,6 +72,7 @@ fn scenarios() -> Vec<Scenario> {
         faults::nats::scenarios(),
         faults::redis::scenarios(),
         faults::redis_more::scenarios(),
+        faults::clock::scenarios(),
         faults::edge::scenarios(),
         faults::edge_more::scenarios(),
     ];

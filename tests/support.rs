@@ -9,7 +9,7 @@ mod process;
 mod redis;
 mod waiting;
 
-use std::fmt::Write;
+use std::{ffi::OsStr, fmt::Write};
 
 pub(crate) use self::{
     collector::{Collector, Span},
@@ -57,7 +57,12 @@ impl World {
     #[allow(clippy::assertions_on_constants, reason = "it depends on how the tests are built")]
     pub(crate) async fn gate_armed(&self, settings: &str, point: &str) -> Gate {
         assert!(cfg!(feature = "failpoints"), "this needs --features failpoints");
-        let gate = Gate::start_with(&self.settings(), settings, &[("HOOKGATE_FAILPOINT", point)]).await;
+        self.gate_in(settings, &[("HOOKGATE_FAILPOINT", point)]).await
+    }
+
+    /// A ready one with variables in its environment.
+    pub(crate) async fn gate_in(&self, settings: &str, environment: &[(&str, impl AsRef<OsStr>)]) -> Gate {
+        let gate = Gate::start_with(&self.settings(), settings, environment).await;
         gate.wait_ready().await;
         gate
     }

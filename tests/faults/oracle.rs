@@ -52,6 +52,11 @@ impl Oracle {
         .await;
     }
 
+    /// The messages seen so far.
+    pub(crate) fn events(&self) -> Vec<Event> {
+        lock(&self.read).events.clone()
+    }
+
     /// The ids seen so far.
     pub(crate) fn ids(&self) -> BTreeSet<String> {
         lock(&self.read).events.iter().map(Event::entity_id).collect()

@@ -1,6 +1,7 @@
 //! The real binary: started from files, watched through its log and its ports.
 
 use std::{
+    ffi::OsStr,
     io::{BufRead, BufReader, Read},
     net::SocketAddr,
     path::PathBuf,
@@ -36,15 +37,15 @@ pub(crate) struct Gate {
 impl Gate {
     /// Starts it with layers of settings, later ones winning, and waits until it listens.
     pub(crate) async fn start(servers: &str, settings: &str) -> Self {
-        Self::start_with(servers, settings, &[]).await
+        Self::start_with::<&str>(servers, settings, &[]).await
     }
 
     /// The same with variables in its environment.
-    pub(crate) async fn start_with(servers: &str, settings: &str, environment: &[(&str, &str)]) -> Self {
+    pub(crate) async fn start_with<T: AsRef<OsStr>>(servers: &str, settings: &str, environment: &[(&str, T)]) -> Self {
         let files = tempfile::tempdir().expect("a temporary folder can be made");
         let mut process = Process::start(env!("CARGO_BIN_EXE_hookgate").as_ref(), |command| {
             configure(command, &files, &[SETTINGS, servers, settings]);
-            command.envs(environment.iter().copied());
+            command.envs(environment.iter().map(|(name, value)| (name, value)));
             command.arg("serve").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
         });
         let log = Output::of(process.child().stderr.take().expect("stderr is a pipe"));
