@@ -6,6 +6,7 @@
 
 mod faults {
     pub(crate) mod clock;
+    pub(crate) mod cluster;
     pub(crate) mod crm;
     pub(crate) mod disk;
     pub(crate) mod edge;
@@ -73,6 +74,7 @@ fn scenarios() -> Vec<Scenario> {
         faults::redis::scenarios(),
         faults::redis_more::scenarios(),
         faults::clock::scenarios(),
+        faults::cluster::scenarios(),
         faults::edge::scenarios(),
         faults::edge_more::scenarios(),
     ];

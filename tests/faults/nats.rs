@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// The stream that hookgate makes.
-const STREAM: &str = "HOOKGATE";
+pub(super) const STREAM: &str = "HOOKGATE";
 
 /// The scenarios of this file.
 pub(crate) fn scenarios() -> Vec<Scenario> {

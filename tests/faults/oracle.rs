@@ -36,11 +36,12 @@ pub(crate) struct Oracle {
 }
 
 impl Oracle {
-    /// Starts to read from a server; `url` may hold credentials of a user that may read everything.
-    pub(crate) fn start(url: String) -> Self {
+    /// Starts to read from any of several servers; the addresses may hold credentials of a user that may read
+    /// everything.
+    pub(crate) fn start(urls: Vec<String>) -> Self {
         let read = Arc::<Mutex<Read>>::default();
         let mut task = JoinSet::new();
-        task.spawn(follow(url, Arc::clone(&read)));
+        task.spawn(follow(urls, Arc::clone(&read)));
         Self { read, _task: task }
     }
 
@@ -83,17 +84,17 @@ fn lock(read: &Mutex<Read>) -> std::sync::MutexGuard<'_, Read> {
     read.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-async fn follow(url: String, read: Arc<Mutex<Read>>) {
+async fn follow(urls: Vec<String>, read: Arc<Mutex<Read>>) {
     loop {
         // Whatever goes wrong, a new connection goes on behind the last message.
-        let _trouble = tokio::time::timeout(Duration::from_secs(600), session(&url, &read)).await;
+        let _trouble = tokio::time::timeout(Duration::from_secs(600), session(&urls, &read)).await;
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }
 
-async fn session(url: &str, read: &Mutex<Read>) -> Result<(), async_nats::Error> {
+async fn session(urls: &[String], read: &Mutex<Read>) -> Result<(), async_nats::Error> {
     let options = async_nats::ConnectOptions::new().connection_timeout(PATIENCE).request_timeout(Some(PATIENCE));
-    let client = options.connect(url).await?;
+    let client = options.connect(urls).await?;
     let mut context = async_nats::jetstream::new(client);
     context.set_timeout(PATIENCE);
     loop {
@@ -119,6 +120,7 @@ async fn fetch(stream: &Stream, next: u64, read: &Mutex<Read>) -> Result<(), asy
         ack_policy: AckPolicy::None,
         deliver_policy: DeliverPolicy::ByStartSequence { start_sequence: next },
         memory_storage: true,
+        num_replicas: 1,
         inactive_threshold: Duration::from_secs(5),
         ..pull::Config::default()
     };

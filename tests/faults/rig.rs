@@ -59,7 +59,12 @@ impl Rig {
 
     /// The same with servers that were set up before.
     pub(crate) async fn with(world: World, replicas: usize, settings: &str) -> Self {
-        let oracle = Oracle::start(world.nats.url());
+        Self::reading(vec![world.nats.url()], world, replicas, settings).await
+    }
+
+    /// The same with an oracle that reads from any of several servers.
+    pub(crate) async fn reading(urls: Vec<String>, world: World, replicas: usize, settings: &str) -> Self {
+        let oracle = Oracle::start(urls);
         let mut rig = Self { world, gates: Vec::new(), oracle, settings: format!("{SETTINGS}{settings}") };
         for _ in 0..replicas {
             rig.add_replica().await;

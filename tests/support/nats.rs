@@ -134,6 +134,16 @@ impl NatsServer {
         options.connect(self.url()).await.expect("NATS takes connections")
     }
 
+    /// A client, if the server is there and lets everybody in.
+    pub(crate) async fn try_client(&self) -> Option<Client> {
+        async_nats::connect(self.url()).await.ok()
+    }
+
+    /// Its name in a cluster.
+    pub(crate) fn name(&self) -> String {
+        name(&self.data)
+    }
+
     pub(crate) async fn jetstream(&self) -> jetstream::Context {
         jetstream::new(self.client().await)
     }

@@ -1,0 +1,152 @@
+//! A real cluster of three NATS servers with three copies of the stream: its leader dies, servers take leave,
+//! all of them are replaced one by one. Two of three are always there, and nothing may get lost or doubled.
+
+use async_nats::jetstream::{self, stream::Info};
+
+use super::{
+    crm::{Crm, Load},
+    edge::demand,
+    nats::STREAM,
+    rig::{Bounds, Report, Rig},
+};
+use crate::{
+    Scenario, scenario,
+    support::{NatsServer, Port, RedisServer, World, eventually, try_exchange},
+};
+
+/// The scenarios of this file.
+pub(crate) fn scenarios() -> Vec<Scenario> {
+    vec![scenario!(cluster_leader_killed), scenario!(cluster_lame_duck), scenario!(cluster_rolling_restart)]
+}
+
+/// Three servers; the first one is the world's.
+struct Cluster {
+    rig: Rig,
+    others: Vec<NatsServer>,
+    /// Where each one tells who is connected to it.
+    monitors: Vec<Port>,
+    _routes: Vec<Port>,
+}
+
+impl Cluster {
+    /// Servers that know each other, and two replicas that know `known` of them.
+    async fn start(known: usize) -> Self {
+        let reserve = || std::iter::repeat_with(Port::reserve).take(3).collect::<Vec<_>>();
+        let (routes, monitors) = (reserve(), reserve());
+        let all: Vec<_> = routes.iter().map(|port| format!("nats://127.0.0.1:{}", port.number)).collect();
+        let configuration = |place: usize| {
+            format!(
+                "http: \"127.0.0.1:{}\"\ncluster {{ name: faults, listen: \"127.0.0.1:{}\", routes: [ {} ] }}\nlame_duck_grace_period: \"1s\"\nlame_duck_duration: \"30s\"\n",
+                monitors[place].number,
+                routes[place].number,
+                all.join(", ")
+            )
+        };
+        let configurations: Vec<_> = (0..3).map(configuration).collect();
+        let servers = tokio::join!(
+            RedisServer::start(),
+            NatsServer::configured(&configurations[0]),
+            NatsServer::configured(&configurations[1]),
+            NatsServer::configured(&configurations[2]),
+        );
+        let (redis, nats, second, third) = servers;
+        let urls: Vec<_> = [&nats, &second, &third].into_iter().map(NatsServer::url).collect();
+        let settings = format!("nats.url = \"{}\"\nnats.stream.replicas = 3\n", urls[..known].join(","));
+        let rig = Rig::reading(urls, World { redis, nats }, 2, &settings).await;
+        Self { rig, others: vec![second, third], monitors, _routes: routes }
+    }
+
+    fn server(&mut self, place: usize) -> &mut NatsServer {
+        match place {
+            0 => &mut self.rig.world.nats,
+            _ => &mut self.others[place - 1],
+        }
+    }
+
+    /// What a server that answers says of the stream.
+    async fn stream(&self) -> Option<Info> {
+        for server in [&self.rig.world.nats, &self.others[0], &self.others[1]] {
+            let Some(client) = server.try_client().await else { continue };
+            if let Ok(mut stream) = jetstream::new(client).get_stream(STREAM).await
+                && let Ok(info) = stream.info().await
+            {
+                return Some(info.clone());
+            }
+        }
+        None
+    }
+
+    /// The server that leads the stream, once all of its copies are up to date.
+    async fn leader(&self) -> usize {
+        eventually("the stream has three good copies", async || {
+            let cluster = self.stream().await?.cluster?;
+            let good = cluster.replicas.len() == 2 && cluster.replicas.iter().all(|peer| peer.current && !peer.offline);
+            let leader = cluster.leader.filter(|_| good)?;
+            let names = [self.rig.world.nats.name(), self.others[0].name(), self.others[1].name()];
+            names.into_iter().position(|name| name == leader)
+        })
+        .await
+    }
+
+    /// How many replicas of hookgate a server has.
+    async fn clients(&self, place: usize) -> usize {
+        let request = b"GET /connz HTTP/1.1\r\nHost: nats\r\nConnection: close\r\n\r\n";
+        let address = ([127, 0, 0, 1], self.monitors[place].number).into();
+        let answer = try_exchange(address, request).await.expect("the server tells who is there");
+        answer.text().matches("\"name\": \"hookgate\"").count()
+    }
+
+    async fn verdict(self, crm: Crm) -> Report {
+        self.leader().await;
+        self.rig.verdict(crm, Bounds::default()).await
+    }
+}
+
+/// The others elect a new one; the old one comes back with what it had.
+async fn cluster_leader_killed() -> Report {
+    let mut cluster = Cluster::start(3).await;
+    let crm = cluster.rig.load(Load::default());
+    for _ in 0..3 {
+        cluster.rig.progress(&crm, 200).await;
+        let leader = cluster.leader().await;
+        cluster.server(leader).kill();
+        // Without it.
+        cluster.rig.progress(&crm, 200).await;
+        cluster.server(leader).start_again().await;
+    }
+    cluster.rig.progress(&crm, 200).await;
+    cluster.verdict(crm).await
+}
+
+/// hookgate knows one server by its configuration, and is connected to that; it moves to one that it has only
+/// heard of.
+async fn cluster_lame_duck() -> Report {
+    let mut cluster = Cluster::start(1).await;
+    let crm = cluster.rig.load(Load::default());
+    cluster.rig.progress(&crm, 300).await;
+    let before = cluster.clients(0).await;
+    cluster.rig.world.nats.lame_duck().await;
+    cluster.rig.progress(&crm, 300).await;
+    let after = cluster.clients(1).await + cluster.clients(2).await;
+    cluster.rig.world.nats.start_again().await;
+    cluster.rig.progress(&crm, 300).await;
+    let mut report = cluster.verdict(crm).await;
+    demand(&mut report, (before, after) == (2, 2), format!("{before} replicas were there and {after} moved, of 2"));
+    report
+}
+
+/// As an upgrade goes: each server takes leave, comes back, and has caught up before the next one goes.
+async fn cluster_rolling_restart() -> Report {
+    let mut cluster = Cluster::start(3).await;
+    let crm = cluster.rig.load(Load::default());
+    for place in 0..3 {
+        cluster.rig.progress(&crm, 200).await;
+        cluster.leader().await;
+        cluster.server(place).lame_duck().await;
+        cluster.rig.progress(&crm, 200).await;
+        cluster.server(place).start_again().await;
+    }
+    cluster.leader().await;
+    cluster.rig.progress(&crm, 200).await;
+    cluster.verdict(crm).await
+}
