@@ -201,12 +201,15 @@ impl Ingress {
             rig.gates.push(rig.world.gate(&Self::settings(port)).await);
         }
         let (files, port) = (tempfile::tempdir().expect("a temporary folder can be made"), Port::reserve());
-        let configuration = include_str!("nginx.conf")
-            .replace("@FIRST@", &ports[0].number.to_string())
-            .replace("@SECOND@", &ports[1].number.to_string())
-            .replace("@LISTEN@", &port.number.to_string());
+        // The file that operators use, with two replicas in the places of the Service.
+        let place = "server hookgate:80";
+        let reference = include_str!("../../k8s/ingress/nginx/hookgate.conf")
+            .replacen(place, &format!("server 127.0.0.1:{}", ports[0].number), 1)
+            .replacen(place, &format!("server 127.0.0.1:{}", ports[1].number), 1)
+            .replace("listen 8080", &format!("listen 127.0.0.1:{}", port.number));
+        std::fs::write(files.path().join("hookgate.conf"), reference).expect("the folder is ours");
         let file = files.path().join("nginx.conf");
-        std::fs::write(&file, configuration).expect("the folder is ours");
+        std::fs::write(&file, include_str!("nginx.conf")).expect("the folder is ours");
         let nginx = Process::start(&binary("HOOKGATE_NGINX", "nginx"), |command| {
             command.arg("-p").arg(files.path()).arg("-c").arg(&file).args(["-e", "error.log"]);
             command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
