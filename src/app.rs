@@ -1,6 +1,6 @@
 //! The process: puts the parts together, serves, and takes leave without losing anything.
 
-use std::{sync::Arc, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use hyper_util::service::TowerToHyperService;
 use tokio::sync::watch;
@@ -10,7 +10,7 @@ use tracing::{error, info, warn};
 use crate::{
     admin::{self, Health, Known},
     dead_letters::{DeadLetters, Graveyard},
-    http::{self, Limits},
+    http::{self, Limits, Webhooks},
     listener::{self, BindError, ConnectionLimits},
     metrics::{
         ConnectionMetrics, Live, Metrics,
@@ -25,6 +25,7 @@ use crate::{
     readiness::first_contact,
     relay::{Outbox, Relay},
     route::RouteTable,
+    secrets,
     settings::{Delivery, PendingBackend, Settings},
     shutdown::{Phase, Shutdown, Signals},
 };
@@ -109,7 +110,7 @@ pub async fn run(settings: Settings) -> Result<Ended, AppError> {
     let mut signals = Signals::new().map_err(AppError::Signals)?;
     let (webhooks, webhooks_address) = listener::bind("server.listen", settings.listen).await?;
     let (probes, probes_address) = listener::bind("admin.listen", settings.admin_listen).await?;
-    announce(&settings);
+    announce(&settings, webhooks_address, probes_address);
 
     let background = TaskTracker::new();
     let shutdown = Shutdown::default();
@@ -140,6 +141,7 @@ pub async fn run(settings: Settings) -> Result<Ended, AppError> {
         tracer.clone(),
     )
     .start(&settings.routes, &shutdown.watch(), &background);
+    background.spawn(secrets::follow(settings.secret_files, shutdown.watch()));
     let census = Census::default();
     background.spawn(census.clone().run(holdings, metrics.clone(), pending.contact(), shutdown.watch()));
     let health = Health { ready: ready.subscribe(), redis: pending.contact(), nats: publisher.contact() };
@@ -154,18 +156,17 @@ pub async fn run(settings: Settings) -> Result<Ended, AppError> {
         max_connections: settings.connections.max_connections,
         phase: shutdown.watch(),
     };
-    info!(address = %webhooks_address, "listening for webhooks");
-    info!(address = %probes_address, "listening for probes");
     let dead_letters = DeadLetters::start(graveyard, settings.dead_letters, shutdown.watch(), &burying);
-    let filters = http::webhooks(
-        Arc::new(settings.routes),
+    let filters = http::webhooks(Webhooks {
+        table: Arc::new(settings.routes),
+        verifiers: Arc::new(settings.verifiers),
         pipeline,
         dead_letters,
-        settings.limits.clone(),
-        shutdown.watch(),
-        metrics.clone(),
+        limits: settings.limits.clone(),
+        phase: shutdown.watch(),
+        metrics: metrics.clone(),
         tracer,
-    );
+    });
     background.spawn(listener::serve(
         webhooks,
         TowerToHyperService::new(warp::service(filters)),
@@ -209,13 +210,19 @@ pub async fn run(settings: Settings) -> Result<Ended, AppError> {
 }
 
 /// Says what is served, and how.
-fn announce(settings: &Settings) {
+fn announce(settings: &Settings, webhooks: SocketAddr, probes: SocketAddr) {
     for route in settings.routes.routes() {
-        info!(route = %route, path = route.path(), subject = route.subject(), pending_key = route.pending_key(), "route");
+        let auth: Vec<_> = settings.verifiers.of(route).schemes().collect();
+        info!(route = %route, path = route.path(), subject = route.subject(), pending_key = route.pending_key(), auth = auth.join(","), "route");
+        if auth.is_empty() {
+            warn!(route = %route, "this route takes webhooks from anybody who reaches it: it has no auth");
+        }
     }
     if settings.delivery == Delivery::Core {
         warn!("nats.delivery is \"core\": an event reaches whoever is subscribed at that moment, and nobody else");
     }
+    info!(address = %webhooks, "listening for webhooks");
+    info!(address = %probes, "listening for probes");
 }
 
 /// What has to come to its end, in this order.

@@ -8,6 +8,8 @@ mod reader;
 
 use std::{fmt, ops::Range};
 
+use crate::signature::Verified;
+
 /// Most bytes of an id.
 pub const MAX_ID_BYTES: usize = 255;
 
@@ -177,7 +179,8 @@ impl Batch {
     ///
     /// # Panics
     /// If the body has 4 GiB or more; the limit on bodies lies far below.
-    pub fn parse(body: &[u8]) -> Result<Self, BatchError> {
+    pub fn parse(body: &Verified) -> Result<Self, BatchError> {
+        let body = body.bytes();
         assert!(u32::try_from(body.len()).is_ok(), "a body is limited to less than 4 GiB");
         reader::read(body)
     }

@@ -78,8 +78,8 @@ pub(crate) fn run(arguments: Arguments) -> ExitCode {
     outcome.unwrap_or_else(|error| fail(&error, 1))
 }
 
-/// What has to be said of every route.
-const UNSIGNED: &str = "takes unsigned webhooks: this version checks no signatures";
+/// What has to be said of a route without `auth`.
+const UNSIGNED: &str = "takes webhooks from anybody who reaches it: it has no auth";
 
 /// The configuration as it is written, and as it was understood.
 struct Configured {

@@ -5,8 +5,14 @@
 
 mod body;
 mod limits;
+mod refusal;
+mod request;
 
-use std::{convert::Infallible, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use bytes::{Buf, Bytes};
 use futures_util::{Stream, StreamExt};
@@ -18,22 +24,28 @@ use tokio::{
 use tracing::{info, warn};
 use warp::{
     Filter, Rejection, Reply,
-    http::{HeaderValue, Method, StatusCode, header},
+    http::{HeaderMap, HeaderValue, Method, StatusCode, header},
     path::FullPath,
     reply::Response,
 };
 
 pub use self::limits::{InUse, Limits};
-use self::{body::Body, limits::Admitted};
+use self::{
+    body::Body,
+    limits::Admitted,
+    refusal::{Refusal, shed, status},
+    request::{Arrived, Rejected},
+};
 use crate::{
-    batch::{Batch, BatchError, Rejected as RejectedItems},
+    batch::{Batch, Rejected as RejectedItems},
     dead_letters::DeadLetters,
     event::TokenSeed,
-    metrics::{Metrics, RouteMetrics, Shed},
-    pipeline::{Failure, Pipeline, Receipt},
+    metrics::{Metrics, RouteMetrics},
+    pipeline::{Pipeline, Receipt},
     route::{Route, RouteTable},
     shutdown::Phase,
-    traces::{Began, Received as ReceivedSpan, Traceparent, Tracer},
+    signature::{Verified, Verifier, Verifiers},
+    traces::{Traceparent, Tracer},
 };
 
 /// What the pipeline leaves of the deadline for the answer itself.
@@ -42,124 +54,6 @@ const ANSWER_RESERVE: Duration = Duration::from_millis(200);
 const MAX_SHOWN_PATH: usize = 200;
 /// Seconds after which a sender that asks may come back.
 const RETRY_AFTER: HeaderValue = HeaderValue::from_static("10");
-
-/// Every way in which a request does not end well.
-#[derive(Debug, thiserror::Error)]
-enum Refusal {
-    #[error("no webhook is served at {path:?}; check it for case, slashes and encoding")]
-    UnknownPath { path: String },
-    #[error("webhooks come as POST, not as {0}")]
-    NotPost(Method),
-    #[error("the body has more than {limit} bytes (server.max_body_bytes)")]
-    BodyTooLarge { limit: usize },
-    #[error("the body did not arrive in time; send it again")]
-    BodyTimeout,
-    #[error("the body could not be read: {0}")]
-    BodyUnreadable(String),
-    #[error(transparent)]
-    Malformed(BatchError),
-    #[error("more than {limit} requests at once (server.max_in_flight); send it again later")]
-    TooManyRequests { limit: u32 },
-    #[error("more than {limit} bytes of bodies at once (server.max_buffered_bytes); send it again later")]
-    TooManyBytes { limit: usize },
-    #[error("no memory for the body: {0}; send it again later")]
-    NoMemory(std::io::Error),
-    #[error("this instance is shutting down; send it again")]
-    Draining,
-    #[error("not done, send it again later: {0}")]
-    NotDone(Failure),
-    #[error("the deadline of {0:?} is over (server.request_deadline); send it again later")]
-    Deadline(Duration),
-    #[error("internal error: {0}; send it again later")]
-    Internal(String),
-}
-
-/// A request that came to the path of a webhook.
-#[derive(Debug, Clone)]
-struct Arrived {
-    route: Arc<Route>,
-    metrics: Arc<RouteMetrics>,
-    at: Instant,
-    began: Option<Began>,
-    traceparent: Option<Traceparent>,
-    /// Of its tokens, once there are some.
-    seed: Option<TokenSeed>,
-    /// Once all of it is here.
-    body_bytes: Option<usize>,
-}
-
-/// A refusal, and the request if it had a route.
-#[derive(Debug)]
-struct Rejected {
-    refusal: Refusal,
-    request: Option<Arrived>,
-}
-
-impl warp::reject::Reject for Rejected {}
-
-impl Arrived {
-    /// The answer is known: it is counted and shown.
-    fn answered(&self, status: StatusCode, error: Option<&'static str>, tracer: &Tracer) {
-        let status = status.as_u16();
-        self.metrics.answers.answered(status, self.at.elapsed());
-        if self.began.is_some() {
-            let received = ReceivedSpan {
-                seed: self.seed.unwrap_or_else(TokenSeed::now),
-                route: &self.route,
-                status,
-                error,
-                body_bytes: self.body_bytes,
-                traceparent: self.traceparent,
-            };
-            tracer.received(self.began, &received);
-        }
-    }
-
-    fn reject(self, refusal: Refusal) -> Rejection {
-        warp::reject::custom(Rejected { refusal, request: Some(self) })
-    }
-}
-
-/// What the sender is told. `EspoCRM` takes 2xx and 3xx as delivered, comes back up to three times after
-/// 401, 403, 404, 405, 408, 500 and 503, and gives the batch up for good after everything else.
-const fn status(refusal: &Refusal) -> (StatusCode, &'static str) {
-    match refusal {
-        // Comes back, and by then the configuration may be right.
-        Refusal::UnknownPath { .. } => (StatusCode::NOT_FOUND, "unknown_path"),
-        Refusal::NotPost(_) => (StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed"),
-        // Comes back: the network was slow.
-        Refusal::BodyTimeout => (StatusCode::REQUEST_TIMEOUT, "body_timeout"),
-        // Gives up: the same bytes would never do.
-        Refusal::BodyTooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, "body_too_large"),
-        Refusal::BodyUnreadable(_) => (StatusCode::BAD_REQUEST, "body_unreadable"),
-        Refusal::Malformed(BatchError::Empty) => (StatusCode::BAD_REQUEST, "body_empty"),
-        Refusal::Malformed(BatchError::NeitherArrayNorObject) => (StatusCode::BAD_REQUEST, "neither_array_nor_object"),
-        Refusal::Malformed(BatchError::NotJson { .. }) => (StatusCode::BAD_REQUEST, "not_json"),
-        // Comes back: nothing is wrong with the batch.
-        Refusal::TooManyRequests { .. } => (StatusCode::SERVICE_UNAVAILABLE, "too_many_requests"),
-        Refusal::TooManyBytes { .. } => (StatusCode::SERVICE_UNAVAILABLE, "too_many_bytes"),
-        Refusal::NoMemory(_) => (StatusCode::SERVICE_UNAVAILABLE, "no_memory"),
-        Refusal::Draining => (StatusCode::SERVICE_UNAVAILABLE, "shutting_down"),
-        Refusal::NotDone(Failure::Unclaimed(_)) => (StatusCode::SERVICE_UNAVAILABLE, "pending_store_unavailable"),
-        Refusal::NotDone(Failure::OutboxFull { .. }) => (StatusCode::SERVICE_UNAVAILABLE, "outbox_full"),
-        Refusal::NotDone(Failure::Unpublished { .. }) => (StatusCode::SERVICE_UNAVAILABLE, "not_published"),
-        Refusal::Deadline(_) => (StatusCode::SERVICE_UNAVAILABLE, "deadline"),
-        Refusal::NotDone(Failure::Panicked) | Refusal::Internal(_) => {
-            (StatusCode::SERVICE_UNAVAILABLE, "internal_error")
-        }
-    }
-}
-
-/// Whether the request was sent away to protect the process, and what from.
-const fn shed(refusal: &Refusal) -> Option<Shed> {
-    match refusal {
-        Refusal::TooManyRequests { .. } => Some(Shed::Requests),
-        Refusal::TooManyBytes { .. } | Refusal::NoMemory(_) => Some(Shed::Bytes),
-        Refusal::NotDone(Failure::OutboxFull { .. }) => Some(Shed::Outbox),
-        Refusal::Draining => Some(Shed::Draining),
-        _ => None,
-    }
-}
 
 /// The answer to a batch that is done; the members in their order.
 #[derive(Serialize)]
@@ -185,40 +79,55 @@ struct Refused<'a> {
     message: &'a str,
 }
 
-/// The filters of all webhooks: route, admission, body, batch, pipeline, answer.
-pub fn webhooks(
-    table: Arc<RouteTable>,
-    pipeline: Arc<Pipeline>,
-    dead_letters: DeadLetters,
-    limits: Limits,
-    phase: watch::Receiver<Phase>,
-    metrics: Metrics,
-    tracer: Tracer,
-) -> impl Filter<Extract = (Response,), Error = Infallible> + Clone {
+/// What the filters of all webhooks work with.
+pub struct Webhooks {
+    /// Paths.
+    pub table: Arc<RouteTable>,
+    /// Who may send what.
+    pub verifiers: Arc<Verifiers>,
+    /// Where batches go.
+    pub pipeline: Arc<Pipeline>,
+    /// Where rejected items and bodies go.
+    pub dead_letters: DeadLetters,
+    /// What requests may take.
+    pub limits: Limits,
+    /// Whether the process takes leave.
+    pub phase: watch::Receiver<Phase>,
+    /// What is counted.
+    pub metrics: Metrics,
+    /// What is shown.
+    pub tracer: Tracer,
+}
+
+/// The filters of all webhooks: route, admission, body, signature, batch, pipeline, answer.
+pub fn webhooks(work: Webhooks) -> impl Filter<Extract = (Response,), Error = Infallible> + Clone {
+    let Webhooks { table, verifiers, pipeline, dead_letters, limits, phase, metrics, tracer } = work;
     let deadline = limits.request_deadline;
     let closing = phase.clone();
     let refusals = tracer.clone();
     admit(find_route(table, metrics.clone(), tracer.clone()), limits.clone(), phase)
         .and(warp::header::optional::<u64>(header::CONTENT_LENGTH.as_str()))
+        .and(warp::header::headers_cloned())
         .and(warp::body::stream())
-        .and_then(move |mut request: Arrived, mut admitted: Admitted, length, body| {
+        .and_then(move |mut request: Arrived, mut admitted: Admitted, length, headers: HeaderMap, body| {
             let (pipeline, limits, dead_letters) = (Arc::clone(&pipeline), limits.clone(), dead_letters.clone());
-            let tracer = tracer.clone();
+            let (tracer, verifiers) = (tracer.clone(), Arc::clone(&verifiers));
             async move {
                 let outcome = async {
                     let Arrived { route, metrics, seed, body_bytes, .. } = &mut request;
                     let body = read_body(&limits, &mut admitted, length, body).await?;
                     *body_bytes = Some(body.len());
+                    let body = authenticate(verifiers.of(route), &headers, body, metrics)?;
                     let batch = Batch::parse(&body).map_err(Refusal::Malformed).inspect_err(|refusal| {
                         metrics.buried_body(status(refusal).1);
-                        dead_letters.bury(route, [(status(refusal).1, body.clone())]);
+                        dead_letters.bury(route, [(status(refusal).1, body.bytes().clone())]);
                     })?;
                     admitted.held.reserve(batch.allocated_bytes())?;
                     let rejected = batch.rejected().clone();
                     let seed = *seed.insert(TokenSeed::now());
                     let receipt = process(&pipeline, Arc::clone(route), batch, seed, admitted, deadline).await?;
                     metrics.buried_items(&rejected);
-                    bury(&dead_letters, route, &rejected, &body);
+                    bury(&dead_letters, route, &rejected, body.bytes());
                     Ok(receipt)
                 };
                 match outcome.await {
@@ -326,6 +235,19 @@ async fn read_body(
     Ok(bytes.into())
 }
 
+/// Lets a body in, or counts why not.
+fn authenticate(
+    verifier: &Verifier,
+    headers: &HeaderMap,
+    body: Bytes,
+    metrics: &RouteMetrics,
+) -> Result<Verified, Refusal> {
+    verifier.verify(headers, body, SystemTime::now()).map_err(|failure| {
+        metrics.unauthenticated(failure);
+        Refusal::Unauthenticated { failure, scheme: verifier.schemes().next().unwrap_or("none") }
+    })
+}
+
 /// Keeps the rejected items of a batch that is done.
 fn bury(dead_letters: &DeadLetters, route: &Route, rejected: &RejectedItems, body: &Bytes) {
     let items = rejected.places().iter().map(|(reason, place)| (reason.code(), body.slice(place.clone())));
@@ -389,6 +311,11 @@ fn refuse(rejection: &Rejection, metrics: &Metrics, tracer: &Tracer) -> Response
     match code {
         StatusCode::SERVICE_UNAVAILABLE => {
             response.headers_mut().insert(header::RETRY_AFTER, RETRY_AFTER);
+        }
+        StatusCode::UNAUTHORIZED => {
+            if let Refusal::Unauthenticated { scheme, .. } = refusal {
+                response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static(scheme));
+            }
         }
         StatusCode::METHOD_NOT_ALLOWED => {
             response.headers_mut().insert(header::ALLOW, HeaderValue::from_static("POST"));

@@ -14,6 +14,8 @@
 //! | [`batch`] | bytes → distinct ids and rejected items | HTTP, I/O |
 //! | [`event`] | token, payload, trace of a claim | I/O |
 //! | [`pipeline`] | claim → publish → settle, and the two ports | HTTP, Redis, NATS |
+//! | [`signature`] | bytes and headers → a body that may be processed | JSON, I/O |
+//! | [`secrets`] | secrets in files that change | what they are for |
 //! | [`breaker`] | whether it is worth waiting for the broker | I/O |
 //! | [`pending`] | claims, in Redis or in memory | HTTP, NATS |
 //! | [`publisher`] | events into JetStream or core NATS | HTTP, Redis |
@@ -48,7 +50,9 @@ pub mod publisher;
 pub mod readiness;
 pub mod relay;
 pub mod route;
+pub mod secrets;
 pub mod settings;
 pub mod shutdown;
+pub mod signature;
 pub mod telemetry;
 pub mod traces;

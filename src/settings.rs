@@ -9,6 +9,7 @@ mod checks;
 mod error;
 mod layers;
 mod redaction;
+mod route_section;
 pub mod sections;
 mod span;
 mod table;
@@ -16,6 +17,7 @@ mod table;
 use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
@@ -37,7 +39,9 @@ use crate::{
     pending::redis as store,
     pipeline::Policy,
     publisher::{StreamSettings, connection::Servers},
-    route::RouteTable,
+    route::{Route, RouteTable},
+    secrets::SecretFiles,
+    signature::Verifiers,
     telemetry,
     traces::Collector,
 };
@@ -105,6 +109,10 @@ pub struct Settings {
     pub log_filter: EnvFilter,
     /// The webhooks.
     pub routes: RouteTable,
+    /// What each of them asks of its senders.
+    pub verifiers: Verifiers,
+    /// The files behind these.
+    pub secret_files: Vec<SecretFiles>,
 }
 
 /// Reads and merges the layers: built-in defaults, files (or [`DEFAULT_FILE`] if none is named and it
@@ -179,13 +187,7 @@ impl Settings {
             let problem = "changes nothing unless nats.on_unavailable is \"accept\", the one mode in which an answer rests on Redis";
             return Err(check.value("redis.durability", in_toml(&redis.durability), problem.to_owned()));
         }
-        let log_filter = telemetry::parse_filter(&log.filter).map_err(|error| {
-            check.value(
-                "log.filter",
-                format!("{:?}", log.filter),
-                format!("{error}; write levels and modules such as \"info,hookgate::entity=warn\""),
-            )
-        })?;
+        let (verifiers, secret_files) = check.verifiers(routes)?;
         Ok(Self {
             listen: server.listen,
             admin_listen: admin.listen,
@@ -228,8 +230,16 @@ impl Settings {
             },
             collector: check.collector(tracing)?,
             log_format: log.format,
-            log_filter,
+            log_filter: check.log_filter(log)?,
             routes: check.routes(routes)?,
+            verifiers,
+            secret_files,
         })
+    }
+
+    /// The routes that ask nothing of their senders.
+    pub fn open_routes(&self) -> impl Iterator<Item = &Arc<Route>> {
+        let open = |route: &&Arc<Route>| self.verifiers.of(route).is_open();
+        self.routes.routes().iter().filter(open)
     }
 }

@@ -19,6 +19,7 @@ mod outbox_commands;
 mod readme;
 mod redis_outage;
 mod replicas;
+mod signatures;
 mod startup;
 mod status;
 mod status_codes;

@@ -325,5 +325,5 @@ fn each_key_of_the_example_is_read_and_no_key_is_missing() {
     }
     assert_eq!(mine, built_in, "the example shows the defaults, all of them");
     let keys = |route: &Value| route.as_object().map(serde_json::Map::len);
-    assert_eq!(keys(&example["routes"][4]), Some(8), "the last route shows every key of a route");
+    assert_eq!(keys(&example["routes"][4]), Some(9), "the last route shows every key of a route");
 }

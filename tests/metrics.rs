@@ -89,7 +89,11 @@ async fn every_series_of_every_route_is_there_from_the_start() {
             &["new", "in_flight", "duplicate", "coalesced", "undeduplicated", "rejected"],
         );
         zero("hookgate_events_published_total", "via", &["direct", "relay", "undeduplicated"]);
-        zero("hookgate_signature_failures_total", "reason", &["missing", "malformed", "wrong"]);
+        zero(
+            "hookgate_signature_failures_total",
+            "reason",
+            &["missing", "malformed", "unknown_id", "expired", "wrong"],
+        );
         zero(
             "hookgate_dead_letters_total",
             "reason",

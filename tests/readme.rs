@@ -13,16 +13,22 @@ fn blocks(language: &str) -> Vec<&'static str> {
 }
 
 #[test]
-fn its_configuration_is_valid_but_for_the_secret() {
-    let [example] = blocks("toml")[..] else { panic!("there is one example of a configuration") };
-    let files = tempfile::tempdir().expect("a temporary folder can be made");
-    let secret = files.path().join("secret");
-    std::fs::write(&secret, "word\n").expect("the folder is ours");
-    let config = files.path().join("example.toml");
-    std::fs::write(&config, example.replace("/run/secrets/redis", &secret.display().to_string())).expect("likewise");
-    let checked = Command::new(env!("CARGO_BIN_EXE_hookgate")).arg("check").arg("--config").arg(&config).output();
-    let checked = checked.expect("hookgate starts");
-    assert!(checked.status.success(), "{}", String::from_utf8_lossy(&checked.stderr));
+fn its_configurations_are_valid_but_for_the_secrets() {
+    let examples = blocks("toml");
+    assert_eq!(examples.len(), 2, "one for signatures, one for the rest");
+    for example in examples {
+        let files = tempfile::tempdir().expect("a temporary folder can be made");
+        let folder = files.path().display().to_string();
+        std::fs::create_dir(files.path().join("espo")).expect("the folder is ours");
+        for name in ["redis", "espo/current", "espo/previous"] {
+            std::fs::write(files.path().join(name), "word\n").expect("the folder is ours");
+        }
+        let config = files.path().join("example.toml");
+        std::fs::write(&config, example.replace("/run/secrets", &folder)).expect("likewise");
+        let checked = Command::new(env!("CARGO_BIN_EXE_hookgate")).arg("check").arg("--config").arg(&config).output();
+        let checked = checked.expect("hookgate starts");
+        assert!(checked.status.success(), "{}", String::from_utf8_lossy(&checked.stderr));
+    }
 }
 
 #[tokio::test]

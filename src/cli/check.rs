@@ -14,7 +14,7 @@ pub(super) fn run(configuration: &Configuration, settings: &Settings, output: Ou
         Output::Json => serde_json::to_string_pretty(&shown).context("print the configuration")?,
     };
     print(text.trim_end());
-    for route in settings.routes.routes() {
+    for route in settings.open_routes() {
         eprintln!("hookgate: route {route} {UNSIGNED}");
     }
     Ok(ExitCode::SUCCESS)

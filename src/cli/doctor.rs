@@ -17,8 +17,8 @@ use super::{Output, UNSIGNED, print, store};
 
 pub(super) fn run(settings: &Settings, output: Output) -> anyhow::Result<ExitCode> {
     let mut findings = vec![Finding::ok("configuration", format!("{} routes", settings.routes.routes().len()))];
-    for route in settings.routes.routes() {
-        let text = format!("{UNSIGNED}; let nobody but the CRM reach it");
+    for route in settings.open_routes() {
+        let text = format!("{UNSIGNED}; give it one (routes.auth), or let nobody but the CRM reach it");
         findings.push(Finding::warning(format!("route {route}"), text));
     }
     store::block_on(async {

@@ -13,6 +13,7 @@ use crate::{
     event::Token,
     pipeline::State,
     route::Route,
+    signature::Failure,
 };
 
 /// Every status code that hookgate answers with, hyper's own included.
@@ -30,9 +31,6 @@ const REJECTED: usize = 5;
 
 /// Why a body is a dead letter as a whole; items have their [`Reason`].
 const BODY_REASONS: [&str; 3] = ["body_empty", "neither_array_nor_object", "not_json"];
-
-/// What can be wrong with a signature.
-const SIGNATURE_FAILURES: [&str; 3] = ["missing", "malformed", "wrong"];
 
 /// On which way an event reached NATS.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -129,6 +127,7 @@ pub struct RouteMetrics {
     items: [Counter; RESULTS.len()],
     published: [Counter; Via::ALL.len()],
     dead_letters: Vec<(&'static str, Counter)>,
+    signature_failures: [Counter; Failure::ALL.len()],
     pending: Gauge,
     outbox: Gauge,
     feed: Arc<Feed>,
@@ -139,10 +138,6 @@ impl RouteMetrics {
         let name = route.name();
         let one = || [("route", name.to_owned())];
         let with = |label, value: &str| [("route", name.to_owned()), (label, value.to_owned())];
-        for reason in SIGNATURE_FAILURES {
-            // Made here so that it is there at 0.
-            drop(families.signature_failures.get_or_create(&with("reason", reason)));
-        }
         let reasons = Reason::ALL.into_iter().map(Reason::code).chain(BODY_REASONS);
         Self {
             answers: Answers::new(families, name),
@@ -152,12 +147,19 @@ impl RouteMetrics {
             dead_letters: reasons
                 .map(|reason| (reason, families.dead_letters.get_or_create_owned(&with("reason", reason))))
                 .collect(),
+            signature_failures: Failure::ALL
+                .map(|failure| families.signature_failures.get_or_create_owned(&with("reason", failure.code()))),
             pending: families.pending.get_or_create_owned(&one()),
             outbox: families.outbox.get_or_create_owned(&one()),
             name: Arc::from(name),
             route,
             feed,
         }
+    }
+
+    /// A request was not let in.
+    pub fn unauthenticated(&self, failure: Failure) {
+        self.signature_failures[failure as usize].inc();
     }
 
     /// Ids were asked for in the store, and this is what it said.

@@ -4,10 +4,11 @@ use std::{path::Path, time::Duration};
 
 use redis::IntoConnectionInfo;
 use serde::Serialize;
+use tracing_subscriber::EnvFilter;
 
 use super::{
     Delivery, Layers, PendingBackend, SettingsError,
-    sections::{self, RouteSection, WhilePending},
+    sections::{self, Auth, RouteSection, SchemeName, WhilePending},
     without_credentials,
 };
 use crate::{
@@ -16,6 +17,9 @@ use crate::{
         connection::{Login, Servers},
     },
     route::{Route, RouteSpec, RouteTable},
+    secrets::SecretFiles,
+    signature::{Scheme, Secrets, Verifier, Verifiers},
+    telemetry,
     traces::Collector,
 };
 
@@ -74,6 +78,13 @@ impl Check<'_> {
             "" => Err(wrong(std::io::Error::other("it is empty"))),
             secret => Ok(secret.to_owned()),
         }
+    }
+
+    pub(super) fn log_filter(&self, log: &sections::Log) -> Result<EnvFilter, SettingsError> {
+        telemetry::parse_filter(&log.filter).map_err(|error| {
+            let problem = format!("{error}; write levels and modules such as \"info,hookgate::entity=warn\"");
+            self.value("log.filter", format!("{:?}", log.filter), problem)
+        })
     }
 
     pub(super) fn pending(&self, redis: &sections::Redis) -> Result<PendingBackend, SettingsError> {
@@ -178,7 +189,8 @@ impl Check<'_> {
         let wrong = |problem: String| SettingsError::Layer { source_name: self.layers.origin("routes"), problem };
         let mut table = Vec::new();
         for section in routes {
-            let RouteSection { flow, entity, action, path, subject, pending_key, label, while_pending } = section;
+            let RouteSection { flow, entity, action, path, subject, pending_key, label, while_pending, auth: _ } =
+                section;
             let name = format!("{flow}/{entity}/{action}");
             let updates = matches!(action.as_str(), "update" | "fieldUpdate");
             match while_pending {
@@ -208,4 +220,50 @@ impl Check<'_> {
         }
         RouteTable::new(table).map_err(|error| wrong(error.to_string()))
     }
+
+    /// What each route asks of its senders, by the route's name, and the files behind it.
+    pub(super) fn verifiers(&self, routes: &[RouteSection]) -> Result<(Verifiers, Vec<SecretFiles>), SettingsError> {
+        let (mut verifiers, mut files) = (Vec::new(), Vec::new());
+        for RouteSection { flow, entity, action, auth, .. } in routes {
+            let name = format!("{flow}/{entity}/{action}");
+            let wrong = |problem: String| SettingsError::Layer {
+                source_name: self.layers.origin("routes"),
+                problem: format!("route {name:?}: auth: {problem}"),
+            };
+            let mut entries: Vec<(Scheme, Secrets)> = Vec::new();
+            for entry in auth {
+                let scheme = scheme(entry).map_err(wrong)?;
+                if entries.iter().any(|(other, _)| *other == scheme) {
+                    return Err(wrong(format!("{scheme:?} is there twice; put all its files into one secret_files")));
+                }
+                if entry.secret_files.is_empty() {
+                    let problem = "secret_files names no file, so nobody would be let in".to_owned();
+                    return Err(wrong(format!("scheme {:?}: {problem}", scheme.name())));
+                }
+                let opened = SecretFiles::open(name.clone(), scheme.clone(), entry.secret_files.clone());
+                let opened = opened.map_err(|error| wrong(error.to_string()))?;
+                entries.push((scheme, opened.secrets()));
+                files.push(opened);
+            }
+            verifiers.push((name, Verifier::new(entries)));
+        }
+        Ok((Verifiers::new(verifiers), files))
+    }
+}
+
+fn scheme(entry: &Auth) -> Result<Scheme, String> {
+    let scheme = match (entry.scheme, &entry.id) {
+        (SchemeName::EspoCrm, Some(id)) if !id.is_empty() && !id.contains(':') => Scheme::EspoCrm { id: id.clone() },
+        (SchemeName::EspoCrm, Some(id)) => {
+            return Err(format!("id {id:?} is no id of a webhook: it is empty or has a colon in it"));
+        }
+        (SchemeName::EspoCrm, None) => {
+            return Err("scheme \"espocrm\" needs the id of the webhook, as EspoCRM shows it".to_owned());
+        }
+        (SchemeName::StandardWebhooks, None) => Scheme::StandardWebhooks,
+        (SchemeName::GitHub, None) => Scheme::GitHub,
+        (SchemeName::Bearer, None) => Scheme::Bearer,
+        (_, Some(id)) => return Err(format!("id {id:?} makes sense with scheme \"espocrm\" only; leave it out")),
+    };
+    Ok(scheme)
 }

@@ -4,8 +4,11 @@ use std::{net::SocketAddr, path::PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-pub use super::span::Span;
 use super::table::table;
+pub use super::{
+    route_section::{Auth, RouteSection, SchemeName, WhilePending},
+    span::Span,
+};
 use crate::{
     pending::redis as redis_store,
     pipeline::{WithoutAck, WithoutClaim},
@@ -64,6 +67,7 @@ impl Default for Configuration {
                 pending_key: None,
                 label: None,
                 while_pending: None,
+                auth: Vec::new(),
             }],
         }
     }
@@ -366,41 +370,4 @@ impl Default for Log {
     fn default() -> Self {
         Self { format: telemetry::Format::Auto, filter: "info".to_owned() }
     }
-}
-
-/// `[[routes]]`: one webhook.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
-#[serde(deny_unknown_fields)]
-pub struct RouteSection {
-    /// First word of path, subject and key.
-    pub flow: String,
-    /// Kind of record.
-    pub entity: String,
-    /// What happened to it.
-    pub action: String,
-    /// Instead of `/{flow}/webhook/{entity}/{action}`.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub path: Option<String>,
-    /// Instead of `{flow}.{entity}.{action}`.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub subject: Option<String>,
-    /// Instead of `{flow}:{entity}:{action}_pending`.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub pending_key: Option<String>,
-    /// Instead of `{FLOW} Webhook {Entity} {Action}`.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub label: Option<String>,
-    /// What a webhook for a pending id does.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub while_pending: Option<WhilePending>,
-}
-
-/// `routes.while_pending`
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum WhilePending {
-    /// Nothing: it is a duplicate.
-    Skip,
-    /// Not in this version.
-    Coalesce,
 }

@@ -38,12 +38,12 @@ fn nothing_is_left_of_a_list_that_a_later_layer_has_too() {
         ("third.toml", "nats.ack_timeout = \"3s\""),
     ]);
     let files = ["first.toml", "second.toml", "third.toml"];
-    let second = json!([{"flow": "x", "entity": "y", "action": "create", "path": "/second"}]);
+    let second = json!([{"flow": "x", "entity": "y", "action": "create", "path": "/second", "auth": []}]);
     assert_eq!(trial.check(&files)["routes"], second, "a file without routes changes nothing");
-    let one = json!([{"flow": "vmh", "entity": "beteiligte", "action": "create"}]);
+    let one = json!([{"flow": "vmh", "entity": "beteiligte", "action": "create", "auth": []}]);
     assert_eq!(trial.check(&["third.toml"])["routes"], one, "the default");
-    let routes: serde_json::Value = serde_json::from_str(ROUTES).expect("it is JSON");
-    assert_eq!(trial.with("HOOKGATE__ROUTES", ROUTES).check(&files)["routes"], routes);
+    let routes = ["create", "delete"].map(|action| json!({"flow": "a", "entity": "b", "action": action, "auth": []}));
+    assert_eq!(trial.with("HOOKGATE__ROUTES", ROUTES).check(&files)["routes"], json!(routes));
 }
 
 #[test]

@@ -1,0 +1,60 @@
+//! A request that came to the path of a webhook: what is counted and shown of it.
+
+use std::sync::Arc;
+
+use tokio::time::Instant;
+use warp::{Rejection, http::StatusCode};
+
+use super::refusal::Refusal;
+use crate::{
+    event::TokenSeed,
+    metrics::RouteMetrics,
+    route::Route,
+    traces::{Began, Received, Traceparent, Tracer},
+};
+
+/// A request that came to the path of a webhook.
+#[derive(Debug, Clone)]
+pub(super) struct Arrived {
+    pub(super) route: Arc<Route>,
+    pub(super) metrics: Arc<RouteMetrics>,
+    pub(super) at: Instant,
+    pub(super) began: Option<Began>,
+    pub(super) traceparent: Option<Traceparent>,
+    /// Of its tokens, once there are some.
+    pub(super) seed: Option<TokenSeed>,
+    /// Once all of it is here.
+    pub(super) body_bytes: Option<usize>,
+}
+
+/// A refusal, and the request if it had a route.
+#[derive(Debug)]
+pub(super) struct Rejected {
+    pub(super) refusal: Refusal,
+    pub(super) request: Option<Arrived>,
+}
+
+impl warp::reject::Reject for Rejected {}
+
+impl Arrived {
+    /// The answer is known: it is counted and shown.
+    pub(super) fn answered(&self, status: StatusCode, error: Option<&'static str>, tracer: &Tracer) {
+        let status = status.as_u16();
+        self.metrics.answers.answered(status, self.at.elapsed());
+        if self.began.is_some() {
+            let received = Received {
+                seed: self.seed.unwrap_or_else(TokenSeed::now),
+                route: &self.route,
+                status,
+                error,
+                body_bytes: self.body_bytes,
+                traceparent: self.traceparent,
+            };
+            tracer.received(self.began, &received);
+        }
+    }
+
+    pub(super) fn reject(self, refusal: Refusal) -> Rejection {
+        warp::reject::custom(Rejected { refusal, request: Some(self) })
+    }
+}

@@ -1,0 +1,121 @@
+//! Secrets in files, read again when the files change: a Kubernetes secret mount swaps a symbolic link, an
+//! operator moves a file. What can't be read keeps its last value, and is said once.
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use tokio::sync::watch;
+use tracing::{error, info, warn};
+
+use crate::{
+    shutdown::Phase,
+    signature::{Scheme, Secret, Secrets},
+};
+
+/// Between two looks at the files. They are small and few; looking at contents misses no change, whatever a
+/// file system says of times.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// Files that hold the secrets of one entry of `auth`.
+#[derive(Debug)]
+pub struct SecretFiles {
+    /// For messages: which route's.
+    owner: String,
+    scheme: Scheme,
+    paths: Vec<PathBuf>,
+    present: watch::Sender<Arc<[Secret]>>,
+}
+
+/// A file that holds no secret.
+#[derive(Debug, thiserror::Error)]
+#[error("secret file {path:?}: {problem}")]
+pub struct SecretError {
+    path: PathBuf,
+    problem: io::Error,
+}
+
+impl SecretFiles {
+    /// Reads the files for the first time.
+    ///
+    /// # Errors
+    /// The first file that can't be read, is empty, or holds no secret of the scheme.
+    pub fn open(owner: String, scheme: Scheme, paths: Vec<PathBuf>) -> Result<Self, SecretError> {
+        let secrets = paths.iter().map(|path| read(&scheme, path)).collect::<Result<Arc<[_]>, _>>()?;
+        Ok(Self { owner, scheme, paths, present: watch::Sender::new(secrets) })
+    }
+
+    /// What holds at the moment, kept up to date by [`follow`].
+    #[must_use]
+    pub fn secrets(&self) -> Secrets {
+        self.present.subscribe()
+    }
+
+    /// Looks at the files; what can't be read stays as it was. `failing` says which files were bad before.
+    fn look(&self, failing: &mut [bool]) {
+        let before = Arc::clone(&self.present.borrow());
+        let now: Arc<[Secret]> = self.paths.iter().zip(failing).zip(before.iter()).map(|((path, failing), old)| {
+            match read(&self.scheme, path) {
+                Ok(secret) => {
+                    *failing = false;
+                    secret
+                }
+                Err(error) => {
+                    if !std::mem::replace(failing, true) {
+                        warn!(route = self.owner, %error, "a secret can't be read again; the one read before still holds");
+                    }
+                    old.clone()
+                }
+            }
+        }).collect();
+        if now != before {
+            info!(
+                route = self.owner,
+                scheme = self.scheme.name(),
+                "secrets have changed; the new ones hold from now on"
+            );
+            self.present.send_replace(now);
+        }
+    }
+}
+
+/// Keeps secrets up to date until the process closes.
+pub async fn follow(mut files: Vec<SecretFiles>, mut phase: watch::Receiver<Phase>) {
+    let mut failing: Vec<Vec<bool>> = files.iter().map(|files| vec![false; files.paths.len()]).collect();
+    let work = async {
+        loop {
+            tokio::time::sleep(LOOK_EVERY).await;
+            let looking = tokio::task::spawn_blocking(move || {
+                for (files, failing) in files.iter().zip(&mut failing) {
+                    files.look(failing);
+                }
+                (files, failing)
+            });
+            match looking.await {
+                Ok(looked) => (files, failing) = looked,
+                Err(error) => {
+                    error!(%error, "secrets are looked at no more: restart to change one");
+                    return;
+                }
+            }
+        }
+    };
+    tokio::select! {
+        () = work => {}
+        _closing = phase.wait_for(|phase| *phase == Phase::Closing) => {}
+    }
+}
+
+fn read(scheme: &Scheme, path: &Path) -> Result<Secret, SecretError> {
+    let wrong = |problem| SecretError { path: path.to_owned(), problem };
+    let text = std::fs::read_to_string(path).map_err(wrong)?;
+    let secret = match text.trim_end_matches(['\r', '\n']) {
+        "" => return Err(wrong(io::Error::other("it is empty"))),
+        secret => Secret::from(secret),
+    };
+    scheme.check(&secret).map_err(|problem| wrong(io::Error::other(problem)))?;
+    Ok(secret)
+}

@@ -1,0 +1,307 @@
+//! Whether a request comes from somebody who knows the secret: raw bytes and headers in, [`Verified`] out.
+//! No JSON and no I/O; the secrets come from `secrets`, which reads them again when their files change.
+//!
+//! Compares in constant time, over the raw bytes, before anything is parsed. A request that fails costs the
+//! same number of MACs over its body whatever is wrong with it, a webhook id that nobody knows included, so
+//! that time tells nothing. One that carries no signature at all costs nothing: it knows that itself.
+
+mod bearer;
+mod espocrm;
+mod github;
+mod standard_webhooks;
+
+use std::{collections::HashMap, fmt, sync::Arc, time::SystemTime};
+
+use bytes::Bytes;
+use hmac::{Hmac, Mac};
+use sha2::Sha256;
+use tokio::sync::watch;
+use warp::http::{HeaderMap, HeaderName};
+
+use crate::route::Route;
+
+/// A secret that is never shown.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(Vec<u8>);
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str("Secret(***)")
+    }
+}
+
+impl From<&str> for Secret {
+    fn from(text: &str) -> Self {
+        Self(text.as_bytes().to_vec())
+    }
+}
+
+/// Those that hold at the moment, the present one and the ones it replaced.
+pub type Secrets = watch::Receiver<Arc<[Secret]>>;
+
+/// How a sender shows that it knows a secret.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Scheme {
+    /// `Signature` or `X-Signature` of `EspoCRM`, for the webhook with this id.
+    EspoCrm {
+        /// The webhook's id, as `EspoCRM` shows it.
+        id: String,
+    },
+    /// `webhook-id`, `webhook-timestamp`, `webhook-signature`: <https://www.standardwebhooks.com>.
+    StandardWebhooks,
+    /// `X-Hub-Signature-256` of GitHub.
+    GitHub,
+    /// `Authorization: Bearer`, the secret itself.
+    Bearer,
+}
+
+impl Scheme {
+    /// Its name in the configuration.
+    #[must_use]
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::EspoCrm { .. } => "espocrm",
+            Self::StandardWebhooks => "standard-webhooks",
+            Self::GitHub => "github",
+            Self::Bearer => "bearer",
+        }
+    }
+
+    /// Whether a secret can be one of this scheme.
+    ///
+    /// # Errors
+    /// What is wrong with it, without showing it.
+    pub fn check(&self, secret: &Secret) -> Result<(), &'static str> {
+        match self {
+            Self::StandardWebhooks => standard_webhooks::key(secret)
+                .map(|_key| ())
+                .ok_or("is no secret of standard-webhooks: write whsec_ and base64, as the sender shows it"),
+            Self::EspoCrm { .. } | Self::GitHub | Self::Bearer => Ok(()),
+        }
+    }
+
+    /// What the request says in this scheme; `None` if it says nothing.
+    fn read(&self, headers: &HeaderMap) -> Option<Result<Claimed, Failure>> {
+        match self {
+            Self::EspoCrm { id } => espocrm::read(headers, id),
+            Self::StandardWebhooks => standard_webhooks::read(headers),
+            Self::GitHub => github::read(headers),
+            Self::Bearer => bearer::read(headers),
+        }
+    }
+}
+
+/// What a request claims to be able to prove.
+struct Claimed {
+    /// What was signed before the body.
+    prefix: Vec<u8>,
+    /// Any of these is enough.
+    macs: Vec<[u8; 32]>,
+    /// When it was signed, in seconds since 1970, where the scheme says so.
+    signed_at: Option<i64>,
+    /// It is about a secret that is not of this scheme's entry: an unknown id.
+    foreign: bool,
+}
+
+/// Why a request is not let in. The sender is told only whether there was a signature.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, thiserror::Error)]
+pub enum Failure {
+    /// No header of any scheme of the route.
+    #[error("the request carries no signature")]
+    Missing,
+    /// A header that can't be read, or is there twice.
+    #[error("the signature can't be read")]
+    Malformed,
+    /// For a webhook id that the route does not know.
+    #[error("the signature is for a webhook id that this route does not know")]
+    UnknownId,
+    /// Signed too long ago, or in the future.
+    #[error("the signature is older or younger than 5 minutes")]
+    Expired,
+    /// Signed with another secret, or over other bytes.
+    #[error("the signature does not match")]
+    Wrong,
+}
+
+impl Failure {
+    /// All of them.
+    pub const ALL: [Self; 5] = [Self::Missing, Self::Malformed, Self::UnknownId, Self::Expired, Self::Wrong];
+
+    /// Machine-readable name, for log and metrics.
+    #[must_use]
+    pub const fn code(self) -> &'static str {
+        match self {
+            Self::Missing => "missing",
+            Self::Malformed => "malformed",
+            Self::UnknownId => "unknown_id",
+            Self::Expired => "expired",
+            Self::Wrong => "wrong",
+        }
+    }
+}
+
+/// A body that may be processed. Made by a [`Verifier`], and nowhere else in hookgate.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Verified(Bytes);
+
+impl Verified {
+    /// A body that nobody has to sign: of a route without `auth`.
+    #[must_use]
+    pub fn unsigned(body: impl Into<Bytes>) -> Self {
+        Self(body.into())
+    }
+
+    /// The bytes as they came.
+    #[must_use]
+    pub const fn bytes(&self) -> &Bytes {
+        &self.0
+    }
+}
+
+/// What a route asks of its senders: one of its entries has to be satisfied. Without any it asks for nothing.
+#[derive(Debug, Clone, Default)]
+pub struct Verifier {
+    entries: Vec<(Scheme, Secrets)>,
+}
+
+impl Verifier {
+    /// A verifier with these entries.
+    #[must_use]
+    pub const fn new(entries: Vec<(Scheme, Secrets)>) -> Self {
+        Self { entries }
+    }
+
+    /// Whether anybody is let in.
+    #[must_use]
+    pub const fn is_open(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// Names of the schemes, each once.
+    pub fn schemes(&self) -> impl Iterator<Item = &'static str> + '_ {
+        let first = |index: &usize| {
+            let name = self.entries[*index].0.name();
+            self.entries[..*index].iter().all(|(scheme, _)| scheme.name() != name)
+        };
+        (0..self.entries.len()).filter(first).map(|index| self.entries[index].0.name())
+    }
+
+    /// Lets a body in, or says why not.
+    ///
+    /// # Errors
+    /// The failure that says most about what was tried.
+    pub fn verify(&self, headers: &HeaderMap, body: Bytes, now: SystemTime) -> Result<Verified, Failure> {
+        if self.is_open() {
+            return Ok(Verified(body));
+        }
+        let mut failure = Failure::Missing;
+        let mut foreign = None;
+        let most = self.entries.iter().map(|(_, secrets)| secrets.borrow().len()).max().unwrap_or_default();
+        for (scheme, secrets) in &self.entries {
+            let outcome = match scheme.read(headers) {
+                None => continue,
+                Some(Err(malformed)) => malformed,
+                Some(Ok(claimed)) if claimed.foreign => {
+                    foreign = Some((scheme, claimed));
+                    Failure::UnknownId
+                }
+                Some(Ok(claimed)) if !claimed.matches(scheme, &secrets.borrow(), &body, most) => Failure::Wrong,
+                Some(Ok(claimed)) if !claimed.fresh(now) => Failure::Expired,
+                Some(Ok(_)) => return Ok(Verified(body)),
+            };
+            failure = failure.max(outcome);
+        }
+        if let (Failure::UnknownId, Some((scheme, claimed))) = (failure, foreign) {
+            // Nothing comes of it but the time that it takes.
+            let _in_vain = claimed.matches(scheme, &[], &body, most);
+        }
+        Err(failure)
+    }
+}
+
+/// The verifiers of all routes.
+#[derive(Debug, Clone, Default)]
+pub struct Verifiers(HashMap<String, Verifier>);
+
+impl Verifiers {
+    /// Verifiers by the names of their routes.
+    pub fn new(by_route: impl IntoIterator<Item = (String, Verifier)>) -> Self {
+        Self(by_route.into_iter().collect())
+    }
+
+    /// The verifier of a route.
+    ///
+    /// # Panics
+    /// If the route is of another configuration: a mistake of the program, which must not let anybody in.
+    #[must_use]
+    pub fn of(&self, route: &Route) -> &Verifier {
+        self.0.get(route.name()).expect("every route of the configuration has a verifier")
+    }
+}
+
+impl Claimed {
+    /// How far a signature's time may be from now, in seconds.
+    const TOLERANCE: i64 = 300;
+
+    fn fresh(&self, now: SystemTime) -> bool {
+        let Some(signed_at) = self.signed_at else { return true };
+        let now = now.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        i64::try_from(now).is_ok_and(|now| now.abs_diff(signed_at) <= Self::TOLERANCE.unsigned_abs())
+    }
+
+    /// Whether one of the secrets made one of the MACs; if none did, at the price of `most` MACs over the body.
+    fn matches(&self, scheme: &Scheme, secrets: &[Secret], body: &[u8], most: usize) -> bool {
+        let dummy = Secret(Vec::new());
+        for index in 0..most.max(secrets.len()) {
+            let secret = secrets.get(index).unwrap_or(&dummy);
+            let mac = match scheme {
+                Scheme::Bearer => bearer::mac(secret),
+                Scheme::StandardWebhooks => {
+                    hmac(&standard_webhooks::key(secret).unwrap_or_default(), &[&self.prefix, body])
+                }
+                Scheme::EspoCrm { .. } | Scheme::GitHub => hmac(&secret.0, &[&self.prefix, body]),
+            };
+            // `verify` compares in constant time.
+            let mut equal = false;
+            for claimed in &self.macs {
+                equal |= mac.clone().verify_slice(claimed).is_ok();
+            }
+            if equal && index < secrets.len() {
+                return true;
+            }
+        }
+        false
+    }
+}
+
+/// HMAC-SHA256 over parts, not yet finished.
+fn hmac(key: &[u8], parts: &[&[u8]]) -> Hmac<Sha256> {
+    let mut mac = Hmac::<Sha256>::new_from_slice(key).expect("HMAC takes keys of any length");
+    for part in parts {
+        mac.update(part);
+    }
+    mac
+}
+
+/// The only value of a header.
+fn single<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<Result<&'a [u8], Failure>> {
+    let mut values = headers.get_all(name).iter();
+    let first = values.next()?;
+    // Two signatures: whoever is in between may look at the other one.
+    Some(if values.next().is_some() { Err(Failure::Malformed) } else { Ok(first.as_bytes()) })
+}
+
+/// 64 hex digits.
+fn unhex(digits: &[u8]) -> Option<[u8; 32]> {
+    let digits = std::str::from_utf8(digits).ok().filter(|text| text.len() == 64 && text.is_ascii())?;
+    let mut bytes = [0; 32];
+    for (index, byte) in bytes.iter_mut().enumerate() {
+        let pair = &digits[2 * index..2 * index + 2];
+        // `from_str_radix` alone would take a sign.
+        if !pair.bytes().all(|digit| digit.is_ascii_hexdigit()) {
+            return None;
+        }
+        *byte = u8::from_str_radix(pair, 16).ok()?;
+    }
+    Some(bytes)
+}

@@ -1,0 +1,14 @@
+//! GitHub: `X-Hub-Signature-256: sha256=` and the MAC of the body in hex digits, see
+//! <https://docs.github.com/en/webhooks/using-webhooks/validating-webhook-deliveries>.
+
+use warp::http::{HeaderMap, HeaderName};
+
+use super::{Claimed, Failure, single, unhex};
+
+const SIGNATURE: HeaderName = HeaderName::from_static("x-hub-signature-256");
+
+pub(super) fn read(headers: &HeaderMap) -> Option<Result<Claimed, Failure>> {
+    let header = single(headers, &SIGNATURE)?;
+    let mac = header.and_then(|header| header.strip_prefix(b"sha256=").and_then(unhex).ok_or(Failure::Malformed));
+    Some(mac.map(|mac| Claimed { prefix: Vec::new(), macs: vec![mac], signed_at: None, foreign: false }))
+}
