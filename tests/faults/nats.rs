@@ -36,6 +36,7 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
         scenario!(stream_deleted_and_recreated),
         scenario!(stream_full),
         scenario!(publish_permission_withdrawn),
+        scenario!(inbox_permission_withdrawn),
         scenario!(both_killed),
         scenario!(both_frozen_1000_requests, alone),
     ]
@@ -218,12 +219,23 @@ async fn stream_full() -> Report {
 
 /// The server says no to events and goes on with everything else.
 async fn publish_permission_withdrawn() -> Report {
+    permission_withdrawn("publish", "vmh.>").await
+}
+
+/// The server takes the subscription away that acknowledgements come through, says so once, and does not give it
+/// back with the permission. What it stored in between is acknowledged to nobody.
+async fn inbox_permission_withdrawn() -> Report {
+    permission_withdrawn("subscribe", "_INBOX.hookgate.>").await
+}
+
+/// hookgate is denied something for a while, twice; the second time nobody sends when it is allowed again.
+async fn permission_withdrawn(what: &str, subject: &str) -> Report {
     let users = |denied: &str| {
         format!(
-            "no_auth_user: operator\nauthorization {{ users: [ {{ user: operator, password: operator }}, {{ user: hookgate, password: hookgate, permissions: {{ publish: {{ allow: \">\", deny: \"{denied}\" }} }} }} ] }}\n"
+            "no_auth_user: operator\nauthorization {{ users: [ {{ user: operator, password: operator }}, {{ user: hookgate, password: hookgate, permissions: {{ {what}: {{ allow: \">\", deny: \"{denied}\" }} }} }} ] }}\n"
         )
     };
-    let (granted, withdrawn) = (users("nothing"), users("vmh.>"));
+    let (granted, withdrawn) = (users("nothing"), users(subject));
     let (redis, nats) = tokio::join!(RedisServer::start(), NatsServer::configured(&granted));
     let url = format!("nats.url = \"nats://hookgate:hookgate@127.0.0.1:{}\"\n", nats.port());
     let rig = Rig::with(World { redis, nats }, 2, &url).await;
