@@ -77,3 +77,29 @@ async fn a_frozen_nats_is_not_taken_for_one_that_took_the_event() {
     assert_eq!(gate.deliver(batch(["a"])).await.counts(), (0, 1));
     world.redis.settled(OUTBOX).await;
 }
+
+#[tokio::test]
+async fn a_server_that_lets_it_hear_no_answers_for_a_while_is_asked_again() {
+    let users = |denied: &str| {
+        let gate = format!(
+            "user: gate, password: right, permissions: {{ subscribe: {{ allow: \">\", deny: \"{denied}\" }} }}"
+        );
+        format!(
+            "authorization {{ users = [ {{ user: operator, password: op }}, {{ {gate} }} ] }}\nno_auth_user: operator\n"
+        )
+    };
+    let (granted, withdrawn) = (users("nothing"), users("_INBOX.hookgate.>"));
+    let (redis, nats) = tokio::join!(RedisServer::start(), NatsServer::configured(&granted));
+    let world = World { redis, nats };
+    let url = world.nats.url().replace("nats://", "nats://gate:right@");
+    let gate = world.gate(&format!("nats.url = \"{url}\"\n{SETTINGS}")).await;
+    assert_eq!(gate.post(batch(["a"])).await.counts(), (1, 1));
+
+    world.nats.configure(&withdrawn);
+    let problem = gate.wait_store("nats", "refused").await;
+    assert!(problem.contains("_INBOX.hookgate"), "{problem}");
+    assert_eq!(gate.post(batch(["b"])).await.error(), (503, "not_published".into()));
+    world.nats.configure(&granted);
+    assert_eq!(gate.deliver(batch(["b"])).await.counts(), (0, 1));
+    gate.wait_store("nats", "up").await;
+}

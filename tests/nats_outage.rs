@@ -2,6 +2,8 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
+use async_nats::jetstream::stream::Config;
+
 use crate::support::{Connection, Event, Gate, OUTBOX, PATH, PENDING, World, batch, post};
 
 const SETTINGS: &str = "server.request_deadline = \"2s\"\nnats.ack_timeout = \"500ms\"";
@@ -101,4 +103,22 @@ async fn one_id_without_acknowledgement_is_503_for_the_whole_batch() {
     assert_eq!(world.redis.pending(PENDING).await, BTreeSet::from(["done".into(), "new".into()]));
     let ids: Vec<_> = world.nats.events().await.iter().map(Event::entity_id).collect();
     assert_eq!(ids, ["done", "new"]);
+}
+
+/// As where something between the two goes wrong that nobody is told of: the connection is well, and all that is
+/// published stays without an answer.
+#[tokio::test]
+async fn where_nothing_is_answered_for_long_a_new_connection_is_tried() {
+    let world = World::start().await;
+    let gate = world.gate(SETTINGS).await;
+    assert_eq!(gate.post(batch(["before"])).await.counts(), (1, 1));
+    let context = world.nats.jetstream().await;
+    let config = world.nats.stream("HOOKGATE").await.expect("hookgate made it");
+    let silent = Config { no_ack: true, ..config.clone() };
+    context.update_stream(silent).await.expect("the operator may do that");
+    let token = left_in_flight(&world, &gate, "a").await;
+    gate.wait_log("NATS has answered nothing for 10s").await;
+
+    context.update_stream(config).await.expect("the operator may do that");
+    retry_succeeds(&world, &gate, "a", &token).await;
 }

@@ -2,7 +2,8 @@
 //!
 //! Facts behind the options: `publish` of the client is Ok into a queue while the server is dead, a frozen
 //! server shows as connected until pings stay unanswered, and a wrong password loops silently; only the
-//! events tell.
+//! events tell. A server whose permissions are read anew ends subscriptions that are allowed no more and says
+//! so once; when they are allowed again, nothing but a new connection subscribes again.
 
 use std::{
     sync::{Arc, OnceLock},
@@ -10,7 +11,8 @@ use std::{
 };
 
 use async_nats::{Client, ClientError, ConnectOptions, Event, ServerError};
-use tokio::sync::watch;
+use tokio::{sync::watch, time::Instant};
+use tokio_util::task::TaskTracker;
 use tracing::{error, info, warn};
 use url::Url;
 
@@ -25,6 +27,10 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 const RECONNECT_PAUSE: Duration = Duration::from_millis(500);
 /// A frozen server is noticed after two of these without an answer.
 const PING_INTERVAL: Duration = Duration::from_secs(2);
+/// After the server ended the subscription to our inbox: how often a new connection tries to subscribe again.
+const LISTEN_AGAIN: Duration = Duration::from_secs(5);
+/// How long nothing that is sent may be answered on a connection that looks well, before another one is tried.
+const SILENCE: Duration = Duration::from_secs(10);
 
 /// How to log in.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -171,6 +177,18 @@ pub(super) struct Status {
     pub(super) contact: Contact,
     /// What the server denied on this connection, in its words.
     pub(super) denied: Option<String>,
+    /// That it lets us hear no answers on this connection, in its words: what is sent now can be stored, and is
+    /// acknowledged to nobody.
+    pub(super) deaf: Option<String>,
+    /// The denial that was last written to the log, which is repeated on each new connection.
+    logged: Option<String>,
+}
+
+impl Status {
+    /// What the server denies.
+    pub(super) fn denial(&self) -> Option<&str> {
+        self.deaf.as_deref().or(self.denied.as_deref())
+    }
 }
 
 /// A connection that is made again whenever it breaks, for as long as the process lives.
@@ -179,6 +197,8 @@ pub(super) struct Connection {
     pub(super) client: Client,
     pub(super) status: watch::Receiver<Status>,
     change: Arc<watch::Sender<Status>>,
+    /// On which connection, and since when, nothing has been answered, although something was sent.
+    unheard: Arc<watch::Sender<Option<(u64, Instant)>>>,
 }
 
 impl Connection {
@@ -187,12 +207,14 @@ impl Connection {
         Some(self.client.server_info().version).filter(|version| !version.is_empty())
     }
 
-    /// Starts to connect and returns at once.
-    pub(super) async fn open(servers: &Servers) -> Result<Self, async_nats::ConnectError> {
+    /// Starts to connect and returns at once; `tasks` owns what sees to it that answers are heard.
+    pub(super) async fn open(servers: &Servers, tasks: &TaskTracker) -> Result<Self, async_nats::ConnectError> {
         let status = Arc::new(watch::Sender::new(Status {
             epoch: 0,
             contact: Contact::Unreachable("not connected yet".to_owned()),
             denied: None,
+            deaf: None,
+            logged: None,
         }));
         let (receiver, change) = (status.subscribe(), Arc::clone(&status));
         let client = Arc::new(OnceLock::<Client>::new());
@@ -212,7 +234,55 @@ impl Connection {
         });
         let connected = options.connect(servers.addresses.as_slice()).await?;
         client.get_or_init(|| connected.clone());
-        Ok(Self { client: connected, status: receiver, change })
+        let this = Self { client: connected, status: receiver, change, unheard: Arc::default() };
+        tasks.spawn(this.clone().listen_again());
+        Ok(this)
+    }
+
+    /// Whether anything that was sent together on a connection has been answered, be it with an error.
+    pub(super) fn heard(&self, epoch: u64, answered: bool) {
+        self.unheard.send_if_modified(|since| {
+            let before = since.filter(|(of, _)| *of == epoch);
+            let now = if answered { None } else { before.or_else(|| Some((epoch, Instant::now()))) };
+            std::mem::replace(since, now) != now
+        });
+    }
+
+    /// Makes a new connection, with its subscriptions, where no answer can come or none has come for long.
+    async fn listen_again(self) {
+        let (mut status, mut unheard) = (self.status.clone(), self.unheard.subscribe());
+        let mut deaf_since = None;
+        loop {
+            let now = status.borrow_and_update().clone();
+            let unheard_since = unheard.borrow_and_update().filter(|(epoch, _)| *epoch == now.epoch);
+            deaf_since = now.deaf.as_ref().map(|_| deaf_since.unwrap_or_else(Instant::now));
+            let due = match (deaf_since, unheard_since) {
+                _ if now.contact != Contact::Up => None,
+                (Some(since), _) => Some(since + LISTEN_AGAIN),
+                (None, since) => since.map(|(_, since)| since + SILENCE),
+            };
+            let wait = async {
+                match due {
+                    Some(due) => tokio::time::sleep_until(due).await,
+                    None => std::future::pending().await,
+                }
+            };
+            let goes_on = tokio::select! {
+                changed = status.changed() => changed.is_ok(),
+                changed = unheard.changed() => changed.is_ok(),
+                () = wait => {
+                    if now.deaf.is_none() {
+                        warn!("NATS has answered nothing for {SILENCE:?} on a connection that looks well; trying a new one");
+                    }
+                    deaf_since = None;
+                    self.unheard.send_replace(None);
+                    self.client.force_reconnect().await.is_ok()
+                }
+            };
+            if !goes_on {
+                return;
+            }
+        }
     }
 
     /// What a denial would name in these words has just been allowed: the server takes a permission away and
@@ -230,11 +300,11 @@ impl Connection {
         });
     }
 
-    /// Resolves when the present connection is gone.
+    /// Resolves when nothing can be answered on the present connection any more.
     pub(super) async fn lost(&self, epoch: u64) {
         let mut status = self.status.clone();
         // An error means that the client is gone, and the connection with it.
-        let _gone = status.wait_for(|now| now.epoch != epoch || now.contact != Contact::Up).await;
+        let _gone = status.wait_for(|now| now.epoch != epoch || now.contact != Contact::Up || now.deaf.is_some()).await;
     }
 }
 
@@ -242,20 +312,32 @@ impl Connection {
 fn apply(status: &watch::Sender<Status>, servers: &str, event: &Event) {
     match event {
         Event::Connected => status.send_modify(|now| {
-            *now = Status { epoch: now.epoch + 1, contact: Contact::Up, denied: None };
+            let logged = now.logged.take();
+            *now = Status { epoch: now.epoch + 1, contact: Contact::Up, denied: None, deaf: None, logged };
         }),
         Event::Disconnected | Event::Closed => status.send_modify(|now| {
             if now.contact == Contact::Up {
-                now.contact = Contact::Unreachable(format!("{servers}: connection lost"));
+                now.contact = match &now.deaf {
+                    // Most likely left by ourselves, to find out whether that is over.
+                    Some(denial) => denied(servers, denial),
+                    None => Contact::Unreachable(format!("{servers}: connection lost")),
+                };
             }
         }),
         Event::ServerError(ServerError::Other(text)) if is_denial(text) => {
             status.send_if_modified(|now| {
+                let (place, text) = match of_inbox(text) {
+                    // One of two subscriptions is enough to say so.
+                    Some(_) if now.deaf.is_some() => return false,
+                    Some(text) => (&mut now.deaf, text),
+                    None => (&mut now.denied, text.as_str()),
+                };
                 // Comes for every message that is denied.
-                let news = now.denied.as_ref() != Some(text);
-                if news {
+                let news = place.as_deref() != Some(text);
+                *place = Some(text.to_owned());
+                if news && now.logged.as_deref() != Some(text) {
                     error!(reason = %text, "NATS denied a permission; see the README on what hookgate needs");
-                    now.denied = Some(text.clone());
+                    now.logged = Some(text.to_owned());
                 }
                 news
             });
@@ -278,8 +360,20 @@ fn apply(status: &watch::Sender<Status>, servers: &str, event: &Event) {
     }
 }
 
+/// How it is with servers that deny something.
+pub(super) fn denied(servers: &str, denial: &str) -> Contact {
+    Contact::Refused(format!("{servers}: {denial}; grant it, see the README"))
+}
+
 fn is_denial(text: &str) -> bool {
     text.to_ascii_lowercase().starts_with("permissions violation")
+}
+
+/// The denial of a subscription to our inbox, without what the server adds to it on some occasions.
+fn of_inbox(text: &str) -> Option<&str> {
+    let (what, rest) = text.split_once('"')?;
+    let subject = rest.split('"').next().filter(|subject| subject.starts_with(INBOX_PREFIX))?;
+    what.to_ascii_lowercase().contains("subscription").then(|| &text[..what.len() + subject.len() + 2])
 }
 
 fn is_refusal(text: &str) -> bool {

@@ -13,7 +13,7 @@ use tokio_util::task::TaskTracker;
 
 use super::{
     Ack, PublishError,
-    connection::{Connection, Servers},
+    connection::{self, Connection, Servers},
     inbox::Inbox,
     jetstream::headers,
 };
@@ -37,7 +37,7 @@ impl Core {
     /// # Errors
     /// If the client can't be set up at all.
     pub async fn open(servers: &Servers, tasks: &TaskTracker) -> Result<Self, async_nats::Error> {
-        let connection = Connection::open(servers).await?;
+        let connection = Connection::open(servers, tasks).await?;
         let inbox = Inbox::open(&connection.client, tasks).await?;
         let report = Reporter::new("nats");
         tasks.spawn(follow(connection.status.clone(), report.clone(), servers.names()));
@@ -47,7 +47,7 @@ impl Core {
     async fn publish(&self, route: &Route, events: &[Event], limit: Duration) -> Result<(), PublishError> {
         let until = Instant::now() + limit;
         let before = self.connection.status.borrow().clone();
-        if let Some(problem) = before.contact.problem() {
+        if let Some(problem) = before.contact.problem().or(before.deaf.as_deref()) {
             return Err(PublishError::Unavailable(problem.to_owned()));
         }
         let client = &self.connection.client;
@@ -70,7 +70,9 @@ impl Core {
                 .await
                 .map_err(|error| PublishError::Refused(error.to_string()))?;
             let lost = self.connection.lost(before.epoch);
-            if !matches!(round.answers(until, lost).await.as_slice(), [Some(_)]) {
+            let answered = matches!(round.answers(until, lost).await.as_slice(), [Some(_)]);
+            self.connection.heard(before.epoch, answered);
+            if !answered {
                 return Err(PublishError::NoAck(limit));
             }
         }
@@ -112,10 +114,8 @@ impl Publisher for Core {
 async fn follow(mut status: watch::Receiver<super::connection::Status>, report: Reporter, names: String) {
     loop {
         let now = status.borrow_and_update().clone();
-        report.set(match now.denied {
-            Some(denied) if now.contact == Contact::Up => {
-                Contact::Refused(format!("{names}: {denied}; grant it, see the README"))
-            }
+        report.set(match now.denial() {
+            Some(denial) if now.contact == Contact::Up => connection::denied(&names, denial),
             _ => now.contact,
         });
         if status.changed().await.is_err() {

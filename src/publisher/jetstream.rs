@@ -19,7 +19,7 @@ use tokio_util::task::TaskTracker;
 
 use super::{
     Ack, PublishError,
-    connection::{Connection, Servers},
+    connection::{self, Connection, Servers},
     inbox::Inbox,
     stream::{self, StreamSettings},
 };
@@ -61,7 +61,7 @@ impl JetStream {
         routes: &RouteTable,
         tasks: &TaskTracker,
     ) -> Result<Self, async_nats::Error> {
-        let connection = Connection::open(servers).await?;
+        let connection = Connection::open(servers, tasks).await?;
         let inbox = Inbox::open(&connection.client, tasks).await?;
         let this = Self {
             inbox,
@@ -88,7 +88,7 @@ impl JetStream {
         let until = Instant::now() + limit;
         let all = |error: PublishError| events.iter().map(|_| Err(error.clone())).collect();
         let status = self.connection.status.borrow().clone();
-        if let Some(problem) = status.contact.problem() {
+        if let Some(problem) = status.contact.problem().or(status.deaf.as_deref()) {
             return all(PublishError::Unavailable(problem.to_owned()));
         }
         if !self.usable.load(Ordering::Relaxed) {
@@ -114,6 +114,7 @@ impl JetStream {
         }
         failpoint::hit("after_publish");
         let answers = expected.answers(until, self.connection.lost(status.epoch)).await;
+        self.connection.heard(status.epoch, answers.iter().any(Option::is_some));
         let outcomes: Vec<_> = answers.into_iter().map(|answer| read_ack(route, limit, answer)).collect();
         if outcomes.iter().any(|outcome| matches!(outcome, Err(PublishError::NoStream(_)))) {
             self.look_again.notify_one();
@@ -249,10 +250,10 @@ impl Keeper {
         if found.is_ok() {
             self.connection.granted("\"$JS.API.");
         }
-        let denied = self.connection.status.borrow().denied.clone();
-        match (found, denied) {
+        let denial = self.connection.status.borrow().denial().map(str::to_owned);
+        match (found, denial) {
             (Ok(()), None) => Contact::Up,
-            (_, Some(denied)) => Contact::Refused(format!("{}: {denied}; grant it, see the README", self.names)),
+            (_, Some(denial)) => connection::denied(&self.names, &denial),
             (Err(error), None) if error.is_refusal() => Contact::Refused(format!("{}: {error}", self.names)),
             (Err(error), None) => Contact::Unreachable(format!("{}: {error}", self.names)),
         }

@@ -52,7 +52,7 @@ async fn both_killed_publish() -> Report {
             refusals(&crm, 4).await;
             rig.world.redis.kill();
         }
-        refusals(&crm, 2 * u64::try_from(load.workers).expect("few")).await;
+        refusals(&crm, u64::try_from(load.workers).expect("few")).await;
         if redis_returns_first {
             rig.world.redis.start_again().await;
             refusals(&crm, 4).await;
