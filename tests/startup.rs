@@ -172,9 +172,14 @@ async fn permitted(may: &str) -> (World, Gate) {
     let config = format!("authorization {{ users = [{users}] }}\nno_auth_user: operator\n");
     let (redis, nats) = tokio::join!(RedisServer::start(), NatsServer::configured(&config));
     let world = World { redis, nats };
-    let url = world.nats.url().replace("nats://", "nats://gate:right@");
-    let gate = world.gate_unready(&format!("nats.url = \"{url}\"\nserver.request_deadline = \"2s\"")).await;
+    let gate = world.gate_unready(&as_gate(&world)).await;
     (world, gate)
+}
+
+/// The settings of that user.
+fn as_gate(world: &World) -> String {
+    let url = world.nats.url().replace("nats://", "nats://gate:right@");
+    format!("nats.url = \"{url}\"\nserver.request_deadline = \"2s\"\n")
 }
 
 #[tokio::test]
@@ -212,6 +217,29 @@ async fn the_permissions_it_needs_are_enough() {
     gate.wait_ready().await;
     assert_eq!(gate.post(batch(["a"])).await.counts(), (1, 1));
     assert_eq!(world.nats.events().await.len(), 1);
+}
+
+/// The first start makes the stream, the second one knows another flow.
+#[tokio::test]
+async fn its_own_stream_gains_subjects_only_with_the_permission_to_update_it() {
+    let route = |flow: &str| format!("[[routes]]\nflow = \"{flow}\"\nentity = \"account\"\naction = \"create\"\n");
+    let create = r#""$JS.API.STREAM.NAMES", "$JS.API.STREAM.INFO.*", "$JS.API.STREAM.CREATE.HOOKGATE""#;
+    for update in [r#", "$JS.API.STREAM.UPDATE.HOOKGATE""#, ""] {
+        let may =
+            format!(r#"publish = ["vmh.>", "crm.account.create", {create}{update}], subscribe = "_INBOX.hookgate.>""#);
+        let (world, gate) = permitted(&may).await;
+        gate.wait_ready().await;
+        drop(gate);
+        let gate = world.gate_unready(&format!("{}{}{}", as_gate(&world), route("vmh"), route("crm"))).await;
+        if update.is_empty() {
+            let problem = gate.wait_store("nats", "refused").await;
+            assert!(problem.contains("$JS.API.STREAM.UPDATE.HOOKGATE"), "{problem}");
+            assert_waiting(&gate).await;
+        } else {
+            gate.wait_ready().await;
+            assert_eq!(gate.post_to("/crm/webhook/account/create", batch(["a"])).await.counts(), (1, 1));
+        }
+    }
 }
 
 #[tokio::test]
