@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs from Debian's packages what hookgate's commands need and this machine lacks, says what and why,
 # and leaves nothing running. HOOKGATE_REDIS_SERVER and HOOKGATE_NATS_SERVER may name other binaries. With the
-# argument `faults`, `k8s` or `image` also what that part of the tests needs beyond that; HOOKGATE_NGINX and
+# argument `faults`, `k8s`, `image` or `browser` also what that part of the tests needs beyond that; HOOKGATE_NGINX and
 # HOOKGATE_REDIS_AOF_SERVER (Redis 7.2 or newer) may name other binaries.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -91,6 +91,11 @@ case ${1:-} in
         have python3 || want python3 "answers the image test's look-ups of names"
         have buildah || want buildah "builds and unpacks the image without a daemon"
         have readelf || want binutils "readelf shows that the binary is static"
+        ;;
+    browser)
+        have "${CHROMIUM:-/usr/bin/chromium}" || want chromium "shows the status page, in the tests of it"
+        have node || want nodejs "drives Chromium, in the same tests"
+        have npm || want npm "installs what drives Chromium"
         ;;
 esac
 if [ "${#packages[@]}" -eq 0 ]; then

@@ -50,8 +50,10 @@ case $engine in
     docker) SOURCE_DATE_EPOCH=0 DOCKER_BUILDKIT=1 docker build "${arguments[@]}" ;;
     podman) podman build --timestamp 0 "${arguments[@]}" ;;
     # HOOKGATE_BUILDAH: options for machines where a build may not make namespaces.
-    # shellcheck disable=SC2086 # several words
-    buildah) buildah ${HOOKGATE_BUILDAH:-} bud ${HOOKGATE_BUD:-} --timestamp 0 "${arguments[@]}" ;;
+    buildah)
+        # shellcheck disable=SC2086 # several words
+        buildah ${HOOKGATE_BUILDAH:-} bud ${HOOKGATE_BUD:-} --timestamp 0 "${arguments[@]}"
+        ;;
     *) die "HOOKGATE_ENGINE=$engine is none of docker, podman, buildah" ;;
 esac
 say "$name, made by $engine"

@@ -15,7 +15,7 @@ const NONCE: &str = "{{nonce}}";
 pub(super) fn page() -> Response {
     let nonce = Uuid::new_v4().simple().to_string();
     let policy = format!(
-        "default-src 'none'; script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; connect-src 'self'; \
+        "default-src 'none'; img-src data:; script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; connect-src 'self'; \
          base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'"
     );
     let mut response = PAGE.replace(NONCE, &nonce).into_response();
