@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Installs from Debian's packages what hookgate's commands need and this machine lacks, says what and why,
 # and leaves nothing running. HOOKGATE_REDIS_SERVER and HOOKGATE_NATS_SERVER may name other binaries. With the
-# argument `faults`, `k8s`, `image` or `browser` also what that part of the tests needs beyond that; HOOKGATE_NGINX and
-# HOOKGATE_REDIS_AOF_SERVER (Redis 7.2 or newer) may name other binaries.
+# argument `faults`, `k8s`, `image`, `browser` or `alerts` also what that part of the tests needs beyond that;
+# HOOKGATE_NGINX and HOOKGATE_REDIS_AOF_SERVER (Redis 7.2 or newer) may name other binaries.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -96,6 +96,10 @@ case ${1:-} in
         have "${CHROMIUM:-/usr/bin/chromium}" || want chromium "shows the status page, in the tests of it"
         have node || want nodejs "drives Chromium, in the same tests"
         have npm || want npm "installs what drives Chromium"
+        ;;
+    alerts)
+        have python3 || want python3 "reads metrics, rules and dashboard, in tests/alerts"
+        python3 -m pip --version >/dev/null 2>&1 || want python3-pip "installs what reads them"
         ;;
 esac
 if [ "${#packages[@]}" -eq 0 ]; then
