@@ -19,6 +19,9 @@ use tokio::{
 
 /// How long the rest of what a sender sends is read and thrown away.
 const LINGER: Duration = Duration::from_millis(1500);
+/// How much of it at most: a refused request must not cost more than one that is taken. A hundred times what
+/// `EspoCRM` sends.
+const MAX_DISCARDED: usize = 4 << 20;
 /// How much of it at a time.
 const SCRATCH: usize = 8 * 1024;
 
@@ -26,11 +29,12 @@ const SCRATCH: usize = 8 * 1024;
 pub(super) struct Lingering {
     stream: TcpStream,
     until: Option<Pin<Box<Sleep>>>,
+    discarded: usize,
 }
 
 impl Lingering {
     pub(super) const fn new(stream: TcpStream) -> Self {
-        Self { stream, until: None }
+        Self { stream, until: None, discarded: 0 }
     }
 }
 
@@ -70,8 +74,10 @@ impl AsyncWrite for Lingering {
         loop {
             let mut unread = ReadBuf::new(&mut scratch);
             match Pin::new(&mut this.stream).poll_read(cx, &mut unread) {
-                Poll::Ready(Ok(())) if !unread.filled().is_empty() => {}
-                // Its end, or a connection that is gone: either way nothing more will come.
+                Poll::Ready(Ok(())) if !unread.filled().is_empty() && this.discarded < MAX_DISCARDED => {
+                    this.discarded += unread.filled().len();
+                }
+                // Its end, or a connection that is gone: nothing more will come. Or it came to too much.
                 Poll::Ready(_) => return Poll::Ready(Ok(())),
                 Poll::Pending => {
                     let until =
