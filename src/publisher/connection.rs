@@ -259,6 +259,8 @@ impl Connection {
             let due = match (deaf_since, unheard_since) {
                 _ if now.contact != Contact::Up => None,
                 (Some(since), _) => Some(since + LISTEN_AGAIN),
+                // What is denied is not answered either, and another connection would be denied the same.
+                _ if now.denied.is_some() => None,
                 (None, since) => since.map(|(_, since)| since + SILENCE),
             };
             let wait = async {
