@@ -100,6 +100,18 @@ async fn the_oldest_go_beyond_the_limits() {
 }
 
 #[tokio::test]
+async fn a_stream_that_was_deleted_by_hand_costs_the_next_ones_nothing() {
+    let world = World::start().await;
+    let gate = world.gate("dead_letters.max_bytes = 20\ndead_letters.max_item_bytes = 10").await;
+    assert_eq!(gate.post("[[1,2,3,4,5],[6,7,8,9]]").await.rejected(), 2);
+    wait_contents(&world, &["[1,2,3,4,5", "[6,7,8,9]"]).await;
+    let mut connection = world.redis.connection().await;
+    redis::cmd("DEL").arg("hookgate:dead_letters").exec_async(&mut connection).await.expect("Redis answers");
+    assert_eq!(gate.post("[[1,2]]").await.rejected(), 1);
+    wait_contents(&world, &["[1,2]"]).await;
+}
+
+#[tokio::test]
 async fn a_redis_that_is_down_costs_a_warning_with_their_number() {
     let mut world = World::start().await;
     let mut gate = world.gate("").await;

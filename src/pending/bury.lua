@@ -1,6 +1,10 @@
 -- Adds dead letters and drops the oldest beyond the limits of number, bytes and age.
 -- KEYS: 1 stream, 2 counter of its bytes
 -- ARGV: 1 most entries, 2 most bytes, 3 oldest time (ms), then for each letter: route, reason, time, raw
+if redis.call('XLEN', KEYS[1]) == 0 then
+  -- Somebody deleted the stream by hand: what the counter says would cost the next letters their place.
+  redis.call('DEL', KEYS[2])
+end
 local at = 4
 while at <= #ARGV do
   redis.call('XADD', KEYS[1], '*', 'route', ARGV[at], 'reason', ARGV[at + 1], 'time', ARGV[at + 2], 'raw', ARGV[at + 3])
