@@ -2,6 +2,7 @@
 
 pub mod connection;
 pub mod core;
+mod hearing;
 mod inbox;
 pub mod inspect;
 pub mod jetstream;

@@ -2,8 +2,7 @@
 //!
 //! Facts behind the options: `publish` of the client is Ok into a queue while the server is dead, a frozen
 //! server shows as connected until pings stay unanswered, and a wrong password loops silently; only the
-//! events tell. A server whose permissions are read anew ends subscriptions that are allowed no more and says
-//! so once; when they are allowed again, nothing but a new connection subscribes again.
+//! events tell.
 
 use std::{
     sync::{Arc, OnceLock},
@@ -27,10 +26,6 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 const RECONNECT_PAUSE: Duration = Duration::from_millis(500);
 /// A frozen server is noticed after two of these without an answer.
 const PING_INTERVAL: Duration = Duration::from_secs(2);
-/// After the server ended the subscription to our inbox: how often a new connection tries to subscribe again.
-const LISTEN_AGAIN: Duration = Duration::from_secs(5);
-/// How long nothing that is sent may be answered on a connection that looks well, before another one is tried.
-const SILENCE: Duration = Duration::from_secs(10);
 
 /// How to log in.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -198,7 +193,7 @@ pub(super) struct Connection {
     pub(super) status: watch::Receiver<Status>,
     change: Arc<watch::Sender<Status>>,
     /// On which connection, and since when, nothing has been answered, although something was sent.
-    unheard: Arc<watch::Sender<Option<(u64, Instant)>>>,
+    pub(super) unheard: Arc<watch::Sender<Option<(u64, Instant)>>>,
 }
 
 impl Connection {
@@ -237,54 +232,6 @@ impl Connection {
         let this = Self { client: connected, status: receiver, change, unheard: Arc::default() };
         tasks.spawn(this.clone().listen_again());
         Ok(this)
-    }
-
-    /// Whether anything that was sent together on a connection has been answered, be it with an error.
-    pub(super) fn heard(&self, epoch: u64, answered: bool) {
-        self.unheard.send_if_modified(|since| {
-            let before = since.filter(|(of, _)| *of == epoch);
-            let now = if answered { None } else { before.or_else(|| Some((epoch, Instant::now()))) };
-            std::mem::replace(since, now) != now
-        });
-    }
-
-    /// Makes a new connection, with its subscriptions, where no answer can come or none has come for long.
-    async fn listen_again(self) {
-        let (mut status, mut unheard) = (self.status.clone(), self.unheard.subscribe());
-        let mut deaf_since = None;
-        loop {
-            let now = status.borrow_and_update().clone();
-            let unheard_since = unheard.borrow_and_update().filter(|(epoch, _)| *epoch == now.epoch);
-            deaf_since = now.deaf.as_ref().map(|_| deaf_since.unwrap_or_else(Instant::now));
-            let due = match (deaf_since, unheard_since) {
-                _ if now.contact != Contact::Up => None,
-                (Some(since), _) => Some(since + LISTEN_AGAIN),
-                // What is denied is not answered either, and another connection would be denied the same.
-                _ if now.denied.is_some() => None,
-                (None, since) => since.map(|(_, since)| since + SILENCE),
-            };
-            let wait = async {
-                match due {
-                    Some(due) => tokio::time::sleep_until(due).await,
-                    None => std::future::pending().await,
-                }
-            };
-            let goes_on = tokio::select! {
-                changed = status.changed() => changed.is_ok(),
-                changed = unheard.changed() => changed.is_ok(),
-                () = wait => {
-                    if now.deaf.is_none() {
-                        warn!("NATS has answered nothing for {SILENCE:?} on a connection that looks well; trying a new one");
-                    }
-                    deaf_since = None;
-                    self.unheard.send_replace(None);
-                    self.client.force_reconnect().await.is_ok()
-                }
-            };
-            if !goes_on {
-                return;
-            }
-        }
     }
 
     /// What a denial would name in these words has just been allowed: the server takes a permission away and
