@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use redis::{AsyncTypedCommands, Client, aio::MultiplexedConnection};
+use redis::{AsyncConnectionConfig, AsyncTypedCommands, Client, aio::MultiplexedConnection};
 use tempfile::TempDir;
 
 use super::{
@@ -99,7 +99,10 @@ impl RedisServer {
 
     /// A connection to database 1.
     pub(crate) async fn connection(&self) -> MultiplexedConnection {
-        self.client().get_multiplexed_async_connection().await.expect("Redis takes connections")
+        // By itself the client waits for half a second; a busy machine and its disk may take longer.
+        let patient = AsyncConnectionConfig::new().set_response_timeout(Some(Duration::from_secs(10)));
+        let connection = self.client().get_multiplexed_async_connection_with_config(&patient).await;
+        connection.expect("Redis takes connections")
     }
 
     /// The ids of a pending SET.
