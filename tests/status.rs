@@ -66,6 +66,7 @@ async fn says_what_was_done_and_what_is_held() {
         "items": {"new": 2, "in_flight": 0, "duplicate": 1, "coalesced": 0, "undeduplicated": 0, "rejected": 1},
         "published": {"direct": 2, "relay": 0, "undeduplicated": 0},
         "dead_letters": 2,
+        "signature_failures": 0,
         "pending_ids": 2,
         "outbox": {"entries": 0, "oldest_age_seconds": 0.0},
     });

@@ -14,7 +14,7 @@ use crate::{
     shutdown::Phase,
 };
 
-/// The answer; the README says what its members mean.
+/// The answer; docs/status.md says what its members mean.
 #[derive(Serialize)]
 pub(super) struct Status {
     version: &'static str,
@@ -87,6 +87,7 @@ struct OneRoute {
     items: Items,
     published: BTreeMap<&'static str, u64>,
     dead_letters: u64,
+    signature_failures: u64,
     pending_ids: i64,
     outbox: Outbox,
 }
@@ -104,6 +105,7 @@ impl OneRoute {
             items: metrics.items(),
             published: metrics.published_by_way().collect(),
             dead_letters: metrics.dead_letters(),
+            signature_failures: metrics.signature_failures(),
             pending_ids: metrics.pending(),
             outbox: Outbox::new(metrics.outbox()),
         }

@@ -42,7 +42,11 @@ impl Limits {
             request_deadline,
             max_in_flight,
             in_flight: Arc::new(Semaphore::new(max_in_flight as usize)),
-            buffer: Arc::new(Buffer { limit: max_buffered_bytes, taken: AtomicUsize::new(0) }),
+            buffer: Arc::new(Buffer {
+                limit: max_buffered_bytes,
+                taken: AtomicUsize::new(0),
+                requests: AtomicUsize::new(0),
+            }),
         }
     }
 
@@ -50,7 +54,8 @@ impl Limits {
     #[must_use]
     pub fn in_use(&self) -> InUse {
         InUse {
-            requests: (self.max_in_flight as usize).saturating_sub(self.in_flight.available_permits()),
+            // Not the places that are left: who waits for idleness takes them.
+            requests: self.buffer.requests.load(Ordering::Relaxed),
             max_requests: self.max_in_flight as usize,
             bytes: self.buffer.taken.load(Ordering::Relaxed),
             max_bytes: self.buffer.limit,
@@ -67,6 +72,7 @@ impl Limits {
         let place = Arc::clone(&self.in_flight)
             .try_acquire_owned()
             .map_err(|_full| Refusal::TooManyRequests { limit: self.max_in_flight })?;
+        self.buffer.requests.fetch_add(1, Ordering::Relaxed);
         Ok(Admitted {
             deadline: Instant::now() + self.request_deadline,
             held: Held { buffer: Arc::clone(&self.buffer), bytes: 0, _place: place },
@@ -87,11 +93,12 @@ pub struct InUse {
     pub max_bytes: usize,
 }
 
-/// The memory of all bodies.
+/// The memory of all bodies, and how many requests share it.
 #[derive(Debug)]
 struct Buffer {
     limit: usize,
     taken: AtomicUsize,
+    requests: AtomicUsize,
 }
 
 /// A request that may be served, and until when.
@@ -110,7 +117,7 @@ pub(super) struct Held {
 impl Held {
     /// Takes memory from the budget of all bodies.
     pub(super) fn reserve(&mut self, bytes: usize) -> Result<(), Refusal> {
-        let Buffer { limit, taken } = &*self.buffer;
+        let Buffer { limit, taken, .. } = &*self.buffer;
         taken
             .fetch_update(Ordering::AcqRel, Ordering::Acquire, |taken| Some(taken + bytes).filter(|sum| sum <= limit))
             .map_err(|_taken| Refusal::TooManyBytes { limit: *limit })?;
@@ -127,6 +134,7 @@ impl Held {
 
 impl Drop for Held {
     fn drop(&mut self) {
+        self.buffer.requests.fetch_sub(1, Ordering::Relaxed);
         self.buffer.taken.fetch_sub(self.bytes, Ordering::AcqRel);
     }
 }

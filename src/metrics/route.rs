@@ -248,6 +248,12 @@ impl RouteMetrics {
         self.dead_letters.iter().map(|(_, count)| count.get()).sum()
     }
 
+    /// Requests that were not let in so far.
+    #[must_use]
+    pub fn signature_failures(&self) -> u64 {
+        self.signature_failures.iter().map(Counter::get).sum()
+    }
+
     /// Pending ids, as the store said last.
     #[must_use]
     pub fn pending(&self) -> i64 {

@@ -85,6 +85,10 @@ check("the rule file is the manifest's", [] if rules == manifest["spec"] else ["
 check(f"every metric of the {len(alerts)} alerts exists",
       [f"{alert}: {name}" for alert, rule in alerts.items() for name in NAME.findall(rule["expr"]) if name not in known])
 
+documented = set(NAME.findall(Path("docs/status.md").read_text().split("## `/metrics`")[1]))
+shown = {family.name + ("" if family.type == "histogram" else SUFFIXES[family.type][0]) for family in families}
+check("docs/status.md names every metric, and no other", sorted(documented ^ shown))
+
 tests = yaml.safe_load((WORK / "rules_test.yaml").read_text())["tests"]
 tried = [case for test in tests for case in test["alert_rule_test"]]
 check("every alert is tried both ways", [

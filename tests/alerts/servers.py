@@ -57,7 +57,7 @@ admin.listen = "127.0.0.1:{self.admin}"
 redis.url = "redis://127.0.0.1:{self.redis}"
 nats.url = "nats://127.0.0.1:{self.nats}"
 """)
-        self.start("target/debug/hookgate", ["--config", str(config)], self.admin)
+        self.start(os.environ["HOOKGATE"], ["--config", str(config)], self.admin)
         until("hookgate is ready", lambda: self.look("/v1/status", json.load)["ready"])
         return self
 

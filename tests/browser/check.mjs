@@ -176,6 +176,23 @@ await check("by keyboard: skip link, pause and resume, each visible when it has 
   assert.equal((await focused()).text, "status as JSON");
 });
 
+await check("out of sight nothing is asked, and nothing is said to be gone", async () => {
+  const sight = hidden => page.evaluate(hidden => {
+    Object.defineProperty(document, "hidden", { value: hidden, configurable: true });
+    document.dispatchEvent(new Event("visibilitychange"));
+  }, hidden);
+  await page.waitForResponse(/status/);
+  await sight(true);
+  // Longer than it takes a silent hookgate to be called gone.
+  const asked = await page.waitForRequest(/status/, { timeout: 9000 }).then(() => true, () => false);
+  assert.equal(asked, false);
+  assert.equal(await page.textContent("#sentence"), "All is well.");
+  const again = page.waitForRequest(/status/);
+  await sight(false);
+  await again;
+  await sentence(page, "All is well.");
+});
+
 await check("no barriers, light and dark, wide and narrow (axe)", async () => {
   for (const colorScheme of ["light", "dark"]) {
     for (const width of [1240, 360]) {

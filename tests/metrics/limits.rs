@@ -86,6 +86,7 @@ async fn taking_leave() {
     .await;
     assert_eq!(gate.post(batch(["b"])).await.error(), (503, "shutting_down".into()));
     assert_shed(&gate, "shutting_down", 1.0).await;
+    assert_is(&samples(&gate).await, "hookgate_http_requests_in_flight", &[], 1.0);
     world.nats.thaw();
     assert_eq!(busy.answer().await.expect("it is answered").status, 200);
 }
