@@ -5,10 +5,10 @@ export CARGO_TERM_COLOR ?= auto
 # Debian keeps servers where an ordinary user's PATH does not look.
 export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin
 
-.PHONY: help demo test faults check fmt lint doc tools clean
+.PHONY: help demo test test-all faults image check fmt lint doc tools clean
 
 help: ## list the commands
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 10
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 10
 
 demo: tools ## the main job on real servers, until Ctrl-C; ONCE=1 ends by itself
 	@cargo build --locked
@@ -23,9 +23,15 @@ test: tools ## all tests, on a real Redis and a real NATS that they start themse
 	cargo test --locked --doc
 	cargo test --locked --test faults -- --quick
 
+test-all: ## what needs more than that: manifests, image and all else in tests/*/run; installs its tools itself
+	@scripts/test-all.sh $(ONLY)
+
 faults: ## kill, freeze and cut off real processes under load, then count; a table
 	@scripts/ensure-tools.sh faults
 	cargo test --locked --features failpoints --test faults -- $(ONLY)
+
+image: ## the image hookgate:VERSION, with docker, podman or buildah; IMAGE=registry/name:tag, HOOKGATE_ENGINE=...
+	@scripts/image.sh
 
 check: fmt lint doc ## fmt, lint and doc
 
