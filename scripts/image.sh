@@ -49,10 +49,11 @@ arguments=(--file k8s/image/Containerfile --build-arg "VERSION=$version" --tag "
 case $engine in
     docker) SOURCE_DATE_EPOCH=0 DOCKER_BUILDKIT=1 docker build "${arguments[@]}" ;;
     podman) podman build --timestamp 0 "${arguments[@]}" ;;
-    # HOOKGATE_BUILDAH: options for machines where a build may not make namespaces.
     buildah)
-        # shellcheck disable=SC2086 # several words
-        buildah ${HOOKGATE_BUILDAH:-} bud ${HOOKGATE_BUD:-} --timestamp 0 "${arguments[@]}"
+        # Options for machines where a build may make no namespaces, and for images kept elsewhere.
+        read -ra everywhere <<<"${HOOKGATE_BUILDAH:-}"
+        read -ra building <<<"${HOOKGATE_BUD:-}"
+        buildah "${everywhere[@]}" bud "${building[@]}" --timestamp 0 "${arguments[@]}"
         ;;
     *) die "HOOKGATE_ENGINE=$engine is none of docker, podman, buildah" ;;
 esac
