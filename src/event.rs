@@ -4,7 +4,7 @@
 //! minutes later, is byte for byte the same and JetStream drops it as a duplicate.
 
 use std::{
-    fmt,
+    fmt::{self, Write},
     str::FromStr,
     time::{Duration, SystemTime},
 };
@@ -49,7 +49,7 @@ impl TokenSeed {
 /// The trace id of the events: 32 hex digits.
 impl fmt::Display for TokenSeed {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.simple().fmt(out)
+        out.write_str(self.0.simple().encode_lower(&mut [0; 32]))
     }
 }
 
@@ -77,19 +77,46 @@ impl Token {
     /// The span in which the event came to be: a hash of the token.
     #[must_use]
     pub fn span_id(self) -> u64 {
-        span_id(self.to_string().as_bytes())
+        self.with_text(|token| span_id(token.as_bytes()))
     }
 
     /// W3C trace context: trace id from the seed, and that span.
     #[must_use]
     pub fn traceparent(self) -> String {
-        format!("00-{}-{:016x}-01", self.seed, self.span_id())
+        let mut text = String::with_capacity(55);
+        text.push_str("00-");
+        text.push_str(self.seed.0.simple().encode_lower(&mut [0; 32]));
+        // Writing to a String does not fail.
+        let _infallible = write!(text, "-{:016x}-01", self.span_id());
+        text
+    }
+
+    /// Hands on the token as text, without memory of its own: it is made several times for each event.
+    fn with_text<T>(self, then: impl FnOnce(&str) -> T) -> T {
+        // 32 hex digits, '-', and at most 20 digits.
+        let mut buffer = [0; 53];
+        let (hex, rest) = buffer.split_at_mut(32);
+        self.seed.0.simple().encode_lower(hex);
+        rest[0] = b'-';
+        let mut digits = [0; 20];
+        let (mut number, mut first) = (self.index, digits.len());
+        loop {
+            first -= 1;
+            digits[first] = b'0' + u8::try_from(number % 10).expect("a digit is below 10");
+            number /= 10;
+            if number == 0 {
+                break;
+            }
+        }
+        let length = digits.len() - first;
+        rest[1..=length].copy_from_slice(&digits[first..]);
+        then(std::str::from_utf8(&buffer[..33 + length]).expect("digits and '-' are ASCII"))
     }
 }
 
 impl fmt::Display for Token {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(out, "{}-{}", self.seed, self.index)
+        self.with_text(|token| out.write_str(token))
     }
 }
 
@@ -139,7 +166,21 @@ struct Payload<'a> {
     entity_id: &'a str,
     action: &'a str,
     source: &'static str,
-    timestamp: String,
+    timestamp: &'a str,
+}
+
+/// The time of the events of one seed, as text: made once for all of them.
+#[derive(Debug, Default)]
+pub struct Timestamps(Option<(TokenSeed, String)>);
+
+impl Timestamps {
+    fn of(&mut self, token: Token) -> &str {
+        let seed = token.seed;
+        if self.0.as_ref().is_none_or(|(known, _)| *known != seed) {
+            self.0 = Some((seed, humantime::format_rfc3339_millis(token.time()).to_string()));
+        }
+        self.0.as_ref().map_or("", |(_, text)| text)
+    }
 }
 
 impl Event {
@@ -150,13 +191,39 @@ impl Event {
     /// Never: strings always serialize.
     #[must_use]
     pub fn new(route: &Route, id: EntityId<'_>, token: Token) -> Self {
+        Self::among(route, id, token, &mut Timestamps::default())
+    }
+
+    /// The same, of many: neighbours tend to share their seed.
+    ///
+    /// # Panics
+    /// Never: strings always serialize.
+    #[must_use]
+    pub fn among(route: &Route, id: EntityId<'_>, token: Token, timestamps: &mut Timestamps) -> Self {
         let payload = Payload {
             entity_id: id.as_str(),
             action: route.action(),
             source: "webhook",
-            timestamp: humantime::format_rfc3339_millis(token.time()).to_string(),
+            timestamp: timestamps.of(token),
         };
         let payload = serde_json::to_vec(&payload).expect("four strings always serialize");
         Self { token, payload: payload.into() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_is_its_seed_and_its_place() {
+        let seed = TokenSeed::now();
+        for index in [0, 9, 10, 999, usize::MAX] {
+            let token = seed.token(index);
+            let text = format!("{}-{index}", seed.0.simple());
+            assert_eq!(token.to_string(), text);
+            assert_eq!(text.parse(), Ok(token));
+            assert_eq!(token.traceparent(), format!("00-{}-{:016x}-01", seed.0.simple(), span_id(text.as_bytes())));
+        }
     }
 }

@@ -17,7 +17,7 @@ use tracing::{error, info, warn};
 use crate::{
     batch::{Batch, EntityId},
     breaker::{Breaker, Open},
-    event::{Event, Token, TokenSeed},
+    event::{Event, Timestamps, Token, TokenSeed},
     failpoint,
     metrics::{Metrics, Via},
     publisher::{Ack, PublishError},
@@ -301,8 +301,10 @@ impl Pipeline {
         until: Instant,
         attempts: &mut usize,
     ) -> Result<(), Failure> {
-        let mut open: Vec<(&Claim<'_>, Event)> =
-            claims.iter().map(|claim| (claim, Event::new(route, claim.id, claim.token))).collect();
+        let mut timestamps = Timestamps::default();
+        let event = |claim: &Claim<'_>| Event::among(route, claim.id, claim.token, &mut timestamps);
+        let events: Vec<_> = claims.iter().map(event).collect();
+        let mut open: Vec<(&Claim<'_>, Event)> = claims.iter().zip(events).collect();
         if open.is_empty() {
             return Ok(());
         }
@@ -381,5 +383,11 @@ fn claimed_span<'a>(route: &'a Route, proposal: &Proposal, claimed: &Result<Clai
 }
 
 fn log_new(route: &Route, seed: TokenSeed, new: usize) {
-    info!(route = %route, trace_id = %seed, new, "{new} neue IDs zur {}-Sync-Queue hinzugefügt", route.action_title());
+    info!(
+        route = %route,
+        trace_id = %seed,
+        new,
+        "{new} neue IDs zur {}-Sync-Queue hinzugefügt",
+        route.action_title()
+    );
 }

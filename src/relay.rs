@@ -15,7 +15,7 @@ use tracing::{debug, error, info, warn};
 
 use crate::{
     batch::EntityId,
-    event::{Event, Token},
+    event::{Event, Timestamps, Token},
     failpoint,
     metrics::{Metrics, RelayMetrics},
     pipeline::{ClaimError, Publisher, Settlement},
@@ -261,8 +261,11 @@ impl Relay {
         if !self.outbox.lease(route, &self.holder, LEASE).await? {
             return Err(RelayError::Leased);
         }
-        let events: Vec<Event> =
-            due.iter().filter_map(|(id, token)| Some(Event::new(route, EntityId::parse(id)?, *token))).collect();
+        let mut timestamps = Timestamps::default();
+        let events: Vec<Event> = due
+            .iter()
+            .filter_map(|(id, token)| Some(Event::among(route, EntityId::parse(id)?, *token, &mut timestamps)))
+            .collect();
         failpoint::hit("relay_before_publish");
         let began = self.tracer.begin();
         let outcomes = self.publisher.publish(route, &events, self.ack_timeout).await;
