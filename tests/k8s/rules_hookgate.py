@@ -7,8 +7,8 @@ from manifests import ROOT, at, containers, pod, pod_labels, port_of, quantity, 
 
 # What hookgate may take after its deadline: settling, dead letters, connections (2 s each), and one to spare.
 RESERVE = 8
-# What the process takes besides buffered bodies. 258 MiB in all were seen under 1,000 of the largest bodies.
-BESIDES = 192 * 2**20
+# What the process takes besides buffered bodies: the fault tests hold it to 64 MiB; as much again is room.
+BESIDES = 128 * 2**20
 # EspoCRM gives up then.
 SENDER = 10
 # hookgate's version; images are named after it.
@@ -64,6 +64,8 @@ def addresses(place, hookgate):
         for endpoint in monitor["spec"]["podMetricsEndpoints"]:
             if (endpoint["port"], endpoint.get("path", "/metrics")) != ("admin", "/metrics"):
                 yield f"{title(monitor)} scrapes {endpoint}, not /metrics of admin"
+            elif not hookgate.has_path("/metrics"):
+                yield f"{title(monitor)}: hookgate has no /metrics"
 
 
 def leaving(place, hookgate):
@@ -120,8 +122,9 @@ def stores(place, hookgate):
 
 
 def targets(effective):
-    """(host, port) of every store in the configuration."""
-    for url in [effective["redis"]["url"], *effective["nats"]["url"].split(",")]:
+    """(host, port) of every store in the configuration, and of the collector of traces."""
+    collector = [url] if (url := at(effective, "tracing", "otlp_endpoint")) else []
+    for url in [effective["redis"]["url"], *effective["nats"]["url"].split(","), *collector]:
         address = url.split("://")[1].rpartition("@")[2].split("/")[0]
         host, _, port = address.partition(":")
         yield host, int(port)
