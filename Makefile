@@ -5,7 +5,7 @@ export CARGO_TERM_COLOR ?= auto
 # Debian keeps servers where an ordinary user's PATH does not look.
 export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin
 
-.PHONY: help demo test test-all faults image check fmt lint doc tools clean
+.PHONY: help demo test test-all faults bench image check fmt lint doc tools clean
 
 help: ## list the commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 10
@@ -32,6 +32,9 @@ faults: ## kill, freeze and cut off real processes under load, then count; a tab
 
 image: ## the image hookgate:VERSION, with docker, podman or buildah; IMAGE=registry/name:tag, HOOKGATE_ENGINE=...
 	@scripts/image.sh
+
+bench: ## measure hookgate, its floor and its baselines; QUICK=1: whether it works. See bench/README.md
+	@bench/run
 
 check: fmt lint doc ## fmt, lint and doc
 

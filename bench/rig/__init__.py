@@ -1,0 +1,1 @@
+"""The measuring rig of `make bench`; see bench/README.md."""

@@ -1,0 +1,96 @@
+"""What is measured beside the loads: cost over pending ids, overload, start."""
+from .measure import Load, send, wrong_with
+from .processes import RigError
+from .stores import Stores
+from .systems import System
+
+# Events of a burst: few against the smallest set, so that it stays as small as it says.
+BURST = 1000
+# Requests of the original's algorithm at each size: it reads the whole set for each of them.
+BEARABLE = {1_000: 200, 100_000: 10, 1_000_000: 2}
+# More than server.max_in_flight, so that there is an excess to refuse.
+CONNECTIONS_OVER_LIMIT = 2048
+
+
+def pending_costs(paths, sizes, rounds, bursts, say):
+    """CPU of proxy and Redis an event, with so many ids pending; hookgate and the original on the same set."""
+    stores, rows = Stores(paths.work, "pending"), []
+    hookgate = System("hookgate", paths, stores)
+    original = System("python-original", paths, stores)
+    stores.forget()
+    for size in sizes:
+        stores.fill(size)
+        for turn in range(rounds):
+            for load in (Load(64, 1), Load(16, 50)):
+                rows.append({"pending": size, "round": turn, **_bursts(paths, hookgate, load, bursts, BURST)})
+                if size in BEARABLE and (turn == 0 or size < 1_000_000):
+                    requests = min(BEARABLE[size], BURST // load.batch)
+                    rows.append({"pending": size, "round": turn,
+                                 **_bursts(paths, original, load, 1, requests * load.batch)})
+        assert stores.client.scard("vmh:beteiligte:create_pending") == size, "the set has kept its size"
+        say(f"pending {size}: done")
+    original.stop()
+    hookgate.stop()
+    stores.stop()
+    return rows
+
+
+def _bursts(paths, system, load, bursts, events):
+    """The same few events again and again, each time with the set as it was before."""
+    load = load._replace(connections=min(load.connections, events // load.batch))
+    spent, sent, void = {"proxy": 0.0, "redis": 0.0, "nats": 0.0}, 0, None
+    for _ in range(bursts):
+        messages, before = system.stores.messages(), system.cpu()
+        nonce, counts = send(paths, system, load, 30, requests=events // load.batch)
+        system.settle()
+        after = system.cpu()
+        spent = {part: spent[part] + after[part] - before[part] for part in spent}
+        sent += counts["fresh_sent"]
+        void = void or wrong_with(counts, system.stores.messages() - messages)
+        system.stores.release(nonce, counts["fresh_sent"])
+    return {"system": system.name, **load._asdict(), "events": sent, "void": void,
+            **{f"{part}_us_per_event": seconds / sent * 1e6 for part, seconds in spent.items()}}
+
+
+def overload(paths, batch, seconds, turn):
+    """The peak, then three times as much: falling due whether or not earlier requests are answered."""
+    system = System("hookgate", paths)
+    peak = 0.0
+    for connections in (64, 256):
+        _, counts = send(paths, system, Load(connections, batch), seconds / 2)
+        peak = max(peak, counts["counted"] / counts["counted_over_s"])
+    system.settle()
+    system.stores.forget()
+    load = Load(CONNECTIONS_OVER_LIMIT, batch)
+    _, counts = send(paths, system, load, seconds, rate=3 * peak, settle=seconds / 4)
+    system.settle()
+    messages = system.stores.messages()
+    system.stop()
+    none = {"count": 0, "p50_us": 0, "p99_us": 0, "max_us": 0}
+    done, refused = (counts["statuses"].get(status, none) for status in ("200", "503"))
+    others = set(counts["statuses"]) - {"200", "503"}
+    void = None
+    if not counts["fresh_accepted"] <= messages <= counts["fresh_sent"]:
+        void = (f"{counts['fresh_accepted']} ids accepted of {counts['fresh_sent']} sent, {messages} events in the "
+                "stream")
+    elif others or counts["broken"] or counts["dead"]:
+        void = f"answers of other kinds: {sorted(others)}, broken connections: {counts['broken']}"
+    return {
+        "batch": batch, "round": turn, "void": void, "peak_per_s": peak, "offered_per_s": 3 * peak,
+        "sent_per_s": counts["requests"] / seconds, "accepted_per_s": counts["counted"] / counts["counted_over_s"],
+        "unsent": counts["unsent"], "unanswered": counts["unanswered"], "accepted": done, "refused": refused,
+        "load_busy": counts["cpu_s"] / counts["took_s"],
+    }
+
+
+def starts(paths, times):
+    """Milliseconds from the start of hookgate to its first 200, with its stores up."""
+    stores, took = Stores(paths.work, "start"), []
+    for _ in range(times):
+        system = System("hookgate", paths, stores)
+        took.append(system.start_ms)
+        system.stop()
+        if system.process.child.returncode != 0:
+            raise RigError(f"hookgate ended with {system.process.child.returncode}:\n{system.process.tail()}")
+    stores.stop()
+    return took

@@ -1,0 +1,98 @@
+"""A Redis and a NATS of one system's own, and what the rig does to them between runs."""
+import asyncio
+import os
+import shutil
+import tempfile
+
+import nats
+import redis
+from nats.js.api import DiscardPolicy, StorageType, StreamConfig
+from nats.js.errors import NotFoundError
+
+from .processes import LOOPBACK, Process, accepts, free_port
+
+PENDING = "vmh:beteiligte:create_pending"
+OUTBOX = f"{{{PENDING}}}:outbox"
+STREAM = "HOOKGATE"
+# A thousand members a call of SADD; the members look like EspoCRM's ids.
+FILL = """
+local members = {}
+for n = tonumber(ARGV[1]), tonumber(ARGV[2]) - 1 do
+    members[#members + 1] = string.format('65f0c1d2%09x', n)
+    if #members == 1000 then redis.call('SADD', KEYS[1], unpack(members)); members = {} end
+end
+if #members > 0 then redis.call('SADD', KEYS[1], unpack(members)) end
+"""
+
+
+class Stores:
+    """One pair of servers with empty folders."""
+
+    def __init__(self, work, name):
+        self.folder = tempfile.mkdtemp(prefix=f"{name}-", dir=work)
+        redis_port, nats_port = free_port(), free_port()
+        # Without files by default: what an append-only file costs is the same for everybody, and disks are noisy.
+        keep = ["--appendonly", "yes", "--auto-aof-rewrite-percentage", "0"] if os.environ.get("AOF") == "1" else []
+        self.redis = Process("redis", [
+            os.environ.get("HOOKGATE_REDIS_SERVER", "redis-server"), "--bind", LOOPBACK, "--port", redis_port,
+            "--dir", self.folder, "--save", "", "--maxmemory-policy", "noeviction", *keep], self.folder)
+        self.nats = Process("nats", [
+            os.environ.get("HOOKGATE_NATS_SERVER", "nats-server"), "-js", "-sd", self.folder, "-a", LOOPBACK,
+            "-p", nats_port], self.folder)
+        self.redis_url = f"redis://{LOOPBACK}:{redis_port}/1"
+        self.nats_url = f"nats://{LOOPBACK}:{nats_port}"
+        self.redis.wait_until(lambda: accepts(redis_port), "listening")
+        self.nats.wait_until(lambda: accepts(nats_port), "listening")
+        self.client = redis.Redis.from_url(self.redis_url)
+
+    def make_stream(self):
+        """The stream as hookgate would create it, for those who don't."""
+        config = StreamConfig(name=STREAM, subjects=["vmh.>"], storage=StorageType.FILE, discard=DiscardPolicy.NEW,
+                              max_age=7 * 86400, duplicate_window=900)
+        self._ask(lambda jetstream: jetstream.add_stream(config))
+
+    def messages(self):
+        """Messages in the stream."""
+        return self._ask(lambda jetstream: jetstream.stream_info(STREAM)).state.messages
+
+    def forget(self):
+        """Empties the stream and what is pending."""
+        try:
+            self._ask(lambda jetstream: jetstream.purge_stream(STREAM))
+        except NotFoundError:
+            pass                       # of the floor, which publishes nothing
+        self.client.delete(PENDING)
+
+    def in_flight(self):
+        """Claims that are not settled yet."""
+        return self.client.hlen(OUTBOX)
+
+    def fill(self, size):
+        """Adds to the pending ids until there are so many."""
+        script = self.client.register_script(FILL)
+        have = self.client.scard(PENDING)
+        for start in range(have, size, 100_000):
+            script(keys=[PENDING], args=[start, min(start + 100_000, size)])
+        assert self.client.scard(PENDING) == size, f"{PENDING} has not {size} members"
+
+    def release(self, nonce, count):
+        """Takes the ids of a run out of the pending ones."""
+        for start in range(0, count, 1000):
+            ids = (f"{nonce:08x}{number:09x}" for number in range(start, min(start + 1000, count)))
+            self.client.srem(PENDING, *ids)
+
+    def _ask(self, question):
+        async def answer():
+            connection = await nats.connect(self.nats_url)
+            try:
+                return await question(connection.jetstream(timeout=20))
+            finally:
+                await connection.close()
+        return asyncio.run(answer())
+
+    def stop(self):
+        """Both servers, and what they kept."""
+        self.client.close()
+        self.nats.stop()
+        self.redis.stop()
+        shutil.rmtree(self.folder)

@@ -1,0 +1,78 @@
+"""The systems that are compared: how each is started."""
+import http.client
+import json
+import time
+
+from .processes import LOOPBACK, Process, environment, free_port
+from .stores import Stores
+
+PATH = "/vmh/webhook/beteiligte/create"
+FILTER = "info,hookgate::entity=warn"
+# In the order of tables and plots.
+NAMES = {
+    "floor": "floor (warp: read, parse, answer)",
+    "hookgate": "hookgate",
+    "node-honest": "Node, honest",
+    "python-honest": "Python, honest",
+    "node-original": "Node, original's algorithm",
+    "python-original": "Python, original's algorithm",
+}
+OTHERS = [name for name in NAMES if name not in ("floor", "hookgate")]
+
+
+class System:
+    """One server with stores of its own."""
+
+    def __init__(self, name, paths, stores=None):
+        self.name = name
+        self.own_stores = stores is None
+        self.stores = stores or Stores(paths.work, name)
+        if name not in ("floor", "hookgate") and self.own_stores:
+            self.stores.make_stream()
+        self.port = free_port()
+        command, env = self._command(paths)
+        self.process = Process(name, command, self.stores.folder, env)
+        self.start_ms = self._await_first_answer()
+
+    def _command(self, paths):
+        stores, address = self.stores, f"{LOOPBACK}:{self.port}"
+        if self.name == "floor":
+            return [paths.floor, address], environment()
+        if self.name == "hookgate":
+            return [paths.hookgate, "serve"], environment(
+                HOOKGATE__SERVER__LISTEN=address, HOOKGATE__ADMIN__LISTEN=f"{LOOPBACK}:0",
+                HOOKGATE__SERVER__DRAIN_DELAY="0s", HOOKGATE__REDIS__URL=stores.redis_url,
+                HOOKGATE__NATS__URL=stores.nats_url, HOOKGATE__LOG__FORMAT="json", HOOKGATE__LOG__FILTER=FILTER)
+        language, form = self.name.split("-")
+        program = [paths.python, paths.python_app] if language == "python" else ["node", paths.node_app]
+        return [*program, self.port, stores.redis_url, stores.nats_url, form], environment(NODE_ENV="production")
+
+    def _await_first_answer(self):
+        """Milliseconds from the start of the process to its first 200."""
+        body = json.dumps([{"id": "the-first"}])
+
+        def answered():
+            connection = http.client.HTTPConnection(LOOPBACK, self.port, timeout=10)
+            try:
+                connection.request("POST", PATH, body, {"Content-Type": "application/json"})
+                return connection.getresponse().status == 200
+            except OSError:
+                return False
+            finally:
+                connection.close()
+        self.process.wait_until(answered, "answering 200")
+        return (time.monotonic() - self.process.begun) * 1000
+
+    def cpu(self):
+        """CPU seconds of server and stores."""
+        return {"proxy": self.process.cpu(), "redis": self.stores.redis.cpu(), "nats": self.stores.nats.cpu()}
+
+    def settle(self):
+        """Until nothing is in hand any more."""
+        self.process.wait_until(lambda: self.stores.in_flight() == 0, "settled")
+
+    def stop(self):
+        """The server, then its stores."""
+        self.process.stop()
+        if self.own_stores:
+            self.stores.stop()

@@ -1,0 +1,142 @@
+"""The targets, and whether they hold in these results. `python -m rig.targets FILE [--strict]` reads written ones."""
+import json
+import sys
+from typing import NamedTuple, Optional
+
+from .measure import Load
+from .summary import of, pending_cost, ratio, spread
+from .systems import OTHERS
+
+MIB = 2**20
+
+
+class Target(NamedTuple):
+    """One line."""
+
+    what: str
+    wanted: str
+    measured: str
+    holds: Optional[bool]              # None: not measured
+    stretch: bool = False
+
+
+def most(what, limit, got, stretch=None, digits=2, unit=""):
+    """At most so much."""
+    return _bound(what, "at most", limit, got, stretch, digits, unit, lambda value, bound: value <= bound)
+
+
+def least(what, limit, got, stretch=None, digits=2, unit=""):
+    """At least so much."""
+    return _bound(what, "at least", limit, got, stretch, digits, unit, lambda value, bound: value >= bound)
+
+
+def _bound(what, word, limit, got, stretch, digits, unit, holds):
+    rows = [(limit, False)] + ([(stretch, True)] if stretch else [])
+    return [Target(what, f"{word} {bound:g}{unit}", got.text(digits, unit) if got else "not measured",
+                   holds(got.median, bound) if got else None, ambitious) for bound, ambitious in rows]
+
+
+def check(results):
+    """All targets."""
+    rows = []
+    for batch, cpu, throughput in ((1, (1.5, 1.35), (0.6, 0.7)), (50, (4, 3), None)):
+        load = Load(64, batch)
+        rows += most(f"CPU of the proxy a request, over the floor's, c=64, batch {batch}", cpu[0],
+                     ratio(results, "hookgate", "floor", load, "proxy_us"), cpu[1], unit="x")
+        if throughput:
+            rows += least(f"requests/s over the floor's, c=64, batch {batch}", throughput[0],
+                          ratio(results, "hookgate", "floor", load, "requests_per_s"), throughput[1], unit="x")
+    for other, batch, limit in (("python", 1, 12), ("python", 50, 6), ("node", 1, 3), ("node", 50, 4)):
+        rows += least(f"requests/s over honest {other.capitalize()}'s, c=64, batch {batch}", limit,
+                      ratio(results, "hookgate", f"{other}-honest", Load(64, batch), "requests_per_s"), unit="x")
+    rows += [row for load in _loads(results) for row in _latency(results, load)]
+    rows += _pending(results)
+    for batch, limit in ((1, 1.0), (50, 3.0)):
+        got = of(results, "hookgate", Load(1, batch), "p50_us")
+        rows += most(f"one sender, one request at a time: p50, batch {batch}", limit,
+                     got and spread([value / 1000 for value in got]), unit=" ms")
+    memory = [cell["rss_mib"] for cell in results["cells"] if cell["system"] == "hookgate" and cell["connections"] == 256]
+    rows += most("most memory resident at c=256", 40, spread(memory) and spread([max(memory)]), digits=1, unit=" MiB")
+    rows += most("start to first 200, stores up", 150, spread(results["starts_ms"]), digits=0, unit=" ms")
+    rows += most("release binary", 12, spread([results["binary_bytes"] / MIB]), unit=" MiB")
+    for batch in (1, 50):
+        rows += _overload(results, batch)
+    measured = len(results["cells"]) + len(results["pending"]) + len(results["overload"])
+    void = len(void_runs(results))
+    rows.append(Target("every accepted event is in the stream", "0 void runs", f"{void} of {measured}",
+                       void == 0 if measured else None))
+    return rows
+
+
+def _loads(results):
+    seen = {Load(cell["connections"], cell["batch"], cell["duplicates"]) for cell in results["cells"]}
+    return sorted(seen, key=lambda load: (load.duplicates, load.batch, load.connections))
+
+
+def _latency(results, load):
+    ours = of(results, "hookgate", load, "p99_us")
+    theirs = {name: got for name in OTHERS if (got := of(results, name, load, "p99_us"))}
+    if not ours or not theirs:
+        return []
+    best = min(theirs, key=lambda name: theirs[name].median)
+    what = f"p99 below all others', c={load.connections}, batch {load.batch}{', 50 % duplicates' * load.duplicates}"
+    return [Target(what, f"below {theirs[best].median / 1000:,.2f} ms ({best})", f"{ours.median / 1000:,.2f} ms",
+                   ours.median < theirs[best].median)]
+
+
+def _pending(results):
+    rows = []
+    for batch in (1, 50):
+        small, large = (pending_cost(results, "hookgate", batch, size) for size in (1_000, 5_000_000))
+        got = spread([large.median / small.median]) if small and large else None
+        rows += most(f"CPU of proxy and Redis an event, 5 M pending over 1 k, batch {batch}", 1.4, got, unit="x")
+    return rows
+
+
+def _overload(results, batch):
+    runs = [run for run in results["overload"] if run["batch"] == batch and not run["void"]]
+    what = f"overload at 3x the peak, batch {batch}: "
+    # Latencies of answers; what was never answered is worse than any.
+    slowest = [max(run["accepted"]["max_us"], run["refused"]["max_us"]) / 1e6 for run in runs]
+    unanswered = sum(run["unanswered"] for run in runs)
+    return [
+        *least(what + "throughput over the peak", 0.9,
+               spread([run["accepted_per_s"] / run["peak_per_s"] for run in runs]), unit="x"),
+        *least(what + "requests offered over the peak (else the generator was the limit)", 2.7,
+               spread([run["sent_per_s"] / run["peak_per_s"] for run in runs]), unit="x"),
+        *least(what + "requests refused with 503 (else there was no excess)", 1,
+               spread([run["refused"]["count"] for run in runs]), digits=0),
+        *most(what + "p99 of the 503s", 1, spread([run["refused"]["p99_us"] / 1e6 for run in runs]), unit=" s"),
+        *most(what + "slowest answer of all", 8, spread(slowest), unit=" s"),
+        *most(what + "requests without an answer", 0, spread([unanswered]) if runs else None, digits=0),
+    ]
+
+
+def void_runs(results):
+    """Runs that lost something or were disturbed."""
+    return [row for part in ("cells", "pending", "overload") for row in results[part] if row["void"]]
+
+
+def lines(rows):
+    """A line a target."""
+    words = {True: "holds", False: "DOES NOT HOLD", None: "not measured"}
+    width = max(len(row.what) for row in rows) + 10
+    shown = []
+    for row in rows:
+        what = row.what + (" (stretch)" if row.stretch else "")
+        shown.append(f"{words[row.holds]:14} {what:{width}}  {row.wanted:32}  {row.measured}")
+    counted = {word: sum(row.holds is key for row in rows) for key, word in words.items()}
+    return "\n".join([*shown, ", ".join(f"{count} {word}" for word, count in counted.items())])
+
+
+def main():
+    """Check a file of results."""
+    words = [word for word in sys.argv[1:] if word != "--strict"]
+    with open(words[0], encoding="utf-8") as file:
+        rows = check(json.load(file))
+    print(lines(rows))
+    return 1 if "--strict" in sys.argv and any(row.holds is False and not row.stretch for row in rows) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
