@@ -13,7 +13,7 @@ import time
 from typing import NamedTuple
 
 from . import experiments, plots, tables, targets
-from .measure import Load, cell
+from .measure import Load, cell, warm_up
 from .processes import Process, RigError, stop_all
 from .systems import NAMES, OTHERS, System
 
@@ -42,16 +42,17 @@ class Plan(NamedTuple):
     loads: list
     seconds: float                     # of a run of hookgate and the floor
     seconds_of_others: float
-    warm_up: float
+    warm_up_first: float               # at the start of a round, for each batch size
+    warm_up: float                     # before each run
     sizes: list
     bursts: int
     overload_seconds: float
     starts: int
 
 
-FULL = Plan(3, LOADS, 2.0, 1.3, 0.3, [1_000, 100_000, 1_000_000, 5_000_000], 8, 3.0, 7)
-QUICK = Plan(1, [Load(1, 1), Load(64, 1), Load(1, 50), Load(64, 50), Load(64, 50, True), Load(256, 1)], 0.4, 0.4, 0.1,
-             [1_000, 100_000], 2, 1.0, 2)
+FULL = Plan(3, LOADS, 2.0, 1.3, 0.7, 0.2, [1_000, 100_000, 1_000_000, 5_000_000], 8, 3.0, 7)
+QUICK = Plan(1, [Load(1, 1), Load(64, 1), Load(1, 50), Load(64, 50), Load(64, 50, True), Load(256, 1)], 0.4, 0.4,
+             0.2, 0.1, [1_000, 100_000], 2, 1.0, 2)
 
 
 def arguments():
@@ -92,6 +93,7 @@ def matrix(paths, opt, turn):
     systems = [System(name, paths) for name in NAMES if name in opt.systems]
     for system in systems:
         starts[system.name] = system.start_ms
+        warm_up(paths, system, plan.warm_up_first)
     for load in plan.loads:
         for system in systems:
             if system.name == "floor" and load.duplicates:

@@ -1,5 +1,5 @@
 """What is measured beside the loads: cost over pending ids, overload, start."""
-from .measure import Load, send, wrong_with
+from .measure import Load, send, warm_up, wrong_with
 from .processes import RigError
 from .stores import Stores
 from .systems import System
@@ -17,6 +17,9 @@ def pending_costs(paths, sizes, rounds, bursts, say):
     stores, rows = Stores(paths.work, "pending"), []
     hookgate = System("hookgate", paths, stores)
     original = System("python-original", paths, stores)
+    for system in (hookgate, original):
+        warm_up(paths, system, 0.3)
+    hookgate.settle()
     stores.forget()
     for size in sizes:
         stores.fill(size)
@@ -55,6 +58,7 @@ def _bursts(paths, system, load, bursts, events):
 def overload(paths, batch, seconds, turn):
     """The peak, then three times as much: falling due whether or not earlier requests are answered."""
     system = System("hookgate", paths)
+    warm_up(paths, system, seconds / 6)
     peak = 0.0
     for connections in (64, 256):
         _, counts = send(paths, system, Load(connections, batch), seconds / 2)
@@ -73,12 +77,12 @@ def overload(paths, batch, seconds, turn):
     if not counts["fresh_accepted"] <= messages <= counts["fresh_sent"]:
         void = (f"{counts['fresh_accepted']} ids accepted of {counts['fresh_sent']} sent, {messages} events in the "
                 "stream")
-    elif others or counts["broken"] or counts["dead"]:
-        void = f"answers of other kinds: {sorted(others)}, broken connections: {counts['broken']}"
+    elif others or counts["dead"]:
+        void = f"answers of other kinds: {sorted(others)}, connections that could not be made again: {counts['dead']}"
     return {
         "batch": batch, "round": turn, "void": void, "peak_per_s": peak, "offered_per_s": 3 * peak,
         "sent_per_s": counts["requests"] / seconds, "accepted_per_s": counts["counted"] / counts["counted_over_s"],
-        "unsent": counts["unsent"], "unanswered": counts["unanswered"], "accepted": done, "refused": refused,
+        "unsent": counts["unsent"], "unanswered": counts["unanswered"] + counts["broken"], "accepted": done, "refused": refused,
         "load_busy": counts["cpu_s"] / counts["took_s"],
     }
 

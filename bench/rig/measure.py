@@ -29,7 +29,7 @@ def send(paths, system, load, seconds, **more):
     ran = subprocess.run(command, capture_output=True, text=True, check=False, timeout=seconds + 60)
     if ran.returncode != 0:
         raise RigError(f"load {load} against {system.name}: {ran.stderr}\n{system.process.tail()}")
-    return nonce, json.loads(ran.stdout)
+    return nonce, {**json.loads(ran.stdout), "said": ran.stderr.strip()}
 
 
 def wrong_with(counts, messages):
@@ -37,7 +37,7 @@ def wrong_with(counts, messages):
     refused = {status: row["count"] for status, row in counts["statuses"].items() if status != "200"}
     if refused or counts["broken"] or counts["dead"] or counts["unanswered"]:
         return (f"answers other than 200: {refused or 'none'}, broken connections: {counts['broken']}, unanswered: "
-                f"{counts['unanswered']}")
+                f"{counts['unanswered']} {counts['said']}").strip()
     if counts["claimed"] != counts["fresh_accepted"]:
         return f"{counts['fresh_accepted']} new ids were accepted, {counts['claimed']} called new"
     if messages is not None and messages != counts["fresh_accepted"]:
@@ -45,10 +45,16 @@ def wrong_with(counts, messages):
     return None
 
 
-def cell(paths, system, load, seconds, warm_up):
+def warm_up(paths, system, seconds):
+    """Until what compiles as it runs has compiled."""
+    for batch in (1, 50):
+        send(paths, system, Load(16, batch), seconds)
+
+
+def cell(paths, system, load, seconds, warm):
     """Warms up, empties the stores, measures; every event is counted afterwards."""
     floor = system.name == "floor"
-    send(paths, system, load._replace(connections=min(load.connections, 16)), warm_up)
+    send(paths, system, load._replace(connections=min(load.connections, 16)), warm)
     if not floor:
         system.settle()
         system.stores.forget()

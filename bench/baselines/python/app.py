@@ -48,7 +48,8 @@ def application(redis_url, nats_url, claim):
 
     @contextlib.asynccontextmanager
     async def lifespan(_):
-        stores["redis"] = redis.asyncio.from_url(redis_url, decode_responses=True)
+        # A connection a request at most: with its default of 100 the client refuses the load.
+        stores["redis"] = redis.asyncio.from_url(redis_url, decode_responses=True, max_connections=1024)
         connection = await nats.connect(nats_url)
         # As many unacknowledged events as any load has: the client's own limit would refuse them.
         stores["jetstream"] = connection.jetstream(publish_async_max_pending=1_000_000)

@@ -63,38 +63,40 @@ impl Connection {
     }
 
     /// Sends the request as it stands, or as much of it as the socket takes.
-    pub(crate) fn send(&mut self, now: Instant) -> io::Result<()> {
+    pub(crate) fn send(&mut self, now: Instant) {
         self.sent_at = now;
         self.written = Some(0);
-        self.write()
+        self.write();
     }
 
-    /// Goes on sending.
-    pub(crate) fn write(&mut self) -> io::Result<()> {
-        let Some(mut written) = self.written else { return Ok(()) };
+    /// Goes on sending. If the server takes no more, an event comes too, and reading shows whether it said why.
+    pub(crate) fn write(&mut self) {
+        let Some(mut written) = self.written else { return };
         let bytes = self.request.bytes();
         while written < bytes.len() {
             match self.stream.write(&bytes[written..]) {
                 Ok(length) => written += length,
-                // Not connected yet, or the socket is full: an event will come.
-                Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::NotConnected) => break,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
+                // Not connected yet, full, or closed: an event will come.
+                Err(_) => break,
             }
         }
         self.written = Some(written);
-        Ok(())
     }
 
-    /// Reads what is there; the answer, if all of it is.
-    pub(crate) fn read(&mut self, buffer: &mut [u8]) -> io::Result<Option<Answer>> {
+    /// Reads what is there; the answer, if all of it is. `ends`: whether the server's end of the stream has arrived.
+    pub(crate) fn read(&mut self, buffer: &mut [u8], ends: bool) -> io::Result<Option<Answer>> {
+        let mut ended = false;
         loop {
             match self.stream.read(buffer) {
-                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(0) => {
+                    ended = true;
+                    break;
+                }
                 Ok(length) => {
                     self.received.extend_from_slice(&buffer[..length]);
                     // A read that does not fill the buffer has emptied the socket.
-                    if length < buffer.len() {
+                    if length < buffer.len() && !ends {
                         break;
                     }
                 }
@@ -103,9 +105,11 @@ impl Connection {
                 Err(error) => return Err(error),
             }
         }
-        let Some(mut answer) = parse(&self.received)? else { return Ok(None) };
+        let Some(mut answer) = parse(&self.received)? else {
+            return if ended { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(None) };
+        };
         let unsent = self.written.take().is_none_or(|written| written < self.request.bytes().len());
-        answer.last |= unsent;
+        answer.last |= unsent || ended;
         self.received.clear();
         Ok(Some(answer))
     }

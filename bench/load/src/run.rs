@@ -76,14 +76,11 @@ pub(crate) fn run(arguments: &Arguments) -> io::Result<String> {
         }
         for event in &events {
             let index = event.token().0;
-            if event.is_writable()
-                && let Err(error) = run.connections[index].write()
-            {
-                run.ended(index, &error);
-                continue;
+            if event.is_writable() {
+                run.connections[index].write();
             }
             if event.is_readable() || event.is_read_closed() || event.is_error() {
-                run.read(index, &mut buffer);
+                run.read(index, &mut buffer, event.is_read_closed());
             }
         }
     }
@@ -117,15 +114,13 @@ impl Run<'_> {
         tally.requests += 1;
         tally.fresh_sent += (batch - repeated) as u64;
         self.busy += 1;
-        if let Err(error) = self.connections[index].send(now) {
-            self.ended(index, &error);
-        }
+        self.connections[index].send(now);
     }
 
     /// Takes what has arrived on a connection.
-    fn read(&mut self, index: usize, buffer: &mut [u8]) {
+    fn read(&mut self, index: usize, buffer: &mut [u8], ends: bool) {
         let connection = &mut self.connections[index];
-        let answer = match connection.read(buffer) {
+        let answer = match connection.read(buffer, ends) {
             Ok(None) => return,
             Ok(Some(answer)) => answer,
             Err(error) => return self.ended(index, &error),
