@@ -100,5 +100,5 @@ def _starts(results):
             rows.append((title, took.text()))
     if results["starts_ms"]:
         rows.append(("hookgate again, the stream being there", spread(results["starts_ms"]).text()))
-    return (table(["start to first 200, stores up", "ms"], rows) if rows else "") + (
+    return (table(["start to first 200, stores up and empty", "ms"], rows) if rows else "") + (
         f"\nRelease binary: {results['binary_bytes'] / 2**20:.1f} MiB.\n")
