@@ -21,7 +21,7 @@ use crate::{
         redis::{Options, Redis},
     },
     pipeline::{PendingStore, Pipeline, Publisher},
-    publisher::{connection::Servers, core::Core, jetstream::JetStream},
+    publisher::{core::Core, jetstream::JetStream, servers::Servers},
     readiness::first_contact,
     relay::{Outbox, Relay},
     route::RouteTable,
@@ -81,7 +81,7 @@ struct Stores {
 impl Stores {
     fn open(backend: PendingBackend, options: Options, routes: &RouteTable, metrics: &Metrics) -> Self {
         match backend {
-            PendingBackend::Redis(client) => Self::in_one(Redis::open(&client, options, routes, metrics.redis())),
+            PendingBackend::Redis(access) => Self::in_one(Redis::open(&access, options, routes, metrics.redis())),
             PendingBackend::Memory => {
                 warn!(
                     "redis.url is \"memory:\": claims are forgotten at exit and not shared with other processes; for trials only"

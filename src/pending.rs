@@ -3,6 +3,7 @@
 //! Both keep the same promise, and one contract test runs on both: an id is *new* once among all who ask,
 //! *in flight* under the token of that claim until it is settled, and *done* until somebody releases it.
 
+pub mod access;
 mod graveyard;
 mod holdings;
 pub mod inspect;

@@ -1,11 +1,13 @@
 //! The brokers' side of the pipeline: what an acknowledgement is, and why one is missing. Knows no Redis.
 
-pub mod connection;
+mod connection;
 pub mod core;
 mod hearing;
 mod inbox;
 pub mod inspect;
 pub mod jetstream;
+pub mod login;
+pub mod servers;
 mod stream;
 
 use std::time::Duration;

@@ -12,6 +12,8 @@ mod redaction;
 mod route_section;
 pub mod sections;
 mod span;
+mod store_checks;
+mod store_sections;
 mod table;
 
 use std::{
@@ -36,9 +38,9 @@ use crate::{
     dead_letters::DeadLetterLimits,
     http::Limits,
     listener::ConnectionLimits,
-    pending::redis as store,
+    pending::{access::Access, redis as store},
     pipeline::Policy,
-    publisher::{StreamSettings, connection::Servers},
+    publisher::{StreamSettings, servers::Servers},
     route::{Route, RouteTable},
     secrets::SecretFiles,
     signature::Verifiers,
@@ -58,7 +60,7 @@ pub enum PendingBackend {
     /// In this process (`memory:`).
     Memory,
     /// In Redis.
-    Redis(redis::Client),
+    Redis(Access),
 }
 
 /// How events are delivered.

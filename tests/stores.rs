@@ -7,18 +7,16 @@ use hookgate::{
     event::TokenSeed,
     metrics::Metrics,
     pending::{
+        access::Access,
         memory::Memory,
         redis::{Durability, Options, Redis},
     },
     pipeline::{Failure, PendingStore, Pipeline, Policy, Publisher, Receipt, WithoutAck, WithoutClaim},
-    publisher::{
-        StreamSettings,
-        connection::{Login, Servers},
-        jetstream::JetStream,
-    },
+    publisher::{StreamSettings, jetstream::JetStream, login::Login, servers::Servers},
     readiness::Contact,
     route::{Route, RouteSpec, RouteTable},
     signature::Verified,
+    tls::TlsFiles,
     traces::Tracer,
 };
 use tokio::time::Instant;
@@ -48,7 +46,8 @@ struct Bench {
 impl Bench {
     async fn around(store: Arc<dyn PendingStore>) -> Self {
         let nats = NatsServer::start().await;
-        let servers = Servers::parse(&nats.url(), Login::None).expect("the address is well-formed");
+        let servers =
+            Servers::parse(&nats.url(), Login::None, TlsFiles::default()).expect("the address is well-formed");
         let stream = StreamSettings {
             name: "HOOKGATE".to_owned(),
             create: true,
@@ -142,7 +141,12 @@ async fn keeps_the_contract(store: Arc<dyn PendingStore>, release: impl AsyncFn(
 #[tokio::test]
 async fn redis() {
     let redis = RedisServer::start().await;
-    let store = Redis::open(&redis.client(), OPTIONS, &routes(), Metrics::new(&routes()).0.redis());
+    let store = Redis::open(
+        &Access::plain(redis.client().get_connection_info().clone()),
+        OPTIONS,
+        &routes(),
+        Metrics::new(&routes()).0.redis(),
+    );
     keeps_the_contract(Arc::new(store), async |_route, id| redis.release(PENDING, id).await).await;
     assert_eq!(redis.pending(PENDING).await.len(), 10);
 }
@@ -158,7 +162,12 @@ async fn memory() {
 #[tokio::test]
 async fn whoever_publishes_a_claim_publishes_the_same_event() {
     let redis = RedisServer::start().await;
-    let store = Redis::open(&redis.client(), OPTIONS, &routes(), Metrics::new(&routes()).0.redis());
+    let store = Redis::open(
+        &Access::plain(redis.client().get_connection_info().clone()),
+        OPTIONS,
+        &routes(),
+        Metrics::new(&routes()).0.redis(),
+    );
     let bench = Bench::around(Arc::new(store)).await;
     assert_eq!(bench.claims(&["a"]).await, 1);
     let event: &Event = &bench.nats.events().await[0];

@@ -25,13 +25,13 @@ pub(super) fn block_on<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyh
 
 /// The Redis of the configuration.
 pub(super) async fn open(settings: &Settings) -> anyhow::Result<Arc<Redis>> {
-    let PendingBackend::Redis(client) = &settings.pending else {
+    let PendingBackend::Redis(access) = &settings.pending else {
         bail!(
             "redis.url is \"memory:\": claims are in the memory of the serving process, where no command can see them"
         );
     };
     let (metrics, _) = Metrics::new(&settings.routes);
-    let redis = Redis::open(client, settings.claims, &settings.routes, metrics.redis());
+    let redis = Redis::open(access, settings.claims, &settings.routes, metrics.redis());
     up("Redis", redis.contact()).await?;
     Ok(Arc::new(redis))
 }

@@ -27,7 +27,7 @@ pub(super) fn run(arguments: Arguments, settings: &Settings, output: Output) -> 
 async fn tail(arguments: Arguments, settings: &Settings, output: Output) -> anyhow::Result<ExitCode> {
     let mut signals = Signals::new().context("receive signals")?;
     let servers = &settings.nats;
-    let client = servers.connect_once().await.with_context(|| format!("connect to NATS at {}", servers.names()))?;
+    let client = servers.connect_once().await.context("NATS")?;
     let subjects = match arguments.subject {
         Some(subject) => vec![subject],
         None => settings.routes.routes().iter().map(|route| route.subject().to_owned()).collect(),

@@ -15,10 +15,14 @@ use std::{
 };
 
 use futures_util::future::BoxFuture;
-use redis::{AsyncConnectionConfig, Client, ErrorKind, RedisError, ServerErrorKind, aio::MultiplexedConnection};
+use redis::{AsyncConnectionConfig, ErrorKind, RedisError, ServerErrorKind, aio::MultiplexedConnection};
 use tokio::sync::{Notify, watch};
 
-use crate::readiness::{Contact, Reporter};
+use super::access::{Access, AccessError};
+use crate::{
+    readiness::{Contact, Reporter},
+    tls,
+};
 
 /// How often an idle connection is asked whether it lives.
 const PROBE_EVERY: Duration = Duration::from_secs(1);
@@ -53,13 +57,13 @@ pub(super) type Check = Arc<dyn Fn(MultiplexedConnection) -> BoxFuture<'static, 
 
 impl Link {
     /// The link, and the task that keeps it, to be spawned by the owner.
-    pub(super) fn new(client: Client, timeout: Duration, check: Check) -> (Self, impl Future<Output = ()> + Send) {
+    pub(super) fn new(access: Access, timeout: Duration, check: Check) -> (Self, impl Future<Output = ()> + Send) {
         let (sender, current) = watch::channel(None);
         let trouble = Arc::<Trouble>::default();
         let tried = Arc::<AtomicBool>::default();
         let report = Reporter::new("redis");
         let keeper = Keeper {
-            client,
+            access,
             timeout,
             check,
             current: sender,
@@ -124,7 +128,7 @@ impl Link {
 }
 
 struct Keeper {
-    client: Client,
+    access: Access,
     timeout: Duration,
     check: Check,
     current: watch::Sender<Option<Current>>,
@@ -162,8 +166,12 @@ impl Keeper {
         let config = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(self.timeout))
             .set_response_timeout(Some(self.timeout));
+        let client = self.access.client().map_err(|error| match error {
+            AccessError::File(error) => Contact::Refused(format!("redis.{error}")),
+            AccessError::Client(error) => self.contact_after(&error),
+        })?;
         let attempt = async {
-            let connection = self.client.get_multiplexed_async_connection_with_config(&config).await?;
+            let connection = client.get_multiplexed_async_connection_with_config(&config).await?;
             (self.check)(connection.clone()).await?;
             Ok(connection)
         };
@@ -207,12 +215,15 @@ impl Keeper {
     }
 
     fn unreachable(&self, problem: &dyn Display) -> Contact {
-        Contact::Unreachable(format!("{}: {problem}", self.client.get_connection_info().addr()))
+        Contact::Unreachable(format!("{}: {problem}", self.access.info().addr()))
     }
 
     fn contact_after(&self, error: &RedisError) -> Contact {
         let contact = self.unreachable(error);
         let problem = contact.problem().unwrap_or_default();
+        if let Some(advice) = tls::advice("redis", problem) {
+            return Contact::Refused(format!("{problem}; {advice}"));
+        }
         let refused = || Contact::Refused(problem.to_owned());
         let login_refused = || {
             Contact::Refused(format!(

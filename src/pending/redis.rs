@@ -23,6 +23,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{debug, warn};
 
 use super::{
+    access::Access,
     link::{Check, Current, Link, means_trouble},
     outbox,
     script::{self, CLAIM},
@@ -88,11 +89,11 @@ struct Job {
 impl Redis {
     /// Starts to connect, and the tasks of each route.
     #[must_use]
-    pub fn open(client: &redis::Client, options: Options, routes: &RouteTable, times: RedisTimes) -> Self {
+    pub fn open(access: &Access, options: Options, routes: &RouteTable, times: RedisTimes) -> Self {
         let (tasks, settlers) = (TaskTracker::new(), TaskTracker::new());
         let check = check(routes, options);
         let connect = || {
-            let (link, keep) = Link::new(client.clone(), options.timeout, Arc::clone(&check));
+            let (link, keep) = Link::new(access.clone(), options.timeout, Arc::clone(&check));
             tasks.spawn(keep);
             Arc::new(link)
         };

@@ -13,9 +13,10 @@ use tokio_util::task::TaskTracker;
 
 use super::{
     Ack, PublishError,
-    connection::{self, Connection, Servers},
+    connection::{self, Connection},
     inbox::Inbox,
     jetstream::headers,
+    servers::Servers,
 };
 use crate::{
     event::Event,

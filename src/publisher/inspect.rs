@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 
 use super::{
-    connection::Servers,
     jetstream::context,
+    servers::Servers,
     stream::{self, StreamSettings},
 };
 use crate::{finding::Finding, route::RouteTable, settings::Delivery};
@@ -13,7 +13,7 @@ use crate::{finding::Finding, route::RouteTable, settings::Delivery};
 pub async fn inspect(servers: &Servers, delivery: &Delivery, routes: &RouteTable) -> Vec<Finding> {
     let client = match servers.connect_once().await {
         Ok(client) => client,
-        Err(error) => return vec![Finding::failure("nats", format!("connect to {}: {error}", servers.names()))],
+        Err(error) => return vec![Finding::failure("nats", error.to_string())],
     };
     let info = client.server_info();
     let mut findings = vec![Finding::ok("nats", format!("connected to {} ({})", servers.names(), info.version))];

@@ -19,8 +19,9 @@ use tokio_util::task::TaskTracker;
 
 use super::{
     Ack, PublishError,
-    connection::{self, Connection, Servers},
+    connection::{self, Connection},
     inbox::Inbox,
+    servers::Servers,
     stream::{self, StreamSettings},
 };
 use crate::{

@@ -1,21 +1,17 @@
 //! Whether a value makes sense, alone and beside the others. Each complaint names the layer it came from.
 
-use std::{path::Path, time::Duration};
+use std::time::Duration;
 
-use redis::IntoConnectionInfo;
 use serde::Serialize;
 use tracing_subscriber::EnvFilter;
 
 use super::{
-    Delivery, Layers, PendingBackend, SettingsError,
+    Delivery, Layers, SettingsError,
     sections::{self, Auth, RouteSection, SchemeName, WhilePending},
     without_credentials,
 };
 use crate::{
-    publisher::{
-        StreamSettings,
-        connection::{Login, Servers},
-    },
+    publisher::StreamSettings,
     route::{Route, RouteSpec, RouteTable},
     secrets::SecretFiles,
     signature::{Scheme, Secrets, Verifier, Verifiers},
@@ -66,20 +62,6 @@ impl Check<'_> {
         Ok(())
     }
 
-    fn secret(&self, key: &'static str, path: &Path) -> Result<String, SettingsError> {
-        let wrong = |problem| SettingsError::Secret {
-            source_name: self.layers.origin(key),
-            key,
-            path: path.to_owned(),
-            problem,
-        };
-        let text = std::fs::read_to_string(path).map_err(wrong)?;
-        match text.trim_end_matches(['\r', '\n']) {
-            "" => Err(wrong(std::io::Error::other("it is empty"))),
-            secret => Ok(secret.to_owned()),
-        }
-    }
-
     pub(super) fn log_filter(&self, log: &sections::Log) -> Result<EnvFilter, SettingsError> {
         telemetry::parse_filter(&log.filter).map_err(|error| {
             let problem = format!("{error}; write levels and modules such as \"info,hookgate::entity=warn\"");
@@ -87,77 +69,11 @@ impl Check<'_> {
         })
     }
 
-    pub(super) fn pending(&self, redis: &sections::Redis) -> Result<PendingBackend, SettingsError> {
-        const KEY: &str = "redis.url";
-        let shown = format!("{:?}", without_credentials(&redis.url));
-        if redis.url == "memory:" {
-            return Ok(PendingBackend::Memory);
-        }
-        if !redis.url.starts_with("redis://") {
-            let problem = "this version of hookgate knows redis://host:port/db and memory:".to_owned();
-            return Err(self.value(KEY, shown, problem));
-        }
-        let wrong = |error: &dyn std::fmt::Display| {
-            let problem = format!("is not the address of a Redis server ({error}); write redis://host:6379/1");
-            self.value(KEY, &shown, problem)
-        };
-        let url = url::Url::parse(&redis.url).map_err(|error| wrong(&error))?;
-        let info = redis.url.as_str().into_connection_info().map_err(|error| wrong(&error))?;
-        let mut login = info.redis_settings().clone();
-        if matches!(url.path(), "" | "/") {
-            // Consumers of the replaced system look there.
-            login = login.set_db(1);
-        }
-        if redis.username.is_some() && redis.password_file.is_none() {
-            let problem = "needs redis.password_file beside it".to_owned();
-            return Err(self.value("redis.username", in_toml(&redis.username), problem));
-        }
-        if let Some(path) = &redis.password_file {
-            if url.password().is_some() {
-                let problem = "the url holds a password too; keep one".to_owned();
-                return Err(self.value("redis.password_file", in_toml(path), problem));
-            }
-            login = login.set_password(self.secret("redis.password_file", path)?);
-        }
-        if let Some(username) = &redis.username {
-            login = login.set_username(username);
-        }
-        redis::Client::open(info.set_redis_settings(login)).map(PendingBackend::Redis).map_err(|error| wrong(&error))
-    }
-
     pub(super) fn collector(&self, tracing: &sections::Tracing) -> Result<Option<Collector>, SettingsError> {
         let Some(endpoint) = &tracing.otlp_endpoint else { return Ok(None) };
         Collector::parse(endpoint).map(Some).map_err(|error| {
             let shown = format!("{:?}", without_credentials(endpoint));
             self.value("tracing.otlp_endpoint", shown, error.to_string())
-        })
-    }
-
-    pub(super) fn servers(&self, nats: &sections::Nats) -> Result<Servers, SettingsError> {
-        let login = match (&nats.user, &nats.password_file, &nats.token_file) {
-            (None, None, None) => Login::None,
-            (Some(user), Some(path), None) => {
-                Login::User { name: user.clone(), password: self.secret("nats.password_file", path)? }
-            }
-            (None, None, Some(path)) => Login::Token(self.secret("nats.token_file", path)?),
-            (Some(user), None, _) => {
-                return Err(self.value(
-                    "nats.user",
-                    format!("{user:?}"),
-                    "needs nats.password_file beside it".to_owned(),
-                ));
-            }
-            (None, Some(path), _) => {
-                return Err(self.value("nats.password_file", in_toml(path), "needs nats.user beside it".to_owned()));
-            }
-            (Some(_), Some(_), Some(path)) => {
-                let problem = "nats.user logs in too; keep one".to_owned();
-                return Err(self.value("nats.token_file", in_toml(path), problem));
-            }
-        };
-        Servers::parse(&nats.url, login).map_err(|error| {
-            let shown: Vec<_> = nats.url.split(',').map(without_credentials).collect();
-            self.value("nats.url", format!("{:?}", shown.join(",")), error.to_string())
         })
     }
 

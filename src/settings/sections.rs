@@ -1,6 +1,6 @@
 //! The tables of the configuration as they are written, with their defaults.
 
-use std::{net::SocketAddr, path::PathBuf};
+use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
@@ -8,12 +8,9 @@ use super::table::table;
 pub use super::{
     route_section::{Auth, RouteSection, SchemeName, WhilePending},
     span::Span,
+    store_sections::{Delivery, Durability, Nats, OnUnavailable, Redis, Stream, WithoutNats},
 };
-use crate::{
-    pending::redis as redis_store,
-    pipeline::{WithoutAck, WithoutClaim},
-    telemetry,
-};
+use crate::telemetry;
 
 /// All tables.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
@@ -136,178 +133,6 @@ pub struct Admin {
 impl Default for Admin {
     fn default() -> Self {
         Self { listen: SocketAddr::from(([0, 0, 0, 0], 9090)) }
-    }
-}
-
-/// `[redis]`: where ids are claimed.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Redis {
-    /// `redis://host:port/db`, or `memory:`.
-    pub url: String,
-    /// Of a claim.
-    pub timeout: Span,
-    /// What happens to a batch meanwhile.
-    pub on_unavailable: OnUnavailable,
-    /// What a claim has to survive where an answer rests on it alone.
-    pub durability: Durability,
-    /// ACL user.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub username: Option<String>,
-    /// File that holds the password.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub password_file: Option<PathBuf>,
-}
-
-impl Default for Redis {
-    fn default() -> Self {
-        Self {
-            url: "redis://127.0.0.1:6379/1".to_owned(),
-            timeout: Span::millis(500),
-            on_unavailable: OnUnavailable::Publish,
-            durability: Durability::None,
-            username: None,
-            password_file: None,
-        }
-    }
-}
-
-/// `redis.on_unavailable`
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum OnUnavailable {
-    /// Published without deduplication.
-    Publish,
-    /// Answered 503.
-    Reject,
-}
-
-impl From<OnUnavailable> for WithoutClaim {
-    fn from(setting: OnUnavailable) -> Self {
-        match setting {
-            OnUnavailable::Publish => Self::Publish,
-            OnUnavailable::Reject => Self::Reject,
-        }
-    }
-}
-
-/// `redis.durability`
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Durability {
-    /// Nothing.
-    None,
-    /// The loss of the primary: a replica has it.
-    Replica,
-    /// A crash of the machine: it is on disk.
-    Aof,
-}
-
-impl From<Durability> for redis_store::Durability {
-    fn from(setting: Durability) -> Self {
-        match setting {
-            Durability::None => Self::None,
-            Durability::Replica => Self::Replica,
-            Durability::Aof => Self::Aof,
-        }
-    }
-}
-
-/// `[nats]`: where events go.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Nats {
-    /// `nats://host:port`, several separated by commas.
-    pub url: String,
-    /// Stored or live.
-    pub delivery: Delivery,
-    /// Of one attempt.
-    pub ack_timeout: Span,
-    /// What happens to a batch that is not acknowledged at the deadline.
-    pub on_unavailable: WithoutNats,
-    /// Name to log in with.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub user: Option<String>,
-    /// File that holds its password.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub password_file: Option<PathBuf>,
-    /// File that holds a token.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub token_file: Option<PathBuf>,
-    /// What to create where no stream covers a subject.
-    #[serde(deserialize_with = "table")]
-    pub stream: Stream,
-}
-
-impl Default for Nats {
-    fn default() -> Self {
-        Self {
-            url: "nats://127.0.0.1:4222".to_owned(),
-            delivery: Delivery::Jetstream,
-            ack_timeout: Span::secs(2),
-            on_unavailable: WithoutNats::Reject,
-            user: None,
-            password_file: None,
-            token_file: None,
-            stream: Stream::default(),
-        }
-    }
-}
-
-/// `nats.on_unavailable`
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum WithoutNats {
-    /// Answered 503.
-    Reject,
-    /// Answered 200: the relay publishes it.
-    Accept,
-}
-
-impl From<WithoutNats> for WithoutAck {
-    fn from(setting: WithoutNats) -> Self {
-        match setting {
-            WithoutNats::Reject => Self::Reject,
-            WithoutNats::Accept => Self::Accept,
-        }
-    }
-}
-
-/// `nats.delivery`
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Delivery {
-    /// Stored in a stream and acknowledged.
-    Jetstream,
-    /// To whoever is subscribed.
-    Core,
-}
-
-/// `nats.stream`
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Stream {
-    /// Its name.
-    pub name: String,
-    /// Whether to create it.
-    pub create: bool,
-    /// Copies in a cluster.
-    pub replicas: usize,
-    /// How long messages are kept; `0s`: for ever.
-    pub max_age: Span,
-    /// How long a repeated message is recognized.
-    pub duplicate_window: Span,
-}
-
-impl Default for Stream {
-    fn default() -> Self {
-        Self {
-            name: "HOOKGATE".to_owned(),
-            create: true,
-            replicas: 1,
-            max_age: Span::secs(7 * 86_400),
-            duplicate_window: Span::secs(15 * 60),
-        }
     }
 }
 

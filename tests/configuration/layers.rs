@@ -104,7 +104,7 @@ fn settings(text: &str) -> Settings {
 
 fn redis_login(text: &str) -> redis::RedisConnectionInfo {
     match settings(text).pending {
-        PendingBackend::Redis(client) => client.get_connection_info().redis_settings().clone(),
+        PendingBackend::Redis(access) => access.info().redis_settings().clone(),
         PendingBackend::Memory => panic!("{text} is no Redis"),
     }
 }

@@ -1,0 +1,184 @@
+//! How the stores are reached: addresses, logins, TLS.
+
+use std::path::{Path, PathBuf};
+
+use redis::{ConnectionAddr, IntoConnectionInfo};
+
+use super::{
+    PendingBackend, SettingsError,
+    checks::{Check, in_toml},
+    sections, without_credentials,
+};
+use crate::{
+    pending::access::Access,
+    publisher::{
+        login::{Login, LoginError},
+        servers::Servers,
+    },
+    tls::{TlsFiles, system_has_authorities},
+};
+
+/// A key and the file it names.
+type FileKey<'a> = (&'static str, &'a Option<PathBuf>);
+
+impl Check<'_> {
+    fn bad_secret(&self, key: &'static str, path: &Path, problem: std::io::Error) -> SettingsError {
+        SettingsError::Secret { source_name: self.layers.origin(key), key, path: path.to_owned(), problem }
+    }
+
+    fn secret(&self, key: &'static str, path: &Path) -> Result<String, SettingsError> {
+        let text = std::fs::read_to_string(path).map_err(|problem| self.bad_secret(key, path, problem))?;
+        match text.trim_end_matches(['\r', '\n']) {
+            "" => Err(self.bad_secret(key, path, std::io::Error::other("it is empty"))),
+            secret => Ok(secret.to_owned()),
+        }
+    }
+
+    pub(super) fn pending(&self, redis: &sections::Redis) -> Result<PendingBackend, SettingsError> {
+        const KEY: &str = "redis.url";
+        let shown = format!("{:?}", without_credentials(&redis.url));
+        let tls = self.tls_files(
+            ("redis.ca_file", &redis.ca_file),
+            ("redis.client_cert_file", &redis.client_cert_file),
+            ("redis.client_key_file", &redis.client_key_file),
+        )?;
+        if redis.url == "memory:" {
+            return Ok(PendingBackend::Memory);
+        }
+        if !redis.url.starts_with("redis://") && !redis.url.starts_with("rediss://") {
+            let problem =
+                "this version of hookgate knows redis://host:port/db, rediss://host:port/db (TLS) and memory:";
+            return Err(self.value(KEY, shown, problem.to_owned()));
+        }
+        let wrong = |error: &dyn std::fmt::Display| {
+            let problem = format!("is not the address of a Redis server ({error}); write redis://host:6379/1");
+            self.value(KEY, &shown, problem)
+        };
+        let url = url::Url::parse(&redis.url).map_err(|error| wrong(&error))?;
+        if url.fragment().is_some() {
+            return Err(wrong(&"it has something behind a #; certificates are always checked"));
+        }
+        let info = redis.url.as_str().into_connection_info().map_err(|error| wrong(&error))?;
+        let mut login = info.redis_settings().clone();
+        if matches!(url.path(), "" | "/") {
+            // Consumers of the replaced system look there.
+            login = login.set_db(1);
+        }
+        if redis.username.is_some() && redis.password_file.is_none() {
+            let problem = "needs redis.password_file beside it".to_owned();
+            return Err(self.value("redis.username", in_toml(&redis.username), problem));
+        }
+        if let Some(path) = &redis.password_file {
+            if url.password().is_some() {
+                let problem = "the url holds a password too; keep one".to_owned();
+                return Err(self.value("redis.password_file", in_toml(path), problem));
+            }
+            login = login.set_password(self.secret("redis.password_file", path)?);
+        }
+        if let Some(username) = &redis.username {
+            login = login.set_username(username);
+        }
+        let info = info.set_redis_settings(login);
+        let access = if matches!(info.addr(), ConnectionAddr::TcpTls { .. }) {
+            self.authorities(KEY, &shown, &tls, "redis.ca_file")?;
+            Access::tls(info, tls)
+        } else {
+            for (key, path) in [("redis.ca_file", &redis.ca_file), ("redis.client_cert_file", &redis.client_cert_file)]
+            {
+                if path.is_some() {
+                    let problem = format!("has no effect without TLS; write rediss:// in redis.url ({shown})");
+                    return Err(self.value(key, in_toml(path), problem));
+                }
+            }
+            Access::plain(info)
+        };
+        access.client().map_err(|error| wrong(&error))?;
+        Ok(PendingBackend::Redis(access))
+    }
+
+    pub(super) fn servers(&self, nats: &sections::Nats) -> Result<Servers, SettingsError> {
+        let login = self.nats_login(nats)?;
+        let tls = self.tls_files(
+            ("nats.ca_file", &nats.ca_file),
+            ("nats.client_cert_file", &nats.client_cert_file),
+            ("nats.client_key_file", &nats.client_key_file),
+        )?;
+        let shown: Vec<_> = nats.url.split(',').map(without_credentials).collect();
+        let shown = format!("{:?}", shown.join(","));
+        let servers = Servers::parse(&nats.url, login, tls.clone())
+            .map_err(|error| self.value("nats.url", &shown, error.to_string()))?;
+        if servers.wants_tls() {
+            self.authorities("nats.url", &shown, &tls, "nats.ca_file")?;
+        }
+        Ok(servers)
+    }
+
+    /// The one way to log in to NATS.
+    fn nats_login(&self, nats: &sections::Nats) -> Result<Login, SettingsError> {
+        let password: FileKey<'_> = ("nats.password_file", &nats.password_file);
+        if let (Some(user), None) = (&nats.user, &nats.password_file) {
+            return Err(self.value("nats.user", format!("{user:?}"), "needs nats.password_file beside it".to_owned()));
+        }
+        if let (None, Some(path)) = (&nats.user, &nats.password_file) {
+            return Err(self.value("nats.password_file", in_toml(path), "needs nats.user beside it".to_owned()));
+        }
+        let files: [FileKey<'_>; 4] = [
+            password,
+            ("nats.token_file", &nats.token_file),
+            ("nats.nkey_seed_file", &nats.nkey_seed_file),
+            ("nats.credentials_file", &nats.credentials_file),
+        ];
+        let mut present = files.into_iter().filter_map(|(key, path)| Some((key, path.as_deref()?)));
+        let Some((key, path)) = present.next() else { return Ok(Login::None) };
+        if let Some((second, path)) = present.next() {
+            let first = if key == "nats.password_file" { "nats.user" } else { key };
+            return Err(self.value(second, in_toml(&path), format!("{first} logs in too; keep one")));
+        }
+        let bad = |error: LoginError| match error {
+            LoginError::Read(problem) => self.bad_secret(key, path, problem),
+            other => self.bad_secret(key, path, std::io::Error::other(other.to_string())),
+        };
+        Ok(match key {
+            "nats.password_file" => {
+                Login::User { name: nats.user.clone().unwrap_or_default(), password: self.secret(key, path)? }
+            }
+            "nats.token_file" => Login::Token(self.secret(key, path)?),
+            "nats.nkey_seed_file" => Login::nkey(&self.secret(key, path)?).map_err(bad)?,
+            _ => {
+                self.secret(key, path)?;
+                Login::credentials(path).map_err(bad)?
+            }
+        })
+    }
+
+    /// The files of TLS, each read once.
+    fn tls_files(&self, ca: FileKey<'_>, cert: FileKey<'_>, key: FileKey<'_>) -> Result<TlsFiles, SettingsError> {
+        let client = match (cert.1, key.1) {
+            (Some(cert), Some(key)) => Some((cert.clone(), key.clone())),
+            (None, None) => None,
+            (Some(path), None) => {
+                return Err(self.value(cert.0, in_toml(path), format!("needs {} beside it", key.0)));
+            }
+            (None, Some(path)) => {
+                return Err(self.value(key.0, in_toml(path), format!("needs {} beside it", cert.0)));
+            }
+        };
+        let files = TlsFiles { ca: ca.1.clone(), client };
+        files.check().map_err(|error| {
+            let named = [ca.0, cert.0, key.0].into_iter().find(|name| name.ends_with(error.key)).unwrap_or(ca.0);
+            self.value(named, in_toml(&error.path), error.problem)
+        })?;
+        Ok(files)
+    }
+
+    /// That there is an authority to trust.
+    fn authorities(&self, key: &'static str, shown: &str, files: &TlsFiles, ca_key: &str) -> Result<(), SettingsError> {
+        if files.ca.is_some() || system_has_authorities() {
+            return Ok(());
+        }
+        let problem = format!(
+            "TLS needs {ca_key}: this system, like an image from scratch, has no certificates of authorities of its own"
+        );
+        Err(self.value(key, shown, problem))
+    }
+}

@@ -1,0 +1,138 @@
+//! TLS to the stores: the files behind it, and what a handshake that failed asks of the operator. Knows no store
+//! but by the name of its section.
+//!
+//! The files are read again for each connection, so that a certificate that was renewed in its place holds from
+//! the next one on.
+
+use std::path::{Path, PathBuf};
+
+use rustls::{
+    ClientConfig, RootCertStore,
+    pki_types::{
+        CertificateDer, PrivateKeyDer,
+        pem::{self, PemObject},
+    },
+};
+
+/// The files of TLS to one store.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct TlsFiles {
+    /// Certificates of the authorities to trust (`ca_file`); without it those of the system.
+    pub ca: Option<PathBuf>,
+    /// Certificate and key to show (`client_cert_file`, `client_key_file`).
+    pub client: Option<(PathBuf, PathBuf)>,
+}
+
+/// A file that TLS can't be spoken with.
+#[derive(Debug, thiserror::Error)]
+#[error("{key} = {path:?}: {problem}")]
+pub struct TlsFileError {
+    /// The last part of its key.
+    pub key: &'static str,
+    /// The file.
+    pub path: PathBuf,
+    /// What is wrong with it.
+    pub problem: String,
+}
+
+impl TlsFiles {
+    /// Whether there are none.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.ca.is_none() && self.client.is_none()
+    }
+
+    /// Reads all of them as a connection does.
+    ///
+    /// # Errors
+    /// The first file that can't be read, or holds something else than it should.
+    pub fn check(&self) -> Result<(), TlsFileError> {
+        let mut roots = RootCertStore::empty();
+        if let Some(path) = &self.ca {
+            let wrong = |problem: String| TlsFileError { key: "ca_file", path: path.clone(), problem };
+            for certificate in certificates(path).map_err(wrong)? {
+                roots.add(certificate).map_err(|error| wrong(format!("it holds a bad certificate: {error}")))?;
+            }
+        }
+        let Some((certificate, key)) = &self.client else { return Ok(()) };
+        let wrong = |problem| TlsFileError { key: "client_cert_file", path: certificate.clone(), problem };
+        let chain = certificates(certificate).map_err(wrong)?;
+        let wrong = |problem| TlsFileError { key: "client_key_file", path: key.clone(), problem };
+        let key = PrivateKeyDer::from_pem_file(key).map_err(|error| wrong(in_words(error, "private key")))?;
+        let config = ClientConfig::builder().with_root_certificates(roots).with_client_auth_cert(chain, key);
+        config.map(drop).map_err(|error| wrong(format!("it does not fit client_cert_file: {error}")))
+    }
+}
+
+/// Whether this system has certificates of authorities, as an image from scratch has not.
+#[must_use]
+pub fn system_has_authorities() -> bool {
+    !rustls_native_certs::load_native_certs().certs.is_empty()
+}
+
+/// The certificates in a file, at least one.
+fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
+    let all = CertificateDer::pem_file_iter(path).and_then(Iterator::collect::<Result<Vec<_>, _>>);
+    match all {
+        Ok(all) if all.is_empty() => Err(in_words(pem::Error::NoItemsFound, "certificate")),
+        Ok(all) => Ok(all),
+        Err(error) => Err(in_words(error, "certificate")),
+    }
+}
+
+/// Never with what stands in the file.
+fn in_words(error: pem::Error, wanted: &str) -> String {
+    match error {
+        pem::Error::Io(error) => format!("read file: {error}"),
+        pem::Error::NoItemsFound => format!("it holds no {wanted} in PEM"),
+        _ => format!("it holds no good PEM of a {wanted}"),
+    }
+}
+
+/// Words of a failed handshake, as rustls and the servers put them, and what to look at. `{}` is the section.
+const CAUSES: [(&str, &str); 16] = [
+    ("UnknownIssuer", "the server's certificate is of an authority that {}.ca_file does not name; check {}.ca_file"),
+    (
+        "certificate not valid for name",
+        "the server's certificate is for another host; check the host in {}.url, or have the certificate name it",
+    ),
+    ("certificate expired", "the server's certificate has expired; have the server behind {}.url show a new one"),
+    ("certificate not valid yet", "the server's certificate does not hold yet; check the clocks"),
+    ("invalid peer certificate", "check {}.ca_file, and the certificate of the server behind {}.url"),
+    (
+        "fatal alert: CertificateRequired",
+        "the server wants a client certificate; set {}.client_cert_file and {}.client_key_file",
+    ),
+    (
+        "fatal alert: CertificateExpired",
+        "the server says that ours has expired; renew {}.client_cert_file and {}.client_key_file",
+    ),
+    (
+        "fatal alert: UnknownCA",
+        "the server does not know the authority of ours; check {}.client_cert_file and {}.client_key_file",
+    ),
+    (
+        "fatal alert: BadCertificate",
+        "the server wants a client certificate, or another one; check {}.client_cert_file and {}.client_key_file",
+    ),
+    (
+        "fatal alert: Certificate",
+        "the server does not take our certificate; check {}.client_cert_file and {}.client_key_file",
+    ),
+    (
+        "fatal alert: DecryptError",
+        "the server does not take our certificate; check {}.client_cert_file and {}.client_key_file",
+    ),
+    ("fatal alert", "the server broke the TLS handshake off; check {}.url, {}.ca_file and {}.client_cert_file"),
+    ("InvalidContentType", "what answers there speaks no TLS; check scheme and port of {}.url"),
+    ("peer is incompatible", "the server speaks no version or cipher of TLS that hookgate knows; it needs TLS 1.2"),
+    ("client_cert_file", "check {}.client_cert_file and {}.client_key_file"),
+    ("platform certs", "the system's own certificates can't be read; set {}.ca_file"),
+];
+
+/// What to look at after such an error, if it is one of TLS. Waiting does not help with any of these.
+#[must_use]
+pub fn advice(section: &str, problem: &str) -> Option<String> {
+    let (_, advice) = CAUSES.iter().find(|(words, _)| problem.contains(words))?;
+    Some(advice.replace("{}", section))
+}
