@@ -60,7 +60,7 @@ pub enum PendingBackend {
     /// In this process (`memory:`).
     Memory,
     /// In Redis.
-    Redis(Access),
+    Redis(Box<Access>),
 }
 
 /// How events are delivered.

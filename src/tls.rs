@@ -90,8 +90,9 @@ fn in_words(error: pem::Error, wanted: &str) -> String {
 }
 
 /// Words of a failed handshake, as rustls and the servers put them, and what to look at. `{}` is the section.
-const CAUSES: [(&str, &str); 16] = [
+const CAUSES: [(&str, &str); 17] = [
     ("UnknownIssuer", "the server's certificate is of an authority that {}.ca_file does not name; check {}.ca_file"),
+    ("BadSignature", "another authority of the same name signed the server's certificate; check {}.ca_file"),
     (
         "certificate not valid for name",
         "the server's certificate is for another host; check the host in {}.url, or have the certificate name it",

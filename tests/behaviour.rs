@@ -24,6 +24,7 @@ mod startup;
 mod status;
 mod status_codes;
 mod stores;
+mod stores_tls;
 mod streams;
 #[allow(dead_code, unused_imports, reason = "shared with faults.rs, which uses the rest")]
 mod support;

@@ -1,9 +1,11 @@
 //! Real servers, the real binary, and a raw HTTP client. A server that can't be started fails the test.
 
+mod certificates;
 mod collector;
 mod command;
 mod gate;
 mod http;
+mod jwt;
 mod nats;
 mod process;
 mod redis;
@@ -12,10 +14,12 @@ mod waiting;
 use std::{ffi::OsStr, fmt::Write};
 
 pub(crate) use self::{
+    certificates::{Authority, Holds, Identity},
     collector::{Collector, Span},
     command::run,
     gate::{Gate, Tail, field},
     http::{Answer, Connection, post, post_and_stay, try_exchange},
+    jwt::Operator,
     nats::{Event, NatsServer},
     process::{Port, Process, binary},
     redis::RedisServer,

@@ -41,6 +41,12 @@ impl Access {
         &self.info
     }
 
+    /// Whether it speaks TLS.
+    #[must_use]
+    pub const fn is_tls(&self) -> bool {
+        self.files.is_some()
+    }
+
     /// A client for the next connection, with the files as they are now.
     ///
     /// # Errors

@@ -173,13 +173,18 @@ impl Keeper {
         let attempt = async {
             let connection = client.get_multiplexed_async_connection_with_config(&config).await?;
             (self.check)(connection.clone()).await?;
-            Ok(connection)
+            Ok::<_, RedisError>(connection)
         };
         // Connecting, logging in and the check each have the time-out; together they get twice of it.
         match tokio::time::timeout(self.timeout * 2, attempt).await {
             Ok(Ok(connection)) => Ok(connection),
+            Ok(Err(error)) if error.is_timeout() => Err(self.silent(self.timeout)),
+            // As a port does where TLS is spoken; or Redis is just leaving.
+            Ok(Err(error)) if error.is_connection_dropped() && !self.access.is_tls() => {
+                Err(self.unreachable(&format!("{error}; does it want TLS (rediss:// in redis.url)?")))
+            }
             Ok(Err(error)) => Err(self.contact_after(&error)),
-            Err(_elapsed) => Err(self.unreachable(&format!("no answer within {:?}", self.timeout * 2))),
+            Err(_elapsed) => Err(self.silent(self.timeout * 2)),
         }
     }
 
@@ -218,6 +223,12 @@ impl Keeper {
         Contact::Unreachable(format!("{}: {problem}", self.access.info().addr()))
     }
 
+    /// A Redis without TLS takes a greeting for the beginning of a command, and waits for the rest.
+    fn silent(&self, limit: Duration) -> Contact {
+        let question = if self.access.is_tls() { "; does it speak TLS there, as redis.url says?" } else { "" };
+        self.unreachable(&format!("no answer within {limit:?}{question}"))
+    }
+
     fn contact_after(&self, error: &RedisError) -> Contact {
         let contact = self.unreachable(error);
         let problem = contact.problem().unwrap_or_default();
@@ -227,7 +238,7 @@ impl Keeper {
         let refused = || Contact::Refused(problem.to_owned());
         let login_refused = || {
             Contact::Refused(format!(
-                "{problem}; check redis.username and redis.password_file, and what this user may do"
+                "{problem}; check redis.username and redis.password_file, and what this user may do (k8s/privileges/redis.acl)"
             ))
         };
         // What the client library leaves of NOAUTH when it chooses the database.

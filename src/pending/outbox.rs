@@ -52,6 +52,12 @@ pub(super) async fn record(
     call.query_async(connection).await
 }
 
+/// Whether they can be read, as the relay does to find what routes left behind that were removed.
+pub(super) async fn may_read_records(connection: &mut MultiplexedConnection) -> Result<(), RedisError> {
+    let _records: HashMap<String, String> = redis::cmd("HGETALL").arg(ROUTES).query_async(connection).await?;
+    Ok(())
+}
+
 fn read_record(pending_key: &str, record: &str) -> Option<Route> {
     let Record { flow, entity, action, path, subject } = serde_json::from_str(record)
         .inspect_err(|error| warn!(pending_key, %error, "{ROUTES} holds a record that can't be read"))

@@ -26,7 +26,7 @@ use super::{
     access::Access,
     link::{Check, Current, Link, means_trouble},
     outbox,
-    script::{self, CLAIM},
+    script::{self, CLAIM, PROBE},
     settler::Settler,
 };
 use crate::{
@@ -172,14 +172,19 @@ impl Redis {
     }
 }
 
-/// What a new connection has to be able to do: the claim of no ids at all, on each route's keys. It also
-/// leaves the script in Redis, and the record of the routes.
+/// What a new connection has to be able to do: all that keeps events from being lost, on each route's keys. It
+/// also leaves the script of the claim in Redis, and the record of the routes.
 fn check(routes: &RouteTable, options: Options) -> Check {
     let routes = routes.routes().to_vec();
     Arc::new(move |mut connection| {
         let routes = routes.clone();
         async move {
             for route in &routes {
+                let probe = |call: &mut Cmd| {
+                    call.arg(4).arg(route.pending_key()).arg(route.outbox_key()).arg(route.lease_key());
+                    call.arg(format!("{}:probe", route.lease_key()));
+                };
+                PROBE.call::<()>(&mut connection, probe).await?;
                 let arguments = |call: &mut Cmd| script::claim(call, route, options.outbox_limit, false, &[]);
                 let _no_states: Vec<Value> = CLAIM.call(&mut connection, arguments).await?;
             }
@@ -187,7 +192,8 @@ fn check(routes: &RouteTable, options: Options) -> Check {
                 let wait = redis::cmd("WAITAOF").arg(1).arg(0).arg(1).query_async::<Value>(&mut connection).await;
                 let _no_writes = wait.map_err(without_waitaof)?;
             }
-            outbox::record(&mut connection, &routes).await
+            outbox::record(&mut connection, &routes).await?;
+            outbox::may_read_records(&mut connection).await
         }
         .boxed()
     })

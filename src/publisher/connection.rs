@@ -158,15 +158,14 @@ fn apply(status: &watch::Sender<Status>, servers: &str, event: &Event) {
             });
         }
         Event::ServerError(error) => warn!(%error, "NATS server reports an error"),
-        // For other reasons only the kind is told here, and all of it before the next attempt.
         Event::ClientError(ClientError::Other(text)) if text == "DNS error" => {
             let reason = format!("connect to {servers}: no address is known of the host");
             status.send_modify(|now| now.contact = Contact::Unreachable(reason));
         }
-        Event::ClientError(ClientError::Other(_)) => {}
-        Event::ClientError(error) => warn!(%error, "NATS client reports an error"),
         Event::SlowConsumer(_) => warn!("acknowledgements from NATS were dropped: more than the client can hold"),
-        Event::LameDuckMode | Event::Draining => {}
+        // Of other attempts to connect only the kind of failure is told here, and all of it before the next one.
+        Event::ClientError(ClientError::Other(_)) | Event::LameDuckMode | Event::Draining => {}
+        Event::ClientError(error) => warn!(%error, "NATS client reports an error"),
     }
 }
 

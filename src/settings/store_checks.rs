@@ -93,7 +93,7 @@ impl Check<'_> {
             Access::plain(info)
         };
         access.client().map_err(|error| wrong(&error))?;
-        Ok(PendingBackend::Redis(access))
+        Ok(PendingBackend::Redis(Box::new(access)))
     }
 
     pub(super) fn servers(&self, nats: &sections::Nats) -> Result<Servers, SettingsError> {

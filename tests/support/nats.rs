@@ -1,6 +1,6 @@
 //! A NATS server of the test's own, and a look at what is in its streams.
 
-use std::{collections::BTreeMap, fs::File, path::PathBuf, process::Stdio, time::Duration};
+use std::{collections::BTreeMap, fs::File, path::PathBuf, process::Stdio, sync::Arc, time::Duration};
 
 use async_nats::{
     Client, ConnectOptions, HeaderMap,
@@ -25,13 +25,17 @@ const ATTEMPTS: usize = 10;
 /// The stream that hookgate makes if nothing else is configured.
 const STREAM: &str = "HOOKGATE";
 
+/// How the tests themselves connect, where not everybody is let in.
+pub(crate) type Entrance = Arc<dyn Fn() -> ConnectOptions + Send + Sync>;
+
 /// How a server is started.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 struct Mode {
     jetstream: bool,
     /// With the configuration file in its folder.
     configured: bool,
     login: Option<(&'static str, &'static str)>,
+    entrance: Option<Entrance>,
 }
 
 /// A running server and its data.
@@ -45,24 +49,32 @@ pub(crate) struct NatsServer {
 impl NatsServer {
     /// With `JetStream`.
     pub(crate) async fn start() -> Self {
-        Self::start_as(Mode { jetstream: true, configured: false, login: None }).await
+        Self::start_as(Mode { jetstream: true, configured: false, login: None, entrance: None }).await
     }
 
     /// As it comes: without `JetStream`.
     pub(crate) async fn without_jetstream() -> Self {
-        Self::start_as(Mode { jetstream: false, configured: false, login: None }).await
+        Self::start_as(Mode { jetstream: false, configured: false, login: None, entrance: None }).await
     }
 
     /// With `JetStream`, and with one user.
     pub(crate) async fn with_user(name: &'static str, password: &'static str) -> Self {
-        Self::start_as(Mode { jetstream: true, configured: false, login: Some((name, password)) }).await
+        Self::start_as(Mode { jetstream: true, configured: false, login: Some((name, password)), entrance: None }).await
     }
 
     /// With `JetStream`, and with the text of a configuration file that lets everybody in as an operator.
     pub(crate) async fn configured(text: &str) -> Self {
         let data = tempfile::tempdir().expect("a temporary folder can be made");
         write_config(&data, text);
-        Self::start_in(data, Mode { jetstream: true, configured: true, login: None }).await
+        Self::start_in(data, Mode { jetstream: true, configured: true, login: None, entrance: None }).await
+    }
+
+    /// The same for a configuration that lets the tests in by an entrance of their own.
+    pub(crate) async fn guarded(text: &str, entrance: impl Fn() -> ConnectOptions + Send + Sync + 'static) -> Self {
+        let data = tempfile::tempdir().expect("a temporary folder can be made");
+        write_config(&data, text);
+        let entrance: Option<Entrance> = Some(Arc::new(entrance));
+        Self::start_in(data, Mode { jetstream: true, configured: true, login: None, entrance }).await
     }
 
     async fn start_as(mode: Mode) -> Self {
@@ -72,7 +84,7 @@ impl NatsServer {
     async fn start_in(mut data: TempDir, mode: Mode) -> Self {
         for _ in 0..ATTEMPTS {
             let port = Port::reserve();
-            let mut server = Self { process: launch(&data, port.number, mode), port, mode, data };
+            let mut server = Self { process: launch(&data, port.number, &mode), port, mode: mode.clone(), data };
             if server.answers().await {
                 return server;
             }
@@ -83,7 +95,7 @@ impl NatsServer {
 
     /// Starts it again after a kill, on the same port with the same data.
     pub(crate) async fn start_again(&mut self) {
-        self.process = launch(&self.data, self.port.number, self.mode);
+        self.process = launch(&self.data, self.port.number, &self.mode);
         assert!(self.answers().await, "nats-server did not start again:\n{}", log(&self.data));
     }
 
@@ -127,9 +139,12 @@ impl NatsServer {
     }
 
     pub(crate) async fn client(&self) -> Client {
-        let options = match self.mode.login {
-            Some((name, password)) => ConnectOptions::with_user_and_password(name.to_owned(), password.to_owned()),
-            None => ConnectOptions::new(),
+        let options = match (&self.mode.entrance, self.mode.login) {
+            (Some(entrance), _) => entrance(),
+            (None, Some((name, password))) => {
+                ConnectOptions::with_user_and_password(name.to_owned(), password.to_owned())
+            }
+            (None, None) => ConnectOptions::new(),
         };
         options.connect(self.url()).await.expect("NATS takes connections")
     }
@@ -224,7 +239,7 @@ fn write_config(data: &TempDir, text: &str) {
     std::fs::write(config_file(data), text).expect("the folder is ours");
 }
 
-fn launch(data: &TempDir, port: u16, mode: Mode) -> Process {
+fn launch(data: &TempDir, port: u16, mode: &Mode) -> Process {
     let log = data.path().join("log");
     let output = File::create(&log).expect("the folder is ours");
     Process::start(&binary("HOOKGATE_NATS_SERVER", "nats-server"), |command| {

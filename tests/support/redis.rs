@@ -13,6 +13,7 @@ use redis::{AsyncConnectionConfig, AsyncTypedCommands, Client, aio::MultiplexedC
 use tempfile::TempDir;
 
 use super::{
+    certificates::Identity,
     eventually,
     process::{Port, Process, binary},
 };
@@ -25,6 +26,15 @@ struct Mode {
     program: OsString,
     password: Option<&'static str>,
     environment: Vec<(&'static str, OsString)>,
+    arguments: Vec<OsString>,
+    /// A second port, for TLS.
+    tls: Option<Port>,
+}
+
+impl Mode {
+    fn usual() -> Self {
+        Self { program: usual(), password: None, environment: Vec::new(), arguments: Vec::new(), tls: None }
+    }
 }
 
 /// A running server and its data.
@@ -37,17 +47,32 @@ pub(crate) struct RedisServer {
 
 impl RedisServer {
     pub(crate) async fn start() -> Self {
-        Self::start_as(Mode { program: usual(), password: None, environment: Vec::new() }).await
+        Self::start_as(Mode::usual()).await
     }
 
     /// One that wants a password.
     pub(crate) async fn with_password(password: &'static str) -> Self {
-        Self::start_as(Mode { program: usual(), password: Some(password), environment: Vec::new() }).await
+        Self::start_as(Mode { password: Some(password), ..Mode::usual() }).await
     }
 
     /// Another program than usual, in an environment of its own.
     pub(crate) async fn of(program: OsString, environment: Vec<(&'static str, OsString)>) -> Self {
-        Self::start_as(Mode { program, password: None, environment }).await
+        Self::start_as(Mode { program, environment, ..Mode::usual() }).await
+    }
+
+    /// One that knows the users of an ACL file beside the one that everybody is.
+    pub(crate) async fn with_users(acl: &Path) -> Self {
+        Self::start_as(Mode { arguments: vec!["--aclfile".into(), acl.into()], ..Mode::usual() }).await
+    }
+
+    /// One that speaks TLS on a port of its own, and wants to see a certificate there or not.
+    pub(crate) async fn with_tls(ca: &Path, shows: &Identity, wants_certificate: bool) -> Self {
+        let tls = Port::reserve();
+        let mut arguments: Vec<OsString> = vec!["--tls-port".into(), tls.number.to_string().into()];
+        arguments.extend(["--tls-ca-cert-file".into(), ca.into(), "--tls-cert-file".into(), shows.cert.clone().into()]);
+        arguments.extend(["--tls-key-file".into(), shows.key.clone().into(), "--tls-auth-clients".into()]);
+        arguments.push(if wants_certificate { "yes" } else { "no" }.into());
+        Self::start_as(Mode { arguments, tls: Some(tls), ..Mode::usual() }).await
     }
 
     async fn start_as(mut mode: Mode) -> Self {
@@ -89,6 +114,11 @@ impl RedisServer {
     /// Without a database, as most people write it, and without the password.
     pub(crate) fn url(&self) -> String {
         format!("redis://127.0.0.1:{}", self.port.number)
+    }
+
+    /// Where it speaks TLS.
+    pub(crate) fn tls_url(&self) -> String {
+        format!("rediss://127.0.0.1:{}", self.mode.tls.as_ref().expect("it was started with TLS").number)
     }
 
     /// A client for database 1.
@@ -178,6 +208,7 @@ fn launch(data: &TempDir, port: u16, mode: &Mode) -> Process {
         if let Some(password) = mode.password {
             command.args(["--requirepass", password]);
         }
+        command.args(&mode.arguments);
         command.stdin(Stdio::null()).stdout(log).stderr(Stdio::null());
     })
 }
