@@ -6,7 +6,7 @@
 
 mod reader;
 
-use std::{fmt, ops::Range};
+use std::{convert::Infallible, fmt, ops::Range};
 
 use crate::signature::Verified;
 
@@ -110,9 +110,13 @@ pub struct Rejected {
 impl Rejected {
     fn add(&mut self, reason: Reason, place: Range<usize>) {
         self.tally[reason as usize] += 1;
-        if self.places.len() < MAX_REJECTED_PLACES {
+        if self.keeps_more() {
             self.places.push((reason, place));
         }
+    }
+
+    fn keeps_more(&self) -> bool {
+        self.places.len() < MAX_REJECTED_PLACES
     }
 
     /// Items rejected in all.
@@ -180,9 +184,25 @@ impl Batch {
     /// # Panics
     /// If the body has 4 GiB or more; the limit on bodies lies far below.
     pub fn parse(body: &Verified) -> Result<Self, BatchError> {
+        let Ok(batch) = Self::parse_within(body, |_bytes| Ok::<_, Infallible>(()));
+        batch
+    }
+
+    /// The same within a budget: `reserve` is asked for all memory that is proportional to the body before it is
+    /// taken. What was asked for beyond [`Batch::allocated_bytes`] is free again when this returns.
+    ///
+    /// # Errors
+    /// What `reserve` says. Nothing of the body may be claimed then.
+    ///
+    /// # Panics
+    /// If the body has 4 GiB or more; the limit on bodies lies far below.
+    pub fn parse_within<E>(
+        body: &Verified,
+        reserve: impl FnMut(usize) -> Result<(), E>,
+    ) -> Result<Result<Self, BatchError>, E> {
         let body = body.bytes();
         assert!(u32::try_from(body.len()).is_ok(), "a body is limited to less than 4 GiB");
-        reader::read(body)
+        reader::read(body, reserve)
     }
 
     /// Number of distinct valid ids.

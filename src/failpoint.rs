@@ -32,3 +32,20 @@ pub fn hit(point: &str) {
 #[cfg(not(feature = "failpoints"))]
 #[inline]
 pub fn hit(_point: &str) {}
+
+/// Panics here if the environment variable `HOOKGATE_FAILPOINT` is `panic@` and this point, with data in the message,
+/// as the standard library does when text is cut at a wrong place.
+///
+/// # Panics
+/// That is what it is for.
+#[cfg(feature = "failpoints")]
+pub fn panic_with(point: &str, data: &[u8]) {
+    #[expect(clippy::disallowed_methods, reason = "no setting: it must not exist in a release")]
+    let wish = std::env::var("HOOKGATE_FAILPOINT").unwrap_or_default();
+    assert!(wish.strip_prefix("panic@") != Some(point), "a bug at {}", String::from_utf8_lossy(data));
+}
+
+/// Nothing.
+#[cfg(not(feature = "failpoints"))]
+#[inline]
+pub fn panic_with(_point: &str, _data: &[u8]) {}

@@ -3,6 +3,7 @@
 //! Everything a sender is told is decided in `status`, one match over every way a request can end,
 //! because what a sender does with a status code decides whether a batch is lost.
 
+mod answer;
 mod body;
 mod limits;
 mod refusal;
@@ -16,35 +17,39 @@ use std::{
 
 use bytes::{Buf, Bytes};
 use futures_util::{Stream, StreamExt};
-use serde::Serialize;
 use tokio::{
     sync::watch,
     time::{Instant, timeout_at},
 };
 use tracing::{info, warn};
 use warp::{
-    Filter, Rejection, Reply,
+    Filter, Rejection,
     http::{HeaderMap, HeaderValue, Method, StatusCode, header},
     path::FullPath,
     reply::Response,
 };
 
-pub use self::limits::{InUse, Limits};
 use self::{
+    answer::{RETRY_AFTER, Refused, answer, json},
     body::Body,
     limits::Admitted,
     refusal::{Refusal, shed, status},
     request::{Arrived, Rejected},
 };
+pub use self::{
+    answer::{Unclear, internal_error, refuse_unclear, too_many_connections},
+    limits::{InUse, Limits},
+};
 use crate::{
-    batch::{Batch, Rejected as RejectedItems},
+    batch::{Batch, BatchError, Rejected as RejectedItems},
     dead_letters::DeadLetters,
     event::TokenSeed,
+    failpoint,
     metrics::{Metrics, RouteMetrics},
     pipeline::{Pipeline, Receipt},
     route::{Route, RouteTable},
     shutdown::Phase,
-    signature::{Verified, Verifier, Verifiers},
+    signature::{Failure, Verified, Verifier, Verifiers},
     traces::{Traceparent, Tracer},
 };
 
@@ -52,32 +57,6 @@ use crate::{
 const ANSWER_RESERVE: Duration = Duration::from_millis(200);
 /// Bytes of an unknown path that are shown.
 const MAX_SHOWN_PATH: usize = 200;
-/// Seconds after which a sender that asks may come back.
-const RETRY_AFTER: HeaderValue = HeaderValue::from_static("10");
-
-/// The answer to a batch that is done; the members in their order.
-#[derive(Serialize)]
-struct Received<'a> {
-    status: &'static str,
-    action: &'a str,
-    new_ids_count: usize,
-    total_ids_in_batch: usize,
-    #[serde(skip_serializing_if = "is_zero")]
-    rejected_items_count: usize,
-}
-
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks for this signature")]
-const fn is_zero(number: &usize) -> bool {
-    *number == 0
-}
-
-/// The answer to every other request.
-#[derive(Serialize)]
-struct Refused<'a> {
-    status: &'static str,
-    error: &'a str,
-    message: &'a str,
-}
 
 /// What the filters of all webhooks work with.
 pub struct Webhooks {
@@ -115,14 +94,15 @@ pub fn webhooks(work: Webhooks) -> impl Filter<Extract = (Response,), Error = In
             async move {
                 let outcome = async {
                     let Arrived { route, metrics, seed, body_bytes, .. } = &mut request;
+                    let verifier = verifiers.of(route);
+                    announced(verifier, &headers, metrics)?;
                     let body = read_body(&limits, &mut admitted, length, body).await?;
                     *body_bytes = Some(body.len());
-                    let body = authenticate(verifiers.of(route), &headers, body, metrics)?;
-                    let batch = Batch::parse(&body).map_err(Refusal::Malformed).inspect_err(|refusal| {
+                    let body = authenticate(verifier, &headers, body, metrics)?;
+                    let batch = decode(&body, &mut admitted)?.map_err(Refusal::Malformed).inspect_err(|refusal| {
                         metrics.buried_body(status(refusal).1);
                         dead_letters.bury(route, [(status(refusal).1, body.bytes().clone())]);
                     })?;
-                    admitted.held.reserve(batch.allocated_bytes())?;
                     let rejected = batch.rejected().clone();
                     let seed = *seed.insert(TokenSeed::now());
                     let receipt = process(&pipeline, Arc::clone(route), batch, seed, admitted, deadline).await?;
@@ -235,6 +215,14 @@ async fn read_body(
     Ok(bytes.into())
 }
 
+/// Sends a request away that shows no signature at all, before anything of its body is read.
+fn announced(verifier: &Verifier, headers: &HeaderMap, metrics: &RouteMetrics) -> Result<(), Refusal> {
+    if verifier.is_announced(headers) {
+        return Ok(());
+    }
+    Err(unauthenticated(verifier, Failure::Missing, metrics))
+}
+
 /// Lets a body in, or counts why not.
 fn authenticate(
     verifier: &Verifier,
@@ -242,10 +230,26 @@ fn authenticate(
     body: Bytes,
     metrics: &RouteMetrics,
 ) -> Result<Verified, Refusal> {
-    verifier.verify(headers, body, SystemTime::now()).map_err(|failure| {
-        metrics.unauthenticated(failure);
-        Refusal::Unauthenticated { failure, scheme: verifier.schemes().next().unwrap_or("none") }
-    })
+    verifier.verify(headers, body, SystemTime::now()).map_err(|failure| unauthenticated(verifier, failure, metrics))
+}
+
+fn unauthenticated(verifier: &Verifier, failure: Failure, metrics: &RouteMetrics) -> Refusal {
+    metrics.unauthenticated(failure);
+    Refusal::Unauthenticated { failure, scheme: verifier.schemes().next().unwrap_or("none") }
+}
+
+/// Reads the ids of a body, in memory from the budget of all bodies; what only the reading takes goes back.
+fn decode(body: &Verified, admitted: &mut Admitted) -> Result<Result<Batch, BatchError>, Refusal> {
+    failpoint::panic_with("decode", body.bytes());
+    let mut taken = 0;
+    let batch = Batch::parse_within(body, |bytes| {
+        admitted.held.reserve(bytes)?;
+        taken += bytes;
+        Ok(())
+    })?;
+    let kept = batch.as_ref().map_or(0, Batch::allocated_bytes);
+    admitted.held.release(taken.saturating_sub(kept));
+    Ok(batch)
 }
 
 /// Keeps the rejected items of a batch that is done.
@@ -267,19 +271,6 @@ async fn process(
         Ok(outcome) => outcome.map_err(Refusal::NotDone),
         Err(_elapsed) => Err(Refusal::Deadline(allowed)),
     }
-}
-
-fn answer(route: &Route, receipt: Receipt) -> Response {
-    json(
-        StatusCode::OK,
-        &Received {
-            status: "received",
-            action: route.action(),
-            new_ids_count: receipt.new,
-            total_ids_in_batch: receipt.total,
-            rejected_items_count: receipt.rejected,
-        },
-    )
 }
 
 fn refuse(rejection: &Rejection, metrics: &Metrics, tracer: &Tracer) -> Response {
@@ -322,25 +313,6 @@ fn refuse(rejection: &Rejection, metrics: &Metrics, tracer: &Tracer) -> Response
         }
         _ => {}
     }
-    response
-}
-
-/// The answer of a listener that has no room for the connection.
-#[must_use]
-pub fn too_many_connections(limit: usize) -> Response {
-    let message = format!("more than {limit} connections at once (server.max_connections); send it again later");
-    let refused = Refused { status: "error", error: "too_many_connections", message: &message };
-    let mut response = json(StatusCode::SERVICE_UNAVAILABLE, &refused);
-    response.headers_mut().insert(header::RETRY_AFTER, RETRY_AFTER);
-    response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
-    response
-}
-
-fn json(code: StatusCode, body: &impl Serialize) -> Response {
-    let body = serde_json::to_vec(body).expect("strings and numbers always serialize");
-    let mut response = body.into_response();
-    *response.status_mut() = code;
-    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     response
 }
 

@@ -1,30 +1,38 @@
 //! Accepts connections and bounds them in number and time; warp's own server does neither.
 
-mod lingering;
+mod heads;
+mod wire;
 
 use std::{
     convert::Infallible,
     io,
     net::SocketAddr,
+    panic::AssertUnwindSafe,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicU64, Ordering},
     },
     time::Duration,
 };
 
-use hyper::{Request, body::Incoming, server::conn::http1, service::Service};
+use futures_util::FutureExt;
+use hyper::{Request, Version, body::Incoming, header::HOST, server::conn::http1, service::Service};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
-    net::{TcpListener, TcpStream},
+    io::{AsyncRead, AsyncWrite},
+    net::TcpListener,
     sync::{Semaphore, watch},
 };
 use tokio_util::task::TaskTracker;
 use tracing::{debug, error};
 use warp::reply::Response;
 
-use self::lingering::Lingering;
-use crate::{http, metrics::ConnectionMetrics, shutdown::Phase};
+use self::{heads::Ambiguous, wire::Wire};
+use crate::{
+    http::{self, Unclear},
+    metrics::ConnectionMetrics,
+    shutdown::Phase,
+};
 
 /// How long a connection over the limit may take to hear that it is one.
 const REFUSE_WITHIN: Duration = Duration::from_secs(5);
@@ -125,7 +133,7 @@ pub async fn serve<S>(
                     std::future::ready(Ok::<_, Infallible>(http::too_many_connections(limit)))
                 });
                 let told =
-                    builder(&limits).keep_alive(false).serve_connection(TokioIo::new(Lingering::new(stream)), service);
+                    builder(&limits).keep_alive(false).serve_connection(TokioIo::new(Wire::new(stream)), service);
                 if tokio::time::timeout(REFUSE_WITHIN, told).await.is_err() {
                     debug!("a connection over the limit did not wait for its answer");
                 }
@@ -146,24 +154,42 @@ fn builder(limits: &ConnectionLimits) -> http1::Builder {
     builder
 }
 
-async fn connection<S>(
-    stream: TcpStream,
+/// Serves one connection until it ends.
+pub async fn connection<T, S>(
+    stream: T,
     service: S,
     limits: &ConnectionLimits,
     mut phase: watch::Receiver<Phase>,
     metrics: &ConnectionMetrics,
 ) where
+    T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     S: Service<Request<Incoming>, Response = Response, Error = Infallible>,
 {
-    let asked = Arc::new(AtomicBool::new(false));
+    let wire = Wire::new(stream);
+    let requests = Arc::new(AtomicU64::new(0));
     let service = {
-        let asked = Arc::clone(&asked);
+        let (requests, ambiguous) = (Arc::clone(&requests), wire.ambiguous());
         hyper::service::service_fn(move |request| {
-            asked.store(true, Ordering::Relaxed);
-            service.call(request)
+            let number = requests.fetch_add(1, Ordering::Relaxed);
+            let answer = match unclear(&request, number, &ambiguous) {
+                None => Ok(service.call(request)),
+                Some(problem) => Err(problem),
+            };
+            async move {
+                let response = match answer {
+                    // The panic is in the log.
+                    Ok(answer) => match AssertUnwindSafe(answer).catch_unwind().await {
+                        Ok(answer) => return answer,
+                        Err(_panic) => http::internal_error(),
+                    },
+                    Err(problem) => http::refuse_unclear(problem),
+                };
+                metrics.unreadable(response.status().as_u16());
+                Ok(response)
+            }
         })
     };
-    let serving = builder(limits).serve_connection(TokioIo::new(Lingering::new(stream)), service);
+    let serving = builder(limits).serve_connection(TokioIo::new(wire), service);
     let mut serving = std::pin::pin!(serving);
     let first_head = tokio::time::sleep(limits.first_request_timeout);
     let mut first_head = std::pin::pin!(first_head);
@@ -182,7 +208,7 @@ async fn connection<S>(
             }
             () = first_head.as_mut(), if waiting_for_first => {
                 waiting_for_first = false;
-                if !asked.load(Ordering::Relaxed) {
+                if requests.load(Ordering::Relaxed) == 0 {
                     debug!("closed a connection that asked nothing in time");
                     return;
                 }
@@ -193,6 +219,18 @@ async fn connection<S>(
             }
         }
     }
+}
+
+/// What hyper serves, and what somebody in front of hookgate may have understood in another way.
+fn unclear<B>(request: &Request<B>, number: u64, ambiguous: &Ambiguous) -> Option<Unclear> {
+    if ambiguous.is(number) {
+        return Some(Unclear::Length);
+    }
+    if request.uri().path_and_query().is_none() {
+        return Some(Unclear::NoPath);
+    }
+    let hosts = request.headers().get_all(HOST).iter().count();
+    (hosts > 1 || hosts == 0 && request.version() > Version::HTTP_10).then_some(Unclear::Host)
 }
 
 /// What hyper has answered by itself to a head that it could not read.

@@ -195,7 +195,8 @@ impl Pipeline {
             outcome
         });
         task.await.unwrap_or_else(|panic| {
-            error!(error = %panic, "pipeline task failed");
+            // Not its message, which may hold what was being worked on.
+            error!(panicked = panic.is_panic(), "pipeline task failed");
             Err(Failure::Panicked)
         })
     }

@@ -186,6 +186,12 @@ impl Verifier {
         (0..self.entries.len()).filter(first).map(|index| self.entries[index].0.name())
     }
 
+    /// Whether the headers hold anything that a body could be let in for.
+    #[must_use]
+    pub fn is_announced(&self, headers: &HeaderMap) -> bool {
+        self.is_open() || self.entries.iter().any(|(scheme, _)| scheme.read(headers).is_some())
+    }
+
     /// Lets a body in, or says why not.
     ///
     /// # Errors

@@ -1,7 +1,8 @@
 //! The log: one event a line, as text or as JSON, on standard error.
 
-use std::io::IsTerminal;
+use std::{io::IsTerminal, panic::PanicHookInfo};
 
+use tracing::error;
 use tracing_subscriber::{EnvFilter, filter::ParseError};
 
 /// How the log looks.
@@ -27,7 +28,7 @@ pub fn parse_filter(directives: &str) -> Result<EnvFilter, ParseError> {
     EnvFilter::builder().parse(format!("{QUIET},{directives}"))
 }
 
-/// Sends the log of the whole process to standard error.
+/// Sends the log of the whole process to standard error, panics included.
 pub fn init(format: Format, filter: EnvFilter) {
     let terminal = std::io::stderr().is_terminal();
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
@@ -41,4 +42,13 @@ pub fn init(format: Format, filter: EnvFilter) {
     } else {
         log.with_ansi(terminal).init();
     }
+    std::panic::set_hook(Box::new(log_panic));
+}
+
+/// One line like any other. A message that was put together at that moment may hold what was being worked on
+/// (text that was cut at a wrong place shows itself), so only one that stands in the source is repeated.
+fn log_panic(panic: &PanicHookInfo<'_>) {
+    let message = panic.payload().downcast_ref::<&'static str>().unwrap_or(&"(its message may hold data)");
+    let place = panic.location().map(ToString::to_string).unwrap_or_default();
+    error!("panicked at {place}: {message}");
 }

@@ -2,6 +2,7 @@
 //!
 //! A file is named after the behaviour it shows. `support/` starts and looks; it asserts nothing of its own.
 
+mod bad_input;
 mod bad_items;
 mod batch_examples;
 mod batch_properties;
@@ -16,10 +17,12 @@ mod main_job;
 mod metrics;
 mod nats_outage;
 mod outbox_commands;
+mod privacy;
 mod readme;
 mod redis_outage;
 mod replicas;
 mod signatures;
+mod slow_clients;
 mod startup;
 mod status;
 mod status_codes;

@@ -1,4 +1,6 @@
 //! Reads a body: the outermost level by itself, each item by `serde_json`, and of each item only its id.
+//!
+//! Whatever grows with the body asks for its memory first.
 
 use std::{
     borrow::Cow,
@@ -10,21 +12,54 @@ use hashbrown::HashTable;
 use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
-use super::{Batch, BatchError, Reason, check_id, slice};
+use super::{Batch, BatchError, MAX_REJECTED_PLACES, Reason, check_id, slice};
+
+/// Room that the first one of a list takes.
+const MIN_ROOM: usize = 16;
+/// Most bytes of a table that belong to no place in it.
+const TABLE_END: usize = 64;
 
 /// Reads a body of less than 4 GiB.
-pub(super) fn read(body: &[u8]) -> Result<Batch, BatchError> {
-    let text = mask_invalid_utf8(body);
-    Reader { text: &text, at: 0, seen: HashTable::new(), hasher: RandomState::new(), batch: Batch::default() }.read()
+pub(super) fn read<E>(
+    body: &[u8],
+    mut reserve: impl FnMut(usize) -> Result<(), E>,
+) -> Result<Result<Batch, BatchError>, E> {
+    let valid = std::str::from_utf8(body);
+    if valid.is_err() {
+        reserve(body.len())?;
+    }
+    let text = valid.map_or_else(|_error| mask_invalid_utf8(body), Cow::Borrowed);
+    let reader = Reader {
+        text: &text,
+        at: 0,
+        seen: HashTable::new(),
+        hasher: RandomState::new(),
+        batch: Batch::default(),
+        reserve,
+    };
+    match reader.read() {
+        Ok(batch) => Ok(Ok(batch)),
+        Err(Stop::Batch(error)) => Ok(Err(error)),
+        Err(Stop::Budget(error)) => Err(error),
+    }
+}
+
+/// Why reading ends early.
+enum Stop<E> {
+    Batch(BatchError),
+    Budget(E),
+}
+
+impl<E> From<BatchError> for Stop<E> {
+    fn from(error: BatchError) -> Self {
+        Self::Batch(error)
+    }
 }
 
 /// Replaces each byte that is not UTF-8 by DEL. Inside a string DEL is legal JSON and makes an id (but no
 /// other member) unacceptable; outside, and behind a backslash, it is a syntax error as the byte was. So
 /// the damage stays in the item it is in, and can't turn into another id.
 fn mask_invalid_utf8(body: &[u8]) -> Cow<'_, str> {
-    if let Ok(text) = std::str::from_utf8(body) {
-        return Cow::Borrowed(text);
-    }
     let mut text = String::with_capacity(body.len());
     for chunk in body.utf8_chunks() {
         text.push_str(chunk.valid());
@@ -35,31 +70,32 @@ fn mask_invalid_utf8(body: &[u8]) -> Cow<'_, str> {
 
 /// Walks over the outermost level itself, so that one bad item can't end the reading of the others, and
 /// leaves each item to `serde_json`.
-struct Reader<'a> {
+struct Reader<'a, R> {
     text: &'a str,
     at: usize,
     seen: HashTable<u32>,
     hasher: RandomState,
     batch: Batch,
+    reserve: R,
 }
 
-impl<'a> Reader<'a> {
-    fn read(mut self) -> Result<Batch, BatchError> {
+impl<'a, E, R: FnMut(usize) -> Result<(), E>> Reader<'a, R> {
+    fn read(mut self) -> Result<Batch, Stop<E>> {
         match self.peek() {
-            None => return Err(BatchError::Empty),
+            None => return Err(BatchError::Empty.into()),
             Some(b'{') => self.item()?,
             Some(b'[') => self.array()?,
             Some(_) => {
                 self.value::<IgnoredAny>()?;
                 self.end()?;
-                return Err(BatchError::NeitherArrayNorObject);
+                return Err(BatchError::NeitherArrayNorObject.into());
             }
         }
         self.end()?;
         Ok(self.batch)
     }
 
-    fn array(&mut self) -> Result<(), BatchError> {
+    fn array(&mut self) -> Result<(), Stop<E>> {
         self.at += 1;
         if self.peek() == Some(b']') {
             self.at += 1;
@@ -72,13 +108,13 @@ impl<'a> Reader<'a> {
             match next {
                 Some(b',') => {}
                 Some(b']') => return Ok(()),
-                Some(_) => return Err(not_json("expected ',' or ']' after an item", self.at - 1)),
-                None => return Err(not_json("the array does not end", self.at - 1)),
+                Some(_) => return Err(not_json("expected ',' or ']' after an item", self.at - 1).into()),
+                None => return Err(not_json("the array does not end", self.at - 1).into()),
             }
         }
     }
 
-    fn item(&mut self) -> Result<(), BatchError> {
+    fn item(&mut self) -> Result<(), Stop<E>> {
         let first = self.peek();
         let start = self.at;
         let id = if first == Some(b'{') {
@@ -89,9 +125,15 @@ impl<'a> Reader<'a> {
         };
         match id {
             Ok(id) => self.add(&id),
-            Err(reason) => self.batch.rejected.add(reason, start..self.at),
+            Err(reason) => {
+                let rejected = &mut self.batch.rejected;
+                if rejected.keeps_more() {
+                    make_room(&mut self.reserve, &mut rejected.places, MAX_REJECTED_PLACES)?;
+                }
+                rejected.add(reason, start..self.at);
+                Ok(())
+            }
         }
-        Ok(())
     }
 
     /// Reads one value and moves behind it.
@@ -123,17 +165,44 @@ impl<'a> Reader<'a> {
     }
 
     /// Keeps an id unless the batch holds it already.
-    fn add(&mut self, id: &str) {
-        let Self { seen, hasher, batch: Batch { text, ends, .. }, .. } = self;
-        let hash_at = |index: u32| hasher.hash_one(slice(text, ends, index as usize));
-        let hash = hasher.hash_one(id);
-        if seen.find(hash, |&index| slice(text, ends, index as usize) == id).is_some() {
-            return;
+    fn add(&mut self, id: &str) -> Result<(), Stop<E>> {
+        let hash = self.hasher.hash_one(id);
+        let Batch { text, ends, .. } = &self.batch;
+        if self.seen.find(hash, |&index| slice(text, ends, index as usize) == id).is_some() {
+            return Ok(());
         }
+        if self.seen.len() == self.seen.capacity() {
+            self.grow_seen()?;
+        }
+        let Batch { text, ends, .. } = &mut self.batch;
+        if text.capacity() - text.len() < id.len() {
+            // All ids together are shorter than the body.
+            let room = (text.len() + id.len()).max((2 * text.capacity()).min(self.text.len()));
+            (self.reserve)(room - text.capacity()).map_err(Stop::Budget)?;
+            text.reserve_exact(room - text.len());
+        }
+        make_room(&mut self.reserve, ends, usize::MAX)?;
         let index = u32::try_from(ends.len()).expect("a body has fewer ids than bytes, and less than 4 GiB");
-        seen.insert_unique(hash, index, |&index| hash_at(index));
+        self.seen.insert_unique(hash, index, |_index| unreachable!("there is room"));
         text.push_str(id);
         ends.push(u32::try_from(text.len()).expect("ids take fewer bytes than the body, and less than 4 GiB"));
+        Ok(())
+    }
+
+    /// Makes the table twice as large. The old one goes first: everything that it holds is in the batch.
+    fn grow_seen(&mut self) -> Result<(), Stop<E>> {
+        let room = (2 * self.seen.capacity()).max(MIN_ROOM);
+        let bytes = (8 * room).div_ceil(7).next_power_of_two() * (size_of::<u32>() + 1) + TABLE_END;
+        (self.reserve)(bytes.saturating_sub(self.seen.allocation_size())).map_err(Stop::Budget)?;
+        self.seen = HashTable::new();
+        self.seen = HashTable::with_capacity(room);
+        debug_assert!(self.seen.allocation_size() <= bytes, "the table takes what was asked for");
+        let Self { seen, hasher, batch: Batch { text, ends, .. }, .. } = self;
+        let hash_at = |index: u32| hasher.hash_one(slice(text, ends, index as usize));
+        for index in (0..).take(ends.len()) {
+            seen.insert_unique(hash_at(index), index, |&index| hash_at(index));
+        }
+        Ok(())
     }
 
     /// What `serde_json` says is wrong, with the byte of the body instead of line and column.
@@ -147,6 +216,20 @@ impl<'a> Reader<'a> {
         let line: usize = rest.split_inclusive('\n').take(error.line().saturating_sub(1)).map(str::len).sum();
         not_json(problem, self.at + line + error.column().saturating_sub(1))
     }
+}
+
+/// Room for one more, at most for `most` in all.
+fn make_room<T, E>(
+    reserve: &mut impl FnMut(usize) -> Result<(), E>,
+    list: &mut Vec<T>,
+    most: usize,
+) -> Result<(), Stop<E>> {
+    if list.len() == list.capacity() {
+        let more = list.capacity().max(MIN_ROOM).min(most - list.len());
+        reserve(more * size_of::<T>()).map_err(Stop::Budget)?;
+        list.reserve_exact(more);
+    }
+    Ok(())
 }
 
 fn not_json(problem: &str, at: usize) -> BatchError {

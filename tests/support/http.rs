@@ -124,6 +124,17 @@ impl Connection {
         Ok(std::mem::take(&mut self.unread))
     }
 
+    /// Says that nothing more comes.
+    pub(crate) async fn end(&mut self) -> Result<()> {
+        self.stream.shutdown().await
+    }
+
+    /// Whether something came back by now, or the other side has closed.
+    pub(crate) async fn has_answer(&mut self) -> bool {
+        let at_once = tokio::time::timeout(Duration::ZERO, self.stream.readable()).await;
+        at_once.is_ok()
+    }
+
     async fn read_answer(&mut self) -> Result<Answer> {
         let end = loop {
             if let Some(end) = self.unread.windows(4).position(|four| four == b"\r\n\r\n") {

@@ -1,8 +1,11 @@
-//! The end of a connection whose sender may still be sending.
+//! The bytes of a connection: what is read is looked at, what is written has to be taken, and the end is gentle.
 //!
 //! An answer that comes before the whole body was read (503 without a place, 413) is lost if the connection
 //! is closed at once: the system resets a connection that is closed with unread bytes, and the sender, in the
 //! middle of its write, sees the reset instead of the answer. For `EspoCRM` 10 that is a final failure.
+//!
+//! Whoever asks and asks and never reads an answer would hold its connection for good; hyper has a time-out for
+//! heads alone.
 
 use std::{
     io,
@@ -13,9 +16,10 @@ use std::{
 
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::TcpStream,
     time::{Instant, Sleep},
 };
+
+use super::heads::{Ambiguous, Heads};
 
 /// How long the rest of what a sender sends is read and thrown away.
 const LINGER: Duration = Duration::from_millis(1500);
@@ -24,29 +28,53 @@ const LINGER: Duration = Duration::from_millis(1500);
 const MAX_DISCARDED: usize = 4 << 20;
 /// How much of it at a time.
 const SCRATCH: usize = 8 * 1024;
+/// How long the other side may take nothing of what is written.
+const STALL: Duration = Duration::from_secs(10);
 
 /// A connection that, once it is shut down, reads on until the other side has ended too, for a while.
-pub(super) struct Lingering {
-    stream: TcpStream,
+pub(super) struct Wire<T> {
+    stream: T,
+    heads: Heads,
+    stalled: Option<Pin<Box<Sleep>>>,
     until: Option<Pin<Box<Sleep>>>,
     discarded: usize,
 }
 
-impl Lingering {
-    pub(super) const fn new(stream: TcpStream) -> Self {
-        Self { stream, until: None, discarded: 0 }
+impl<T> Wire<T> {
+    pub(super) fn new(stream: T) -> Self {
+        Self { stream, heads: Heads::new(), stalled: None, until: None, discarded: 0 }
+    }
+
+    /// Which of its requests can't be trusted in their length.
+    pub(super) fn ambiguous(&self) -> Ambiguous {
+        self.heads.ambiguous()
+    }
+
+    /// Gives up on a write that waits for too long.
+    fn watch<R>(&mut self, cx: &mut Context<'_>, written: Poll<io::Result<R>>) -> Poll<io::Result<R>> {
+        if written.is_ready() {
+            self.stalled = None;
+            return written;
+        }
+        let stalled = self.stalled.get_or_insert_with(|| Box::pin(tokio::time::sleep(STALL)));
+        ready!(stalled.as_mut().poll(cx));
+        Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "nothing of the answer was taken")))
     }
 }
 
-impl AsyncRead for Lingering {
+impl<T: AsyncRead + Unpin> AsyncRead for Wire<T> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buffer)
+        let before = buffer.filled().len();
+        ready!(Pin::new(&mut self.stream).poll_read(cx, buffer))?;
+        self.heads.follow(&buffer.filled()[before..]);
+        Poll::Ready(Ok(()))
     }
 }
 
-impl AsyncWrite for Lingering {
+impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Wire<T> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, bytes)
+        let written = Pin::new(&mut self.stream).poll_write(cx, bytes);
+        self.watch(cx, written)
     }
 
     fn poll_write_vectored(
@@ -54,7 +82,8 @@ impl AsyncWrite for Lingering {
         cx: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, slices)
+        let written = Pin::new(&mut self.stream).poll_write_vectored(cx, slices);
+        self.watch(cx, written)
     }
 
     fn is_write_vectored(&self) -> bool {

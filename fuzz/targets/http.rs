@@ -1,0 +1,194 @@
+//! Any bytes on a connection: hyper, the listener's own rules, warp's filters, signatures, batches and the pipeline, on
+//! the store in memory and a broker that is down. Time is the runtime's and passes at once, so that limits are met.
+//!
+//! The first byte says in what steps the rest arrives.
+#![no_main]
+
+use std::{cell::RefCell, sync::Arc, time::Duration};
+
+use futures_util::{FutureExt, future::BoxFuture};
+use hookgate::{
+    dead_letters::{DeadLetterLimits, DeadLetters},
+    event::Event,
+    http::{self, Webhooks},
+    listener,
+    metrics::{ConnectionMetrics, Metrics},
+    pending::memory::Memory,
+    pipeline::{Pipeline, Policy, Publisher, WithoutAck, WithoutClaim},
+    publisher::{Ack, PublishError},
+    readiness::Contact,
+    route::Route,
+    settings::{Layers, Settings},
+    shutdown::Shutdown,
+    traces::Tracer,
+};
+use hyper_util::service::TowerToHyperService;
+use libfuzzer_sys::{Corpus, fuzz_target};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    runtime::Runtime,
+    sync::watch,
+};
+use tokio_util::task::TaskTracker;
+use warp::{Filter, filters::BoxedFilter, reply::Response};
+
+/// An open route, and one that asks for a signature.
+const SETTINGS: &str = r#"
+redis.url = "memory:"
+server.max_body_bytes = 2000
+server.max_buffered_bytes = 4000
+server.max_header_bytes = 1024
+server.max_headers = 16
+dead_letters.max_entries = 10
+dead_letters.max_bytes = 4000
+dead_letters.max_item_bytes = 1000
+outbox.max_entries = 1000
+[[routes]]
+flow = "a"
+entity = "b"
+action = "create"
+[[routes]]
+flow = "a"
+entity = "c"
+action = "create"
+auth = [ { scheme = "github", secret_files = ["SECRET"] } ]
+"#;
+/// After so many inputs everything is made anew: what is pending grows.
+const INPUTS: usize = 2000;
+
+/// A broker that is down. Nothing but a broker makes an `Ack`, so what is accepted rests on the outbox.
+struct Down(watch::Sender<Contact>);
+
+impl Publisher for Down {
+    fn publish<'a>(
+        &'a self,
+        _route: &'a Route,
+        events: &'a [Event],
+        _limit: Duration,
+    ) -> BoxFuture<'a, Vec<Result<Ack, PublishError>>> {
+        let outcomes = events.iter().map(|_| Err(PublishError::Unavailable("down".to_owned()))).collect();
+        std::future::ready(outcomes).boxed()
+    }
+
+    fn contact(&self) -> watch::Receiver<Contact> {
+        self.0.subscribe()
+    }
+
+    fn server_version(&self) -> Option<String> {
+        None
+    }
+}
+
+struct World {
+    runtime: Runtime,
+    filters: BoxedFilter<(Response,)>,
+    limits: listener::ConnectionLimits,
+    in_use: http::Limits,
+    shutdown: Shutdown,
+    metrics: ConnectionMetrics,
+    inputs: usize,
+}
+
+impl World {
+    fn new() -> Self {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().expect("it starts");
+        let secret = std::env::temp_dir().join(format!("hookgate-fuzz-{}", std::process::id()));
+        std::fs::write(&secret, "It's a Secret to Everybody").expect("it can be written");
+        let mut layers = Layers::default();
+        layers.add_text("settings", &SETTINGS.replace("SECRET", &secret.display().to_string())).expect("they are right");
+        let settings = Settings::check(&layers.merge().expect("they are right"), &layers).expect("they make sense");
+        std::fs::remove_file(secret).expect("it is there");
+        let guard = runtime.enter();
+        let shutdown = Shutdown::default();
+        let (metrics, _exposition) = Metrics::new(&settings.routes);
+        let policy = Policy {
+            without_claim: WithoutClaim::Publish,
+            without_ack: WithoutAck::Accept,
+            ack_timeout: Duration::from_secs(2),
+        };
+        let memory = Arc::new(Memory::new(1000));
+        let publisher = Arc::new(Down(watch::Sender::new(Contact::Up)));
+        let pipeline = Pipeline::new(
+            Arc::clone(&memory) as _,
+            publisher,
+            policy,
+            &settings.routes,
+            metrics.clone(),
+            Tracer::default(),
+        );
+        let letters = DeadLetterLimits { max_entries: 10, max_item_bytes: 1000, max_bytes: 4000, max_age: Duration::from_secs(60) };
+        let in_use = settings.limits.clone();
+        let webhooks = http::webhooks(Webhooks {
+            table: Arc::new(settings.routes),
+            verifiers: Arc::new(settings.verifiers),
+            pipeline: Arc::new(pipeline),
+            dead_letters: DeadLetters::start(memory, letters, shutdown.watch(), &TaskTracker::new()),
+            limits: settings.limits,
+            phase: shutdown.watch(),
+            metrics: metrics.clone(),
+            tracer: Tracer::default(),
+        });
+        drop(guard);
+        let (filters, connections) = (webhooks.boxed(), metrics.connections());
+        Self { runtime, filters, limits: settings.connections, in_use, shutdown, metrics: connections, inputs: 0 }
+    }
+
+    fn answers(&self, steps: usize, input: &[u8]) -> Vec<u8> {
+        self.runtime.block_on(async {
+            let (mut client, server) = tokio::io::duplex(512);
+            let service = TowerToHyperService::new(warp::service(self.filters.clone()));
+            let serving = listener::connection(server, service, &self.limits, self.shutdown.watch(), &self.metrics);
+            let mut answers = Vec::new();
+            let asking = async {
+                let (mut from, mut to) = tokio::io::split(&mut client);
+                let sending = async {
+                    for part in input.chunks(steps) {
+                        // Whoever is answered and left has no more to say.
+                        if to.write_all(part).await.is_err() {
+                            break;
+                        }
+                        tokio::task::yield_now().await;
+                    }
+                    let _closed = to.shutdown().await;
+                };
+                let reading = async { from.read_to_end(&mut answers).await.ok() };
+                tokio::join!(sending, reading)
+            };
+            let both = async { tokio::join!(serving, asking) };
+            tokio::time::timeout(Duration::from_secs(600), both).await.expect("a connection comes to its end");
+            answers
+        })
+    }
+}
+
+thread_local! {
+    static WORLD: RefCell<Option<World>> = const { RefCell::new(None) };
+}
+
+fuzz_target!(|input: &[u8]| -> Corpus {
+    let [steps, input @ ..] = input else { return Corpus::Reject };
+    WORLD.with_borrow_mut(|world| {
+        let current = world.get_or_insert_with(World::new);
+        let answers = current.answers(usize::from(*steps) + 1, input);
+        let in_use = current.in_use.in_use();
+        assert_eq!((in_use.requests, in_use.bytes), (0, 0), "everything that was taken is given back");
+        check(&answers);
+        current.inputs += 1;
+        if current.inputs == INPUTS {
+            *world = None;
+        }
+    });
+    Corpus::Keep
+});
+
+/// Only codes of the contract, or of hyper for what is no HTTP.
+fn check(answers: &[u8]) {
+    let mut rest = answers;
+    while let Some(at) = rest.windows(9).position(|nine| nine == b"HTTP/1.1 " || nine == b"HTTP/1.0 ") {
+        rest = &rest[at + 9..];
+        let code: u16 = std::str::from_utf8(&rest[..3]).ok().and_then(|code| code.parse().ok()).expect("a code");
+        assert!(matches!(code, 100 | 200 | 400 | 401 | 404 | 405 | 408 | 413 | 414 | 431 | 503), "{code}");
+        // 503 for its outbox that is full, but never because of a bug.
+        assert!(!rest.windows(14).any(|part| part == b"internal_error"), "{}", String::from_utf8_lossy(answers));
+    }
+}

@@ -1,0 +1,110 @@
+//! What is written back: the bodies of answers, and those that a listener gives before any filter is asked.
+
+use serde::Serialize;
+use tracing::info;
+use warp::{
+    Reply,
+    http::{HeaderValue, StatusCode, header},
+    reply::Response,
+};
+
+use super::refusal::{Refusal, status};
+use crate::{pipeline::Receipt, route::Route};
+
+/// Seconds after which a sender that asks may come back.
+pub(super) const RETRY_AFTER: HeaderValue = HeaderValue::from_static("10");
+
+/// The answer to a batch that is done; the members in their order.
+#[derive(Serialize)]
+struct Received<'a> {
+    status: &'static str,
+    action: &'a str,
+    new_ids_count: usize,
+    total_ids_in_batch: usize,
+    #[serde(skip_serializing_if = "is_zero")]
+    rejected_items_count: usize,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks for this signature")]
+const fn is_zero(number: &usize) -> bool {
+    *number == 0
+}
+
+/// The answer to every other request.
+#[derive(Serialize)]
+pub(super) struct Refused<'a> {
+    pub(super) status: &'static str,
+    pub(super) error: &'a str,
+    pub(super) message: &'a str,
+}
+
+pub(super) fn answer(route: &Route, receipt: Receipt) -> Response {
+    json(
+        StatusCode::OK,
+        &Received {
+            status: "received",
+            action: route.action(),
+            new_ids_count: receipt.new,
+            total_ids_in_batch: receipt.total,
+            rejected_items_count: receipt.rejected,
+        },
+    )
+}
+
+/// The answer of a listener that has no room for the connection.
+#[must_use]
+pub fn too_many_connections(limit: usize) -> Response {
+    let message = format!("more than {limit} connections at once (server.max_connections); send it again later");
+    let refused = Refused { status: "error", error: "too_many_connections", message: &message };
+    let mut response = json(StatusCode::SERVICE_UNAVAILABLE, &refused);
+    response.headers_mut().insert(header::RETRY_AFTER, RETRY_AFTER);
+    response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    response
+}
+
+/// The answer to a request that met a bug. A closed connection would be final for some senders.
+#[must_use]
+pub fn internal_error() -> Response {
+    let refusal = Refusal::Internal("see the log".to_owned());
+    let (code, error) = status(&refusal);
+    let mut response = json(code, &Refused { status: "error", error, message: &refusal.to_string() });
+    response.headers_mut().insert(header::RETRY_AFTER, RETRY_AFTER);
+    response
+}
+
+/// What two readers of one request may understand in two ways, and what hyper serves and the filters can't.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Unclear {
+    /// `Content-Length` and `Transfer-Encoding` in one head, or two of the first.
+    #[error("the request says twice how long it is (Content-Length, Transfer-Encoding); send one of them, once")]
+    Length,
+    /// No `Host`, or more than one.
+    #[error("an HTTP/1.1 request has exactly one Host header; send one")]
+    Host,
+    /// A name and a port, as a proxy is asked for.
+    #[error("the request names no path; this is no proxy")]
+    NoPath,
+}
+
+/// The answer of a listener to such a request, which is the last one of its connection.
+#[must_use]
+pub fn refuse_unclear(problem: Unclear) -> Response {
+    let (code, error) = match problem {
+        Unclear::Length => (StatusCode::BAD_REQUEST, "length_unclear"),
+        Unclear::Host => (StatusCode::BAD_REQUEST, "host_unclear"),
+        Unclear::NoPath => (StatusCode::NOT_FOUND, "unknown_path"),
+    };
+    let message = problem.to_string();
+    info!(status = code.as_u16(), code = error, "request refused: {message}");
+    let mut response = json(code, &Refused { status: "error", error, message: &message });
+    response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    response
+}
+
+pub(super) fn json(code: StatusCode, body: &impl Serialize) -> Response {
+    let body = serde_json::to_vec(body).expect("strings and numbers always serialize");
+    let mut response = body.into_response();
+    *response.status_mut() = code;
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
+}

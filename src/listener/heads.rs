@@ -1,0 +1,191 @@
+//! Looks at the heads of a connection as their bytes come in, for what hyper puts right without a word.
+//!
+//! A head with both `Content-Length` and `Transfer-Encoding` is read by hyper as chunked, and the length is gone
+//! before anybody can ask for it; of two lengths that are the same one is gone. Whoever stands in front may have counted by the length, and then two parties
+//! disagree where the next request begins; so such a request is refused. This only finds it: hyper decides what a
+//! head is, and where this can't follow it stops looking, which leaves hyper's own way (chunked, then closed).
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering},
+};
+
+/// No request of the connection.
+const NONE: u64 = u64::MAX;
+/// How much of a line is kept: the longest name that matters, and a length.
+const LINE: usize = 64;
+
+/// Which request of a connection said twice how long it is; shared with whoever answers it.
+#[derive(Debug, Clone)]
+pub(super) struct Ambiguous(Arc<AtomicU64>);
+
+impl Ambiguous {
+    /// Whether it is this one, counted from 0.
+    pub(super) fn is(&self, request: u64) -> bool {
+        self.0.load(Ordering::Relaxed) == request
+    }
+}
+
+/// Where in the stream of a connection the next byte stands.
+#[derive(Debug)]
+enum Place {
+    /// In the head of a request.
+    Head(Head),
+    /// In a body, so many bytes before its end.
+    Body(u64),
+    /// Behind what can be followed.
+    Unknown,
+}
+
+#[derive(Debug, Default)]
+struct Head {
+    line: Vec<u8>,
+    lines: usize,
+    /// A line is longer than what is kept of it.
+    cut: bool,
+    length: Option<u64>,
+    chunked: bool,
+    /// It says more than once how long its body is.
+    ambiguous: bool,
+}
+
+/// Follows the requests of one connection.
+#[derive(Debug)]
+pub(super) struct Heads {
+    place: Place,
+    request: u64,
+    ambiguous: Ambiguous,
+}
+
+impl Heads {
+    pub(super) fn new() -> Self {
+        Self { place: Place::Head(Head::default()), request: 0, ambiguous: Ambiguous(Arc::new(AtomicU64::new(NONE))) }
+    }
+
+    pub(super) fn ambiguous(&self) -> Ambiguous {
+        self.ambiguous.clone()
+    }
+
+    /// Takes what was read.
+    pub(super) fn follow(&mut self, mut bytes: &[u8]) {
+        while !bytes.is_empty() {
+            match &mut self.place {
+                Place::Unknown => return,
+                Place::Body(left) => {
+                    let skipped = usize::try_from(*left).unwrap_or(usize::MAX).min(bytes.len());
+                    bytes = &bytes[skipped..];
+                    *left -= skipped as u64;
+                    if *left == 0 {
+                        self.place = Place::Head(Head::default());
+                    }
+                }
+                Place::Head(head) => {
+                    let end = bytes.iter().position(|byte| *byte == b'\n');
+                    head.keep(&bytes[..end.unwrap_or(bytes.len())]);
+                    bytes = end.map_or(&[][..], |end| &bytes[end + 1..]);
+                    if end.is_some() && head.end_line() {
+                        self.end_head();
+                    }
+                }
+            }
+        }
+    }
+
+    fn end_head(&mut self) {
+        let Place::Head(head) = std::mem::replace(&mut self.place, Place::Unknown) else { return };
+        if head.ambiguous || head.chunked && head.length.is_some() {
+            self.ambiguous.0.store(self.request, Ordering::Relaxed);
+            return;
+        }
+        if head.chunked {
+            return;
+        }
+        self.request += 1;
+        self.place = match head.length {
+            None | Some(0) => Place::Head(Head::default()),
+            Some(_) if head.cut => Place::Unknown,
+            Some(length) => Place::Body(length),
+        };
+    }
+}
+
+impl Head {
+    fn keep(&mut self, part: &[u8]) {
+        let room = LINE - self.line.len();
+        self.line.extend_from_slice(&part[..part.len().min(room)]);
+        self.cut |= part.len() > room && self.value_of(b"content-length").is_some();
+    }
+
+    /// Whether this line was the last one of the head.
+    fn end_line(&mut self) -> bool {
+        let blank = matches!(self.line.as_slice(), b"" | b"\r");
+        if blank && self.lines > 0 {
+            return true;
+        }
+        if !blank {
+            if self.lines > 0 {
+                if let Some(value) = self.value_of(b"content-length") {
+                    let digits = std::str::from_utf8(value.trim_ascii()).ok();
+                    // What is no number is refused by hyper.
+                    let length = digits.and_then(|digits| digits.parse().ok()).unwrap_or(u64::MAX);
+                    self.ambiguous |= self.length.replace(length).is_some();
+                } else if self.value_of(b"transfer-encoding").is_some() {
+                    self.chunked = true;
+                }
+            }
+            self.lines += 1;
+        }
+        self.line.clear();
+        false
+    }
+
+    fn value_of(&self, name: &[u8]) -> Option<&[u8]> {
+        let (start, rest) = self.line.split_at_checked(name.len())?;
+        start.eq_ignore_ascii_case(name).then(|| rest.strip_prefix(b":"))?
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ambiguous(text: &str, step: usize) -> Option<u64> {
+        let mut heads = Heads::new();
+        for part in text.as_bytes().chunks(step) {
+            heads.follow(part);
+        }
+        let found = heads.ambiguous.0.load(Ordering::Relaxed);
+        (found != NONE).then_some(found)
+    }
+
+    #[test]
+    fn only_heads_count_and_only_both_names_in_one_head() {
+        let length = "Content-Length: 9\r\n";
+        let chunked = "transfer-encoding:chunked\r\n";
+        let head = |lines: &str| format!("POST / HTTP/1.1\r\nHost: x\r\n{lines}\r\n");
+        let decoy = head(&format!("{length}{chunked}"));
+        let in_body = format!("{}{decoy}", head(&format!("Content-Length: {}\r\n", decoy.len())));
+        let long = format!("X: {}\r\n", "transfer-encoding: chunked ".repeat(9));
+        let cases = [
+            (head(length), None),
+            (head(chunked), None),
+            (head(&format!("{length}{chunked}")), Some(0)),
+            (head(&format!("{chunked}{length}")), Some(0)),
+            (head(&format!("CONTENT-LENGTH:{}\r\n{chunked}", "0".repeat(200))), Some(0)),
+            (format!("\r\n\r\n{}", head(&format!("{length}{chunked}"))), Some(0)),
+            (format!("{}123456789{decoy}", head(length)), Some(1)),
+            (format!("{}{}{decoy}", head(""), head("Content-Length: 0\r\n")), Some(2)),
+            (in_body.clone(), None),
+            (format!("{in_body}{decoy}"), Some(1)),
+            (format!("{}{decoy}", head(chunked)), None),
+            (head(&format!("{length}{length}")), Some(0)),
+            (head(&format!("{length}{long}")), None),
+            (format!("Content-Length: 1\r\n{chunked}\r\n"), None),
+        ];
+        for (text, expected) in cases {
+            for step in [1, 2, 7, text.len()] {
+                assert_eq!(ambiguous(&text, step), expected, "in steps of {step}: {text}");
+            }
+        }
+    }
+}

@@ -1,0 +1,91 @@
+//! Whatever comes in: an answer that the sender understands or a closed connection, nothing claimed that should not
+//! be, the process alive, its memory back, and the next honest request served.
+
+mod framing;
+mod json;
+mod row;
+mod signed;
+
+use std::{collections::BTreeSet, panic::AssertUnwindSafe};
+
+use futures_util::FutureExt;
+use hookgate::batch::EntityId;
+
+use self::row::{Row, Site};
+use crate::support::{PATH, PENDING, World, batch, eventually};
+
+/// How much more than before the table it may use once a row is over. Allocators keep some.
+const MEMORY: usize = 48 << 20;
+
+/// Rows up to here are those of the first design; what was found later follows.
+const DESIGNED: u32 = 63;
+
+#[tokio::test]
+async fn every_bad_input_is_answered_as_it_should_be() {
+    let world = World::start().await;
+    let mut site = Site::start(&world).await;
+    let rows: Vec<Row> = [framing::rows(), signed::rows(), json::rows(), framing::found(), json::found()].concat();
+    let numbers: BTreeSet<u32> = rows.iter().map(|row| row.number).collect();
+    assert_eq!((1..=DESIGNED).filter(|number| !numbers.contains(number)).collect::<Vec<_>>(), [0; 0], "rows missing");
+    assert!(numbers.iter().filter(|number| **number > DESIGNED).count() >= 10, "and what was found besides");
+
+    site.honest("before").await;
+    let memory = site.gate.resident_bytes() + MEMORY;
+    let mut failed = Vec::new();
+    for (index, row) in rows.iter().enumerate() {
+        let what = format!("row {}, {}", row.number, row.what);
+        let before = world.redis.pending(PENDING).await;
+        site.prepare(row).await;
+        // All rows are tried before the test fails.
+        let Ok(claims) = AssertUnwindSafe(site.ask(row, &what)).catch_unwind().await else {
+            failed.push(what);
+            continue;
+        };
+        assert!(site.gate.ended().is_none(), "{what}: it is alive");
+        eventually(&format!("{what}: memory is back"), async || (site.gate.resident_bytes() < memory).then_some(()))
+            .await;
+        if !claims {
+            assert_eq!(world.redis.pending(PENDING).await, before, "{what}: nothing was claimed");
+        }
+        site.honest(&format!("honest-{index}")).await;
+    }
+    assert_eq!(failed, [""; 0], "rows that went wrong; each has said above how");
+    let subjects: BTreeSet<_> = world.nats.events().await.into_iter().map(|event| event.subject).collect();
+    assert!(subjects.iter().all(|subject| site.subjects().contains(&subject.as_str())), "{subjects:?}");
+    for id in world.redis.pending(PENDING).await {
+        assert!(EntityId::parse(&id).is_some(), "{id:?} is one");
+    }
+    for line in site.gate.log().await {
+        let record: serde_json::Value = serde_json::from_str(&line).unwrap_or_else(|_| panic!("one line each: {line}"));
+        assert_ne!(record["level"], "ERROR", "{line}");
+        assert!(!line.contains("forged") && !line.contains(json::NAME), "{line}");
+    }
+}
+
+/// With a body that is larger than one read, so that "before anything is read" means something.
+#[tokio::test]
+async fn only_a_body_that_will_be_read_is_asked_for() {
+    let world = World::start().await;
+    let site = Site::start(&world).await;
+    let large = batch((0..2000).map(|index| format!("large-{index}")));
+    for (path, length, status) in [
+        (PATH, large.len(), 200),
+        (PATH, 3 << 20, 413),
+        ("/elsewhere", large.len(), 404),
+        (row::SIGNED, large.len(), 401),
+    ] {
+        let head = format!(
+            "POST {path} HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n"
+        );
+        let mut connection = site.connect().await;
+        connection.send(head.as_bytes()).await.expect("hookgate reads");
+        let first = connection.answer().await.expect("hookgate answers");
+        if status == 200 {
+            assert_eq!(first.status, 100, "{path}");
+            connection.send(large.as_bytes()).await.expect("hookgate reads");
+            assert_eq!(connection.answer().await.expect("hookgate answers").status, 200, "{path}");
+        } else {
+            assert_eq!(first.status, status, "{path}, {length}: before the body, and without asking for it");
+        }
+    }
+}
