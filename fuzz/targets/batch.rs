@@ -40,7 +40,8 @@ fuzz_target!(|body: &[u8]| {
         let said: HashSet<String> = said.collect();
         assert!(items.len() >= ids.len() + batch.rejected().count());
         for id in ids {
-            assert!(said.contains(id) || id.len() > 18, "{id:?} is not there");
+            // Of a long integer, and of -0, `Value` makes a fraction.
+            assert!(said.contains(id) || id.len() > 18 || id == "-0", "{id:?} is not there");
         }
     }
 });

@@ -13,11 +13,15 @@ fuzz_target!(|input: &[u8]| -> Corpus {
         return Corpus::Reject;
     }
     let (file, variables) = text.split_once("\n---\n").unwrap_or((text, ""));
-    let variables = variables.lines().filter_map(|line| line.split_once('=')).map(|(name, value)| (name.to_owned(), value.to_owned()));
+    let variables = variables
+        .lines()
+        .filter_map(|line| line.split_once('='))
+        .map(|(name, value)| (name.to_owned(), value.to_owned()));
     if let Ok((configuration, layers)) = load(file, variables.collect()) {
         let shown = toml::to_string(&configuration.redacted()).expect("it can be printed");
         if Settings::check(&configuration, &layers).is_ok() {
-            load(&shown, Vec::new()).unwrap_or_else(|error| panic!("what is printed is not accepted: {error}\n{shown}"));
+            load(&shown, Vec::new())
+                .unwrap_or_else(|error| panic!("what is printed is not accepted: {error}\n{shown}"));
         }
     }
     Corpus::Keep

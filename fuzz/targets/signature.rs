@@ -9,9 +9,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use hookgate::{
-    signature::{Scheme, Secret, Verifier},
-};
+use hookgate::signature::{Scheme, Secret, Verifier};
 use libfuzzer_sys::fuzz_target;
 use tokio::sync::watch;
 use warp::http::{HeaderMap, HeaderName, HeaderValue};
@@ -46,7 +44,8 @@ fuzz_target!(|input: &[u8]| {
     let mut headers = HeaderMap::new();
     for line in input[..end].split(|byte| *byte == b'\n').take(64) {
         let Some(colon) = line.iter().position(|byte| *byte == b':') else { continue };
-        let (name, value) = (HeaderName::from_bytes(&line[..colon]), HeaderValue::from_bytes(line[colon + 1..].trim_ascii()));
+        let (name, value) =
+            (HeaderName::from_bytes(&line[..colon]), HeaderValue::from_bytes(line[colon + 1..].trim_ascii()));
         if let (Ok(name), Ok(value)) = (name, value) {
             headers.append(name, value);
         }
