@@ -16,7 +16,9 @@ const HOUR: Duration = Duration::from_secs(3600);
 /// Settings in one layer with where the servers are, but for what they say themselves.
 fn over(world: &World, settings: &str) -> String {
     let said = |line: &&str| line.split_once('=').is_some_and(|(key, _)| !settings.contains(&format!("{key}=")));
-    world.settings().lines().filter(said).chain(settings.lines()).map(|line| format!("{line}\n")).collect()
+    let servers = world.settings();
+    let lines: Vec<_> = servers.lines().filter(said).chain(settings.lines()).collect();
+    lines.join("\n") + "\n"
 }
 
 /// A webhook becomes an event, and the second one a duplicate.

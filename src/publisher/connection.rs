@@ -4,10 +4,7 @@
 //! server shows as connected until pings stay unanswered, and a wrong password loops silently; only the
 //! events tell.
 
-use std::{
-    sync::{Arc, Mutex, OnceLock, PoisonError},
-    time::Duration,
-};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use async_nats::{Client, ClientError, Event, ServerError};
 use tokio::{sync::watch, time::Instant};

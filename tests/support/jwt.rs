@@ -8,29 +8,29 @@ use serde_json::{Value, json};
 
 /// An operator with one account for everybody, and the system account that the server asks for.
 pub(crate) struct Operator {
-    operator: KeyPair,
+    root: KeyPair,
     account: KeyPair,
     system: KeyPair,
 }
 
 impl Operator {
     pub(crate) fn new() -> Self {
-        Self { operator: KeyPair::new_operator(), account: KeyPair::new_account(), system: KeyPair::new_account() }
+        Self { root: KeyPair::new_operator(), account: KeyPair::new_account(), system: KeyPair::new_account() }
     }
 
     /// What the server has to know, as lines of its configuration.
     pub(crate) fn config(&self) -> String {
-        let operator = jwt(&self.operator, &self.operator, "operator", &json!({}), None);
+        let operator = jwt(&self.root, &self.root, "operator", &json!({}), None);
         let limits = json!({ "limits": {
             "subs": -1, "data": -1, "payload": -1, "imports": -1, "exports": -1, "wildcards": true, "conn": -1,
             "leaf": -1, "mem_storage": -1, "disk_storage": -1, "streams": -1, "consumer": -1,
         }});
         // JetStream is not for the system's account.
-        let account = jwt(&self.operator, &self.account, "account", &limits, None);
+        let account = jwt(&self.root, &self.account, "account", &limits, None);
         let few = json!({ "limits": {
             "subs": -1, "data": -1, "payload": -1, "imports": -1, "exports": -1, "wildcards": true, "conn": -1, "leaf": -1,
         }});
-        let system = jwt(&self.operator, &self.system, "account", &few, None);
+        let system = jwt(&self.root, &self.system, "account", &few, None);
         let (a, s) = (self.account.public_key(), self.system.public_key());
         format!(
             "operator: {operator}\nsystem_account: {s}\nresolver: MEMORY\nresolver_preload: {{ {a}: {account}, {s}: {system} }}\n"
