@@ -18,6 +18,7 @@ mod metrics;
 mod nats_outage;
 mod outbox_commands;
 mod privacy;
+mod privileges;
 mod readme;
 mod redis_outage;
 mod replicas;

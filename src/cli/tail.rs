@@ -27,7 +27,7 @@ pub(super) fn run(arguments: Arguments, settings: &Settings, output: Output) -> 
 async fn tail(arguments: Arguments, settings: &Settings, output: Output) -> anyhow::Result<ExitCode> {
     let mut signals = Signals::new().context("receive signals")?;
     let servers = &settings.nats;
-    let client = servers.connect_once().await.context("NATS")?;
+    let (client, denied) = servers.connect_once().await.context("NATS")?;
     let subjects = match arguments.subject {
         Some(subject) => vec![subject],
         None => settings.routes.routes().iter().map(|route| route.subject().to_owned()).collect(),
@@ -38,7 +38,13 @@ async fn tail(arguments: Arguments, settings: &Settings, output: Output) -> anyh
             client.subscribe(subject.clone()).await.with_context(|| format!("subscribe to {subject:?}"))?;
         subscriptions.push(subscription);
     }
-    confirm(&client).await?;
+    // Twice: what is denied comes before the first answer, but through another queue of the client.
+    for _ in 0..2 {
+        confirm(&client).await.map_err(|error| denied.borrow().clone().map_or(error, anyhow::Error::msg))?;
+    }
+    if let Some(denial) = &*denied.borrow() {
+        bail!("{denial}; grant it, see k8s/privileges/nats.conf");
+    }
     eprintln!("Subscribing on {}", subjects.join(", "));
 
     let mut events = select_all(subscriptions);

@@ -243,10 +243,14 @@ impl Keeper {
         };
         // What the client library leaves of NOAUTH when it chooses the database.
         let wants_login = error.detail().is_some_and(|detail| detail.starts_with("Authentication required"));
+        // And of NOPERM there.
+        let may_not = problem.contains("no permissions to run");
         match error.kind() {
             ErrorKind::AuthenticationFailed | ErrorKind::Server(ServerErrorKind::NoPerm) => login_refused(),
             ErrorKind::InvalidClientConfig => refused(),
-            _ if wants_login || matches!(error.code(), Some("NOAUTH" | "WRONGPASS" | "NOPERM")) => login_refused(),
+            _ if wants_login || may_not || matches!(error.code(), Some("NOAUTH" | "WRONGPASS" | "NOPERM")) => {
+                login_refused()
+            }
             _ if matches!(error.code(), Some("ERR" | "WRONGTYPE")) => refused(),
             _ => contact,
         }

@@ -17,8 +17,12 @@ local calls = {
 for _, call in ipairs(calls) do
   local answer = redis.pcall(unpack(call))
   if type(answer) == 'table' and answer.err then
-    if string.find(answer.err, 'ACL failure', 1, true) or string.find(answer.err, 'NOPERM', 1, true) then
-      return redis.error_reply('NOPERM this user may not run ' .. call[1] .. ' on ' .. call[2])
+    -- In the words of Redis 7.0 and of later ones.
+    local denied = { 'user executing the script', 'ACL failure', 'NOPERM' }
+    for _, words in ipairs(denied) do
+      if string.find(answer.err, words, 1, true) then
+        return redis.error_reply('NOPERM this user may not run ' .. call[1] .. ' on ' .. call[2])
+      end
     end
     return answer
   end

@@ -11,7 +11,7 @@ use tokio::{sync::watch, time::Instant};
 use tokio_util::task::TaskTracker;
 use tracing::{error, info, warn};
 
-use super::servers::{INBOX_PREFIX, News, Servers};
+use super::servers::{INBOX_PREFIX, News, Servers, is_denial};
 use crate::readiness::Contact;
 
 /// What the client's events add up to.
@@ -169,10 +169,6 @@ fn apply(status: &watch::Sender<Status>, servers: &str, event: &Event) {
 /// How it is with servers that deny something.
 pub(super) fn denied(servers: &str, denial: &str) -> Contact {
     Contact::Refused(format!("{servers}: {denial}; grant it, see the README"))
-}
-
-fn is_denial(text: &str) -> bool {
-    text.to_ascii_lowercase().starts_with("permissions violation")
 }
 
 /// The denial of a subscription to our inbox, without what the server adds to it on some occasions.

@@ -12,7 +12,7 @@ use crate::{finding::Finding, route::RouteTable, settings::Delivery};
 /// Looks at server, stream and settings.
 pub async fn inspect(servers: &Servers, delivery: &Delivery, routes: &RouteTable) -> Vec<Finding> {
     let client = match servers.connect_once().await {
-        Ok(client) => client,
+        Ok((client, _denied)) => client,
         Err(error) => return vec![Finding::failure("nats", error.to_string())],
     };
     let info = client.server_info();

@@ -5,7 +5,8 @@ use std::{
     time::Duration,
 };
 
-use async_nats::{Client, ConnectOptions};
+use async_nats::{Client, ConnectOptions, Event, ServerError};
+use tokio::sync::watch;
 use url::Url;
 
 use super::login::Login;
@@ -126,14 +127,23 @@ impl Servers {
         client.into_iter().fold(options, |options, (cert, key)| options.add_client_certificate(cert, key))
     }
 
-    /// Connects for a command of the operator: once, with an error if that fails.
+    /// Connects for a command of the operator: once, with an error if that fails. The other part of the answer is
+    /// what the server denied since, in its words.
     ///
     /// # Errors
     /// What the client library says, and what to look at.
-    pub async fn connect_once(&self) -> Result<Client, ConnectFailure> {
-        let options = self.options("hookgate command");
+    pub async fn connect_once(&self) -> Result<(Client, watch::Receiver<Option<String>>), ConnectFailure> {
+        let (denial, denied) = watch::channel(None);
+        let options = self.options("hookgate command").event_callback(move |event| {
+            if let Event::ServerError(ServerError::Other(text)) = event
+                && is_denial(&text)
+            {
+                denial.send_replace(Some(text));
+            }
+            std::future::ready(())
+        });
         let failed = |error: async_nats::ConnectError| ConnectFailure(self.judge(&self.names(), &error.to_string()));
-        options.connect(self.addresses.as_slice()).await.map_err(failed)
+        options.connect(self.addresses.as_slice()).await.map(|client| (client, denied)).map_err(failed)
     }
 
     /// What a failed attempt to connect says of a server, whose words these are.
@@ -205,4 +215,9 @@ impl News {
 fn is_refusal(text: &str) -> bool {
     let text = text.to_ascii_lowercase();
     ["authorization", "authentication", "failed signing nonce"].iter().any(|words| text.contains(words))
+}
+
+/// Whether an error of the server is a permission that it denies.
+pub(super) fn is_denial(text: &str) -> bool {
+    text.to_ascii_lowercase().starts_with("permissions violation")
 }

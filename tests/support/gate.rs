@@ -201,6 +201,13 @@ pub(crate) struct Tail {
 impl Tail {
     /// Starts it, and waits until it is subscribed.
     pub(crate) async fn start(settings: &str, arguments: &[&str]) -> Self {
+        let this = Self::start_any(settings, arguments).await;
+        assert!(this.listens(), "{}", this.remarks());
+        this
+    }
+
+    /// Starts it, and waits until it is subscribed or has ended.
+    pub(crate) async fn start_any(settings: &str, arguments: &[&str]) -> Self {
         let files = tempfile::tempdir().expect("a temporary folder can be made");
         let mut process = Process::start(env!("CARGO_BIN_EXE_hookgate").as_ref(), |command| {
             configure(command, &files, &[SETTINGS, settings]);
@@ -209,8 +216,16 @@ impl Tail {
         });
         let output = Output::of(process.child().stdout.take().expect("stdout is a pipe"));
         let remarks = Output::of(process.child().stderr.take().expect("stderr is a pipe"));
-        eventually("tail is subscribed", async || remarks.text().contains("Subscribing on ").then_some(())).await;
+        eventually("tail is subscribed", async || {
+            (remarks.text().contains("Subscribing on ") || process.ended().is_some()).then_some(())
+        })
+        .await;
         Self { process, output, remarks, _files: files }
+    }
+
+    /// Whether it is subscribed.
+    pub(crate) fn listens(&self) -> bool {
+        self.remarks().contains("Subscribing on ")
     }
 
     /// What it says to the side.

@@ -1,0 +1,209 @@
+//! What hookgate may do in the stores, as `k8s/privileges` says: enough for its whole job, and with any one
+//! permission less something certain fails.
+
+mod files;
+mod job;
+
+use redis::AsyncTypedCommands;
+
+use self::{
+    files::{Access, Acl, Permissions},
+    job::{Step, first_failure},
+};
+use crate::support::{Event, OUTBOX, PATH, PENDING, SUBJECT, Tail, World, batch, eventually, run};
+
+#[tokio::test]
+async fn the_whole_job_needs_no_more() {
+    let (mut world, access) = Access::start(&Acl::hookgate(), &Permissions::hookgate()).await;
+    job::leave_older_stream(&world).await;
+    let second = "[[routes]]\nflow = \"vmh\"\nentity = \"beteiligte\"\naction = \"create\"\n[[routes]]\nflow = \"vmh\"\nentity = \"akte\"\naction = \"create\"\n";
+    let mut gate = world.gate(&format!("{}{second}", access.settings("1500ms"))).await;
+    job::claims(&world, &gate).await.expect("webhooks become events once");
+    job::dead_letters(&world, &gate).await.expect("what can't be processed is kept");
+    job::census(&gate, 2).await.expect("what Redis holds is counted");
+
+    // NATS goes away; what stays behind is the relay's, also what a removed route left.
+    world.nats.kill();
+    assert_eq!(gate.post(batch(["c"])).await.error(), (503, "not_published".into()));
+    assert_eq!(gate.post_to("/vmh/webhook/akte/create", batch(["d"])).await.status, 503);
+    gate.kill();
+    let gate = world.gate_unready(&access.settings("1500ms")).await;
+    world.nats.start_again().await;
+    gate.wait_ready().await;
+    Box::pin(eventually("the relay has brought both", async || {
+        let ids: Vec<_> = world.nats.events().await.iter().map(Event::entity_id).collect();
+        (ids == ["a", "b", "c", "d"] || ids == ["a", "b", "d", "c"]).then_some(())
+    }))
+    .await;
+    world.redis.settled(OUTBOX).await;
+    assert_eq!(gate.post(batch(["c"])).await.counts(), (0, 1));
+
+    // Redis goes away and comes back.
+    world.redis.written().await;
+    world.redis.kill();
+    gate.wait_store("redis", "unreachable").await;
+    assert_eq!(gate.post(batch(["e"])).await.counts(), (1, 1), "published without a claim");
+    world.redis.start_again().await;
+    gate.wait_store("redis", "up").await;
+    assert_eq!(gate.post(batch(["a", "e"])).await.counts(), (1, 2));
+    assert_eq!(gate.post(batch(["a", "e"])).await.counts(), (0, 2));
+    world.redis.settled(OUTBOX).await;
+    let denied = gate.probe("/readyz").await.json();
+    assert_eq!((&denied["redis"]["state"], &denied["nats"]["state"]), (&"up".into(), &"up".into()));
+}
+
+/// Redis' command or key pattern, and where its lack shows.
+const REDIS: [(&str, Step); 25] = [
+    ("~vmh:*", Step::Ready),
+    ("~{vmh:*}:*", Step::Ready),
+    ("~hookgate:*", Step::Ready),
+    ("~{hookgate:*}:*", Step::DeadLetters),
+    ("+select", Step::Ready),
+    ("+ping", Step::Stay),
+    ("+eval", Step::Ready),
+    ("+evalsha", Step::Ready),
+    ("+sismember", Step::Ready),
+    ("+sadd", Step::Ready),
+    ("+scard", Step::Census),
+    ("+hget", Step::Ready),
+    ("+hset", Step::Ready),
+    ("+hdel", Step::Ready),
+    ("+hlen", Step::Ready),
+    ("+hscan", Step::Ready),
+    ("+hgetall", Step::Ready),
+    ("+get", Step::Ready),
+    ("+set", Step::Ready),
+    ("+del", Step::Ready),
+    ("+incrby", Step::DeadLetters),
+    ("+xadd", Step::DeadLetters),
+    ("+xlen", Step::DeadLetters),
+    ("+xrange", Step::DeadLetters),
+    ("+xdel", Step::DeadLetters),
+];
+
+#[tokio::test]
+async fn with_one_permission_of_redis_less_something_fails() {
+    let whole = Acl::hookgate();
+    assert_eq!(whole.grants(), REDIS.map(|(word, _)| word), "this table has every word of the file");
+    for chunk in REDIS.chunks(4) {
+        let tried = chunk.iter().map(async |(word, expected)| {
+            let (world, access) = Access::start(&whole.without(word), &Permissions::hookgate()).await;
+            (word, expected, first_failure(&world, &access).await)
+        });
+        for (word, expected, found) in futures_util::future::join_all(tried).await {
+            let (step, said) = found.unwrap_or_else(|| panic!("nothing fails without {word}"));
+            assert_eq!(step, *expected, "without {word}: {said}");
+            if let Some(command) = word.strip_prefix('+').filter(|_| step == Step::Ready) {
+                let named = said.to_lowercase().contains(command) && said.contains("k8s/privileges/redis.acl");
+                assert!(named, "without {word}: {said}");
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn with_one_permission_of_nats_less_something_fails() {
+    let whole = Permissions::hookgate();
+    let cases = [
+        ("vmh.>", Step::Claim),
+        ("$JS.API.STREAM.NAMES", Step::Ready),
+        ("$JS.API.STREAM.INFO.HOOKGATE", Step::Ready),
+        ("$JS.API.STREAM.CREATE.HOOKGATE", Step::Ready),
+        ("$JS.API.STREAM.UPDATE.HOOKGATE", Step::Ready),
+        ("_INBOX.hookgate.>", Step::Ready),
+    ];
+    assert_eq!(whole.grants(), cases.map(|(subject, _)| subject), "this table has every subject of the file");
+    for (place, (subject, expected)) in cases.into_iter().enumerate() {
+        let (world, access) = Access::start(&Acl::hookgate(), &whole.without(place)).await;
+        if subject.contains("UPDATE") {
+            job::leave_older_stream(&world).await;
+        }
+        let (step, said) =
+            first_failure(&world, &access).await.unwrap_or_else(|| panic!("nothing fails without {subject}"));
+        assert_eq!(step, expected, "without {subject}: {said}");
+        assert!(said.contains(subject.trim_end_matches(".>")), "without {subject}: {said}");
+    }
+}
+
+/// What a person does, with what is left behind and a letter to look at.
+async fn operate(world: &World, access: &Access) -> Result<(), String> {
+    let settings = format!("{}{}", world.settings(), access.settings("1h"));
+    let mut connection = world.redis.connection().await;
+    let token = "0197e2c5a0007abc8def0123456789ab-0";
+    connection.sadd(PENDING, "left").await.expect("the tests may");
+    connection.hset(OUTBOX, "left", token).await.expect("the tests may");
+    redis::cmd("XADD")
+        .arg("hookgate:dead_letters")
+        .arg(&[
+            "*",
+            "route",
+            "vmh/beteiligte/create",
+            "reason",
+            "no_id",
+            "time",
+            "2026-01-01T00:00:00.000Z",
+            "raw",
+            "7",
+        ])
+        .exec_async(&mut connection)
+        .await
+        .expect("the tests may");
+    for arguments in [
+        &["doctor"][..],
+        &["outbox", "count"],
+        &["outbox", "list"],
+        &["outbox", "relay"],
+        &["dead-letters", "list"],
+        &["dead-letters", "purge"],
+    ] {
+        let ran = run(&settings, arguments);
+        let lines = ran.printed.lines().filter(|line| !line.starts_with("WARN  route "));
+        let complaint: Vec<_> = lines.filter(|line| line.starts_with("WARN") || line.starts_with("FAIL")).collect();
+        if ran.code != Some(0) || !complaint.is_empty() {
+            return Err(format!("{arguments:?}: {complaint:?} {}{}", ran.printed, ran.remarks));
+        }
+    }
+    if !world.nats.events().await.iter().any(|event| event.entity_id() == "left") {
+        return Err("outbox relay: not in the stream".to_owned());
+    }
+    // Ends by itself where it may not listen, else with the one event.
+    let tail = Tail::start_any(&settings, &["--count", "1"]).await;
+    let client = world.nats.jetstream().await;
+    if tail.listens() {
+        client.publish(SUBJECT, "{}".into()).await.expect("the tests may").await.expect("the stream takes it");
+    }
+    let remarks = tail.remarks();
+    let (status, _printed) = tail.end().await;
+    if status.success() { Ok(()) } else { Err(format!("tail: {remarks}")) }
+}
+
+/// hookgate itself has been there before any person.
+async fn system(acl: &Acl, permissions: &Permissions) -> (World, Access) {
+    let (world, access) = Access::start(acl, permissions).await;
+    let open = world.gate(&access.everything()).await;
+    assert_eq!(open.post_to(PATH, batch(["first"])).await.counts(), (1, 1));
+    (world, access)
+}
+
+#[tokio::test]
+async fn an_operator_needs_no_more_and_no_less() {
+    let (acl, permissions) = (Acl::operator(), Permissions::operator());
+    let (world, access) = system(&acl, &permissions).await;
+    operate(&world, &access).await.expect("every command works");
+    for chunk in acl.grants().chunks(4) {
+        let tried = chunk.iter().map(async |word| {
+            let (world, access) = system(&acl.without(word), &permissions).await;
+            (word, operate(&world, &access).await)
+        });
+        for (word, outcome) in futures_util::future::join_all(tried).await {
+            // Asked of a connection that is a second old: by the relay of a long outbox.
+            assert!(*word == "+ping" || outcome.is_err(), "nothing fails without {word}");
+        }
+    }
+    let subjects = permissions.grants();
+    for (place, subject) in subjects.iter().enumerate() {
+        let (world, access) = system(&acl, &permissions.without(place)).await;
+        let outcome = operate(&world, &access).await;
+        assert!(outcome.is_err(), "nothing fails without {subject}, the one in place {place}");
+    }
+}
