@@ -14,6 +14,8 @@ use std::{
 use serde_json::Value;
 use tempfile::TempDir;
 
+use crate::support::{Authority, Holds, Operator};
+
 const EXAMPLE: &str = include_str!("../config/example.toml");
 
 /// A folder with files, and what hookgate says of them.
@@ -31,6 +33,22 @@ impl Trial {
             std::fs::write(path, text).expect("the folder is ours");
         }
         Self { folder, environment: Vec::new() }
+    }
+
+    /// With a good file for each key that names one.
+    fn with_secrets(files: &[(&str, &str)]) -> Self {
+        let this = Self::new(files);
+        let authority = Authority::new();
+        let identity = authority.sign("client", "hookgate", Holds::Now);
+        for (name, from) in [("ca.pem", authority.ca()), ("cert.pem", identity.cert), ("key.pem", identity.key)] {
+            std::fs::copy(from, this.path(name)).expect("the folder is ours");
+        }
+        let seed = nkeys::KeyPair::new_user().seed().expect("it is a whole pair");
+        let credentials = Operator::new().credentials(Ok(std::time::Duration::from_secs(60)));
+        for (name, text) in [("secret", "word"), ("user.nk", &seed), ("user.creds", &credentials)] {
+            std::fs::write(this.path(name), text).expect("the folder is ours");
+        }
+        this
     }
 
     fn with(mut self, name: &str, value: &str) -> Self {
@@ -153,7 +171,7 @@ const WRONG: &[(&str, &[&str])] = &[
     ("redis.password_file = \"/nowhere/at/all\"", &["redis.password_file", "/nowhere/at/all"]),
     ("redis.username = \"u\"", &["redis.username", "redis.password_file"]),
     ("redis.durability = \"aof\"", &["redis.durability", "nats.on_unavailable"]),
-    ("nats.url = \"tls://x\"", &["nats.url", "tls://x"]),
+    ("nats.url = \"wss://x\"", &["nats.url", "wss://x"]),
     ("nats.user = \"u\"", &["nats.user", "nats.password_file"]),
     ("nats.stream.name = \"a b\"", &["nats.stream.name", "a b"]),
     ("nats.stream.max_age = \"1m\"", &["nats.stream.max_age", "duplicate_window"]),
@@ -283,6 +301,11 @@ fn other(key: &str, value: &toml::Value) -> String {
         (_, toml::Value::Integer(number)) => (number + 1).to_string(),
         (_, toml::Value::Boolean(flag)) => (!flag).to_string(),
         (key, _) if key.ends_with(".listen") => "\"127.0.0.1:1\"".to_owned(),
+        (key, _) if key.ends_with(".ca_file") => "\"ca.pem\"".to_owned(),
+        (key, _) if key.ends_with("_cert_file") => "\"cert.pem\"".to_owned(),
+        (key, _) if key.ends_with("_key_file") => "\"key.pem\"".to_owned(),
+        ("nats.nkey_seed_file", _) => "\"user.nk\"".to_owned(),
+        ("nats.credentials_file", _) => "\"user.creds\"".to_owned(),
         (key, _) if key.ends_with("_file") => "\"secret\"".to_owned(),
         (key, _) if key.ends_with("name") || key.ends_with("user") => "\"Other\"".to_owned(),
         // Times; long enough for every rule between them.
@@ -299,6 +322,15 @@ fn company(key: &str) -> &'static str {
         "redis.durability" => "nats.on_unavailable = \"accept\"\n",
         "nats.user" => "nats.password_file = \"secret\"\n",
         "nats.password_file" => "nats.user = \"u\"\n",
+        "redis.ca_file" => "redis.url = \"rediss://h\"\n",
+        "redis.client_cert_file" => {
+            "redis.url = \"rediss://h\"\nredis.ca_file = \"ca.pem\"\nredis.client_key_file = \"key.pem\"\n"
+        }
+        "redis.client_key_file" => {
+            "redis.url = \"rediss://h\"\nredis.ca_file = \"ca.pem\"\nredis.client_cert_file = \"cert.pem\"\n"
+        }
+        "nats.client_cert_file" => "nats.ca_file = \"ca.pem\"\nnats.client_key_file = \"key.pem\"\n",
+        "nats.client_key_file" => "nats.ca_file = \"ca.pem\"\nnats.client_cert_file = \"cert.pem\"\n",
         _ => "",
     }
 }
@@ -309,7 +341,7 @@ fn each_key_of_the_example_is_read_and_no_key_is_missing() {
     for (key, value) in leaves() {
         let changed = other(&key, &value);
         let text = format!("{}{key} = {changed}\n", company(&key));
-        let trial = Trial::new(&[("one.toml", &text), ("secret", "word")]);
+        let trial = Trial::with_secrets(&[("one.toml", &text)]);
         let now = trial.check(&["one.toml"]);
         let pointer = format!("/{}", key.replace('.', "/"));
         let read = now.pointer(&pointer).unwrap_or_else(|| panic!("{key} is in what check prints"));

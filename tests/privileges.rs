@@ -125,6 +125,20 @@ async fn with_one_permission_of_nats_less_something_fails() {
     }
 }
 
+#[test]
+fn the_readme_has_the_same_lists() {
+    let readme = include_str!("../README.md");
+    let start = readme.find("### Credentials, TLS and permissions").expect("the section is there");
+    let section = readme[start..].split("\n## ").next().expect("it ends");
+    let block = section.split("```").nth(1).expect("there is a block");
+    let listed: Vec<_> = block.split_whitespace().filter(|word| *word != "-@all").collect();
+    assert_eq!(listed, Acl::hookgate().grants());
+    let quoted: Vec<_> = section.rsplit("```").next().expect("text follows").split('`').skip(1).step_by(2).collect();
+    let subject = |word: &&&str| word.contains(".>") || word.starts_with("$JS");
+    let listed: Vec<_> = quoted.iter().filter(subject).copied().collect();
+    assert_eq!(listed, Permissions::hookgate().grants());
+}
+
 /// What a person does, with what is left behind and a letter to look at.
 async fn operate(world: &World, access: &Access) -> Result<(), String> {
     let settings = format!("{}{}", world.settings(), access.settings("1h"));

@@ -203,7 +203,11 @@ fn values_that_make_no_sense() {
         ("outbox.relay_after", "\"8s\"", "is not above server.request_deadline (built-in default: \"8s\")"),
         ("dead_letters.max_bytes", "1", "is below dead_letters.max_item_bytes (built-in default: 65536)"),
         ("redis.durability", "\"aof\"", "changes nothing unless nats.on_unavailable is \"accept\""),
-        ("redis.url", "\"http://h\"", "this version of hookgate knows redis://host:port/db and memory:"),
+        (
+            "redis.url",
+            "\"http://h\"",
+            "this version of hookgate knows redis://host:port/db, rediss://host:port/db (TLS) and memory:",
+        ),
         ("redis.url", "\"\"", "this version of hookgate knows"),
         ("redis.url", "\"redis://h/x\"", "is not the address of a Redis server (Invalid database number"),
         (
@@ -212,7 +216,13 @@ fn values_that_make_no_sense() {
             "is not the address of a Redis server (Missing hostname - InvalidClientConfig); write redis://host:6379/1",
         ),
         ("redis.username", "\"u\"", "needs redis.password_file beside it"),
-        ("nats.url", "\"tls://h\"", "\"tls://h\" is not the address of a NATS server (this version of hookgate speaks"),
+        ("redis.url", "\"redis+sentinel://h\"", "this version of hookgate knows"),
+        ("redis.url", "\"rediss://h#insecure\"", "certificates are always checked"),
+        (
+            "nats.url",
+            "\"wss://h\"",
+            "\"wss://h\" is not the address of a NATS server (hookgate speaks nats:// and tls://",
+        ),
         ("nats.url", "\"nats://a,,nats://b\"", "\"\" is not the address of a NATS server"),
         ("nats.url", "\"nats://h/x\"", "it has something behind the port"),
         ("nats.user", "\"u\"", "needs nats.password_file beside it"),
@@ -228,6 +238,59 @@ fn values_that_make_no_sense() {
     // The key to change may be another than the one that is set.
     let both = ["built-in default: server.max_buffered_bytes", "server.max_body_bytes (hookgate.toml: 268435456)"];
     refused("server.max_body_bytes = 268435456", &both);
+}
+
+#[test]
+fn files_of_tls_and_logins() {
+    for (settings, words) in [
+        (
+            "redis.ca_file = \"ca.pem\"",
+            "redis.ca_file = \"ca.pem\": has no effect without TLS; write rediss:// in redis.url",
+        ),
+        ("redis.client_cert_file = \"cert.pem\"", "redis.client_cert_file = \"cert.pem\": needs redis.client_key_file"),
+        (
+            "nats.client_key_file = \"key.pem\"",
+            "nats.client_key_file = \"key.pem\": needs nats.client_cert_file beside it",
+        ),
+        ("nats.ca_file = \"nowhere\"", "nats.ca_file = \"nowhere\": read file: No such file"),
+        ("nats.ca_file = \"secret\"", "nats.ca_file = \"secret\": it holds no certificate in PEM"),
+        (
+            "nats.client_cert_file = \"cert.pem\"\nnats.client_key_file = \"secret\"",
+            "nats.client_key_file = \"secret\": it holds no private key in PEM",
+        ),
+        (
+            "nats.client_cert_file = \"ca.pem\"\nnats.client_key_file = \"key.pem\"",
+            "nats.client_key_file = \"key.pem\": it does not fit client_cert_file",
+        ),
+        ("nats.nkey_seed_file = \"secret\"", "nats.nkey_seed_file = \"secret\": read secret file: it holds no seed"),
+        (
+            "nats.credentials_file = \"secret\"",
+            "nats.credentials_file = \"secret\": read secret file: it holds no credentials",
+        ),
+        (
+            "nats.token_file = \"secret\"\nnats.credentials_file = \"user.creds\"",
+            "nats.credentials_file = \"user.creds\": nats.token_file logs in too; keep one",
+        ),
+        (
+            "nats.url = \"nats://u:p@h\"\nnats.nkey_seed_file = \"user.nk\"",
+            "nats.url = \"nats://***@h\": there is more than one way to log in",
+        ),
+    ] {
+        let trial = Trial::with_secrets(&[("hookgate.toml", settings)]);
+        refused_by(&trial, "hookgate.toml", &["hookgate.toml: ", words]);
+    }
+}
+
+/// As in an image from scratch.
+#[test]
+fn tls_without_an_authority_to_trust() {
+    for (settings, words) in [
+        ("redis.url = \"rediss://h\"", "redis.url = \"rediss://h\": TLS needs redis.ca_file"),
+        ("nats.url = \"tls://h\"", "nats.url = \"tls://h\": TLS needs nats.ca_file"),
+    ] {
+        let trial = Trial::new(&[("hookgate.toml", settings), ("empty", "")]).with("SSL_CERT_FILE", "empty");
+        refused_by(&trial, "hookgate.toml", &["hookgate.toml: ", words]);
+    }
 }
 
 #[test]

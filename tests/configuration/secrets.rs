@@ -43,7 +43,7 @@ fn files_of_secrets_are_named_and_not_shown() {
 #[test]
 fn no_complaint_repeats_a_secret() {
     for settings in [
-        "redis.url = \"rediss://u:geheim@h\"",
+        "redis.url = \"rediss://u:geheim@h#insecure\"",
         "redis.url = \"redis://u:geheim@h:port\"",
         "redis.url = \"redis://u:geheim@\"",
         "redis.url = \"redis://u:geheim\"",
@@ -57,7 +57,7 @@ fn no_complaint_repeats_a_secret() {
         "redis.password = \"geheim\"",
         "redis.url = \"redis://u:geheim@h\"\nredis.password_file = \"hookgate.toml\"",
         "redis.on_unavailable = \"redis://u:geheim@h\"",
-        "nats.url = \"tls://u:geheim@h\"",
+        "nats.url = \"wss://u:geheim@h\"",
         "nats.url = \"nats://u:geheim@h:port\"",
         "nats.url = \"nats://u:x,geheim@h/x\"",
         "nats.url = \"nats://u:geheim,x@h\"",
@@ -87,7 +87,13 @@ fn no_complaint_repeats_a_secret() {
 
 #[test]
 fn a_secret_that_can_not_be_read_is_named() {
-    let keys = [("", "redis.password_file"), ("nats.user = \"u\"\n", "nats.password_file"), ("", "nats.token_file")];
+    let keys = [
+        ("", "redis.password_file"),
+        ("nats.user = \"u\"\n", "nats.password_file"),
+        ("", "nats.token_file"),
+        ("", "nats.nkey_seed_file"),
+        ("", "nats.credentials_file"),
+    ];
     for (beside, key) in keys {
         for (file, problem) in [("nowhere", "No such file"), ("empty", "it is empty"), ("folder", "Is a directory")] {
             let settings = format!("{beside}{key} = \"{file}\"");
@@ -123,5 +129,32 @@ fn there_is_one_way_to_log_in() {
         let trial = Trial::new(&[("hookgate.toml", settings), ("secret", SECRET)]);
         let complaint = trial.complaint(&["check", "--config", "hookgate.toml"]);
         assert!(complaint.contains("hookgate.toml: ") && complaint.contains(words), "{complaint}");
+    }
+}
+
+/// Whoever prints the settings to look for a mistake prints none of these.
+#[test]
+fn debug_output_holds_no_secret() {
+    use hookgate::settings::{Layers, Settings};
+
+    let trial = Trial::with_secrets(&[("password", SECRET)]);
+    let path = |name: &str| trial.path(name).display().to_string();
+    let credentials = std::fs::read_to_string(trial.path("user.creds")).expect("the folder is ours");
+    let seed_of_user = credentials.lines().find(|line| line.starts_with("SU")).expect("it holds a seed");
+    let seed = std::fs::read_to_string(trial.path("user.nk")).expect("the folder is ours");
+    for (login, secret) in [
+        (format!("nats.user = \"u\"\nnats.password_file = \"{}\"", path("password")), SECRET),
+        (format!("nats.token_file = \"{}\"", path("password")), SECRET),
+        ("nats.url = \"nats://u:geheim@h\"".to_owned(), SECRET),
+        (format!("nats.nkey_seed_file = \"{}\"", path("user.nk")), seed.as_str()),
+        (format!("nats.credentials_file = \"{}\"", path("user.creds")), seed_of_user),
+        (format!("redis.password_file = \"{}\"", path("password")), SECRET),
+        ("redis.url = \"redis://u:geheim@h\"".to_owned(), SECRET),
+    ] {
+        let mut layers = Layers::default();
+        layers.add_text("a test", &login).expect("it is good");
+        let settings = Settings::check(&layers.merge().expect("one layer"), &layers).expect("it is good");
+        let shown = format!("{settings:?}");
+        assert!(!shown.contains(secret), "{login}: {shown}");
     }
 }
