@@ -5,7 +5,7 @@ export CARGO_TERM_COLOR ?= auto
 # Debian keeps servers where an ordinary user's PATH does not look.
 export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin
 
-.PHONY: help demo test test-all faults bench image check fmt lint doc tools clean
+.PHONY: help demo test test-all faults bench image fuzz audit check fmt lint doc tools clean
 
 help: ## list the commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 10
@@ -35,6 +35,12 @@ image: ## the image hookgate:VERSION, with docker, podman or buildah; IMAGE=regi
 
 bench: ## measure hookgate, its floor and its baselines; QUICK=1: whether it works. See bench/README.md
 	@bench/run
+
+fuzz: ## fuzz every target for SECONDS=60, guided by coverage; ONLY=batch for one
+	@FUZZ_SECONDS="$(or $(SECONDS),60)" scripts/fuzz.sh $(ONLY)
+
+audit: ## licences, known vulnerabilities, a binary that lists its crates, and the list as CycloneDX; slow
+	@scripts/audit.sh
 
 check: fmt lint doc ## fmt, lint and doc
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs from Debian's packages what hookgate's commands need and this machine lacks, says what and why,
 # and leaves nothing running. HOOKGATE_REDIS_SERVER and HOOKGATE_NATS_SERVER may name other binaries. With the
-# argument `faults`, `k8s`, `image`, `browser`, `alerts` or `bench` also what that part of the tests needs beyond that;
+# argument `faults`, `k8s`, `image`, `browser`, `alerts`, `bench` or `fuzz` also what that part of the tests needs beyond that;
 # HOOKGATE_NGINX and HOOKGATE_REDIS_AOF_SERVER (Redis 7.2 or newer) may name other binaries.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -96,6 +96,9 @@ case ${1:-} in
         have "${CHROMIUM:-/usr/bin/chromium}" || want chromium "shows the status page, in the tests of it"
         have node || want nodejs "drives Chromium, in the same tests"
         have npm || want npm "installs what drives Chromium"
+        ;;
+    fuzz)
+        have c++ || want g++ "builds libFuzzer, which comes as source in a crate"
         ;;
     alerts)
         have python3 || want python3 "reads metrics, rules and dashboard, in tests/alerts"

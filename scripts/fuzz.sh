@@ -3,7 +3,7 @@
 # in the crate libfuzzer-sys, and the compiler's own instrumentation. What is new stays in target/fuzz/corpus/; what is
 # wrong stays in target/fuzz/found/, and belongs into fuzz/seeds/ (and a test) when it is mended.
 #
-#   scripts/fuzz.sh [TARGET...]        SECONDS=60 by default; RUNS=N instead for a number of executions
+#   scripts/fuzz.sh [TARGET...]        FUZZ_SECONDS=60 by default; RUNS=N instead for a number of executions
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -36,7 +36,6 @@ for target in "${targets[@]}"; do
     if "target/fuzz/build/$host/release/$target" "${limit[@]}" "${words[@]}" -max_len=4096 -timeout=10 \
         -rss_limit_mb=2048 -print_final_stats=1 -artifact_prefix="$found/" "$corpus" "fuzz/seeds/$target" >"$log" 2>&1; then
         sed -n 's/^stat::number_of_executed_units: */  executions: /p' "$log"
-        sed -n '$!{h;d}; /DONE/p; x; /DONE/p' "$log" >/dev/null
         grep 'DONE' "$log" | sed 's/^/  /'
     else
         tail -n 40 "$log"

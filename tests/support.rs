@@ -71,6 +71,12 @@ impl World {
         gate
     }
 
+    /// Empties Redis: every id is new again.
+    pub(crate) async fn forget(&self) {
+        let mut connection = self.redis.connection().await;
+        redis::cmd("FLUSHDB").query_async::<()>(&mut connection).await.expect("Redis forgets");
+    }
+
     /// Where the servers are, as TOML.
     pub(crate) fn settings(&self) -> String {
         format!("redis.url = \"{}\"\nnats.url = \"{}\"\n", self.redis.url(), self.nats.url())

@@ -8,6 +8,7 @@ use std::{
     process::{Command, ExitStatus, Stdio},
     sync::{Arc, Mutex, PoisonError},
     thread::JoinHandle,
+    time::Duration,
 };
 
 use serde_json::Value;
@@ -171,6 +172,17 @@ impl Gate {
     /// The most that it ever used, in bytes.
     pub(crate) fn peak_resident_bytes(&self) -> usize {
         self.status_bytes("VmHWM:")
+    }
+
+    /// Time that its threads have spent on a CPU.
+    pub(crate) fn cpu(&self) -> Duration {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.process.id())).expect("it runs");
+        // "nanoseconds on a CPU, nanoseconds waiting, …", a file a thread.
+        let spent = tasks.map_while(Result::ok).map(|task| {
+            let stat = std::fs::read_to_string(task.path().join("schedstat")).unwrap_or_default();
+            stat.split(' ').next().and_then(|nanoseconds| nanoseconds.parse().ok()).unwrap_or(0)
+        });
+        Duration::from_nanos(spent.sum())
     }
 
     fn status_bytes(&self, name: &str) -> usize {

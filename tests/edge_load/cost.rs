@@ -1,0 +1,112 @@
+//! Memory and CPU that a body costs.
+
+use std::time::Duration;
+
+use tokio::task::JoinSet;
+
+use super::bodies::{Crafted, crafted, deletions, ordinary};
+use crate::{
+    line,
+    support::{Gate, PATH, World, post, try_exchange},
+};
+
+/// Of one body. Ids are claimed and published in steps, whatever the size of the body.
+const SIZE: usize = 1 << 20;
+/// And of one for memory: what is fixed weighs less.
+const LARGE: usize = 8 << 20;
+/// Beyond four times the body.
+const BESIDE: usize = 1 << 20;
+/// How much more of the CPU a byte may cost than one of an ordinary body.
+const MOST: f64 = 10.0;
+
+/// Without the two lines that each id has: they would be most of what is measured, and are the same for all.
+const SETTINGS: &str =
+    "log.filter = \"warn,hookgate::app=info\"\nserver.request_deadline = \"8s\"\ndead_letters.max_entries = 10000\n";
+
+/// A hookgate that has served a little, so that what it keeps for good is there.
+async fn gate(world: &World, settings: &str) -> Gate {
+    let gate = world.gate(&format!("{SETTINGS}{settings}")).await;
+    for _ in 0..3 {
+        gate.post(ordinary(30_000)).await;
+    }
+    gate
+}
+
+/// Peak memory, and CPU, of each crafted body of its own process.
+pub(crate) async fn check() -> u32 {
+    let world = World::start().await;
+    let usual = cpu_per_byte(&world, &ordinary(SIZE)).await;
+    let deleting = cpu_per_byte(&world, &deletions(SIZE)).await;
+    println!("        CPU: ordinary records {usual:.1} ns a byte, deletions {deleting:.1} ns a byte");
+    let mut failed = 0;
+    for Crafted { what, body } in crafted(SIZE) {
+        let cost = cpu_per_byte(&world, &body).await;
+        // An id has to be claimed and published, whoever sends it: those are compared with the ordinary body that has
+        // most of them, a deletion's.
+        let many = what.starts_with("ids of three bytes") || what.starts_with("the same, and");
+        let (against, base) = if many { ("deletions", deleting) } else { ("ordinary records", usual) };
+        let ratio = cost / base;
+        failed += line(ratio <= MOST, &format!("CPU {ratio:.1}x of {against} ({cost:.1} ns a byte): {what}"));
+    }
+    for Crafted { what, body } in crafted(LARGE) {
+        let gate = gate(&world, "").await;
+        let before = gate.resident_bytes();
+        let answer = gate.post(&body).await;
+        let grown = gate.peak_resident_bytes().saturating_sub(before);
+        let limit = 4 * body.len() + BESIDE;
+        let ratio = megabytes(grown) / megabytes(body.len());
+        let text = format!("memory {ratio:.2}x of the body ({}): {what}", answer.status);
+        failed += line(grown <= limit, &text);
+    }
+    failed
+}
+
+/// Many of the worst at once stay within `server.max_buffered_bytes` and 64 MiB.
+pub(crate) async fn check_together() -> u32 {
+    let world = World::start().await;
+    let mut failed = 0;
+    for wanted in ["the same, and one byte that is no text", "one-key objects", "the same id again and again"] {
+        let gate = gate(&world, "server.max_buffered_bytes = 67108864\n").await;
+        let before = gate.resident_bytes();
+        let found = crafted(LARGE).into_iter().find(|crafted| crafted.what == wanted);
+        let request = post(PATH, &found.expect("there is one").body);
+        let mut senders = JoinSet::new();
+        for _ in 0..32 {
+            let (address, request) = (gate.address(), request.clone());
+            senders.spawn(async move { try_exchange(address, &request).await.map(|answer| answer.status) });
+        }
+        let codes = senders.join_all().await;
+        let count =
+            |code: u16| codes.iter().filter(|status| status.as_ref().is_ok_and(|status| *status == code)).count();
+        let grown = gate.peak_resident_bytes().saturating_sub(before);
+        let (good, busy) = (count(200), count(503));
+        let text = format!(
+            "32 bodies of 8 MiB at once: {:.0} MiB beside a limit of 64 + 64 ({good} answered 200, {busy} 503, {} cut): {wanted}",
+            megabytes(grown),
+            32 - good - busy
+        );
+        failed += line(grown <= 128 << 20, &text);
+    }
+    failed
+}
+
+/// Of a process that does nothing else and whose ids are all new, in nanoseconds.
+async fn cpu_per_byte(world: &World, body: &[u8]) -> f64 {
+    let gate = gate(world, "").await;
+    let mut sent = 0;
+    let before = gate.cpu();
+    while sent < 4 || (sent < 60 && gate.cpu() - before < Duration::from_millis(300)) {
+        world.forget().await;
+        gate.post(body).await;
+        sent += 1;
+    }
+    let spent = gate.cpu() - before;
+    #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
+    let bytes = (body.len() * sent) as f64;
+    spent.as_secs_f64() * 1e9 / bytes
+}
+
+#[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
+fn megabytes(bytes: usize) -> f64 {
+    bytes as f64 / f64::from(1 << 20)
+}
