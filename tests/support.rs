@@ -74,7 +74,7 @@ impl World {
     /// Empties Redis: every id is new again.
     pub(crate) async fn forget(&self) {
         let mut connection = self.redis.connection().await;
-        redis::cmd("FLUSHDB").query_async::<()>(&mut connection).await.expect("Redis forgets");
+        ::redis::cmd("FLUSHDB").query_async::<()>(&mut connection).await.expect("Redis forgets");
     }
 
     /// Where the servers are, as TOML.
