@@ -165,6 +165,7 @@ async fn a_panic_over_a_record_is_503_and_shows_nothing_of_it() {
     let (world, collector) = tokio::join!(World::start(), Collector::start());
     let settings = settings(&folder, &collector);
     let mut gate = world.gate_armed(&settings, "panic@decode").await;
+    gate.may_panic();
     let answer = gate.exchange(&marked(PATH, &body("\"a\""))).await;
     assert_eq!(answer.error(), (503, "internal_error".into()));
     search("the answer", answer.text());
