@@ -141,12 +141,12 @@ fn find_route(
     // One that can't be read is like none at all.
     let traceparent =
         warp::header::optional("traceparent").or_else(|_| std::future::ready(Ok::<_, Infallible>((None,))));
-    let head = warp::path::full().and(warp::method()).and(traceparent);
-    head.and_then(move |path: FullPath, method: Method, traceparent: Option<Traceparent>| {
+    let head = warp::path::full().and(warp::method()).and(traceparent).and(has_body());
+    head.and_then(move |path: FullPath, method: Method, traceparent: Option<Traceparent>, has_body: bool| {
         let arrived = match table.find(path.as_str()) {
             None => {
                 let refusal = Refusal::UnknownPath { path: path.as_str().chars().take(MAX_SHOWN_PATH).collect() };
-                Err(warp::reject::custom(Rejected { refusal, request: None }))
+                Err(warp::reject::custom(Rejected { refusal, request: None, unread: has_body }))
             }
             Some(route) => {
                 let metrics = Arc::clone(metrics.of(route));
@@ -157,6 +157,7 @@ fn find_route(
                     began: tracer.begin(),
                     traceparent,
                     seed: None,
+                    has_body,
                     body_bytes: None,
                 };
                 if method == Method::POST { Ok(arrived) } else { Err(arrived.reject(Refusal::NotPost(method))) }
@@ -164,6 +165,17 @@ fn find_route(
         };
         std::future::ready(arrived)
     })
+}
+
+/// Whether a body comes behind the head. Its length was checked with the framing.
+fn has_body() -> impl Filter<Extract = (bool,), Error = Infallible> + Clone {
+    let length = warp::header::optional::<u64>(header::CONTENT_LENGTH.as_str());
+    let chunked = warp::header::optional::<String>(header::TRANSFER_ENCODING.as_str());
+    length
+        .and(chunked)
+        .map(|length: Option<u64>, chunked: Option<String>| length.unwrap_or(0) > 0 || chunked.is_some())
+        // What can't be read is not read on either.
+        .or_else(|_| std::future::ready(Ok::<_, Infallible>((true,))))
 }
 
 /// A place among the requests in flight, while there are any.
@@ -275,10 +287,10 @@ async fn process(
 
 fn refuse(rejection: &Rejection, metrics: &Metrics, tracer: &Tracer) -> Response {
     let unforeseen;
-    let Rejected { refusal, request } = if let Some(rejected) = rejection.find::<Rejected>() {
+    let Rejected { refusal, request, unread } = if let Some(rejected) = rejection.find::<Rejected>() {
         rejected
     } else {
-        unforeseen = Rejected { refusal: Refusal::Internal(format!("{rejection:?}")), request: None };
+        unforeseen = Rejected { refusal: Refusal::Internal(format!("{rejection:?}")), request: None, unread: true };
         &unforeseen
     };
     let (code, error) = status(refusal);
@@ -299,6 +311,11 @@ fn refuse(rejection: &Rejection, metrics: &Metrics, tracer: &Tracer) -> Response
         info!(status, code = error, "request refused: {message}");
     }
     let mut response = json(code, &Refused { status: "error", error, message: &message });
+    // What is unread of a body is thrown away and the connection ends: a client that would use it again has to
+    // know, above all an ingress, which would make a final 502 of the connection that is gone.
+    if *unread {
+        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
     match code {
         StatusCode::SERVICE_UNAVAILABLE => {
             response.headers_mut().insert(header::RETRY_AFTER, RETRY_AFTER);

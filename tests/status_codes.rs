@@ -164,6 +164,34 @@ async fn too_many_requests_at_once_are_503() {
     assert_eq!(gate.deliver(batch(["b"])).await.counts(), (1, 1), "its place is free again");
 }
 
+/// Else a client that keeps its connections, such as an ingress, sends the next webhook where nobody reads.
+#[tokio::test]
+async fn an_answer_before_the_end_of_the_body_says_that_the_connection_ends() {
+    let world = World::start().await;
+    let gate = world.gate("server.max_in_flight = 1\nserver.max_body_bytes = 300000").await;
+    let answer_to = async |path: &str, body: &str| {
+        let mut connection = Connection::open(gate.address()).await.expect("hookgate listens");
+        connection.send(&post_and_stay(path, body.as_bytes())).await.expect("hookgate reads");
+        connection.answer().await.expect("it is answered")
+    };
+    let padded = |text: &str, blanks: usize| format!("{text}{}", " ".repeat(blanks));
+    let large = padded(&batch(["b"]), 200_000);
+    let early = [("/elsewhere", large.clone(), 404), (PATH, padded(&large, 200_000), 413)];
+    for (path, body, status) in early {
+        let answer = answer_to(path, &body).await;
+        assert_eq!((answer.status, answer.header("connection")), (status, Some("close")));
+    }
+    let read = answer_to(PATH, &padded("[{", 200_000)).await;
+    assert_eq!((read.status, read.header("connection")), (400, None), "the body was read: the connection stays");
+
+    world.nats.freeze();
+    let mut busy = busy_with(&gate, &batch(["a"])).await;
+    let shed = answer_to(PATH, &large).await;
+    assert_eq!((shed.error(), shed.header("connection")), ((503, "too_many_requests".into()), Some("close")));
+    world.nats.thaw();
+    assert_eq!(busy.answer().await.expect("it is answered").counts(), (1, 1));
+}
+
 #[tokio::test]
 async fn too_many_bytes_at_once_are_503() {
     let world = World::start().await;

@@ -23,6 +23,8 @@ pub(super) struct Arrived {
     pub(super) traceparent: Option<Traceparent>,
     /// Of its tokens, once there are some.
     pub(super) seed: Option<TokenSeed>,
+    /// Whether one was announced.
+    pub(super) has_body: bool,
     /// Once all of it is here.
     pub(super) body_bytes: Option<usize>,
 }
@@ -32,6 +34,8 @@ pub(super) struct Arrived {
 pub(super) struct Rejected {
     pub(super) refusal: Refusal,
     pub(super) request: Option<Arrived>,
+    /// Whether some of its body has not been read.
+    pub(super) unread: bool,
 }
 
 impl warp::reject::Reject for Rejected {}
@@ -55,6 +59,7 @@ impl Arrived {
     }
 
     pub(super) fn reject(self, refusal: Refusal) -> Rejection {
-        warp::reject::custom(Rejected { refusal, request: Some(self) })
+        let unread = self.has_body && self.body_bytes.is_none();
+        warp::reject::custom(Rejected { refusal, request: Some(self), unread })
     }
 }
