@@ -89,6 +89,8 @@ fn main() -> ExitCode {
     while let Some(argument) = arguments.next() {
         match argument.as_str() {
             "--quick" => quick = true,
+            // Every server of a scenario then has to know the users: those that set up their own don't.
+            "--privileges" => support::privileged::want(),
             "--jobs" => jobs = arguments.next().and_then(|jobs| jobs.parse().ok()).unwrap_or(JOBS).max(1),
             "--list" => {
                 for scenario in scenarios() {
@@ -98,7 +100,9 @@ fn main() -> ExitCode {
             }
             name if !name.starts_with('-') => names.push(name.to_owned()),
             other => {
-                eprintln!("faults: {other} is none of --quick, --jobs N, --list, or part of a scenario's name");
+                eprintln!(
+                    "faults: {other} is none of --quick, --privileges, --jobs N, --list, or part of a scenario's name"
+                );
                 return ExitCode::from(2);
             }
         }

@@ -7,6 +7,7 @@ mod gate;
 mod http;
 mod jwt;
 mod nats;
+pub(crate) mod privileged;
 mod process;
 mod redis;
 mod waiting;
@@ -41,7 +42,11 @@ pub(crate) struct World {
 impl World {
     /// Both servers, with nothing in them.
     pub(crate) async fn start() -> Self {
-        let (redis, nats) = tokio::join!(RedisServer::start(), NatsServer::start());
+        let (redis, nats) = if privileged::wanted() {
+            privileged::start().await
+        } else {
+            tokio::join!(RedisServer::start(), NatsServer::start())
+        };
         Self { redis, nats }
     }
 
@@ -79,7 +84,11 @@ impl World {
 
     /// Where the servers are, as TOML.
     pub(crate) fn settings(&self) -> String {
-        format!("redis.url = \"{}\"\nnats.url = \"{}\"\n", self.redis.url(), self.nats.url())
+        let (mut redis, mut nats) = (self.redis.url(), self.nats.url());
+        if privileged::wanted() {
+            (redis, nats) = (privileged::login(&redis), privileged::login(&nats));
+        }
+        format!("redis.url = \"{redis}\"\nnats.url = \"{nats}\"\n")
     }
 }
 

@@ -27,13 +27,22 @@ struct Mode {
     password: Option<&'static str>,
     environment: Vec<(&'static str, OsString)>,
     arguments: Vec<OsString>,
+    /// The text of an ACL file.
+    users: Option<String>,
     /// A second port, for TLS.
     tls: Option<Port>,
 }
 
 impl Mode {
     fn usual() -> Self {
-        Self { program: usual(), password: None, environment: Vec::new(), arguments: Vec::new(), tls: None }
+        Self {
+            program: usual(),
+            password: None,
+            environment: Vec::new(),
+            arguments: Vec::new(),
+            users: None,
+            tls: None,
+        }
     }
 }
 
@@ -63,6 +72,11 @@ impl RedisServer {
     /// One that knows the users of an ACL file beside the one that everybody is.
     pub(crate) async fn with_users(acl: &Path) -> Self {
         Self::start_as(Mode { arguments: vec!["--aclfile".into(), acl.into()], ..Mode::usual() }).await
+    }
+
+    /// The same with the text of such a file, kept beside its data.
+    pub(crate) async fn with_users_of(acl: &str) -> Self {
+        Self::start_as(Mode { users: Some(acl.to_owned()), ..Mode::usual() }).await
     }
 
     /// One that speaks TLS on a port of its own, and wants to see a certificate there or not.
@@ -209,6 +223,11 @@ fn launch(data: &TempDir, port: u16, mode: &Mode) -> Process {
             command.args(["--requirepass", password]);
         }
         command.args(&mode.arguments);
+        if let Some(users) = &mode.users {
+            let file = data.path().join("users.acl");
+            std::fs::write(&file, users).expect("the folder is ours");
+            command.arg("--aclfile").arg(file);
+        }
         command.stdin(Stdio::null()).stdout(log).stderr(Stdio::null());
     })
 }
