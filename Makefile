@@ -22,6 +22,7 @@ test: tools ## all tests, on a real Redis and a real NATS that they start themse
 	fi
 	cargo test --locked --doc
 	cargo test --locked --test faults -- --quick
+	cargo test --locked --test faults -- --quick --privileges
 
 test-all: ## what needs more than that: manifests, image and all else in tests/*/run; installs its tools itself
 	@scripts/test-all.sh $(ONLY)

@@ -89,7 +89,7 @@ fn main() -> ExitCode {
     while let Some(argument) = arguments.next() {
         match argument.as_str() {
             "--quick" => quick = true,
-            // Every server of a scenario then has to know the users: those that set up their own don't.
+            // Under k8s/privileges. For the quick ones: others set up servers, users or flows of their own.
             "--privileges" => support::privileged::want(),
             "--jobs" => jobs = arguments.next().and_then(|jobs| jobs.parse().ok()).unwrap_or(JOBS).max(1),
             "--list" => {

@@ -156,7 +156,7 @@ MISTAKES = [
     Mistake("a variable that is not there", "dev", environment("HOOKGATE__REDIS__URI", "redis://redis"), "hookgate check refuses"),
     Mistake("a file that is not in the ConfigMap", "dev", argument("--config=/etc/hookgate/site.toml", "--config=/etc/hookgate/dev.toml"), "hookgate check refuses"),
     Mistake("a secret that is not mounted", "production", config("site.toml", "hookgate/nats-password", "nats-password"), "hookgate check refuses"),
-    Mistake("TLS, which this version does not speak", "production", config("site.toml", "redis://redis.", "rediss://redis."), "hookgate check refuses"),
+    Mistake("Sentinel, which this version does not know", "production", config("site.toml", "redis://redis.", "redis+sentinel://redis."), "hookgate check refuses"),
     Mistake("a password in the ConfigMap", "dev", config("site.toml", "redis://redis", "redis://hookgate:secret@redis"), "holds a password"),
     Mistake("listening on loopback", "dev", environment("HOOKGATE__ADMIN__LISTEN", "127.0.0.1:9090"), "nobody outside"),
     # Stores.
