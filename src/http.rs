@@ -29,16 +29,16 @@ use warp::{
     reply::Response,
 };
 
-use self::{
-    answer::{RETRY_AFTER, Refused, answer, json},
-    body::Body,
-    limits::Admitted,
-    refusal::{Refusal, shed, status},
-    request::{Arrived, Rejected},
-};
 pub use self::{
     answer::{Unclear, internal_error, refuse_unclear, too_many_connections},
     limits::{InUse, Limits},
+};
+use self::{
+    answer::{answer, last, refused},
+    body::Body,
+    limits::Admitted,
+    refusal::{Refusal, shed, status},
+    request::{Arrived, Framing, Rejected},
 };
 use crate::{
     batch::{Batch, BatchError, Rejected as RejectedItems},
@@ -79,24 +79,24 @@ pub struct Webhooks {
 }
 
 /// The filters of all webhooks: route, admission, body, signature, batch, pipeline, answer.
+#[must_use]
 pub fn webhooks(work: Webhooks) -> impl Filter<Extract = (Response,), Error = Infallible> + Clone {
     let Webhooks { table, verifiers, pipeline, dead_letters, limits, phase, metrics, tracer } = work;
     let deadline = limits.request_deadline;
     let closing = phase.clone();
     let refusals = tracer.clone();
     admit(find_route(table, metrics.clone(), tracer.clone()), limits.clone(), phase)
-        .and(warp::header::optional::<u64>(header::CONTENT_LENGTH.as_str()))
         .and(warp::header::headers_cloned())
         .and(warp::body::stream())
-        .and_then(move |mut request: Arrived, mut admitted: Admitted, length, headers: HeaderMap, body| {
+        .and_then(move |mut request: Arrived, mut admitted: Admitted, headers: HeaderMap, body| {
             let (pipeline, limits, dead_letters) = (Arc::clone(&pipeline), limits.clone(), dead_letters.clone());
             let (tracer, verifiers) = (tracer.clone(), Arc::clone(&verifiers));
             async move {
                 let outcome = async {
-                    let Arrived { route, metrics, seed, body_bytes, .. } = &mut request;
+                    let Arrived { route, metrics, framing, seed, body_bytes, .. } = &mut request;
                     let verifier = verifiers.of(route);
                     announced(verifier, &headers, metrics)?;
-                    let body = read_body(&limits, &mut admitted, length, body).await?;
+                    let body = read_body(&limits, &mut admitted, framing.length, body).await?;
                     *body_bytes = Some(body.len());
                     let body = authenticate(verifier, &headers, body, metrics)?;
                     let batch = decode(&body, &mut admitted)?.map_err(Refusal::Malformed).inspect_err(|refusal| {
@@ -124,12 +124,7 @@ pub fn webhooks(work: Webhooks) -> impl Filter<Extract = (Response,), Error = In
             std::future::ready(Ok::<_, Infallible>(refuse(&rejection, &metrics, &refusals)))
         })
         .unify()
-        .map(move |mut response: Response| {
-            if *closing.borrow() != Phase::Serving {
-                response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
-            }
-            response
-        })
+        .map(move |response: Response| if *closing.borrow() == Phase::Serving { response } else { last(response) })
 }
 
 /// The route of a path, for POST.
@@ -141,12 +136,12 @@ fn find_route(
     // One that can't be read is like none at all.
     let traceparent =
         warp::header::optional("traceparent").or_else(|_| std::future::ready(Ok::<_, Infallible>((None,))));
-    let head = warp::path::full().and(warp::method()).and(traceparent).and(has_body());
-    head.and_then(move |path: FullPath, method: Method, traceparent: Option<Traceparent>, has_body: bool| {
+    let head = warp::path::full().and(warp::method()).and(traceparent).and(framing());
+    head.and_then(move |path: FullPath, method: Method, traceparent: Option<Traceparent>, framing: Framing| {
         let arrived = match table.find(path.as_str()) {
             None => {
                 let refusal = Refusal::UnknownPath { path: path.as_str().chars().take(MAX_SHOWN_PATH).collect() };
-                Err(warp::reject::custom(Rejected { refusal, request: None, unread: has_body }))
+                Err(warp::reject::custom(Rejected { refusal, request: None, unread: framing.has_body() }))
             }
             Some(route) => {
                 let metrics = Arc::clone(metrics.of(route));
@@ -156,8 +151,8 @@ fn find_route(
                     at: Instant::now(),
                     began: tracer.begin(),
                     traceparent,
+                    framing,
                     seed: None,
-                    has_body,
                     body_bytes: None,
                 };
                 if method == Method::POST { Ok(arrived) } else { Err(arrived.reject(Refusal::NotPost(method))) }
@@ -167,15 +162,15 @@ fn find_route(
     })
 }
 
-/// Whether a body comes behind the head. Its length was checked with the framing.
-fn has_body() -> impl Filter<Extract = (bool,), Error = Infallible> + Clone {
+/// What the head says of its body; hyper has checked it.
+fn framing() -> impl Filter<Extract = (Framing,), Error = Infallible> + Clone {
     let length = warp::header::optional::<u64>(header::CONTENT_LENGTH.as_str());
     let chunked = warp::header::optional::<String>(header::TRANSFER_ENCODING.as_str());
     length
         .and(chunked)
-        .map(|length: Option<u64>, chunked: Option<String>| length.unwrap_or(0) > 0 || chunked.is_some())
-        // What can't be read is not read on either.
-        .or_else(|_| std::future::ready(Ok::<_, Infallible>((true,))))
+        .map(|length, chunked: Option<String>| Framing { length, chunked: chunked.is_some() })
+        // What can't be read may announce anything.
+        .or_else(|_| std::future::ready(Ok::<_, Infallible>((Framing { length: None, chunked: true },))))
 }
 
 /// A place among the requests in flight, while there are any.
@@ -310,16 +305,13 @@ fn refuse(rejection: &Rejection, metrics: &Metrics, tracer: &Tracer) -> Response
     } else {
         info!(status, code = error, "request refused: {message}");
     }
-    let mut response = json(code, &Refused { status: "error", error, message: &message });
+    let mut response = refused(code, error, &message);
     // What is unread of a body is thrown away and the connection ends: a client that would use it again has to
     // know, above all an ingress, which would make a final 502 of the connection that is gone.
     if *unread {
-        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        response = last(response);
     }
     match code {
-        StatusCode::SERVICE_UNAVAILABLE => {
-            response.headers_mut().insert(header::RETRY_AFTER, RETRY_AFTER);
-        }
         StatusCode::UNAUTHORIZED => {
             if let Refusal::Unauthenticated { scheme, .. } = refusal {
                 response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static(scheme));

@@ -12,7 +12,7 @@ use super::refusal::{Refusal, status};
 use crate::{pipeline::Receipt, route::Route};
 
 /// Seconds after which a sender that asks may come back.
-pub(super) const RETRY_AFTER: HeaderValue = HeaderValue::from_static("10");
+const RETRY_AFTER: HeaderValue = HeaderValue::from_static("10");
 
 /// The answer to a batch that is done; the members in their order.
 #[derive(Serialize)]
@@ -32,10 +32,25 @@ const fn is_zero(number: &usize) -> bool {
 
 /// The answer to every other request.
 #[derive(Serialize)]
-pub(super) struct Refused<'a> {
-    pub(super) status: &'static str,
-    pub(super) error: &'a str,
-    pub(super) message: &'a str,
+struct Refused<'a> {
+    status: &'static str,
+    error: &'a str,
+    message: &'a str,
+}
+
+/// A refusal. Whoever gets 503 is told when to come back.
+pub(super) fn refused(code: StatusCode, error: &str, message: &str) -> Response {
+    let mut response = json(code, &Refused { status: "error", error, message });
+    if code == StatusCode::SERVICE_UNAVAILABLE {
+        response.headers_mut().insert(header::RETRY_AFTER, RETRY_AFTER);
+    }
+    response
+}
+
+/// The last answer of its connection.
+pub(super) fn last(mut response: Response) -> Response {
+    response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    response
 }
 
 pub(super) fn answer(route: &Route, receipt: Receipt) -> Response {
@@ -55,11 +70,7 @@ pub(super) fn answer(route: &Route, receipt: Receipt) -> Response {
 #[must_use]
 pub fn too_many_connections(limit: usize) -> Response {
     let message = format!("more than {limit} connections at once (server.max_connections); send it again later");
-    let refused = Refused { status: "error", error: "too_many_connections", message: &message };
-    let mut response = json(StatusCode::SERVICE_UNAVAILABLE, &refused);
-    response.headers_mut().insert(header::RETRY_AFTER, RETRY_AFTER);
-    response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
-    response
+    last(refused(StatusCode::SERVICE_UNAVAILABLE, "too_many_connections", &message))
 }
 
 /// The answer to a request that met a bug. A closed connection would be final for some senders.
@@ -67,9 +78,7 @@ pub fn too_many_connections(limit: usize) -> Response {
 pub fn internal_error() -> Response {
     let refusal = Refusal::Internal("see the log".to_owned());
     let (code, error) = status(&refusal);
-    let mut response = json(code, &Refused { status: "error", error, message: &refusal.to_string() });
-    response.headers_mut().insert(header::RETRY_AFTER, RETRY_AFTER);
-    response
+    refused(code, error, &refusal.to_string())
 }
 
 /// What two readers of one request may understand in two ways, and what hyper serves and the filters can't.
@@ -96,12 +105,10 @@ pub fn refuse_unclear(problem: Unclear) -> Response {
     };
     let message = problem.to_string();
     info!(status = code.as_u16(), code = error, "request refused: {message}");
-    let mut response = json(code, &Refused { status: "error", error, message: &message });
-    response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
-    response
+    last(refused(code, error, &message))
 }
 
-pub(super) fn json(code: StatusCode, body: &impl Serialize) -> Response {
+fn json(code: StatusCode, body: &impl Serialize) -> Response {
     let body = serde_json::to_vec(body).expect("strings and numbers always serialize");
     let mut response = body.into_response();
     *response.status_mut() = code;

@@ -21,12 +21,26 @@ pub(super) struct Arrived {
     pub(super) at: Instant,
     pub(super) began: Option<Began>,
     pub(super) traceparent: Option<Traceparent>,
+    pub(super) framing: Framing,
     /// Of its tokens, once there are some.
     pub(super) seed: Option<TokenSeed>,
-    /// Whether one was announced.
-    pub(super) has_body: bool,
-    /// Once all of it is here.
+    /// Once all of the body is here.
     pub(super) body_bytes: Option<usize>,
+}
+
+/// What a head says of its body.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Framing {
+    /// Bytes, where it says so.
+    pub(super) length: Option<u64>,
+    /// Whether it comes in chunks.
+    pub(super) chunked: bool,
+}
+
+impl Framing {
+    pub(super) fn has_body(self) -> bool {
+        self.chunked || self.length.is_some_and(|length| length > 0)
+    }
 }
 
 /// A refusal, and the request if it had a route.
@@ -59,7 +73,7 @@ impl Arrived {
     }
 
     pub(super) fn reject(self, refusal: Refusal) -> Rejection {
-        let unread = self.has_body && self.body_bytes.is_none();
+        let unread = self.framing.has_body() && self.body_bytes.is_none();
         warp::reject::custom(Rejected { refusal, request: Some(self), unread })
     }
 }
