@@ -185,21 +185,12 @@ impl Timestamps {
 
 impl Event {
     /// The event of a claim: `{"entity_id":…,"action":…,"source":"webhook","timestamp":…}`, the time of the
-    /// claim in RFC 3339, UTC, with milliseconds.
+    /// claim in RFC 3339, UTC, with milliseconds. Neighbours tend to share it: `timestamps` keeps the last one.
     ///
     /// # Panics
     /// Never: strings always serialize.
     #[must_use]
-    pub fn new(route: &Route, id: EntityId<'_>, token: Token) -> Self {
-        Self::among(route, id, token, &mut Timestamps::default())
-    }
-
-    /// The same, of many: neighbours tend to share their seed.
-    ///
-    /// # Panics
-    /// Never: strings always serialize.
-    #[must_use]
-    pub fn among(route: &Route, id: EntityId<'_>, token: Token, timestamps: &mut Timestamps) -> Self {
+    pub fn new(route: &Route, id: EntityId<'_>, token: Token, timestamps: &mut Timestamps) -> Self {
         let payload = Payload {
             entity_id: id.as_str(),
             action: route.action(),

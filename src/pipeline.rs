@@ -236,7 +236,7 @@ impl Pipeline {
             }
         }
         let began = self.tracer.begin();
-        let claimed = self.pending.claim(route, proposal.clone()).await;
+        let claimed = self.pending.claim(route, proposal.clone()).await.map(|claimed| proposal.recognize(claimed));
         failpoint::hit("after_claim");
         if began.is_some() {
             self.tracer.claimed(began, claimed_span(route, &proposal, &claimed));
@@ -249,13 +249,16 @@ impl Pipeline {
             Err(error) => return Err(Failure::Unclaimed(error)),
         };
         let via = if undeduplicated.is_some() { Via::Undeduplicated } else { Via::Direct };
-        self.metrics.of(route).claimed(proposal.ids().zip(states.iter().copied()), via);
+        self.metrics.of(route).claimed(proposal.ids().map(|(id, _)| id).zip(states.iter().copied()), via);
         let mut new = 0;
         let mut full = 0;
         let mut claims = Vec::new();
         for ((id, proposed), state) in proposal.ids().zip(states) {
             let token = match state {
-                State::New => proposed,
+                State::New => {
+                    new += 1;
+                    proposed
+                }
                 State::InFlight(token) => token,
                 State::Done => continue,
                 State::OutboxFull => {
@@ -263,8 +266,6 @@ impl Pipeline {
                     continue;
                 }
             };
-            // A claim that was answered on its second try finds its own token in flight: it is new.
-            new += usize::from(token == proposed);
             claims.push(Claim { id, token });
         }
         log_new(route, seed, new);
@@ -303,7 +304,7 @@ impl Pipeline {
         attempts: &mut usize,
     ) -> Result<(), Failure> {
         let mut timestamps = Timestamps::default();
-        let event = |claim: &Claim<'_>| Event::among(route, claim.id, claim.token, &mut timestamps);
+        let event = |claim: &Claim<'_>| Event::new(route, claim.id, claim.token, &mut timestamps);
         let events: Vec<_> = claims.iter().map(event).collect();
         let mut open: Vec<(&Claim<'_>, Event)> = claims.iter().zip(events).collect();
         if open.is_empty() {
@@ -365,20 +366,14 @@ impl Pipeline {
 
 fn claimed_span<'a>(route: &'a Route, proposal: &Proposal, claimed: &Result<Claimed, ClaimError>) -> ClaimedSpan<'a> {
     let states = claimed.as_ref().map_or(&[][..], |claimed| &claimed.states);
-    let in_flight = |(token, state): &(Token, &State)| matches!(state, State::InFlight(other) if other != token);
-    let new = |(token, state): &(Token, &State)| match state {
-        State::New => true,
-        State::InFlight(other) => other == token,
-        State::Done | State::OutboxFull => false,
-    };
-    let states = || proposal.ids().map(|(_, token)| token).zip(states);
+    let count = |those: fn(&State) -> bool| states.iter().filter(|state| those(state)).count();
     ClaimedSpan {
         seed: proposal.seed,
         start: proposal.range.start,
         route,
         ids: proposal.range.len(),
-        new: states().filter(new).count(),
-        in_flight: states().filter(in_flight).count(),
+        new: count(|state| *state == State::New),
+        in_flight: count(|state| matches!(state, State::InFlight(_))),
         problem: claimed.as_ref().err().map(ToString::to_string),
     }
 }

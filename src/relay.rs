@@ -264,7 +264,7 @@ impl Relay {
         let mut timestamps = Timestamps::default();
         let events: Vec<Event> = due
             .iter()
-            .filter_map(|(id, token)| Some(Event::among(route, EntityId::parse(id)?, *token, &mut timestamps)))
+            .filter_map(|(id, token)| Some(Event::new(route, EntityId::parse(id)?, *token, &mut timestamps)))
             .collect();
         failpoint::hit("relay_before_publish");
         let began = self.tracer.begin();

@@ -10,7 +10,6 @@ use super::{
 };
 use crate::{
     batch::{EntityId, Reason, Rejected},
-    event::Token,
     pipeline::State,
     route::Route,
     signature::Failure,
@@ -163,14 +162,12 @@ impl RouteMetrics {
     }
 
     /// Ids were asked for in the store, and this is what it said.
-    pub fn claimed<'a>(&self, states: impl Iterator<Item = ((EntityId<'a>, Token), State)> + Clone, via: Via) {
+    pub fn claimed<'a>(&self, states: impl Iterator<Item = (EntityId<'a>, State)> + Clone, via: Via) {
         let mut counts = [0; RESULTS.len()];
-        for ((_, proposed), state) in states.clone() {
+        for (_, state) in states.clone() {
             match state {
                 State::New if via == Via::Undeduplicated => counts[UNDEDUPLICATED] += 1,
                 State::New => counts[NEW] += 1,
-                // Its own token: the first try of this very claim was carried out.
-                State::InFlight(token) if token == proposed => counts[NEW] += 1,
                 State::InFlight(_) => counts[IN_FLIGHT] += 1,
                 State::Done => counts[DUPLICATE] += 1,
                 State::OutboxFull => {}
@@ -178,7 +175,7 @@ impl RouteMetrics {
         }
         self.add(counts);
         if counts[DUPLICATE] > 0 {
-            let done = states.filter(|(_, state)| *state == State::Done).map(|((id, _), _)| id.as_str());
+            let done = states.filter(|(_, state)| *state == State::Done).map(|(id, _)| id.as_str());
             self.feed.add(&self.name, Outcome::Duplicate, counts[DUPLICATE], done);
         }
     }

@@ -31,6 +31,17 @@ impl Proposal {
     pub fn ids(&self) -> impl ExactSizeIterator<Item = (EntityId<'_>, Token)> + Clone {
         self.range.clone().map(|index| (self.batch.id(index), self.seed.token(index)))
     }
+
+    /// What the store said, as this proposal has to take it: a claim that was answered on its second try finds
+    /// its own token in flight, and is new.
+    pub(super) fn recognize(&self, mut claimed: Claimed) -> Claimed {
+        for (state, (_, own)) in claimed.states.iter_mut().zip(self.ids()) {
+            if *state == State::InFlight(own) {
+                *state = State::New;
+            }
+        }
+        claimed
+    }
 }
 
 /// What the pending store knows of an id, after the claim.
