@@ -84,6 +84,9 @@ impl SecretFiles {
 
 /// Keeps secrets up to date until the process closes.
 pub async fn follow(mut files: Vec<SecretFiles>, mut phase: watch::Receiver<Phase>) {
+    if files.is_empty() {
+        return;
+    }
     let mut failing: Vec<Vec<bool>> = files.iter().map(|files| vec![false; files.paths.len()]).collect();
     let work = async {
         loop {
@@ -109,13 +112,21 @@ pub async fn follow(mut files: Vec<SecretFiles>, mut phase: watch::Receiver<Phas
     }
 }
 
+/// What a secret file holds, without the line break at its end.
+///
+/// # Errors
+/// If it can't be read, or holds nothing.
+pub(crate) fn text(path: &Path) -> io::Result<String> {
+    let text = std::fs::read_to_string(path)?;
+    match text.trim_end_matches(['\r', '\n']) {
+        "" => Err(io::Error::other("it is empty")),
+        secret => Ok(secret.to_owned()),
+    }
+}
+
 fn read(scheme: &Scheme, path: &Path) -> Result<Secret, SecretError> {
     let wrong = |problem| SecretError { path: path.to_owned(), problem };
-    let text = std::fs::read_to_string(path).map_err(wrong)?;
-    let secret = match text.trim_end_matches(['\r', '\n']) {
-        "" => return Err(wrong(io::Error::other("it is empty"))),
-        secret => Secret::from(secret),
-    };
+    let secret = Secret::from(text(path).map_err(wrong)?.as_str());
     scheme.check(&secret).map_err(|problem| wrong(io::Error::other(problem)))?;
     Ok(secret)
 }

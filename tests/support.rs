@@ -24,7 +24,7 @@ pub(crate) use self::{
     nats::{Event, NatsServer},
     process::{Port, Process, binary},
     redis::RedisServer,
-    waiting::{eventually, in_time},
+    waiting::{eventually, in_time, within},
 };
 
 /// Path, subject and keys of the route that is served if none is configured.

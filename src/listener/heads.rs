@@ -1,9 +1,10 @@
 //! Looks at the heads of a connection as their bytes come in, for what hyper puts right without a word.
 //!
 //! A head with both `Content-Length` and `Transfer-Encoding` is read by hyper as chunked, and the length is gone
-//! before anybody can ask for it; of two lengths that are the same one is gone. Whoever stands in front may have counted by the length, and then two parties
-//! disagree where the next request begins; so such a request is refused. This only finds it: hyper decides what a
-//! head is, and where this can't follow it stops looking, which leaves hyper's own way (chunked, then closed).
+//! before anybody can ask for it; of two lengths that are the same one is gone. Whoever stands in front may have
+//! counted by the length, and then two parties disagree where the next request begins; so such a request is refused.
+//! This only finds it: hyper decides what a head is, and where this can't follow it stops looking, which leaves
+//! hyper's own way (chunked, then closed).
 
 use std::sync::{
     Arc,

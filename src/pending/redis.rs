@@ -17,7 +17,7 @@ use futures_util::{FutureExt, future::BoxFuture};
 use redis::{Cmd, ErrorKind, RedisError, Value, aio::MultiplexedConnection};
 use tokio::{
     sync::{mpsc, oneshot, watch},
-    time::{Instant, timeout_at},
+    time::{Instant, error::Elapsed, timeout_at},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{debug, warn};
@@ -131,9 +131,8 @@ impl Redis {
         operation: Operation,
         exchange: impl AsyncFnOnce(&mut MultiplexedConnection) -> Result<T, RedisError>,
     ) -> Result<T, ClaimError> {
-        let mut current = self.link.current().ok_or_else(|| ClaimError::Down(self.link.problem()))?;
-        let answer = tokio::time::timeout(self.timeout, exchange(&mut current.connection));
-        match self.times.time(operation, answer).await {
+        let (current, answer) = self.exchange(operation, exchange).await?;
+        match answer {
             Ok(Ok(answer)) => Ok(answer),
             Ok(Err(error)) => {
                 if means_trouble(&error) {
@@ -143,7 +142,7 @@ impl Redis {
             }
             Err(_elapsed) => {
                 self.link.report_trouble(&current);
-                Err(ClaimError::Unknown(format!("no answer within {:?}", self.timeout)))
+                Err(self.no_answer())
             }
         }
     }
@@ -154,14 +153,29 @@ impl Redis {
         operation: Operation,
         exchange: impl AsyncFnOnce(&mut MultiplexedConnection) -> Result<T, RedisError>,
     ) -> Result<T, ClaimError> {
-        let mut current = self.link.current().ok_or_else(|| ClaimError::Down(self.link.problem()))?;
-        let answer = tokio::time::timeout(self.timeout, exchange(&mut current.connection));
-        match self.times.time(operation, answer).await {
+        let (_current, answer) = self.exchange(operation, exchange).await?;
+        match answer {
             Ok(Ok(answer)) => Ok(answer),
             Ok(Err(error)) if error.is_io_error() => Err(ClaimError::Unknown(error.to_string())),
             Ok(Err(error)) => Err(ClaimError::Refused(error.to_string())),
-            Err(_elapsed) => Err(ClaimError::Unknown(format!("no answer within {:?}", self.timeout))),
+            Err(_elapsed) => Err(self.no_answer()),
         }
+    }
+
+    /// An exchange on the present connection, timed and within the time-out; what it means is the caller's.
+    async fn exchange<T>(
+        &self,
+        operation: Operation,
+        exchange: impl AsyncFnOnce(&mut MultiplexedConnection) -> Result<T, RedisError>,
+    ) -> Result<(Current, Result<Result<T, RedisError>, Elapsed>), ClaimError> {
+        let mut current = self.link.current().ok_or_else(|| ClaimError::Down(self.link.problem()))?;
+        let answer = tokio::time::timeout(self.timeout, exchange(&mut current.connection));
+        let answer = self.times.time(operation, answer).await;
+        Ok((current, answer))
+    }
+
+    fn no_answer(&self) -> ClaimError {
+        ClaimError::Unknown(format!("no answer within {:?}", self.timeout))
     }
 
     /// The queues of a route of the table this was opened with.

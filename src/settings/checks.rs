@@ -107,7 +107,7 @@ impl Check<'_> {
         for section in routes {
             let RouteSection { flow, entity, action, path, subject, pending_key, label, while_pending, auth: _ } =
                 section;
-            let name = format!("{flow}/{entity}/{action}");
+            let name = section.name();
             let updates = matches!(action.as_str(), "update" | "fieldUpdate");
             match while_pending {
                 Some(WhilePending::Skip) => {}
@@ -140,14 +140,14 @@ impl Check<'_> {
     /// What each route asks of its senders, by the route's name, and the files behind it.
     pub(super) fn verifiers(&self, routes: &[RouteSection]) -> Result<(Verifiers, Vec<SecretFiles>), SettingsError> {
         let (mut verifiers, mut files) = (Vec::new(), Vec::new());
-        for RouteSection { flow, entity, action, auth, .. } in routes {
-            let name = format!("{flow}/{entity}/{action}");
+        for section in routes {
+            let name = section.name();
             let wrong = |problem: String| SettingsError::Layer {
                 source_name: self.layers.origin("routes"),
                 problem: format!("route {name:?}: auth: {problem}"),
             };
             let mut entries: Vec<(Scheme, Secrets)> = Vec::new();
-            for entry in auth {
+            for entry in &section.auth {
                 let scheme = scheme(entry).map_err(wrong)?;
                 if entries.iter().any(|(other, _)| *other == scheme) {
                     return Err(wrong(format!("{scheme:?} is there twice; put all its files into one secret_files")));

@@ -34,6 +34,13 @@ pub struct RouteSection {
     pub auth: Vec<Auth>,
 }
 
+impl RouteSection {
+    /// The name of its route.
+    pub(super) fn name(&self) -> String {
+        format!("{}/{}/{}", self.flow, self.entity, self.action)
+    }
+}
+
 /// `routes.auth`
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]

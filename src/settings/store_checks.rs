@@ -15,6 +15,7 @@ use crate::{
         login::{Login, LoginError},
         servers::Servers,
     },
+    secrets,
     tls::{TlsFiles, system_has_authorities},
 };
 
@@ -27,11 +28,7 @@ impl Check<'_> {
     }
 
     fn secret(&self, key: &'static str, path: &Path) -> Result<String, SettingsError> {
-        let text = std::fs::read_to_string(path).map_err(|problem| self.bad_secret(key, path, problem))?;
-        match text.trim_end_matches(['\r', '\n']) {
-            "" => Err(self.bad_secret(key, path, std::io::Error::other("it is empty"))),
-            secret => Ok(secret.to_owned()),
-        }
+        secrets::text(path).map_err(|problem| self.bad_secret(key, path, problem))
     }
 
     pub(super) fn pending(&self, redis: &sections::Redis) -> Result<PendingBackend, SettingsError> {

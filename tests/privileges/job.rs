@@ -5,7 +5,7 @@ use std::time::Duration;
 use async_nats::jetstream::stream::Config;
 
 use super::files::Access;
-use crate::support::{Gate, OUTBOX, PENDING, World, batch};
+use crate::support::{Gate, OUTBOX, PENDING, World, batch, within};
 
 /// Beyond everything that goes well; a step that fails takes so long.
 const SOON: Duration = Duration::from_secs(4);
@@ -33,12 +33,7 @@ pub(super) type Failure = (Step, String);
 
 /// Whether something comes about, while it can.
 async fn comes(limit: Duration, mut probe: impl AsyncFnMut() -> bool) -> bool {
-    let asking = async {
-        while !probe().await {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-    };
-    tokio::time::timeout(limit, asking).await.is_ok()
+    within(limit, async || probe().await.then_some(())).await.is_some()
 }
 
 /// What /readyz says of a store that refuses.

@@ -6,7 +6,12 @@ use std::time::Duration;
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Asks again and again until there is an answer.
-pub(crate) async fn eventually<T>(what: &str, mut probe: impl AsyncFnMut() -> Option<T>) -> T {
+pub(crate) async fn eventually<T>(what: &str, probe: impl AsyncFnMut() -> Option<T>) -> T {
+    within(PATIENCE, probe).await.unwrap_or_else(|| panic!("not within {PATIENCE:?}: {what}"))
+}
+
+/// The same for what need not come: `None` if it has not by then.
+pub(crate) async fn within<T>(limit: Duration, mut probe: impl AsyncFnMut() -> Option<T>) -> Option<T> {
     let asking = async {
         loop {
             if let Some(answer) = probe().await {
@@ -16,7 +21,7 @@ pub(crate) async fn eventually<T>(what: &str, mut probe: impl AsyncFnMut() -> Op
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };
-    in_time(what, asking).await
+    tokio::time::timeout(limit, asking).await.ok()
 }
 
 /// Waits for something that has to end.
