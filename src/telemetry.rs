@@ -1,9 +1,14 @@
 //! The log: one event a line, as text or as JSON, on standard error.
 
+mod json;
+mod lines;
+
 use std::{io::IsTerminal, panic::PanicHookInfo};
 
 use tracing::error;
 use tracing_subscriber::{EnvFilter, filter::ParseError};
+
+use self::{json::Json, lines::Lines};
 
 /// How the log looks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize, serde::Serialize)]
@@ -28,21 +33,33 @@ pub fn parse_filter(directives: &str) -> Result<EnvFilter, ParseError> {
     EnvFilter::builder().parse(format!("{QUIET},{directives}"))
 }
 
+/// The log of the process, to be held until its end: then everything that was said is written.
+#[must_use = "the last lines are written when this is dropped"]
+pub struct Log(Lines);
+
+impl Drop for Log {
+    fn drop(&mut self) {
+        self.0.flush();
+    }
+}
+
 /// Sends the log of the whole process to standard error, panics included.
-pub fn init(format: Format, filter: EnvFilter) {
+pub fn init(format: Format, filter: EnvFilter) -> Log {
     let terminal = std::io::stderr().is_terminal();
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let lines = Lines::to(std::io::stderr());
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(lines.clone());
     let json = match format {
         Format::Auto => !terminal,
         Format::Json => true,
         Format::Text => false,
     };
     if json {
-        log.json().flatten_event(true).with_current_span(false).with_span_list(false).init();
+        log.event_format(Json).init();
     } else {
         log.with_ansi(terminal).init();
     }
     std::panic::set_hook(Box::new(log_panic));
+    Log(lines)
 }
 
 /// One line like any other. A message that was put together at that moment may hold what was being worked on

@@ -1,6 +1,6 @@
 //! `hookgate serve`
 
-use std::process::ExitCode;
+use std::{num::NonZero, process::ExitCode};
 
 use anyhow::Context;
 use hookgate::{
@@ -8,14 +8,17 @@ use hookgate::{
     settings::Settings,
     telemetry,
 };
+use tokio::runtime::Builder;
 
 pub(super) fn run(settings: Settings) -> anyhow::Result<ExitCode> {
-    telemetry::init(settings.log_format, settings.log_filter.clone());
-    let mut builder = tokio::runtime::Builder::new_multi_thread();
-    if settings.worker_threads > 0 {
-        builder.worker_threads(settings.worker_threads);
-    }
-    let runtime = builder.enable_all().build().context("start the runtime")?;
+    let _log = telemetry::init(settings.log_format, settings.log_filter.clone());
+    let threads = match settings.worker_threads {
+        0 => std::thread::available_parallelism().map_or(1, NonZero::get),
+        threads => threads,
+    };
+    // One thread that has no other to wake does more than one of several.
+    let mut builder = if threads == 1 { Builder::new_current_thread() } else { Builder::new_multi_thread() };
+    let runtime = builder.worker_threads(threads).enable_all().build().context("start the runtime")?;
     let ended = runtime.block_on(app::run(settings))?;
     // What is still running by now was given up in so many words.
     runtime.shutdown_background();
