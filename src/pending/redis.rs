@@ -377,23 +377,31 @@ impl Claimer {
     }
 }
 
+/// A letter for each id, then the tokens of those in flight (`claim.lua`).
 fn read_states(answers: &[Value], proposals: &[&Proposal]) -> Result<Vec<State>, ClaimError> {
-    let states: Option<Vec<State>> = answers.iter().map(read_state).collect();
     let expected = proposals.iter().map(|proposal| proposal.range.len()).sum::<usize>();
-    states.filter(|states| states.len() == expected).ok_or_else(|| {
-        ClaimError::Refused(format!(
-            "the claim script gave {} answers that can't be read for {expected} ids",
-            answers.len()
-        ))
+    let states = answers.split_first().and_then(|(letters, tokens)| {
+        let Value::BulkString(letters) = letters else { return None };
+        let mut tokens = tokens.iter().map(read_token);
+        let states: Option<Vec<State>> = letters.iter().map(|letter| read_state(*letter, &mut tokens)).collect();
+        states.filter(|states| states.len() == expected && tokens.next().is_none())
+    });
+    states.ok_or_else(|| {
+        ClaimError::Refused(format!("the claim script gave an answer that can't be read for {expected} ids"))
     })
 }
 
-fn read_state(answer: &Value) -> Option<State> {
-    match answer {
-        Value::Int(1) => Some(State::New),
-        Value::Int(0) => Some(State::Done),
-        Value::Int(-1) => Some(State::OutboxFull),
-        Value::BulkString(token) => std::str::from_utf8(token).ok()?.parse::<Token>().ok().map(State::InFlight),
+fn read_state(letter: u8, tokens: &mut impl Iterator<Item = Option<Token>>) -> Option<State> {
+    match letter {
+        b'n' => Some(State::New),
+        b'd' => Some(State::Done),
+        b'f' => Some(State::OutboxFull),
+        b'i' => tokens.next()?.map(State::InFlight),
         _ => None,
     }
+}
+
+fn read_token(value: &Value) -> Option<Token> {
+    let Value::BulkString(token) = value else { return None };
+    std::str::from_utf8(token).ok()?.parse().ok()
 }
