@@ -4,7 +4,7 @@
 //! minutes later, is byte for byte the same and JetStream drops it as a duplicate.
 
 use std::{
-    fmt::{self, Write},
+    fmt,
     str::FromStr,
     time::{Duration, SystemTime},
 };
@@ -86,8 +86,10 @@ impl Token {
         let mut text = String::with_capacity(55);
         text.push_str("00-");
         text.push_str(self.seed.0.simple().encode_lower(&mut [0; 32]));
-        // Writing to a String does not fail.
-        let _infallible = write!(text, "-{:016x}-01", self.span_id());
+        text.push('-');
+        let digits = Uuid::from_u128(u128::from(self.span_id()));
+        text.push_str(&digits.simple().encode_lower(&mut [0; 32])[16..]);
+        text.push_str("-01");
         text
     }
 
@@ -95,22 +97,13 @@ impl Token {
     fn with_text<T>(self, then: impl FnOnce(&str) -> T) -> T {
         // 32 hex digits, '-', and at most 20 digits.
         let mut buffer = [0; 53];
-        let (hex, rest) = buffer.split_at_mut(32);
-        self.seed.0.simple().encode_lower(hex);
-        rest[0] = b'-';
-        let mut digits = [0; 20];
-        let (mut number, mut first) = (self.index, digits.len());
-        loop {
-            first -= 1;
-            digits[first] = b'0' + u8::try_from(number % 10).expect("a digit is below 10");
-            number /= 10;
-            if number == 0 {
-                break;
-            }
-        }
-        let length = digits.len() - first;
-        rest[1..=length].copy_from_slice(&digits[first..]);
-        then(std::str::from_utf8(&buffer[..33 + length]).expect("digits and '-' are ASCII"))
+        let mut digits = itoa::Buffer::new();
+        let digits = digits.format(self.index).as_bytes();
+        let length = 33 + digits.len();
+        self.seed.0.simple().encode_lower(&mut buffer);
+        buffer[32] = b'-';
+        buffer[33..length].copy_from_slice(digits);
+        then(std::str::from_utf8(&buffer[..length]).expect("digits and '-' are ASCII"))
     }
 }
 
@@ -156,49 +149,59 @@ fn span_id(bytes: &[u8]) -> u64 {
 pub struct Event {
     /// The claim it announces.
     pub token: Token,
-    /// JSON, see [`Event::new`].
+    /// JSON, see [`Events::event`].
     pub payload: Bytes,
 }
 
-/// The members of the payload, in their order.
+/// What the events of one claim have in common, in its order behind the id.
 #[derive(Serialize)]
-struct Payload<'a> {
-    entity_id: &'a str,
+struct Tail<'a> {
     action: &'a str,
     source: &'static str,
-    timestamp: &'a str,
+    timestamp: String,
 }
 
-/// The time of the events of one seed, as text: made once for all of them.
-#[derive(Debug, Default)]
-pub struct Timestamps(Option<(TokenSeed, String)>);
+/// Makes the events of a route. Neighbours tend to share their seed, and with it all but their id.
+pub struct Events<'a> {
+    route: &'a Route,
+    tail: Option<(TokenSeed, Vec<u8>)>,
+}
 
-impl Timestamps {
-    fn of(&mut self, token: Token) -> &str {
-        let seed = token.seed;
-        if self.0.as_ref().is_none_or(|(known, _)| *known != seed) {
-            self.0 = Some((seed, humantime::format_rfc3339_millis(token.time()).to_string()));
-        }
-        self.0.as_ref().map_or("", |(_, text)| text)
+impl<'a> Events<'a> {
+    /// Of this route.
+    #[must_use]
+    pub const fn of(route: &'a Route) -> Self {
+        Self { route, tail: None }
     }
-}
 
-impl Event {
     /// The event of a claim: `{"entity_id":…,"action":…,"source":"webhook","timestamp":…}`, the time of the
-    /// claim in RFC 3339, UTC, with milliseconds. Neighbours tend to share it: `timestamps` keeps the last one.
+    /// claim in RFC 3339, UTC, with milliseconds.
     ///
     /// # Panics
     /// Never: strings always serialize.
     #[must_use]
-    pub fn new(route: &Route, id: EntityId<'_>, token: Token, timestamps: &mut Timestamps) -> Self {
-        let payload = Payload {
-            entity_id: id.as_str(),
-            action: route.action(),
-            source: "webhook",
-            timestamp: timestamps.of(token),
-        };
-        let payload = serde_json::to_vec(&payload).expect("four strings always serialize");
-        Self { token, payload: payload.into() }
+    pub fn event(&mut self, id: EntityId<'_>, token: Token) -> Event {
+        const HEAD: &[u8] = b"{\"entity_id\":";
+        let id = id.as_str();
+        let tail = self.tail(token);
+        let mut payload = Vec::with_capacity(HEAD.len() + id.len() + 2 + tail.len());
+        payload.extend_from_slice(HEAD);
+        serde_json::to_writer(&mut payload, id).expect("a string always serializes");
+        payload.extend_from_slice(tail);
+        Event { token, payload: payload.into() }
+    }
+
+    fn tail(&mut self, token: Token) -> &[u8] {
+        let known = self.tail.take().filter(|(seed, _)| *seed == token.seed);
+        let (_, tail) = self.tail.insert(known.unwrap_or_else(|| {
+            let timestamp = humantime::format_rfc3339_millis(token.time()).to_string();
+            let tail = Tail { action: self.route.action(), source: "webhook", timestamp };
+            let mut tail = serde_json::to_vec(&tail).expect("strings always serialize");
+            // It goes on where the id ends.
+            tail[0] = b',';
+            (token.seed, tail)
+        }));
+        tail
     }
 }
 

@@ -17,7 +17,7 @@ use tracing::{error, info, warn};
 use crate::{
     batch::{Batch, EntityId},
     breaker::{Breaker, Open},
-    event::{Event, Timestamps, Token, TokenSeed},
+    event::{Event, Events, Token, TokenSeed},
     failpoint,
     metrics::{Metrics, Via},
     publisher::{Ack, PublishError},
@@ -303,34 +303,34 @@ impl Pipeline {
         until: Instant,
         attempts: &mut usize,
     ) -> Result<(), Failure> {
-        let mut timestamps = Timestamps::default();
-        let event = |claim: &Claim<'_>| Event::new(route, claim.id, claim.token, &mut timestamps);
-        let events: Vec<_> = claims.iter().map(event).collect();
-        let mut open: Vec<(&Claim<'_>, Event)> = claims.iter().zip(events).collect();
-        if open.is_empty() {
+        if claims.is_empty() {
             return Ok(());
         }
+        let mut made = Events::of(route);
+        let mut events: Vec<Event> = claims.iter().map(|claim| made.event(claim.id, claim.token)).collect();
+        // Those of the events that are left.
+        let mut open = claims.to_vec();
         let unpublished = |unconfirmed, last| Failure::Unpublished { unconfirmed, total: claims.len(), last };
         let breaker = &self.breakers[route.name()];
         let began = Instant::now();
-        let unconfirmed = |open: &[(&Claim<'_>, Event)]| {
-            self.metrics.of(route).unconfirmed(open.iter().map(|(claim, _)| claim.id.as_str()));
+        let unconfirmed = |open: &[Claim<'_>]| {
+            self.metrics.of(route).unconfirmed(open.iter().map(|claim| claim.id.as_str()));
         };
         if breaker.pass(until).await == Err(Open) {
             unconfirmed(&open);
             return Err(unpublished(open.len(), PublishError::NotTried));
         }
-        while !open.is_empty() {
+        loop {
             *attempts += 1;
-            let (claims_now, events): (Vec<&Claim<'_>>, Vec<Event>) = open.into_iter().unzip();
             let limit = self.policy.ack_timeout.min(until.saturating_duration_since(Instant::now()));
-            let outcomes = self.publisher.publish(route, &events, limit).await;
+            let mut outcomes = self.publisher.publish(route, &events, limit).await.into_iter();
             failpoint::hit("after_ack");
-            let mut settled = Vec::new();
+            let mut settled = Vec::with_capacity(open.len());
             let mut last = None;
-            open = Vec::new();
-            for ((claim, event), outcome) in claims_now.into_iter().zip(events).zip(outcomes) {
-                match outcome {
+            let mut again = Vec::new();
+            for (index, claim) in open.iter().enumerate() {
+                // Whatever a publisher does not speak of is not acknowledged.
+                match outcomes.next().unwrap_or(Err(PublishError::NoAck(limit))) {
                     Ok(ack) => {
                         info!(target: "hookgate::entity", route = %route, entity_id = %claim.id, trace_id = %claim.token.trace_id(),
                             "{}-Event emittiert für ID: {}", route.action_title(), claim.id);
@@ -338,7 +338,7 @@ impl Pipeline {
                     }
                     Err(error) => {
                         last = Some(error);
-                        open.push((claim, event));
+                        again.push(index);
                     }
                 }
             }
@@ -349,18 +349,18 @@ impl Pipeline {
                 self.metrics.of(route).published(via, settled.iter().map(Settlement::id));
                 self.pending.settle(route, settled);
             }
-            if let Some(last) = last {
-                if Instant::now() + PUBLISH_PAUSE >= until {
-                    if breaker.ran_out(began) {
-                        warn!(route = %route, reason = %last, "nothing was acknowledged for a whole request: until something is, requests are refused soon, but for one probe at a time");
-                    }
-                    unconfirmed(&open);
-                    return Err(unpublished(open.len(), last));
+            let Some(last) = last else { return Ok(()) };
+            open = again.iter().map(|index| open[*index]).collect();
+            events = again.iter().map(|index| events[*index].clone()).collect();
+            if Instant::now() + PUBLISH_PAUSE >= until {
+                if breaker.ran_out(began) {
+                    warn!(route = %route, reason = %last, "nothing was acknowledged for a whole request: until something is, requests are refused soon, but for one probe at a time");
                 }
-                tokio::time::sleep(PUBLISH_PAUSE).await;
+                unconfirmed(&open);
+                return Err(unpublished(open.len(), last));
             }
+            tokio::time::sleep(PUBLISH_PAUSE).await;
         }
-        Ok(())
     }
 }
 

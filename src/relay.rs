@@ -15,7 +15,7 @@ use tracing::{debug, error, info, warn};
 
 use crate::{
     batch::EntityId,
-    event::{Event, Timestamps, Token},
+    event::{Event, Events, Token},
     failpoint,
     metrics::{Metrics, RelayMetrics},
     pipeline::{ClaimError, Publisher, Settlement},
@@ -261,11 +261,9 @@ impl Relay {
         if !self.outbox.lease(route, &self.holder, LEASE).await? {
             return Err(RelayError::Leased);
         }
-        let mut timestamps = Timestamps::default();
-        let events: Vec<Event> = due
-            .iter()
-            .filter_map(|(id, token)| Some(Event::new(route, EntityId::parse(id)?, *token, &mut timestamps)))
-            .collect();
+        let mut events = Events::of(route);
+        let events: Vec<Event> =
+            due.iter().filter_map(|(id, token)| Some(events.event(EntityId::parse(id)?, *token))).collect();
         failpoint::hit("relay_before_publish");
         let began = self.tracer.begin();
         let outcomes = self.publisher.publish(route, &events, self.ack_timeout).await;

@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use hookgate::{
     batch::Batch,
-    event::{Timestamps, TokenSeed},
+    event::{Events, TokenSeed},
     metrics::Metrics,
     pending::{
         access::Access,
@@ -173,7 +173,7 @@ async fn whoever_publishes_a_claim_publishes_the_same_event() {
     let event: &Event = &bench.nats.events().await[0];
     let token = event.token().parse().expect("a token can be read back");
     let ids = Batch::parse(&Verified::unsigned(batch(["a"]))).expect("the body is valid");
-    let again = hookgate::event::Event::new(&bench.route, ids.id(0), token, &mut Timestamps::default());
+    let again = Events::of(&bench.route).event(ids.id(0), token);
     assert_eq!(String::from_utf8_lossy(&again.payload), event.payload);
     assert_eq!(again.token.traceparent(), event.headers["traceparent"]);
 }

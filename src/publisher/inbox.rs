@@ -45,13 +45,15 @@ impl Inbox {
         let (complete, all_here) = oneshot::channel();
         let batch = Batch { answers: vec![None; messages], missing: messages, complete: Some(complete) };
         lock(&self.waiting).insert(number, batch);
-        Expected { inbox: self, number, all_here }
+        Expected { inbox: self, prefix: format!("{}.{number}.", self.prefix), number, all_here }
     }
 }
 
 /// The room for the answers to a batch, given up when this is dropped.
 pub(super) struct Expected<'a> {
     inbox: &'a Inbox,
+    /// Of the subjects of the answers.
+    prefix: String,
     number: u64,
     all_here: oneshot::Receiver<()>,
 }
@@ -59,7 +61,12 @@ pub(super) struct Expected<'a> {
 impl Expected<'_> {
     /// The subject that the answer to a message has to go to.
     pub(super) fn reply_subject(&self, index: usize) -> String {
-        format!("{}.{}.{index}", self.inbox.prefix, self.number)
+        let mut digits = itoa::Buffer::new();
+        let digits = digits.format(index);
+        let mut subject = String::with_capacity(self.prefix.len() + digits.len());
+        subject.push_str(&self.prefix);
+        subject.push_str(digits);
+        subject
     }
 
     /// Waits until all answers are here, the time is over, or `lost` says that none will come any more;
