@@ -94,7 +94,7 @@ impl Token {
     }
 
     /// Hands on the token as text, without memory of its own: it is made several times for each event.
-    fn with_text<T>(self, then: impl FnOnce(&str) -> T) -> T {
+    pub(crate) fn with_text<T>(self, then: impl FnOnce(&str) -> T) -> T {
         // 32 hex digits, '-', and at most 20 digits.
         let mut buffer = [0; 53];
         let mut digits = itoa::Buffer::new();

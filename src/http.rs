@@ -104,10 +104,15 @@ pub fn webhooks(work: Webhooks) -> impl Filter<Extract = (Response,), Error = In
                         dead_letters.bury(route, [(status(refusal).1, body.bytes().clone())]);
                     })?;
                     let rejected = batch.rejected().clone();
+                    // While the batch is on its way, the body is kept only for the items that will be buried. What it
+                    // took of the budget stays taken: for the events, which are not weighed.
+                    let body = (rejected.count() > 0).then_some(body);
                     let seed = *seed.insert(TokenSeed::now());
                     let receipt = process(&pipeline, Arc::clone(route), batch, seed, admitted, deadline).await?;
-                    metrics.buried_items(&rejected);
-                    bury(&dead_letters, route, &rejected, body.bytes());
+                    if let Some(body) = body {
+                        metrics.buried_items(&rejected);
+                        bury(&dead_letters, route, &rejected, body.bytes());
+                    }
                     Ok(receipt)
                 };
                 match outcome.await {

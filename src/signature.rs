@@ -10,9 +10,10 @@ mod espocrm;
 mod github;
 mod standard_webhooks;
 
-use std::{collections::HashMap, fmt, sync::Arc, time::SystemTime};
+use std::{fmt, sync::Arc, time::SystemTime};
 
 use bytes::Bytes;
+use hashbrown::HashMap;
 use hmac::{Hmac, Mac};
 use sha2::Sha256;
 use tokio::sync::watch;

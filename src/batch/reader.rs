@@ -270,8 +270,9 @@ impl<'de> Visitor<'de> for RecordVisitor {
 
     fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<Self::Value, A::Error> {
         let mut record = Record::default();
-        while let Some(Key { is_id }) = members.next_key()? {
-            if is_id {
+        // Raw keys: a key that is no valid text (a lone surrogate) is somebody else's, not an error.
+        while let Some(key) = members.next_key::<&RawValue>()? {
+            if is_id(key.get()) {
                 record.id = Some(members.next_value()?);
                 record.id_members += 1;
             } else {
@@ -282,30 +283,9 @@ impl<'de> Visitor<'de> for RecordVisitor {
     }
 }
 
-/// The name of a member. Read as bytes: a name that is no valid text (half of a surrogate pair) is somebody else's,
-/// not an error.
-struct Key {
-    is_id: bool,
-}
-
-impl<'de> Deserialize<'de> for Key {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_bytes(KeyVisitor)
-    }
-}
-
-struct KeyVisitor;
-
-impl Visitor<'_> for KeyVisitor {
-    type Value = Key;
-
-    fn expecting(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        out.write_str("the name of a member")
-    }
-
-    fn visit_bytes<E: serde::de::Error>(self, name: &[u8]) -> Result<Key, E> {
-        Ok(Key { is_id: name == b"id" })
-    }
+/// Whether a key, in quotes and perhaps with escapes, is `id`.
+fn is_id(raw: &str) -> bool {
+    raw == "\"id\"" || (raw.contains('\\') && serde_json::from_str::<Cow<'_, str>>(raw).is_ok_and(|key| key == "id"))
 }
 
 /// Takes an id from the JSON text of its value.

@@ -81,7 +81,7 @@ impl Heads {
                     }
                 }
                 Place::Head(head) => {
-                    let end = bytes.iter().position(|byte| *byte == b'\n');
+                    let end = memchr::memchr(b'\n', bytes);
                     head.keep(&bytes[..end.unwrap_or(bytes.len())]);
                     bytes = end.map_or(&[][..], |end| &bytes[end + 1..]);
                     if end.is_some() && head.end_line() {

@@ -5,7 +5,6 @@
 //! background. What a claim costs does not depend on how many ids are pending.
 
 use std::{
-    collections::HashMap,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -14,6 +13,7 @@ use std::{
 };
 
 use futures_util::{FutureExt, future::BoxFuture};
+use hashbrown::HashMap;
 use redis::{Cmd, ErrorKind, RedisError, Value, aio::MultiplexedConnection};
 use tokio::{
     sync::{mpsc, oneshot, watch},

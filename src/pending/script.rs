@@ -61,6 +61,9 @@ pub(super) fn claim(call: &mut Cmd, route: &Route, outbox_limit: usize, touch: b
 pub(super) fn settle(call: &mut Cmd, route: &Route, settlements: &[Settlement]) {
     call.arg(1).arg(route.outbox_key());
     for settlement in settlements {
-        call.arg(settlement.id()).arg(settlement.token().to_string());
+        call.arg(settlement.id());
+        settlement.token().with_text(|token| {
+            call.arg(token);
+        });
     }
 }
