@@ -242,6 +242,10 @@ fn row_63_what_is_not_one_document_is_refused_as_a_whole() {
     {
         assert!(not_json(body), "{body}");
     }
+    // In the name of a member too, which nobody reads any further.
+    for control in ["\0", "\n", "\u{1f}"] {
+        assert!(not_json(format!("[{{\"na{control}me\":1,\"id\":\"a\"}}]")), "{}", control.escape_debug());
+    }
     for body in
         [r#"[{"id":"a"}"#, r#"[{id:"a"}]"#, r"[{'id':'a'}]", r#"{"id":"a"}{"id":"b"}"#, "[}", "{]", "[1:2]", "]"]
     {

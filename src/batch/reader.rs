@@ -285,7 +285,9 @@ impl<'de> Visitor<'de> for RecordVisitor {
 
 /// Whether a key, in quotes and perhaps with escapes, is `id`.
 fn is_id(raw: &str) -> bool {
-    raw == "\"id\"" || (raw.contains('\\') && serde_json::from_str::<Cow<'_, str>>(raw).is_ok_and(|key| key == "id"))
+    raw == "\"id\""
+        || (memchr::memchr(b'\\', raw.as_bytes()).is_some()
+            && serde_json::from_str::<Cow<'_, str>>(raw).is_ok_and(|key| key == "id"))
 }
 
 /// Takes an id from the JSON text of its value.

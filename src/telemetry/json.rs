@@ -119,7 +119,7 @@ impl Visit for Fields<'_> {
 fn write_field(line: &mut Vec<u8>, name: &str, value: &(impl Serialize + ?Sized)) -> io::Result<()> {
     line.push(b',');
     // As the macros have it: `r#type` is named so because the language has that word too.
-    serde_json::to_writer(&mut *line, name.trim_start_matches("r#"))?;
+    serde_json::to_writer(&mut *line, name.strip_prefix("r#").unwrap_or(name))?;
     line.push(b':');
     Ok(serde_json::to_writer(line, value)?)
 }
