@@ -91,6 +91,7 @@ case ${1:-} in
         have python3 || want python3 "answers the image test's look-ups of names"
         have buildah || want buildah "builds and unpacks the image without a daemon"
         have readelf || want binutils "readelf shows that the binary is static"
+        have openssl || want openssl "makes the image test's certificates"
         ;;
     browser)
         have "${CHROMIUM:-/usr/bin/chromium}" || want chromium "shows the status page, in the tests of it"
