@@ -3,6 +3,7 @@
 import argparse
 import copy
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -54,6 +55,7 @@ def places(kubectl, scratch):
     dev, production = ROOT / "k8s/overlays/dev", ROOT / "k8s/overlays/production"
     yield Place("dev", render(kubectl, dev), "hookgate-dev", ingress=False)
     yield Place("production", render(kubectl, production), "hookgate", PRODUCTION)
+    yield Place("production with all it offers", render(kubectl, offered(scratch)), "hookgate", PRODUCTION)
     for kind in ("ingress", "components"):
         for component in sorted((ROOT / "k8s" / kind).iterdir()):
             # `again` is a part of others; production has ingress-nginx already.
@@ -64,6 +66,17 @@ def places(kubectl, scratch):
             folder = combine(scratch, component.name, overlay, [component.relative_to(ROOT)], "hookgate")
             given = TLS if overlay == "dev" else PRODUCTION
             yield Place(component.name, render(kubectl, folder), "hookgate", given)
+
+
+def offered(scratch):
+    """The production overlay with every component that it offers in a comment, as an operator would switch them on."""
+    overlay = ROOT / "k8s/overlays/production"
+    folder = scratch / "production-offers"
+    shutil.copytree(overlay, folder)
+    kustomization = folder / "kustomization.yaml"
+    lines = kustomization.read_text().replace("  # - ../../", "  - ../../")
+    kustomization.write_text(lines.replace("../../", os.path.relpath(ROOT / "k8s", folder) + "/"))
+    return folder
 
 
 def problems(place, hookgate, before=()):
@@ -96,6 +109,12 @@ def main():
         for place in places(asked.kubectl, asked.scratch):
             rendered[place.name] = place
             report.line(f"{place.name}: {len(place.documents)} objects", problems(place, hookgate))
+        kustomization = (ROOT / "k8s/overlays/production/kustomization.yaml").read_text()
+        components = sorted(component.name for component in (ROOT / "k8s/components").iterdir())
+        report.line("production offers every component", [
+            f"k8s/overlays/production names no {name}" for name in components
+            if f"- ../../components/{name}\n" not in kustomization
+        ])
         print(f"planted mistakes: {len(MISTAKES)}, each of which has to be caught")
         for mistake in MISTAKES:
             place = copy.deepcopy(rendered[mistake.place])
