@@ -71,7 +71,7 @@ fn library() -> OsString {
     let mut found =
         folders.map(|folder| folder.path().join("faketime/libfaketimeMT.so.1")).filter(|file| file.exists());
     let usual = found.next().unwrap_or_else(|| "libfaketime is missing: scripts/ensure-tools.sh faults".into());
-    binary("HOOKGATE_FAKETIME", &usual.to_string_lossy())
+    binary("HOOKGATE_FAKETIME", usual)
 }
 
 /// An hour back, to the right time, an hour forward, and back again; each step in full work, and once more

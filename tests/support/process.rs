@@ -1,7 +1,7 @@
 //! A child process that never outlives its test.
 
 use std::{
-    ffi::OsStr,
+    ffi::{OsStr, OsString},
     hash::{BuildHasher, Hasher, RandomState},
     net::{TcpListener, UdpSocket},
     process::{Child, Command, ExitStatus},
@@ -92,7 +92,7 @@ impl Drop for Process {
 }
 
 /// The binary of a server: from a variable, or from the path.
-pub(crate) fn binary(variable: &str, default: &str) -> std::ffi::OsString {
+pub(crate) fn binary(variable: &str, default: impl Into<OsString>) -> OsString {
     #[expect(clippy::disallowed_methods, reason = "says which server to test with; no setting of hookgate")]
     std::env::var_os(variable).unwrap_or_else(|| default.into())
 }

@@ -86,7 +86,7 @@ impl RedisServer {
         arguments.extend(["--tls-ca-cert-file".into(), ca.into(), "--tls-cert-file".into(), shows.cert.clone().into()]);
         arguments.extend(["--tls-key-file".into(), shows.key.clone().into(), "--tls-auth-clients".into()]);
         arguments.push(if wants_certificate { "yes" } else { "no" }.into());
-        Self::start_as(Mode { arguments, tls: Some(tls), ..Mode::usual() }).await
+        Self::start_as(Mode { program: speaks_tls(), arguments, tls: Some(tls), ..Mode::usual() }).await
     }
 
     async fn start_as(mut mode: Mode) -> Self {
@@ -210,6 +210,11 @@ fn log(data: &TempDir) -> String {
 /// What the environment names, or what is installed.
 fn usual() -> OsString {
     binary("HOOKGATE_REDIS_SERVER", "redis-server")
+}
+
+/// The same, unless the environment names one for this: not every build of Redis speaks TLS.
+fn speaks_tls() -> OsString {
+    binary("HOOKGATE_REDIS_TLS_SERVER", usual())
 }
 
 fn launch(data: &TempDir, port: u16, mode: &Mode) -> Process {
