@@ -6,6 +6,7 @@
 
 use std::path::{Path, PathBuf};
 
+use base64::{Engine, engine::general_purpose::STANDARD};
 use rustls::{
     ClientConfig, RootCertStore,
     pki_types::{
@@ -68,6 +69,16 @@ impl TlsFiles {
 #[must_use]
 pub fn system_has_authorities() -> bool {
     !rustls_native_certs::load_native_certs().certs.is_empty()
+}
+
+/// The system's certificates of authorities, in PEM.
+#[must_use]
+pub fn system_authorities() -> Vec<u8> {
+    let found = rustls_native_certs::load_native_certs().certs;
+    let one = |der: &CertificateDer<'_>| {
+        format!("-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n", STANDARD.encode(der))
+    };
+    found.iter().map(one).collect::<String>().into_bytes()
 }
 
 /// The certificates in a file, at least one.

@@ -8,7 +8,7 @@ use nkeys::KeyPair;
 use tempfile::TempDir;
 
 use crate::support::{
-    Authority, Gate, Holds, Identity, NatsServer, Operator, RedisServer, World, batch, eventually, run,
+    Authority, Gate, Holds, Identity, NatsServer, Operator, PENDING, RedisServer, World, batch, eventually, run,
 };
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -218,6 +218,33 @@ async fn nats_that_wants_a_certificate() {
     refused(&world, "nats", &format!("{settings}{foreign}"), &named).await;
     let expired = client("nats", &ours.sign("expired", "hookgate", Holds::NoMore));
     refused(&world, "nats", &format!("{settings}{expired}"), &named).await;
+}
+
+/// Who is named is trusted and nobody else, also where the system can't be asked, as in an image from scratch; and
+/// where nobody is named, whom the system names.
+#[tokio::test]
+async fn whom_both_connections_trust() {
+    let (ours, others) = (Authority::new(), Authority::new());
+    let shows = ours.sign("server", "127.0.0.1", Holds::Now);
+    let (redis, nats) = tokio::join!(redis_with(&ours, &shows, false), nats_with(&ours, &shows, "", ""));
+    let world = World { redis: redis.redis, nats: nats.nats };
+    let urls = format!("{}nats.url = \"{}\"\n", url(&world.redis), world.nats.url().replace("nats:", "tls:"));
+    let named = |authority: &Authority| format!("{urls}{}{}", ca("redis", authority), ca("nats", authority));
+    let system = ours.ca().display().to_string();
+    for (id, settings, environment) in [
+        ("a", named(&ours), ("SSL_CERT_DIR", "/there/is/no/such/folder")),
+        ("b", named(&ours), ("SSL_CERT_FILE", "/there/is/no/such/file")),
+        ("c", urls.clone(), ("SSL_CERT_FILE", &system)),
+    ] {
+        let gate = world.gate_in(&settings, &[environment]).await;
+        assert_eq!(gate.post(batch([id])).await.counts(), (1, 1), "{environment:?}");
+        assert!(world.redis.pending(PENDING).await.contains(id), "{environment:?}: it was claimed");
+    }
+    let settings = over(&world, &named(&others));
+    let gate = Gate::start_with(&settings, "", &[("SSL_CERT_FILE", &system)]).await;
+    for store in ["redis", "nats"] {
+        assert!(gate.wait_store(store, "refused").await.contains("UnknownIssuer"));
+    }
 }
 
 /// One server with a user of each kind; the tests themselves are let in as the operator.

@@ -2,7 +2,7 @@
 
 use redis::{Client, ClientTlsConfig, ConnectionInfo, RedisError, TlsCertificates};
 
-use crate::tls::TlsFiles;
+use crate::tls::{TlsFiles, system_authorities};
 
 /// Address and login of a Redis. `Debug` shows no password.
 #[derive(Debug, Clone)]
@@ -62,7 +62,11 @@ impl Access {
                 problem: format!("read file: {error}"),
             })
         };
-        let root_cert = files.ca.as_ref().map(|path| read("ca_file", path)).transpose()?;
+        // Always said, since the library has authorities of its own for whoever says nothing.
+        let root_cert = Some(match &files.ca {
+            Some(path) => read("ca_file", path)?,
+            None => system_authorities(),
+        });
         let client_tls = match &files.client {
             Some((cert, key)) => Some(ClientTlsConfig {
                 client_cert: read("client_cert_file", cert)?,
