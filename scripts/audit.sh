@@ -19,14 +19,14 @@ PATH=$tools/bin:$PATH
 
 tool cargo-deny 0.20.2 "licences, sources, crates and advisories"
 for folder in . fuzz; do
-    cargo deny --manifest-path "$folder/Cargo.toml" --log-level error --config "$PWD/deny.toml" check licenses bans sources --hide-inclusion-graph
+    cargo deny --locked --manifest-path "$folder/Cargo.toml" --log-level error --config "$PWD/deny.toml" check licenses bans sources --hide-inclusion-graph
     echo "ok      licences, crates and sources of $folder/Cargo.lock"
 done
 [ "${1:-}" != deny ] || exit 0
 
 mkdir -p target/audit
 failed=0
-if ! cargo deny --log-level error --config "$PWD/deny.toml" check advisories >target/audit/advisories.txt 2>&1; then
+if ! cargo deny --locked --log-level error --config "$PWD/deny.toml" check advisories >target/audit/advisories.txt 2>&1; then
     if grep -qiE 'fetch|failed to (load|acquire|clone)|network|resolve' target/audit/advisories.txt &&
         ! grep -qE '^error\[(vulnerability|unsound|yanked|notice)' target/audit/advisories.txt; then
         echo "FAILED  advisories: the RustSec database could not be fetched, so nothing is known of vulnerabilities:"
