@@ -15,7 +15,7 @@ from typing import NamedTuple
 from . import experiments, plots, tables, targets
 from .measure import Load, cell, warm_up
 from .processes import Process, RigError, stop_all
-from .systems import NAMES, OTHERS, System
+from .systems import NAMES, OTHERS, OURS, System
 
 PARTS = ("start", "matrix", "overload", "pending")
 LOADS = [*(Load(connections, batch) for batch in (1, 50) for connections in (1, 16, 64, 256)), Load(64, 1, True),
@@ -98,7 +98,7 @@ def matrix(paths, opt, turn):
         for system in systems:
             if system.name == "floor" and load.duplicates:
                 continue               # it does not know one id from another
-            seconds = plan.seconds if system.name in ("floor", "hookgate") else plan.seconds_of_others
+            seconds = plan.seconds if system.name in OURS else plan.seconds_of_others
             cells.append({"round": turn, **cell(paths, system, load, seconds, plan.warm_up)})
             if cells[-1]["void"]:
                 say(f"VOID: {system.name} at {load}: {cells[-1]['void']}")

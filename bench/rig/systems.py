@@ -12,12 +12,15 @@ FILTER = "info,hookgate::entity=warn"
 NAMES = {
     "floor": "floor (warp: read, parse, answer)",
     "hookgate": "hookgate",
+    "hookgate-one": "hookgate, one worker",
     "node-honest": "Node, honest",
     "python-honest": "Python, honest",
     "node-original": "Node, original's algorithm",
     "python-original": "Python, original's algorithm",
 }
-OTHERS = [name for name in NAMES if name not in ("floor", "hookgate")]
+# Whose runs are longer.
+OURS = ("floor", "hookgate", "hookgate-one")
+OTHERS = [name for name in NAMES if name not in OURS]
 
 
 class System:
@@ -27,7 +30,7 @@ class System:
         self.name = name
         self.own_stores = stores is None
         self.stores = stores or Stores(paths.work, name)
-        if name not in ("floor", "hookgate") and self.own_stores:
+        if name not in OURS and self.own_stores:
             self.stores.make_stream()
         self.port = free_port()
         command, env = self._command(paths)
@@ -38,8 +41,11 @@ class System:
         stores, address = self.stores, f"{LOOPBACK}:{self.port}"
         if self.name == "floor":
             return [paths.floor, address], environment()
-        if self.name == "hookgate":
+        if self.name in OURS:
+            # 0 is the default: one a core.
+            workers = 1 if self.name == "hookgate-one" else 0
             return [paths.hookgate, "serve"], environment(
+                HOOKGATE__SERVER__WORKER_THREADS=str(workers),
                 HOOKGATE__SERVER__LISTEN=address, HOOKGATE__ADMIN__LISTEN=f"{LOOPBACK}:0",
                 HOOKGATE__SERVER__DRAIN_DELAY="0s", HOOKGATE__REDIS__URL=stores.redis_url,
                 HOOKGATE__NATS__URL=stores.nats_url, HOOKGATE__LOG__FORMAT="json", HOOKGATE__LOG__FILTER=FILTER)
