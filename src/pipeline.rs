@@ -2,17 +2,18 @@
 //!
 //! Owns the two ports ([`PendingStore`], [`Publisher`]) and knows neither HTTP nor Redis nor NATS.
 //!
-//! The work runs in a task of its own, so that a sender who hangs up can't stop it half-way. A claim is
+//! A sender who hangs up can't stop the work half-way: it goes on in a task of its own. A claim is
 //! never taken back: what NATS did not acknowledge stays *in flight* in the outbox, the answer is an error
 //! that makes the sender come back, and the retry publishes the event again under the same token.
 
 mod ports;
+mod unstoppable;
 
-use std::{sync::Arc, time::Duration};
+use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
+use futures_util::FutureExt;
 use hashbrown::HashMap;
 use tokio::time::Instant;
-use tokio_util::task::TaskTracker;
 use tracing::{error, info, warn};
 
 use crate::{
@@ -27,6 +28,7 @@ use crate::{
 };
 
 pub use self::ports::{ClaimError, Claimed, PendingStore, Proposal, Publisher, State};
+use self::unstoppable::Unstoppable;
 
 /// Ids of one request that are claimed, published and acknowledged together. A batch of EspoCRM has 50; a
 /// larger one goes through in steps of this size, so that no single script call holds up the store.
@@ -143,7 +145,7 @@ pub enum Failure {
         /// What the last attempt said.
         last: PublishError,
     },
-    /// The task that did the work panicked: a bug.
+    /// The work panicked: a bug.
     #[error("internal error in the pipeline; see the log")]
     Panicked,
 }
@@ -157,7 +159,6 @@ pub struct Pipeline {
     breakers: HashMap<String, Breaker>,
     metrics: Metrics,
     tracer: Tracer,
-    tasks: TaskTracker,
 }
 
 impl Pipeline {
@@ -172,11 +173,11 @@ impl Pipeline {
         tracer: Tracer,
     ) -> Self {
         let breakers = table.routes().iter().map(|route| (route.name().to_owned(), Breaker::default())).collect();
-        Self { pending, publisher, policy, breakers, metrics, tracer, tasks: TaskTracker::new() }
+        Self { pending, publisher, policy, breakers, metrics, tracer }
     }
 
-    /// Takes a batch through claim, publish and settle, in a task that goes on when the caller is dropped. The
-    /// tokens come from `seed`, whose time is that of the events.
+    /// Takes a batch through claim, publish and settle, and goes on with it when the caller is dropped. The tokens
+    /// come from `seed`, whose time is that of the events.
     /// `held` is dropped at its end: what the request occupies (its place, its memory).
     ///
     /// # Errors
@@ -190,16 +191,18 @@ impl Pipeline {
         held: H,
     ) -> Result<Receipt, Failure> {
         let this = Arc::clone(self);
-        let task = self.tasks.spawn(async move {
-            let outcome = this.process(&route, Arc::new(batch), seed, deadline).await;
-            drop(held);
-            outcome
+        let work = async move {
+            let _held = held;
+            this.process(&route, Arc::new(batch), seed, deadline).await
+        };
+        let work = AssertUnwindSafe(work).catch_unwind().map(|outcome| {
+            outcome.unwrap_or_else(|_panic| {
+                // Not its message, which may hold what was being worked on.
+                error!("the pipeline panicked");
+                Err(Failure::Panicked)
+            })
         });
-        task.await.unwrap_or_else(|panic| {
-            // Not its message, which may hold what was being worked on.
-            error!(panicked = panic.is_panic(), "pipeline task failed");
-            Err(Failure::Panicked)
-        })
+        Unstoppable::new(work).await
     }
 
     async fn process(
