@@ -7,6 +7,7 @@
 //! that makes the sender come back, and the retry publishes the event again under the same token.
 
 mod ports;
+mod settlement;
 mod unstoppable;
 
 use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
@@ -17,18 +18,22 @@ use tokio::time::Instant;
 use tracing::{error, info, warn};
 
 use crate::{
-    batch::{Batch, EntityId},
+    batch::Batch,
     breaker::{Breaker, Open},
-    event::{Event, Events, Token, TokenSeed},
+    event::{Event, Events, TokenSeed},
     failpoint,
     metrics::{Metrics, Via},
-    publisher::{Ack, PublishError},
+    publisher::PublishError,
+    readiness::Contact,
     route::{Route, RouteTable},
     traces::{Claimed as ClaimedSpan, Sent, Tracer},
 };
 
-pub use self::ports::{ClaimError, Claimed, PendingStore, Proposal, Publisher, State};
-use self::unstoppable::Unstoppable;
+pub use self::{
+    ports::{ClaimError, Claimed, PendingStore, Proposal, Publisher, State},
+    settlement::Settlement,
+};
+use self::{settlement::Claim, unstoppable::Unstoppable};
 
 /// Ids of one request that are claimed, published and acknowledged together. A batch of EspoCRM has 50; a
 /// larger one goes through in steps of this size, so that no single script call holds up the store.
@@ -64,47 +69,6 @@ pub struct Policy {
     pub without_ack: WithoutAck,
     /// Longest time of one attempt to publish.
     pub ack_timeout: Duration,
-}
-
-/// An id whose event has to be acknowledged before the batch may be.
-#[derive(Debug, Clone, Copy)]
-struct Claim<'a> {
-    id: EntityId<'a>,
-    token: Token,
-}
-
-impl Claim<'_> {
-    /// Only an acknowledgement makes a settlement.
-    fn settled_by(&self, ack: Ack) -> Settlement {
-        Settlement::acknowledged(self.id.as_str().to_owned(), self.token, ack)
-    }
-}
-
-/// An acknowledged claim, whose entry in the outbox can go.
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[must_use = "an acknowledged claim that isn't settled is published again"]
-pub struct Settlement {
-    id: String,
-    token: Token,
-}
-
-impl Settlement {
-    /// Only an acknowledgement makes a settlement.
-    pub(crate) fn acknowledged(id: String, token: Token, _ack: Ack) -> Self {
-        Self { id, token }
-    }
-
-    /// The claimed id.
-    #[must_use]
-    pub fn id(&self) -> &str {
-        &self.id
-    }
-
-    /// The token that was acknowledged.
-    #[must_use]
-    pub const fn token(&self) -> Token {
-        self.token
-    }
 }
 
 /// Every valid id of the batch is done: acknowledged by NATS now or before.
@@ -363,7 +327,23 @@ impl Pipeline {
                 unconfirmed(&open);
                 return Err(unpublished(open.len(), last));
             }
-            tokio::time::sleep(PUBLISH_PAUSE).await;
+            self.before_another_attempt(&last).await;
+        }
+    }
+
+    /// Waits for a while, but no longer than until a broker that was away is back.
+    async fn before_another_attempt(&self, last: &PublishError) {
+        let mut contact = self.publisher.contact();
+        let back = async {
+            // A broker that is there and says no, or nothing, is given the time.
+            let away = matches!(last, PublishError::Unavailable(_)) && *contact.borrow_and_update() != Contact::Up;
+            if !away || contact.wait_for(|contact| *contact == Contact::Up).await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        };
+        tokio::select! {
+            () = tokio::time::sleep(PUBLISH_PAUSE) => {}
+            () = back => {}
         }
     }
 }
