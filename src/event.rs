@@ -11,7 +11,7 @@ use std::{
 
 use bytes::Bytes;
 use serde::Serialize;
-use uuid::{NoContext, Timestamp, Uuid};
+use uuid::{NoContext, Timestamp, Uuid, Version};
 
 use crate::{batch::EntityId, route::Route};
 
@@ -37,6 +37,13 @@ impl TokenSeed {
     #[must_use]
     pub fn span_id(self, part: &str, index: usize) -> u64 {
         span_id(format!("{self}/{part}/{index}").as_bytes())
+    }
+
+    /// Whether it is of hookgate's kind, with a time that RFC 3339 can say: of four digits of a year.
+    fn has_a_time(self) -> bool {
+        const YEAR_10000: u64 = 253_402_300_800;
+        let time = self.0.get_timestamp().map(|stamp| stamp.to_unix());
+        self.0.get_version() == Some(Version::SortRand) && time.is_some_and(|(seconds, _)| seconds < YEAR_10000)
     }
 
     /// The token of the id at a place of the batch.
@@ -115,7 +122,7 @@ impl fmt::Display for Token {
 
 /// The text is not a token: not written by hookgate, or damaged.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is not the token of a claim (32 hex digits, '-', a number)")]
+#[error("{0:?} is not the token of a claim (a version 7 UUID as 32 hex digits, '-', a number)")]
 pub struct NotAToken(String);
 
 impl FromStr for Token {
@@ -128,6 +135,7 @@ impl FromStr for Token {
                 let seed = TokenSeed(Uuid::try_parse(seed).ok()?);
                 Some(Self { seed, index: index.parse().ok()? })
             })
+            .filter(|token| token.seed.has_a_time() && token.with_text(|written| written == text))
             .ok_or_else(|| NotAToken(text.to_owned()))
     }
 }
@@ -208,6 +216,32 @@ impl<'a> Events<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_hookgate_never_wrote_is_no_token() {
+        let token = TokenSeed::now().token(7).to_string();
+        let last = "e677d21fdbff7000a000000000000000-0";
+        assert_eq!(last.parse::<Token>().map(|token| token.to_string()), Ok(last.to_owned()));
+        let with = |from: &str, to: &str| token.replacen(from, to, 1);
+        for foreign in [
+            String::new(),
+            "x".to_owned(),
+            "deadbeef-1".to_owned(),
+            with("-", ""),
+            with("-7", "-"),
+            with("-7", "-+7"),
+            with("-7", "-07"),
+            with("-7", "-99999999999999999999999"),
+            with("-7", "-7 "),
+            token.to_uppercase().replace("-7", "-A"),
+            // In the year 10000, of version 4, and in capitals.
+            "e677d21fdc007000a000000000000000-0".to_owned(),
+            "0197d21fdbff4000a000000000000000-0".to_owned(),
+            "0197D21FDBFF7000A000000000000000-0".to_owned(),
+        ] {
+            assert_eq!(foreign.parse::<Token>(), Err(NotAToken(foreign.clone())));
+        }
+    }
 
     #[test]
     fn a_token_is_its_seed_and_its_place() {

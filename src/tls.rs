@@ -68,17 +68,23 @@ impl TlsFiles {
 /// Whether this system has certificates of authorities, as an image from scratch has not.
 #[must_use]
 pub fn system_has_authorities() -> bool {
-    !rustls_native_certs::load_native_certs().certs.is_empty()
+    !usable_authorities().is_empty()
 }
 
 /// The system's certificates of authorities, in PEM.
 #[must_use]
 pub fn system_authorities() -> Vec<u8> {
-    let found = rustls_native_certs::load_native_certs().certs;
     let one = |der: &CertificateDer<'_>| {
         format!("-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n", STANDARD.encode(der))
     };
-    found.iter().map(one).collect::<String>().into_bytes()
+    usable_authorities().iter().map(one).collect::<String>().into_bytes()
+}
+
+/// One that can't be used must not take the others with it.
+fn usable_authorities() -> Vec<CertificateDer<'static>> {
+    let mut found = rustls_native_certs::load_native_certs().certs;
+    found.retain(|certificate| RootCertStore::empty().add(certificate.clone()).is_ok());
+    found
 }
 
 /// The certificates in a file, at least one.

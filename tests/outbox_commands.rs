@@ -1,10 +1,10 @@
 //! `hookgate outbox`: what NATS has not acknowledged, and how it gets there.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use redis::AsyncTypedCommands;
 
-use crate::support::{Event, OUTBOX, World, batch, run};
+use crate::support::{Event, OUTBOX, PENDING, World, batch, run};
 
 const ROUTE: &str = "vmh/beteiligte/create";
 
@@ -67,6 +67,35 @@ async fn a_foreign_entry_is_named_and_holds_up_nobody() {
     let events: Vec<_> = world.nats.events().await.iter().map(Event::entity_id).collect();
     assert_eq!(events.len(), 2, "{events:?}");
     assert_eq!(world.redis.outbox(OUTBOX).await, BTreeMap::from([("x".into(), "y".into())]));
+}
+
+/// Whatever others write into an outbox: it is named, it stands in nobody's way, and a webhook takes its id over.
+#[tokio::test]
+async fn entries_of_every_foreign_kind_hold_up_nobody() {
+    let mut world = left_behind().await;
+    world.nats.start_again().await;
+    let mut redis = world.redis.connection().await;
+    let foreign: [(&[u8], &[u8]); 5] = [
+        (b"short", b"deadbeef-1"),
+        (b"capitals", b"0197D21FDBFF7000A000000000000000-0"),
+        (b"version-4", b"0197d21fdbff4000a000000000000000-0"),
+        (b"late", b"ffffffffffff7000a000000000000000-0"),
+        (b"no-text", b"\xff\xfe"),
+    ];
+    for (id, token) in foreign {
+        redis.hset(OUTBOX, id, token).await.expect("the outbox is a HASH");
+        redis.sadd(PENDING, id).await.expect("pending is a SET");
+    }
+    redis.hset(OUTBOX, b"\xff\xfe", "0197d21fdbff7000a000000000000000-0").await.expect("the outbox is a HASH");
+    let complaint = run(&world.settings(), &["outbox", "relay"]).bad();
+    assert!(complaint.contains("6 entries are still in the outbox"), "{complaint}");
+    assert_eq!(world.nats.events().await.len(), 2, "those of hookgate");
+
+    let gate = world.gate("").await;
+    let ids = ["short", "capitals", "version-4", "late", "no-text", "fresh"];
+    assert_eq!(gate.deliver(batch(ids)).await.counts(), (6, 6));
+    let events: BTreeSet<_> = world.nats.events().await.iter().map(Event::entity_id).collect();
+    assert!(ids.iter().all(|id| events.contains(*id)), "{events:?}");
 }
 
 #[tokio::test]

@@ -74,15 +74,20 @@ fn read_record(pending_key: &str, record: &str) -> Option<Route> {
     Route::new(&spec).inspect_err(|error| warn!(pending_key, %error, "{ROUTES} holds a record of no route")).ok()
 }
 
+/// Others may have written anything. What is no text has no token, and stands in nobody's way.
+fn entry(id: &[u8], token: &[u8]) -> Entry {
+    let token = std::str::from_utf8(id).and_then(|_id| std::str::from_utf8(token)).unwrap_or_default();
+    Entry { id: String::from_utf8_lossy(id).into_owned(), token: token.to_owned() }
+}
+
 impl Outbox for Redis {
     fn page<'a>(&'a self, route: &'a Route, cursor: u64) -> BoxFuture<'a, Result<Page, ClaimError>> {
         async move {
             let mut call = redis::cmd("HSCAN");
             call.arg(route.outbox_key()).arg(cursor).arg("COUNT").arg(PAGE);
-            let (next, flat): (u64, Vec<String>) =
+            let (next, flat): (u64, Vec<Vec<u8>>) =
                 self.ask(Operation::Relay, async |connection| call.query_async(connection).await).await?;
-            let entries =
-                flat.chunks_exact(2).map(|pair| Entry { id: pair[0].clone(), token: pair[1].clone() }).collect();
+            let entries = flat.chunks_exact(2).map(|pair| entry(&pair[0], &pair[1])).collect();
             Ok(Page { entries, next })
         }
         .boxed()
@@ -135,9 +140,11 @@ impl Outbox for Redis {
         async move {
             let mut call = redis::cmd("HGETALL");
             call.arg(ROUTES);
-            let records: HashMap<String, String> =
+            let records: HashMap<Vec<u8>, Vec<u8>> =
                 self.ask(Operation::Relay, async |connection| call.query_async(connection).await).await?;
-            Ok(records.iter().filter_map(|(key, record)| read_record(key, record)).collect())
+            // What is no text is no route either, and is named as what can be shown of it.
+            let text = String::from_utf8_lossy;
+            Ok(records.iter().filter_map(|(key, record)| read_record(&text(key), &text(record))).collect())
         }
         .boxed()
     }

@@ -2,7 +2,7 @@
 //!
 //! A write of its own for every line took as long as the rest of a small request. Lines wait 5 ms at most; an error
 //! and everything before it is written before the program goes on, so that the last words of a process that
-//! breaks down are there. What a `kill -9` can take is the lines of these 5 ms.
+//! breaks down are there. What a `kill -9` can take is the lines of these 5 ms, and what nobody has read yet.
 
 use std::{
     io::{self, Write},
@@ -79,9 +79,22 @@ impl Shared {
         let mut out = lock(&self.out);
         let Out { to, lines } = &mut *out;
         std::mem::swap(&mut *lock(&self.waiting), lines);
-        // There is nobody to tell that standard error is gone.
-        let _gone = to.write_all(lines).and_then(|()| to.flush());
+        write_whole(to.as_mut(), lines);
         lines.clear();
+    }
+}
+
+/// Writes all, unless what is written to is gone: there is nobody to tell.
+fn write_whole(to: &mut dyn Write, mut lines: &[u8]) {
+    while !lines.is_empty() {
+        match to.write(lines) {
+            Ok(0) => return,
+            Ok(written) => lines = &lines[written..],
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            // Somebody who shares it may have made it so.
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => thread::sleep(GATHER),
+            Err(_gone) => return,
+        }
     }
 }
 
