@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use redis::AsyncTypedCommands;
 
-use crate::support::{Event, OUTBOX, PENDING, World, batch, run};
+use crate::support::{Event, OUTBOX, PENDING, World, batch, eventually, run};
 
 const ROUTE: &str = "vmh/beteiligte/create";
 
@@ -91,11 +91,16 @@ async fn entries_of_every_foreign_kind_hold_up_nobody() {
     assert!(complaint.contains("6 entries are still in the outbox"), "{complaint}");
     assert_eq!(world.nats.events().await.len(), 2, "those of hookgate");
 
-    let gate = world.gate("").await;
+    let gate = world.gate("redis.on_unavailable = \"reject\"").await;
     let ids = ["short", "capitals", "version-4", "late", "no-text", "fresh"];
     assert_eq!(gate.deliver(batch(ids)).await.counts(), (6, 6));
     let events: BTreeSet<_> = world.nats.events().await.iter().map(Event::entity_id).collect();
     assert!(ids.iter().all(|id| events.contains(*id)), "{events:?}");
+    redis.hdel(OUTBOX, b"\xff\xfe").await.expect("the outbox is a HASH");
+    eventually("all that was taken over is settled", async || {
+        world.redis.outbox(OUTBOX).await.is_empty().then_some(())
+    })
+    .await;
 }
 
 #[tokio::test]
