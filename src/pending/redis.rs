@@ -30,9 +30,8 @@ use super::{
     settler::Settler,
 };
 use crate::{
-    event::Token,
     metrics::{Operation, RedisTimes},
-    pipeline::{ClaimError, Claimed, PendingStore, Proposal, STEP, Settlement, State},
+    pipeline::{ClaimError, Claimed, PendingStore, Proposal, STEP, Settlement},
     readiness::Contact,
     route::{Route, RouteTable},
 };
@@ -317,7 +316,7 @@ impl Claimer {
             let answer = self.times.time(Operation::Claim, answer).await;
             let error = match answer {
                 Ok(Ok(answers)) => {
-                    let states = read_states(&answers, proposals)?;
+                    let states = script::read_states(&answers, proposals)?;
                     return Ok(Claimed { states, durable: self.durable(&mut current).await });
                 }
                 Ok(Err(error)) => error,
@@ -375,33 +374,4 @@ impl Claimer {
         }
         problem.is_none()
     }
-}
-
-/// A letter for each id, then the tokens of those in flight (`claim.lua`).
-fn read_states(answers: &[Value], proposals: &[&Proposal]) -> Result<Vec<State>, ClaimError> {
-    let expected = proposals.iter().map(|proposal| proposal.range.len()).sum::<usize>();
-    let states = answers.split_first().and_then(|(letters, tokens)| {
-        let Value::BulkString(letters) = letters else { return None };
-        let mut tokens = tokens.iter().map(read_token);
-        let states: Option<Vec<State>> = letters.iter().map(|letter| read_state(*letter, &mut tokens)).collect();
-        states.filter(|states| states.len() == expected && tokens.next().is_none())
-    });
-    states.ok_or_else(|| {
-        ClaimError::Refused(format!("the claim script gave an answer that can't be read for {expected} ids"))
-    })
-}
-
-fn read_state(letter: u8, tokens: &mut impl Iterator<Item = Option<Token>>) -> Option<State> {
-    match letter {
-        b'n' => Some(State::New),
-        b'd' => Some(State::Done),
-        b'f' => Some(State::OutboxFull),
-        b'i' => tokens.next()?.map(State::InFlight),
-        _ => None,
-    }
-}
-
-fn read_token(value: &Value) -> Option<Token> {
-    let Value::BulkString(token) = value else { return None };
-    std::str::from_utf8(token).ok()?.parse().ok()
 }

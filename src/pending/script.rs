@@ -1,11 +1,12 @@
-//! The Lua scripts, and how they are called.
+//! The Lua scripts, how they are called, and what they answer.
 
 use std::sync::LazyLock;
 
-use redis::{Cmd, ErrorKind, FromRedisValue, RedisError, ServerErrorKind, aio::MultiplexedConnection};
+use redis::{Cmd, ErrorKind, FromRedisValue, RedisError, ServerErrorKind, Value, aio::MultiplexedConnection};
 
 use crate::{
-    pipeline::{Proposal, Settlement},
+    event::Token,
+    pipeline::{ClaimError, Proposal, Settlement, State},
     route::Route,
 };
 
@@ -55,6 +56,35 @@ pub(super) fn claim(call: &mut Cmd, route: &Route, outbox_limit: usize, touch: b
             call.arg(id.as_str());
         }
     }
+}
+
+/// The answer to a claim: a letter for each id, then the tokens of those in flight.
+pub(super) fn read_states(answers: &[Value], proposals: &[&Proposal]) -> Result<Vec<State>, ClaimError> {
+    let expected = proposals.iter().map(|proposal| proposal.range.len()).sum::<usize>();
+    let states = answers.split_first().and_then(|(letters, tokens)| {
+        let Value::BulkString(letters) = letters else { return None };
+        let mut tokens = tokens.iter().map(read_token);
+        let states: Option<Vec<State>> = letters.iter().map(|letter| read_state(*letter, &mut tokens)).collect();
+        states.filter(|states| states.len() == expected && tokens.next().is_none())
+    });
+    states.ok_or_else(|| {
+        ClaimError::Refused(format!("the claim script gave an answer that can't be read for {expected} ids"))
+    })
+}
+
+fn read_state(letter: u8, tokens: &mut impl Iterator<Item = Option<Token>>) -> Option<State> {
+    match letter {
+        b'n' => Some(State::New),
+        b'd' => Some(State::Done),
+        b'f' => Some(State::OutboxFull),
+        b'i' => tokens.next()?.map(State::InFlight),
+        _ => None,
+    }
+}
+
+fn read_token(value: &Value) -> Option<Token> {
+    let Value::BulkString(token) = value else { return None };
+    std::str::from_utf8(token).ok()?.parse().ok()
 }
 
 /// The arguments of settling.
