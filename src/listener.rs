@@ -20,7 +20,7 @@ use hyper::{Request, Version, body::Incoming, header::HOST, server::conn::http1,
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
-    net::TcpListener,
+    net::{TcpListener, TcpSocket},
     sync::{Semaphore, watch},
 };
 use tokio_util::task::TaskTracker;
@@ -34,6 +34,9 @@ use crate::{
     shutdown::Phase,
 };
 
+/// Connections that may wait to be accepted; the system has a limit of its own (`net.core.somaxconn`, 4096 by
+/// default). One that finds no room tries again after a second.
+const BACKLOG: u32 = 4096;
 /// How long a connection over the limit may take to hear that it is one.
 const REFUSE_WITHIN: Duration = Duration::from_secs(5);
 /// Connections over the limit that are being told so; beyond, new ones wait in the kernel's queue.
@@ -76,7 +79,11 @@ pub struct BindError {
 /// With the address and the key.
 pub async fn bind(key: &'static str, address: SocketAddr) -> Result<(TcpListener, SocketAddr), BindError> {
     let bound = async {
-        let listener = TcpListener::bind(address).await?;
+        let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+        // As for any server: a port whose last connections are still being forgotten can be taken again.
+        socket.set_reuseaddr(true)?;
+        socket.bind(address)?;
+        let listener = socket.listen(BACKLOG)?;
         let address = listener.local_addr()?;
         Ok((listener, address))
     };
