@@ -6,17 +6,14 @@
 mod answer;
 mod body;
 mod limits;
+mod reading;
 mod refusal;
 mod request;
 
-use std::{
-    convert::Infallible,
-    sync::Arc,
-    time::{Duration, SystemTime},
-};
+use std::{convert::Infallible, sync::Arc, time::Duration};
 
 use bytes::{Buf, Bytes};
-use futures_util::{Stream, StreamExt};
+use futures_util::Stream;
 use tokio::{
     sync::watch,
     time::{Instant, timeout_at},
@@ -35,21 +32,20 @@ pub use self::{
 };
 use self::{
     answer::{answer, last, refused},
-    body::Body,
     limits::Admitted,
+    reading::{Entrance, Understood, discard, read_body},
     refusal::{Refusal, shed, status},
     request::{Arrived, Framing, Rejected},
 };
 use crate::{
-    batch::{Batch, BatchError, Rejected as RejectedItems},
+    batch::{Batch, Rejected as RejectedItems},
     dead_letters::DeadLetters,
     event::TokenSeed,
-    failpoint,
-    metrics::{Metrics, RouteMetrics},
+    metrics::Metrics,
     pipeline::{Pipeline, Receipt},
     route::{Route, RouteTable},
     shutdown::Phase,
-    signature::{Failure, Verified, Verifier, Verifiers},
+    signature::Verifiers,
     traces::{Traceparent, Tracer},
 };
 
@@ -87,19 +83,19 @@ pub fn webhooks(work: Webhooks) -> impl Filter<Extract = (Response,), Error = In
     let refusals = tracer.clone();
     admit(find_route(table, metrics.clone(), tracer.clone()), limits.clone(), phase)
         .and(warp::header::headers_cloned())
-        .and(warp::body::stream())
-        .and_then(move |mut request: Arrived, mut admitted: Admitted, headers: HeaderMap, body| {
+        .and_then(move |mut request: Arrived, mut admitted: Admitted, body, headers: HeaderMap| {
             let (pipeline, limits, dead_letters) = (Arc::clone(&pipeline), limits.clone(), dead_letters.clone());
             let (tracer, verifiers) = (tracer.clone(), Arc::clone(&verifiers));
             async move {
                 let outcome = async {
                     let Arrived { route, metrics, framing, seed, body_bytes, .. } = &mut request;
-                    let verifier = verifiers.of(route);
-                    announced(verifier, &headers, metrics)?;
+                    let entrance =
+                        Entrance { verifiers, route: Arc::clone(route), metrics: Arc::clone(metrics), headers };
+                    entrance.announced()?;
                     let body = read_body(&limits, &mut admitted, framing.length, body).await?;
                     *body_bytes = Some(body.len());
-                    let body = authenticate(verifier, &headers, body, metrics)?;
-                    let batch = decode(&body, &mut admitted)?.map_err(Refusal::Malformed).inspect_err(|refusal| {
+                    let Understood { admitted, body, batch } = entrance.understand(body, admitted, &limits).await?;
+                    let batch = batch.map_err(Refusal::Malformed).inspect_err(|refusal| {
                         metrics.buried_body(status(refusal).1);
                         dead_letters.bury(route, [(status(refusal).1, body.bytes().clone())]);
                     })?;
@@ -171,11 +167,17 @@ fn find_route(
 fn framing() -> impl Filter<Extract = (Framing,), Error = Infallible> + Clone {
     let length = warp::header::optional::<u64>(header::CONTENT_LENGTH.as_str());
     let chunked = warp::header::optional::<String>(header::TRANSFER_ENCODING.as_str());
+    let waits = warp::header::optional::<String>(header::EXPECT.as_str());
     length
         .and(chunked)
-        .map(|length, chunked: Option<String>| Framing { length, chunked: chunked.is_some() })
+        .and(waits)
+        .map(|length, chunked: Option<String>, waits: Option<String>| Framing {
+            length,
+            chunked: chunked.is_some(),
+            waits: waits.is_some(),
+        })
         // What can't be read may announce anything.
-        .or_else(|_| std::future::ready(Ok::<_, Infallible>((Framing { length: None, chunked: true },))))
+        .or_else(|_| std::future::ready(Ok::<_, Infallible>((Framing { length: None, chunked: true, waits: true },))))
 }
 
 /// A place among the requests in flight, while there are any.
@@ -183,85 +185,28 @@ fn admit(
     arrived: impl Filter<Extract = (Arrived,), Error = Rejection> + Clone,
     limits: Limits,
     phase: watch::Receiver<Phase>,
-) -> impl Filter<Extract = (Arrived, Admitted), Error = Rejection> + Clone {
+) -> impl Filter<
+    Extract = (Arrived, Admitted, impl Stream<Item = Result<impl Buf + Send, warp::Error>> + Send),
+    Error = Rejection,
+> + Clone {
     arrived
-        .and_then(move |request: Arrived| {
+        .and(warp::body::stream())
+        .and_then(move |mut request: Arrived, body| {
             let admitted = if *phase.borrow() >= Phase::Refusing { Err(Refusal::Draining) } else { limits.admit() };
-            std::future::ready(match admitted {
-                Ok(admitted) => Ok((request, admitted)),
-                Err(refusal) => Err(request.reject(refusal)),
-            })
+            async move {
+                match admitted {
+                    Ok(admitted) => Ok((request, admitted, body)),
+                    Err(refusal) => {
+                        if matches!(refusal, Refusal::TooManyRequests { .. }) {
+                            // Boxed for the sake of all others.
+                            request.body_bytes = Box::pin(discard(request.framing, body)).await;
+                        }
+                        Err(request.reject(refusal))
+                    }
+                }
+            }
         })
         .untuple_one()
-}
-
-/// Reads the body, within its limits of size, time and memory.
-async fn read_body(
-    limits: &Limits,
-    admitted: &mut Admitted,
-    length: Option<u64>,
-    body: impl Stream<Item = Result<impl Buf, warp::Error>>,
-) -> Result<Bytes, Refusal> {
-    let limit = limits.max_body_bytes;
-    let too_large = || Refusal::BodyTooLarge { limit };
-    let announced = match length.map(usize::try_from) {
-        None => None,
-        Some(Ok(length)) if length <= limit => Some(length),
-        Some(_) => return Err(too_large()),
-    };
-    let until = admitted.deadline.min(Instant::now() + limits.body_read_timeout);
-    let mut body = std::pin::pin!(body);
-    let mut bytes = Body::new(announced.unwrap_or(limit));
-    while let Some(chunk) = timeout_at(until, body.next()).await.map_err(|_elapsed| Refusal::BodyTimeout)? {
-        let mut chunk = chunk.map_err(|error| Refusal::BodyUnreadable(root_cause(&error)))?;
-        if bytes.len() + chunk.remaining() > limit {
-            return Err(too_large());
-        }
-        while chunk.has_remaining() {
-            let part = chunk.chunk();
-            bytes.extend(&mut admitted.held, part)?;
-            let length = part.len();
-            chunk.advance(length);
-        }
-    }
-    Ok(bytes.into())
-}
-
-/// Sends a request away that shows no signature at all, before anything of its body is read.
-fn announced(verifier: &Verifier, headers: &HeaderMap, metrics: &RouteMetrics) -> Result<(), Refusal> {
-    if verifier.is_announced(headers) {
-        return Ok(());
-    }
-    Err(unauthenticated(verifier, Failure::Missing, metrics))
-}
-
-/// Lets a body in, or counts why not.
-fn authenticate(
-    verifier: &Verifier,
-    headers: &HeaderMap,
-    body: Bytes,
-    metrics: &RouteMetrics,
-) -> Result<Verified, Refusal> {
-    verifier.verify(headers, body, SystemTime::now()).map_err(|failure| unauthenticated(verifier, failure, metrics))
-}
-
-fn unauthenticated(verifier: &Verifier, failure: Failure, metrics: &RouteMetrics) -> Refusal {
-    metrics.unauthenticated(failure);
-    Refusal::Unauthenticated { failure, scheme: verifier.schemes().next().unwrap_or("none") }
-}
-
-/// Reads the ids of a body, in memory from the budget of all bodies; what only the reading takes goes back.
-fn decode(body: &Verified, admitted: &mut Admitted) -> Result<Result<Batch, BatchError>, Refusal> {
-    failpoint::panic_with("decode", body.bytes());
-    let mut taken = 0;
-    let batch = Batch::parse_within(body, |bytes| {
-        admitted.held.reserve(bytes)?;
-        taken += bytes;
-        Ok(())
-    })?;
-    let kept = batch.as_ref().map_or(0, Batch::allocated_bytes);
-    admitted.held.release(taken.saturating_sub(kept));
-    Ok(batch)
 }
 
 /// Keeps the rejected items of a batch that is done.
@@ -328,12 +273,4 @@ fn refuse(rejection: &Rejection, metrics: &Metrics, tracer: &Tracer) -> Response
         _ => {}
     }
     response
-}
-
-fn root_cause(error: &dyn std::error::Error) -> String {
-    let mut cause = error;
-    while let Some(next) = cause.source() {
-        cause = next;
-    }
-    cause.to_string()
 }

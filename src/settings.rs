@@ -18,6 +18,7 @@ mod table;
 
 use std::{
     net::SocketAddr,
+    num::NonZero,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -79,8 +80,8 @@ pub struct Settings {
     pub listen: SocketAddr,
     /// Address of the probes.
     pub admin_listen: SocketAddr,
-    /// Threads of the runtime; 0: as many as there are cores.
-    pub worker_threads: usize,
+    /// Threads that requests are served by.
+    pub worker_threads: NonZero<usize>,
     /// Limits of connections.
     pub connections: ConnectionLimits,
     /// Limits of requests.
@@ -190,10 +191,14 @@ impl Settings {
             return Err(check.value("redis.durability", in_toml(&redis.durability), problem.to_owned()));
         }
         let (verifiers, secret_files) = check.verifiers(routes)?;
+        // 0: as many as there are cores.
+        let worker_threads = NonZero::new(server.worker_threads)
+            .or_else(|| std::thread::available_parallelism().ok())
+            .unwrap_or(NonZero::<usize>::MIN);
         Ok(Self {
             listen: server.listen,
             admin_listen: admin.listen,
-            worker_threads: server.worker_threads,
+            worker_threads,
             connections: ConnectionLimits {
                 max_connections: server.max_connections,
                 first_request_timeout: server.first_request_timeout.0,
@@ -207,6 +212,8 @@ impl Settings {
                 server.max_in_flight,
                 server.body_read_timeout.0,
                 server.request_deadline.0,
+                // One is left for everything else.
+                (worker_threads.get() - 1).max(1),
             ),
             request_deadline: server.request_deadline.0,
             drain_delay: server.drain_delay.0,

@@ -166,16 +166,19 @@ async fn a_panic_over_a_record_is_503_and_shows_nothing_of_it() {
     let settings = settings(&folder, &collector);
     let mut gate = world.gate_armed(&settings, "panic@decode").await;
     gate.may_panic();
-    let answer = gate.exchange(&marked(PATH, &body("\"a\""))).await;
-    assert_eq!(answer.error(), (503, "internal_error".into()));
-    search("the answer", answer.text());
-    assert!(gate.ended().is_none(), "the process goes on");
+    // Read where it arrives, and by a thread of its own.
+    for record in [body("\"a\""), body("\"a\"") + &" ".repeat(100_000)] {
+        let answer = gate.exchange(&marked(PATH, &record)).await;
+        assert_eq!(answer.error(), (503, "internal_error".into()));
+        search("the answer", answer.text());
+        assert!(gate.ended().is_none(), "the process goes on");
+    }
     for (what, text) in seen(&world, &gate, &collector).await {
         search(&what, &text);
     }
     let log = gate.log().await;
     let panics = log.iter().filter(|line| line.contains("failpoint.rs")).count();
-    assert_eq!(panics, 1, "it is said, and where");
+    assert_eq!(panics, 2, "each is said, and where");
     for line in log {
         search("the log", &line);
         serde_json::from_str::<serde_json::Value>(&line).expect("one line like any other");

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use crate::support::{Connection, Gate, PATH, PENDING, World, batch, eventually, post, post_and_stay};
+use crate::support::{Answer, Connection, Gate, PATH, PENDING, World, batch, eventually, post, post_and_stay};
 
 /// What a sender does next depends on the code alone, so the code has to be right.
 async fn assert_nothing_happened(world: &World) {
@@ -186,10 +186,28 @@ async fn an_answer_before_the_end_of_the_body_says_that_the_connection_ends() {
 
     world.nats.freeze();
     let mut busy = busy_with(&gate, &batch(["a"])).await;
-    let shed = answer_to(PATH, &large).await;
-    assert_eq!((shed.error(), shed.header("connection")), ((503, "too_many_requests".into()), Some("close")));
+    let shed = |answer: Answer| (answer.error(), answer.header("connection").map(str::to_owned));
+    let last = ((503, "too_many_requests".into()), Some("close".into()));
+    assert_eq!(shed(answer_to(PATH, &large).await), last);
+    let waiting = format!("POST {PATH} HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 9\r\n\r\n");
+    let chunked = format!("POST {PATH} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n");
+    let dripping = format!("POST {PATH} HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n[");
+    for head in [waiting, chunked, dripping] {
+        let mut connection = Connection::open(gate.address()).await.expect("hookgate listens");
+        connection.send(head.as_bytes()).await.expect("hookgate reads");
+        assert_eq!(shed(connection.answer().await.expect("it is answered")), last, "{head}");
+    }
+    // A small body that is here is read all the same, so that thousands that come back need no new connection.
+    let mut staying = Connection::open(gate.address()).await.expect("hookgate listens");
+    for id in ["b", "c"] {
+        staying.send(&post_and_stay(PATH, batch([id]).as_bytes())).await.expect("hookgate reads");
+        let answer = staying.answer().await.expect("it is answered");
+        assert_eq!(shed(answer), ((503, "too_many_requests".into()), None));
+    }
     world.nats.thaw();
     assert_eq!(busy.answer().await.expect("it is answered").counts(), (1, 1));
+    staying.send(&post_and_stay(PATH, batch(["b"]).as_bytes())).await.expect("hookgate reads");
+    assert_eq!(staying.answer().await.expect("it is answered").counts(), (1, 1), "nothing is left of what was refused");
 }
 
 #[tokio::test]

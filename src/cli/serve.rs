@@ -8,17 +8,11 @@ use hookgate::{
     settings::Settings,
     telemetry,
 };
-use tokio::runtime::Builder;
+use tokio::runtime::{Builder, Runtime};
 
 pub(super) fn run(settings: Settings) -> anyhow::Result<ExitCode> {
     let _log = telemetry::init(settings.log_format, settings.log_filter.clone());
-    let threads = match settings.worker_threads {
-        0 => std::thread::available_parallelism().map_or(1, NonZero::get),
-        threads => threads,
-    };
-    // One thread that has no other to wake does more than one of several.
-    let mut builder = if threads == 1 { Builder::new_current_thread() } else { Builder::new_multi_thread() };
-    let runtime = builder.worker_threads(threads).enable_all().build().context("start the runtime")?;
+    let runtime = runtime(settings.worker_threads).context("start the runtime")?;
     let ended = runtime.block_on(app::run(settings))?;
     // What is still running by now was given up in so many words.
     runtime.shutdown_background();
@@ -26,4 +20,11 @@ pub(super) fn run(settings: Settings) -> anyhow::Result<ExitCode> {
         Ended::Drained => ExitCode::SUCCESS,
         Ended::CutShort => ExitCode::FAILURE,
     })
+}
+
+/// Up to two threads, one serves all connections and the other reads the large bodies: two that serve would wake each
+/// other once a request, which costs more than the second is worth (`bench/NOTES.md`). More share everything.
+fn runtime(threads: NonZero<usize>) -> std::io::Result<Runtime> {
+    let mut builder = if threads.get() <= 2 { Builder::new_current_thread() } else { Builder::new_multi_thread() };
+    builder.worker_threads(threads.get()).enable_all().build()
 }

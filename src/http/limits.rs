@@ -23,11 +23,14 @@ pub struct Limits {
     pub(super) request_deadline: Duration,
     max_in_flight: u32,
     in_flight: Arc<Semaphore>,
+    /// Places for large bodies that are read aside.
+    pub(super) readers: Arc<Semaphore>,
     buffer: Arc<Buffer>,
 }
 
 impl Limits {
-    /// Limits with nothing taken yet. `max_buffered_bytes` is for all bodies being read or processed.
+    /// Limits with nothing taken yet. `max_buffered_bytes` is for all bodies being read or processed; `readers`
+    /// is how many large ones are read at once, each by a thread of its own.
     #[must_use]
     pub fn new(
         max_body_bytes: usize,
@@ -35,6 +38,7 @@ impl Limits {
         max_in_flight: u32,
         body_read_timeout: Duration,
         request_deadline: Duration,
+        readers: usize,
     ) -> Self {
         Self {
             max_body_bytes,
@@ -42,6 +46,7 @@ impl Limits {
             request_deadline,
             max_in_flight,
             in_flight: Arc::new(Semaphore::new(max_in_flight as usize)),
+            readers: Arc::new(Semaphore::new(readers)),
             buffer: Arc::new(Buffer {
                 limit: max_buffered_bytes,
                 taken: AtomicUsize::new(0),

@@ -35,6 +35,8 @@ pub(super) struct Framing {
     pub(super) length: Option<u64>,
     /// Whether it comes in chunks.
     pub(super) chunked: bool,
+    /// Whether it waits for a word (`Expect`) before it comes.
+    pub(super) waits: bool,
 }
 
 impl Framing {

@@ -1,0 +1,181 @@
+//! The body of a request: its bytes, whether they may come in, and the ids in them. Within the limits of time and
+//! memory; knows nothing of claims and events.
+
+use std::{
+    panic,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use bytes::{Buf, Bytes};
+use futures_util::{Stream, StreamExt};
+use tokio::time::{Instant, timeout, timeout_at};
+use tokio_util::task::AbortOnDropHandle;
+use warp::http::HeaderMap;
+
+use super::{
+    Refusal,
+    body::Body,
+    limits::{Admitted, Limits},
+    request::Framing,
+};
+use crate::{
+    batch::{Batch, BatchError},
+    failpoint,
+    metrics::RouteMetrics,
+    route::Route,
+    signature::{Failure, Verified, Verifiers},
+};
+
+/// Longest body that is understood by the thread on which it arrived. A longer one is worth waking another for, and
+/// would hold up all other requests of this one. `EspoCRM` sends 50 records at most, about 30 KB.
+const MAX_AT_ONCE: usize = 64 * 1024;
+/// Longest body of a refused request that is read, only for its connection to stay.
+const MAX_DISCARDED: u64 = 64 * 1024;
+/// How long that may take; nearly always it is here already.
+const DISCARD_WITHIN: Duration = Duration::from_millis(500);
+
+/// Reads the body, within its limits of size, time and memory.
+pub(super) async fn read_body(
+    limits: &Limits,
+    admitted: &mut Admitted,
+    length: Option<u64>,
+    body: impl Stream<Item = Result<impl Buf, warp::Error>>,
+) -> Result<Bytes, Refusal> {
+    let limit = limits.max_body_bytes;
+    let too_large = || Refusal::BodyTooLarge { limit };
+    let announced = match length.map(usize::try_from) {
+        None => None,
+        Some(Ok(length)) if length <= limit => Some(length),
+        Some(_) => return Err(too_large()),
+    };
+    let until = admitted.deadline.min(Instant::now() + limits.body_read_timeout);
+    let mut body = std::pin::pin!(body);
+    let mut bytes = Body::new(announced.unwrap_or(limit));
+    while let Some(chunk) = timeout_at(until, body.next()).await.map_err(|_elapsed| Refusal::BodyTimeout)? {
+        let mut chunk = chunk.map_err(|error| Refusal::BodyUnreadable(root_cause(&error)))?;
+        if bytes.len() + chunk.remaining() > limit {
+            return Err(too_large());
+        }
+        while chunk.has_remaining() {
+            let part = chunk.chunk();
+            bytes.extend(&mut admitted.held, part)?;
+            let length = part.len();
+            chunk.advance(length);
+        }
+    }
+    Ok(bytes.into())
+}
+
+/// Reads the body of a request that was refused and keeps nothing of it, if that is soon done: else its connection
+/// has to end, and a sender that is sent away by the thousand comes back over as many new ones. How much it was.
+pub(super) async fn discard(
+    framing: Framing,
+    body: impl Stream<Item = Result<impl Buf, warp::Error>>,
+) -> Option<usize> {
+    if framing.waits || framing.chunked || framing.length.is_some_and(|length| length > MAX_DISCARDED) {
+        return None;
+    }
+    let mut body = std::pin::pin!(body);
+    let all = async {
+        let mut length = 0;
+        while let Some(chunk) = body.next().await {
+            length += chunk.ok()?.remaining();
+        }
+        Some(length)
+    };
+    timeout(DISCARD_WITHIN, all).await.ok().flatten()
+}
+
+/// Where a body has to pass.
+pub(super) struct Entrance {
+    pub(super) verifiers: Arc<Verifiers>,
+    pub(super) route: Arc<Route>,
+    pub(super) metrics: Arc<RouteMetrics>,
+    pub(super) headers: HeaderMap,
+}
+
+/// A body that was let in.
+pub(super) struct Understood {
+    pub(super) admitted: Admitted,
+    pub(super) body: Verified,
+    pub(super) batch: Result<Batch, BatchError>,
+}
+
+impl Entrance {
+    /// Sends a request away that shows no signature at all, before anything of its body is read.
+    pub(super) fn announced(&self) -> Result<(), Refusal> {
+        if self.verifiers.of(&self.route).is_announced(&self.headers) {
+            return Ok(());
+        }
+        Err(self.unauthenticated(Failure::Missing))
+    }
+
+    /// Lets the body in, or says why not, and reads its ids.
+    pub(super) async fn understand(
+        self,
+        body: Bytes,
+        admitted: Admitted,
+        limits: &Limits,
+    ) -> Result<Understood, Refusal> {
+        if body.len() <= MAX_AT_ONCE { self.at_once(body, admitted) } else { self.aside(body, admitted, limits).await }
+    }
+
+    fn at_once(self, body: Bytes, mut admitted: Admitted) -> Result<Understood, Refusal> {
+        let verifier = self.verifiers.of(&self.route);
+        let body =
+            verifier.verify(&self.headers, body, SystemTime::now()).map_err(|failure| self.unauthenticated(failure))?;
+        let batch = decode(&body, &mut admitted)?;
+        Ok(Understood { admitted, body, batch })
+    }
+
+    /// The same on a thread that serves nobody else, of which there are few. Who hangs up before it has begun is
+    /// forgotten.
+    async fn aside(self, body: Bytes, admitted: Admitted, limits: &Limits) -> Result<Understood, Refusal> {
+        let until = admitted.deadline;
+        let late = || Refusal::Deadline(limits.request_deadline);
+        let readers = Arc::clone(&limits.readers);
+        let Ok(Ok(place)) = timeout_at(until, readers.acquire_owned()).await else { return Err(late()) };
+        let work = tokio::task::spawn_blocking(move || {
+            let understood = self.at_once(body, admitted);
+            drop(place);
+            understood
+        });
+        match timeout_at(until, AbortOnDropHandle::new(work)).await {
+            Ok(Ok(understood)) => understood,
+            // As if it had happened here.
+            Ok(Err(ended)) if ended.is_panic() => panic::resume_unwind(ended.into_panic()),
+            // The process is at its end.
+            Ok(Err(_cancelled)) => Err(Refusal::Draining),
+            Err(_elapsed) => Err(late()),
+        }
+    }
+
+    fn unauthenticated(&self, failure: Failure) -> Refusal {
+        self.metrics.unauthenticated(failure);
+        let scheme = self.verifiers.of(&self.route).schemes().next().unwrap_or("none");
+        Refusal::Unauthenticated { failure, scheme }
+    }
+}
+
+/// Reads the ids of a body, in memory from the budget of all bodies; what only the reading takes goes back.
+fn decode(body: &Verified, admitted: &mut Admitted) -> Result<Result<Batch, BatchError>, Refusal> {
+    failpoint::panic_with("decode", body.bytes());
+    let mut taken = 0;
+    let batch = Batch::parse_within(body, |bytes| {
+        admitted.held.reserve(bytes)?;
+        taken += bytes;
+        Ok(())
+    })?;
+    let kept = batch.as_ref().map_or(0, Batch::allocated_bytes);
+    admitted.held.release(taken.saturating_sub(kept));
+    Ok(batch)
+}
+
+fn root_cause(error: &dyn std::error::Error) -> String {
+    let mut cause = error;
+    while let Some(next) = cause.source() {
+        cause = next;
+    }
+    cause.to_string()
+}
