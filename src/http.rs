@@ -192,13 +192,19 @@ fn admit(
     arrived
         .and(warp::body::stream())
         .and_then(move |mut request: Arrived, body| {
-            let admitted = if *phase.borrow() >= Phase::Refusing { Err(Refusal::Draining) } else { limits.admit() };
+            let draining = *phase.borrow() >= Phase::Refusing;
+            let admitted = if draining { Err(Refusal::Draining) } else { limits.admit(request.at) };
+            let full = if let Err(Refusal::TooManyRequests { .. }) = admitted { Some(limits.clone()) } else { None };
             async move {
+                let admitted = match full {
+                    None => admitted,
+                    // Boxed for the sake of all others.
+                    Some(limits) => Box::pin(limits.admit_soon(request.at)).await,
+                };
                 match admitted {
                     Ok(admitted) => Ok((request, admitted, body)),
                     Err(refusal) => {
-                        if matches!(refusal, Refusal::TooManyRequests { .. }) {
-                            // Boxed for the sake of all others.
+                        if let Refusal::TooManyRequests { .. } = refusal {
                             request.body_bytes = Box::pin(discard(request.framing, body)).await;
                         }
                         Err(request.reject(refusal))

@@ -44,9 +44,8 @@ const MAX_REFUSING: usize = 512;
 /// Pause after an error that will not go away at once, such as too many open files.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// What a connection reads of a body before anybody asks for it, beyond the room for a head. hyper's own limit
-/// of 400 KiB would be 400 MiB for a thousand connections, on nobody's account.
-const READ_AHEAD: usize = 16 * 1024;
+/// Least room for what a connection sends; hyper takes no less.
+const MIN_BUFFER: usize = 8 * 1024;
 
 /// Limits of a listener's connections.
 #[derive(Debug, Clone)]
@@ -155,7 +154,9 @@ fn builder(limits: &ConnectionLimits) -> http1::Builder {
     builder
         .timer(TokioTimer::new())
         .header_read_timeout(limits.header_read_timeout)
-        .max_buf_size(limits.max_header_bytes + READ_AHEAD)
+        // No more room than for a head: hyper's own limit of 400 KiB would be 400 MiB for a thousand connections, on
+        // nobody's account. A body is read in pieces of this size.
+        .max_buf_size(limits.max_header_bytes.max(MIN_BUFFER))
         .max_header_size(limits.max_header_bytes)
         .max_headers(limits.max_headers);
     builder

@@ -239,10 +239,12 @@ impl Pipeline {
         log_new(route, seed, new);
         let began = self.tracer.begin();
         let mut attempts = 0;
-        let published = self.publish(route, &claims, via, deadline, &mut attempts).await;
-        if began.is_some() && !claims.is_empty() {
+        let total = claims.len();
+        let tokens: Vec<_> =
+            if began.is_some() { claims.iter().map(|claim| claim.token).collect() } else { Vec::new() };
+        let published = self.publish(route, claims, via, deadline, &mut attempts).await;
+        if !tokens.is_empty() {
             let problem = published.as_ref().err().map(ToString::to_string);
-            let tokens = claims.iter().map(|claim| claim.token).collect();
             let request = Some((seed, proposal.range.start));
             self.tracer.sent(began, Sent { request, route, tokens, attempts, problem });
         }
@@ -254,7 +256,7 @@ impl Pipeline {
             Err(failure) => return Err(failure),
         }
         if let Some(reason) = undeduplicated {
-            warn!(route = %route, trace_id = %seed, published = claims.len(), %reason, "published without deduplication");
+            warn!(route = %route, trace_id = %seed, published = total, %reason, "published without deduplication");
         }
         if full > 0 {
             return Err(Failure::OutboxFull { route: route.name().to_owned(), unclaimed: full });
@@ -262,23 +264,23 @@ impl Pipeline {
         Ok(new)
     }
 
-    /// Publishes until every event is acknowledged, or until the deadline; settles each as it is.
+    /// Publishes until the events of all claims are acknowledged, or until the deadline; settles each as it is.
+    /// `open` are those that are left.
     async fn publish(
         &self,
         route: &Arc<Route>,
-        claims: &[Claim<'_>],
+        mut open: Vec<Claim<'_>>,
         via: Via,
         until: Instant,
         attempts: &mut usize,
     ) -> Result<(), Failure> {
-        if claims.is_empty() {
+        if open.is_empty() {
             return Ok(());
         }
         let mut made = Events::of(route);
-        let mut events: Vec<Event> = claims.iter().map(|claim| made.event(claim.id, claim.token)).collect();
-        // Those of the events that are left.
-        let mut open = claims.to_vec();
-        let unpublished = |unconfirmed, last| Failure::Unpublished { unconfirmed, total: claims.len(), last };
+        let mut events: Vec<Event> = open.iter().map(|claim| made.event(claim.id, claim.token)).collect();
+        let total = open.len();
+        let unpublished = |unconfirmed, last| Failure::Unpublished { unconfirmed, total, last };
         let breaker = &self.breakers[route.name()];
         let began = Instant::now();
         let unconfirmed = |open: &[Claim<'_>]| {

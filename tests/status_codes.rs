@@ -2,6 +2,8 @@
 
 use std::collections::BTreeSet;
 
+use futures_util::future::join_all;
+
 use crate::support::{Answer, Connection, Gate, PATH, PENDING, World, batch, eventually, post, post_and_stay};
 
 /// What a sender does next depends on the code alone, so the code has to be right.
@@ -162,6 +164,17 @@ async fn too_many_requests_at_once_are_503() {
     world.nats.thaw();
     assert_eq!(busy.answer().await.expect("it is answered").counts(), (1, 1));
     assert_eq!(gate.deliver(batch(["b"])).await.counts(), (1, 1), "its place is free again");
+}
+
+/// EspoCRM has few attempts, and thousands that are sent away at once come back at once.
+#[tokio::test]
+async fn requests_that_find_no_place_wait_for_one() {
+    let world = World::start().await;
+    let gate = world.gate("server.max_in_flight = 1").await;
+    let senders = (0..8).map(|number| gate.post(batch([format!("id-{number}")])));
+    for answer in join_all(senders).await {
+        assert_eq!(answer.counts(), (1, 1));
+    }
 }
 
 /// Else a client that keeps its connections, such as an ingress, sends the next webhook where nobody reads.

@@ -12,14 +12,14 @@ FILTER = "info,hookgate::entity=warn"
 NAMES = {
     "floor": "floor (warp: read, parse, answer)",
     "hookgate": "hookgate",
-    "hookgate-one": "hookgate, one worker",
+    "hookgate-three": "hookgate, three workers",
     "node-honest": "Node, honest",
     "python-honest": "Python, honest",
     "node-original": "Node, original's algorithm",
     "python-original": "Python, original's algorithm",
 }
 # Whose runs are longer.
-OURS = ("floor", "hookgate", "hookgate-one")
+OURS = ("floor", "hookgate", "hookgate-three")
 OTHERS = [name for name in NAMES if name not in OURS]
 
 
@@ -42,8 +42,8 @@ class System:
         if self.name == "floor":
             return [paths.floor, address], environment()
         if self.name in OURS:
-            # 0 is the default: one a core.
-            workers = 1 if self.name == "hookgate-one" else 0
+            # 0 is the default: one a core. From three on, all of them serve.
+            workers = 3 if self.name == "hookgate-three" else 0
             return [paths.hookgate, "serve"], environment(
                 HOOKGATE__SERVER__WORKER_THREADS=str(workers),
                 HOOKGATE__SERVER__LISTEN=address, HOOKGATE__ADMIN__LISTEN=f"{LOOPBACK}:0",

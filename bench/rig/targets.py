@@ -110,8 +110,8 @@ def _overload(results, batch):
         throughput = [row._replace(measured=f"{row.measured}, at {sent.text(1, 'x')} sent") for row in throughput]
     return [
         *throughput,
-        *least(what + "requests refused with 503 (else there was no excess)", 1,
-               spread([run["refused"]["count"] for run in runs]), digits=0),
+        *least(what + "refused with 503, or held back with no connection free (else there was no excess)", 1,
+               spread([run["refused"]["count"] + run["unsent"] for run in runs]), digits=0),
         *most(what + "p99 of the 503s", 1, spread([run["refused"]["p99_us"] / 1e6 for run in runs]), unit=" s"),
         *most(what + "slowest answer of all", 8, spread(slowest), unit=" s"),
         *most(what + "requests without an answer", 0, spread([unanswered]) if runs else None, digits=0),

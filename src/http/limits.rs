@@ -10,10 +10,13 @@ use std::{
 
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
-    time::Instant,
+    time::{Instant, timeout_at},
 };
 
 use super::Refusal;
+
+/// How long a request waits for a place before it is refused. A sender that is refused has only so many attempts.
+const PATIENCE: Duration = Duration::from_millis(500);
 
 /// What all requests together may take.
 #[derive(Debug, Clone)]
@@ -72,16 +75,31 @@ impl Limits {
         tokio::time::timeout(limit, self.in_flight.acquire_many(self.max_in_flight)).await.is_ok()
     }
 
-    /// A place for one more request.
-    pub(super) fn admit(&self) -> Result<Admitted, Refusal> {
-        let place = Arc::clone(&self.in_flight)
-            .try_acquire_owned()
-            .map_err(|_full| Refusal::TooManyRequests { limit: self.max_in_flight })?;
+    /// A place for a request that arrived at `at`, if one is free.
+    pub(super) fn admit(&self, at: Instant) -> Result<Admitted, Refusal> {
+        let place = Arc::clone(&self.in_flight).try_acquire_owned().map_err(|_full| self.full())?;
+        Ok(self.admitted(at, place))
+    }
+
+    /// A place for a request that found none, should one become free soon. Whoever is sent away at once comes back at
+    /// once: thousands of them would take the time of those who have places.
+    pub(super) async fn admit_soon(&self, at: Instant) -> Result<Admitted, Refusal> {
+        match timeout_at(at + PATIENCE, Arc::clone(&self.in_flight).acquire_owned()).await {
+            Ok(Ok(place)) => Ok(self.admitted(at, place)),
+            Ok(Err(_)) | Err(_) => Err(self.full()),
+        }
+    }
+
+    fn admitted(&self, at: Instant, place: OwnedSemaphorePermit) -> Admitted {
         self.buffer.requests.fetch_add(1, Ordering::Relaxed);
-        Ok(Admitted {
-            deadline: Instant::now() + self.request_deadline,
+        Admitted {
+            deadline: at + self.request_deadline,
             held: Held { buffer: Arc::clone(&self.buffer), bytes: 0, _place: place },
-        })
+        }
+    }
+
+    const fn full(&self) -> Refusal {
+        Refusal::TooManyRequests { limit: self.max_in_flight }
     }
 }
 

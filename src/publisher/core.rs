@@ -28,7 +28,8 @@ use crate::{
 /// Publishes to whoever listens.
 pub struct Core {
     connection: Connection,
-    inbox: Inbox,
+    /// Nothing is said in it: that it comes is enough.
+    inbox: Inbox<()>,
     report: Reporter,
 }
 
@@ -39,7 +40,7 @@ impl Core {
     /// If the client can't be set up at all.
     pub async fn open(servers: &Servers, tasks: &TaskTracker) -> Result<Self, async_nats::Error> {
         let connection = Connection::open(servers, tasks).await?;
-        let inbox = Inbox::open(&connection.client, tasks).await?;
+        let inbox = Inbox::open(&connection.client, tasks, |_round| ()).await?;
         let report = Reporter::new("nats");
         tasks.spawn(follow(connection.status.clone(), report.clone(), servers.names()));
         Ok(Self { connection, inbox, report })
@@ -71,7 +72,7 @@ impl Core {
                 .await
                 .map_err(|error| PublishError::Refused(error.to_string()))?;
             let lost = self.connection.lost(before.epoch);
-            let answered = matches!(round.answers(until, lost).await.as_slice(), [Some(_)]);
+            let answered = matches!(round.answers(until, lost).await.as_slice(), [Some(())]);
             self.connection.heard(before.epoch, answered);
             if !answered {
                 return Err(PublishError::NoAck(limit));

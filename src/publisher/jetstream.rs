@@ -45,7 +45,7 @@ const ROUTE: HeaderName = HeaderName::from_static("Hookgate-Route");
 /// Publishes with acknowledgement.
 pub struct JetStream {
     connection: Connection,
-    inbox: Inbox,
+    inbox: Inbox<Reply>,
     report: Reporter,
     usable: Arc<AtomicBool>,
     look_again: Arc<Notify>,
@@ -63,7 +63,7 @@ impl JetStream {
         tasks: &TaskTracker,
     ) -> Result<Self, async_nats::Error> {
         let connection = Connection::open(servers, tasks).await?;
-        let inbox = Inbox::open(&connection.client, tasks).await?;
+        let inbox = Inbox::open(&connection.client, tasks, read_reply).await?;
         let this = Self {
             inbox,
             connection,
@@ -116,7 +116,13 @@ impl JetStream {
         failpoint::hit("after_publish");
         let answers = expected.answers(until, self.connection.lost(status.epoch)).await;
         self.connection.heard(status.epoch, answers.iter().any(Option::is_some));
-        let outcomes: Vec<_> = answers.into_iter().map(|answer| read_ack(route, limit, answer)).collect();
+        let outcomes: Vec<_> = answers
+            .into_iter()
+            .map(|answer| match answer {
+                Some(reply) => reply.map_err(|refusal| refusal.on(route)),
+                None => Err(PublishError::NoAck(limit)),
+            })
+            .collect();
         if outcomes.iter().any(|outcome| matches!(outcome, Err(PublishError::NoStream(_)))) {
             self.look_again.notify_one();
         }
@@ -176,20 +182,35 @@ struct ApiError {
     description: String,
 }
 
-fn read_ack(route: &Route, limit: Duration, answer: Option<Message>) -> Result<Ack, PublishError> {
-    let Some(answer) = answer else { return Err(PublishError::NoAck(limit)) };
+/// What was answered to a published message.
+type Reply = Result<Ack, Refusal>;
+
+/// Why a message was not stored.
+enum Refusal {
+    NoStream,
+    Refused(String),
+}
+
+impl Refusal {
+    fn on(self, route: &Route) -> PublishError {
+        match self {
+            Self::NoStream => PublishError::NoStream(route.subject().to_owned()),
+            Self::Refused(reason) => PublishError::Refused(reason),
+        }
+    }
+}
+
+fn read_reply(answer: &Message) -> Reply {
     if answer.status == Some(StatusCode::NO_RESPONDERS) {
-        return Err(PublishError::NoStream(route.subject().to_owned()));
+        return Err(Refusal::NoStream);
     }
-    match serde_json::from_slice::<PubAck>(&answer.payload) {
-        Ok(PubAck { error: Some(error), .. }) => {
-            Err(PublishError::Refused(format!("{} (error code {})", error.description, error.err_code)))
-        }
-        Ok(PubAck { seq, error: None }) => {
-            Ack::stored(seq).ok_or_else(|| PublishError::Refused("acknowledged without a sequence".to_owned()))
-        }
-        Err(error) => Err(PublishError::Refused(format!("an acknowledgement that can't be read: {error}"))),
-    }
+    let sequence = match serde_json::from_slice::<PubAck>(&answer.payload) {
+        Ok(PubAck { seq, error: None }) => Ok(seq),
+        Ok(PubAck { error: Some(error), .. }) => Err(format!("{} (error code {})", error.description, error.err_code)),
+        Err(error) => Err(format!("an acknowledgement that can't be read: {error}")),
+    };
+    let ack = sequence.and_then(|sequence| Ack::stored(sequence).ok_or("acknowledged without a sequence".to_owned()));
+    ack.map_err(Refusal::Refused)
 }
 
 /// Keeps an eye on connection and stream, and says how they are.

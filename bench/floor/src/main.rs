@@ -1,10 +1,12 @@
 //! The floor: what warp, hyper and tokio take to read a webhook, parse it and answer, with nothing behind it.
 //!
 //! The limits are of hookgate's kind (requests in flight, size, time to read), the ids of the records are
-//! collected and everything else is skipped; no store, no metrics, no log. `floor ADDRESS [THREADS]`, where 1
-//! is tokio's current-thread runtime and 0, the default, one worker thread a core, as hookgate has.
+//! collected and everything else is skipped; no store, no metrics, no log. `floor ADDRESS [THREADS]`, where 0, the
+//! default, is as many as there are cores; up to two are tokio's current-thread runtime, as in hookgate.
 
-use std::{borrow::Cow, convert::Infallible, net::SocketAddr, process::ExitCode, sync::Arc, time::Duration};
+use std::{
+    borrow::Cow, convert::Infallible, net::SocketAddr, num::NonZero, process::ExitCode, sync::Arc, time::Duration,
+};
 
 use bytes::{Buf, Bytes};
 use futures_util::{Stream, StreamExt};
@@ -116,13 +118,12 @@ fn main() -> ExitCode {
         eprintln!("usage: floor ADDRESS [THREADS]");
         return ExitCode::from(2);
     };
+    let threads = NonZero::new(threads).or_else(|| std::thread::available_parallelism().ok()).map_or(1, NonZero::get);
     let mut runtime = match threads {
-        1 => tokio::runtime::Builder::new_current_thread(),
+        1 | 2 => tokio::runtime::Builder::new_current_thread(),
         _ => tokio::runtime::Builder::new_multi_thread(),
     };
-    if threads > 1 {
-        runtime.worker_threads(threads);
-    }
+    runtime.worker_threads(threads);
     let ended = runtime.enable_all().build().and_then(|runtime| runtime.block_on(serve(address)));
     let Err(error) = ended;
     eprintln!("floor: serve on {address}: {error}");
