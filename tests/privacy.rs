@@ -163,7 +163,7 @@ async fn no_record_shows_anywhere_but_in_the_dead_letters() {
 async fn a_panic_over_a_record_is_503_and_shows_nothing_of_it() {
     let folder = tempfile::tempdir().expect("a temporary folder can be made");
     let (world, collector) = tokio::join!(World::start(), Collector::start());
-    let settings = settings(&folder, &collector);
+    let settings = settings(&folder, &collector).replace("max_body_bytes = 40000", "max_body_bytes = 400000");
     let mut gate = world.gate_armed(&settings, "panic@decode").await;
     gate.may_panic();
     // Read where it arrives, and by a thread of its own.

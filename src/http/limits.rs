@@ -9,7 +9,7 @@ use std::{
 };
 
 use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore},
+    sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError},
     time::{Instant, timeout_at},
 };
 
@@ -70,14 +70,20 @@ impl Limits {
         }
     }
 
-    /// Waits until no request is in flight, for at most `limit`; whether none is.
+    /// Waits until no request is in flight, for at most `limit`; whether none is. From then on none gets a place, not
+    /// even one that has waited for it.
     pub async fn idle(&self, limit: Duration) -> bool {
-        tokio::time::timeout(limit, self.in_flight.acquire_many(self.max_in_flight)).await.is_ok()
+        let all = tokio::time::timeout(limit, self.in_flight.acquire_many(self.max_in_flight)).await;
+        self.in_flight.close();
+        all.is_ok()
     }
 
     /// A place for a request that arrived at `at`, if one is free.
     pub(super) fn admit(&self, at: Instant) -> Result<Admitted, Refusal> {
-        let place = Arc::clone(&self.in_flight).try_acquire_owned().map_err(|_full| self.full())?;
+        let place = Arc::clone(&self.in_flight).try_acquire_owned().map_err(|none| match none {
+            TryAcquireError::NoPermits => self.full(),
+            TryAcquireError::Closed => Refusal::Draining,
+        })?;
         Ok(self.admitted(at, place))
     }
 
@@ -86,7 +92,8 @@ impl Limits {
     pub(super) async fn admit_soon(&self, at: Instant) -> Result<Admitted, Refusal> {
         match timeout_at(at + PATIENCE, Arc::clone(&self.in_flight).acquire_owned()).await {
             Ok(Ok(place)) => Ok(self.admitted(at, place)),
-            Ok(Err(_)) | Err(_) => Err(self.full()),
+            Ok(Err(_closed)) => Err(Refusal::Draining),
+            Err(_elapsed) => Err(self.full()),
         }
     }
 
