@@ -33,7 +33,7 @@ pub use self::{
 use self::{
     answer::{answer, last, refused},
     limits::Admitted,
-    reading::{Entrance, Understood, discard, read_body},
+    reading::{Entrance, Understood, discard, is_large, read_body},
     refusal::{Refusal, shed, status},
     request::{Arrived, Framing, Rejected},
 };
@@ -42,7 +42,7 @@ use crate::{
     dead_letters::DeadLetters,
     event::TokenSeed,
     metrics::Metrics,
-    pipeline::{Pipeline, Receipt},
+    pipeline::{Pipeline, Receipt, Unstoppable},
     route::{Route, RouteTable},
     shutdown::Phase,
     signature::Verifiers,
@@ -78,7 +78,6 @@ pub struct Webhooks {
 #[must_use]
 pub fn webhooks(work: Webhooks) -> impl Filter<Extract = (Response,), Error = Infallible> + Clone {
     let Webhooks { table, verifiers, pipeline, dead_letters, limits, phase, metrics, tracer } = work;
-    let deadline = limits.request_deadline;
     let closing = phase.clone();
     let refusals = tracer.clone();
     admit(find_route(table, metrics.clone(), tracer.clone()), limits.clone(), phase)
@@ -94,22 +93,11 @@ pub fn webhooks(work: Webhooks) -> impl Filter<Extract = (Response,), Error = In
                     entrance.announced()?;
                     let body = read_body(&limits, &mut admitted, framing.length, body).await?;
                     *body_bytes = Some(body.len());
-                    let Understood { admitted, body, batch } = entrance.understand(body, admitted, &limits).await?;
-                    let batch = batch.map_err(Refusal::Malformed).inspect_err(|refusal| {
-                        metrics.buried_body(status(refusal).1);
-                        dead_letters.bury(route, [(status(refusal).1, body.bytes().clone())]);
-                    })?;
-                    let rejected = batch.rejected().clone();
-                    // While the batch is on its way, the body is kept only for the items that will be buried. What it
-                    // took of the budget stays taken: for the events, which are not weighed.
-                    let body = (rejected.count() > 0).then_some(body);
                     let seed = *seed.insert(TokenSeed::now());
-                    let receipt = process(&pipeline, Arc::clone(route), batch, seed, admitted, deadline).await?;
-                    if let Some(body) = body {
-                        metrics.buried_items(&rejected);
-                        bury(&dead_letters, route, &rejected, body.bytes());
-                    }
-                    Ok(receipt)
+                    let aside = is_large(&body);
+                    let work = take_in(entrance, body, admitted, limits, seed, pipeline, dead_letters);
+                    // A body that is all here is worked on to its end, whether or not its sender waits for it.
+                    if aside { Unstoppable::new(work).await } else { work.await }
                 };
                 match outcome.await {
                     Ok(receipt) => {
@@ -126,6 +114,34 @@ pub fn webhooks(work: Webhooks) -> impl Filter<Extract = (Response,), Error = In
         })
         .unify()
         .map(move |response: Response| if *closing.borrow() == Phase::Serving { response } else { last(response) })
+}
+
+/// What is done with a body that is all here.
+async fn take_in(
+    entrance: Entrance,
+    body: Bytes,
+    admitted: Admitted,
+    limits: Limits,
+    seed: TokenSeed,
+    pipeline: Arc<Pipeline>,
+    dead_letters: DeadLetters,
+) -> Result<Receipt, Refusal> {
+    let (route, metrics) = (Arc::clone(&entrance.route), Arc::clone(&entrance.metrics));
+    let Understood { admitted, body, batch } = entrance.understand(body, admitted, &limits).await?;
+    let batch = batch.map_err(Refusal::Malformed).inspect_err(|refusal| {
+        metrics.buried_body(status(refusal).1);
+        dead_letters.bury(&route, [(status(refusal).1, body.bytes().clone())]);
+    })?;
+    let rejected = batch.rejected().clone();
+    // While the batch is on its way, the body is kept only for the items that will be buried. What it took of the
+    // budget stays taken: for the events, which are not weighed.
+    let body = (rejected.count() > 0).then_some(body);
+    let receipt = process(&pipeline, Arc::clone(&route), batch, seed, admitted, limits.request_deadline).await?;
+    if let Some(body) = body {
+        metrics.buried_items(&rejected);
+        bury(&dead_letters, &route, &rejected, body.bytes());
+    }
+    Ok(receipt)
 }
 
 /// The route of a path, for POST.

@@ -29,11 +29,12 @@ use crate::{
     traces::{Claimed as ClaimedSpan, Sent, Tracer},
 };
 
+use self::settlement::Claim;
+pub(crate) use self::unstoppable::Unstoppable;
 pub use self::{
     ports::{ClaimError, Claimed, PendingStore, Proposal, Publisher, State},
     settlement::Settlement,
 };
-use self::{settlement::Claim, unstoppable::Unstoppable};
 
 /// Ids of one request that are claimed, published and acknowledged together. A batch of EspoCRM has 50; a
 /// larger one goes through in steps of this size, so that no single script call holds up the store.

@@ -56,6 +56,28 @@ async fn right_after_sending() {
     assert_eq!(published(&world).await.len(), ids.len(), "the retry of all publishes what is missing");
 }
 
+/// A large body is read by a thread of its own, and its sender can be gone before that has come to its end.
+#[tokio::test]
+async fn while_a_large_body_is_read() {
+    let world = World::start().await;
+    let gate = world.gate("").await;
+    let body = format!(r#"[{{"id":"a","x":[{}1]}}]"#, "1,".repeat(6_000_000));
+    let mut connection = Connection::open(gate.address()).await.expect("hookgate listens");
+    connection.send(&post(PATH, body.as_bytes())).await.expect("hookgate reads");
+    eventually("all of it has arrived", async || {
+        let used = gate.probe("/v1/status").await.json()["limits"]["buffered_bytes"]["used"].as_u64()?;
+        (used >= body.len() as u64).then_some(())
+    })
+    .await;
+    drop(connection);
+    eventually("its id is claimed, and its event published", async || {
+        let claimed = world.redis.pending(PENDING).await;
+        let published = Box::pin(published(&world)).await;
+        (!claimed.is_empty() && published.into_keys().eq(claimed)).then_some(())
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn while_nats_hangs_for_a_moment() {
     let world = World::start().await;

@@ -10,7 +10,7 @@ use tokio::runtime::Handle;
 /// A future that, dropped before its end, goes on in a task of its own.
 ///
 /// Almost every request is waited for to its end, and costs no task.
-pub(super) struct Unstoppable<F>(Option<Pin<Box<F>>>)
+pub(crate) struct Unstoppable<F>(Option<Pin<Box<F>>>)
 where
     F: Future + Send + 'static,
     F::Output: Send;
@@ -20,7 +20,7 @@ where
     F: Future + Send + 'static,
     F::Output: Send,
 {
-    pub(super) fn new(work: F) -> Self {
+    pub(crate) fn new(work: F) -> Self {
         Self(Some(Box::pin(work)))
     }
 }
