@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # What is in hookgate: `scripts/audit.sh deny` checks licences, sources and crates (deny.toml, without a network once
-# the crates are here); without an argument also known vulnerabilities (needs the RustSec database from GitHub), a
-# binary that carries the list of its crates, and that list as CycloneDX. Tools go into target/tools, pinned; building
-# them takes minutes, once.
+# the crates are here); without an argument also known vulnerabilities (needs the RustSec database from GitHub, or a
+# mirror of it that git's `url.<mirror>.insteadOf` names), a binary that carries the list of its crates, and that list
+# as CycloneDX. Tools go into target/tools, pinned; building them takes minutes, once.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 exec </dev/null
@@ -26,18 +26,20 @@ done
 
 mkdir -p target/audit
 failed=0
-if ! cargo deny --locked --log-level error --config "$PWD/deny.toml" check advisories >target/audit/advisories.txt 2>&1; then
+for folder in . fuzz; do
+    if cargo deny --locked --manifest-path "$folder/Cargo.toml" --log-level error --config "$PWD/deny.toml" check advisories >target/audit/advisories.txt 2>&1; then
+        echo "ok      no known vulnerability in $folder/Cargo.lock"
+        continue
+    fi
+    failed=1
     if grep -qiE 'fetch|failed to (load|acquire|clone)|network|resolve' target/audit/advisories.txt &&
         ! grep -qE '^error\[(vulnerability|unsound|yanked|notice)' target/audit/advisories.txt; then
         echo "FAILED  advisories: the RustSec database could not be fetched, so nothing is known of vulnerabilities:"
     else
-        echo "FAILED  advisories:"
+        echo "FAILED  advisories of $folder/Cargo.lock:"
     fi
     sed 's/^/        /' target/audit/advisories.txt | head -n 60
-    failed=1
-else
-    echo "ok      no known vulnerability"
-fi
+done
 
 tool cargo-auditable 0.7.7 "builds a binary that carries the list of its crates"
 cargo auditable build --locked --release --target-dir target/audit/build

@@ -278,7 +278,7 @@ pub async fn open_publisher(
         Delivery::JetStream(stream) => {
             Arc::new(JetStream::open(servers, stream.clone(), routes, tasks).await.map_err(AppError::Nats)?)
         }
-        Delivery::Core => Arc::new(Core::open(servers, tasks).await.map_err(AppError::Nats)?),
+        Delivery::Core => Arc::new(Core::open(servers, routes, tasks).await.map_err(AppError::Nats)?),
     })
 }
 

@@ -84,7 +84,7 @@ impl Token {
     /// The span in which the event came to be: a hash of the token.
     #[must_use]
     pub fn span_id(self) -> u64 {
-        self.with_text(|token| span_id(token.as_bytes()))
+        self.with_bytes(span_id)
     }
 
     /// W3C trace context: trace id from the seed, and that span.
@@ -100,8 +100,20 @@ impl Token {
         text
     }
 
-    /// Hands on the token as text, without memory of its own: it is made several times for each event.
-    pub(crate) fn with_text<T>(self, then: impl FnOnce(&str) -> T) -> T {
+    /// The token as text.
+    #[must_use]
+    pub fn text(self) -> String {
+        let mut digits = itoa::Buffer::new();
+        let digits = digits.format(self.index);
+        let mut text = String::with_capacity(33 + digits.len());
+        text.push_str(self.seed.0.simple().encode_lower(&mut [0; 32]));
+        text.push('-');
+        text.push_str(digits);
+        text
+    }
+
+    /// Hands on the text of the token, without memory of its own: it is made several times for each event.
+    pub(crate) fn with_bytes<T>(self, then: impl FnOnce(&[u8]) -> T) -> T {
         // 32 hex digits, '-', and at most 20 digits.
         let mut buffer = [0; 53];
         let mut digits = itoa::Buffer::new();
@@ -110,13 +122,13 @@ impl Token {
         self.seed.0.simple().encode_lower(&mut buffer);
         buffer[32] = b'-';
         buffer[33..length].copy_from_slice(digits);
-        then(std::str::from_utf8(&buffer[..length]).expect("digits and '-' are ASCII"))
+        then(&buffer[..length])
     }
 }
 
 impl fmt::Display for Token {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.with_text(|token| out.write_str(token))
+        write!(out, "{}-{}", self.seed, self.index)
     }
 }
 
@@ -135,7 +147,7 @@ impl FromStr for Token {
                 let seed = TokenSeed(Uuid::try_parse(seed).ok()?);
                 Some(Self { seed, index: index.parse().ok()? })
             })
-            .filter(|token| token.seed.has_a_time() && token.with_text(|written| written == text))
+            .filter(|token| token.seed.has_a_time() && token.with_bytes(|written| written == text.as_bytes()))
             .ok_or_else(|| NotAToken(text.to_owned()))
     }
 }

@@ -279,7 +279,6 @@ impl Pipeline {
             return Ok(());
         }
         let mut made = Events::of(route);
-        let mut events: Vec<Event> = open.iter().map(|claim| made.event(claim.id, claim.token)).collect();
         let total = open.len();
         let unpublished = |unconfirmed, last| Failure::Unpublished { unconfirmed, total, last };
         let breaker = &self.breakers[route.name()];
@@ -294,12 +293,13 @@ impl Pipeline {
         loop {
             *attempts += 1;
             let limit = self.policy.ack_timeout.min(until.saturating_duration_since(Instant::now()));
-            let mut outcomes = self.publisher.publish(route, &events, limit).await.into_iter();
+            let events: Vec<Event> = open.iter().map(|claim| made.event(claim.id, claim.token)).collect();
+            let mut outcomes = self.publisher.publish(route, events, limit).await.into_iter();
             failpoint::hit("after_ack");
             let mut settled = Vec::with_capacity(open.len());
             let mut last = None;
             let mut again = Vec::new();
-            for (index, claim) in open.iter().enumerate() {
+            for claim in open {
                 // Whatever a publisher does not speak of is not acknowledged.
                 match outcomes.next().unwrap_or(Err(PublishError::NoAck(limit))) {
                     Ok(ack) => {
@@ -309,7 +309,7 @@ impl Pipeline {
                     }
                     Err(error) => {
                         last = Some(error);
-                        again.push(index);
+                        again.push(claim);
                     }
                 }
             }
@@ -321,8 +321,7 @@ impl Pipeline {
                 self.pending.settle(route, settled);
             }
             let Some(last) = last else { return Ok(()) };
-            open = again.iter().map(|index| open[*index]).collect();
-            events = again.iter().map(|index| events[*index].clone()).collect();
+            open = again;
             if Instant::now() + PUBLISH_PAUSE >= until {
                 if breaker.ran_out(began) {
                     warn!(route = %route, reason = %last, "nothing was acknowledged for a whole request: until something is, requests are refused soon, but for one probe at a time");

@@ -1,5 +1,6 @@
 //! The brokers' side of the pipeline: what an acknowledgement is, and why one is missing. Knows no Redis.
 
+mod address;
 mod connection;
 pub mod core;
 mod hearing;

@@ -6,9 +6,14 @@
 //! JetStream drops; so it may die at any instant. A lease keeps replicas from doing the same work at once,
 //! and nothing rests on it.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    hash::{BuildHasher, RandomState},
+    sync::Arc,
+    time::Duration,
+};
 
 use futures_util::future::BoxFuture;
+use hashbrown::HashMap;
 use tokio::{sync::watch, time::Instant};
 use tokio_util::task::TaskTracker;
 use tracing::{debug, error, info, warn};
@@ -108,14 +113,30 @@ pub struct Relay {
     holder: String,
 }
 
-/// What this replica knows of an entry.
+/// What this replica knows of an entry. There are as many as entries, so it is small.
 struct Seen {
-    token: String,
     since: Instant,
-    walk: u64,
     due: Instant,
-    backoff: Duration,
+    walk: u32,
+    /// Attempts that NATS refused.
+    refused: u8,
     poison: bool,
+}
+
+impl Seen {
+    /// Waits longer after every refusal.
+    fn back_off(&mut self) {
+        let pause = WALK_EVERY.saturating_mul(1_u32.checked_shl(self.refused.into()).unwrap_or(u32::MAX));
+        self.due = Instant::now() + pause.min(MAX_BACKOFF);
+        self.refused = self.refused.saturating_add(1);
+    }
+}
+
+/// An entry that is to be published now.
+struct Due {
+    name: u64,
+    id: String,
+    token: Token,
 }
 
 /// Why a walk ended before the end of the outbox.
@@ -249,7 +270,7 @@ impl Relay {
     async fn publish(
         &self,
         route: &Route,
-        due: Vec<(String, Token)>,
+        due: Vec<Due>,
         tracked: &mut Tracked,
         metrics: &RelayMetrics,
         walked: &mut Walked,
@@ -263,25 +284,25 @@ impl Relay {
         }
         let mut events = Events::of(route);
         let events: Vec<Event> =
-            due.iter().filter_map(|(id, token)| Some(events.event(EntityId::parse(id)?, *token))).collect();
+            due.iter().filter_map(|Due { id, token, .. }| Some(events.event(EntityId::parse(id)?, *token))).collect();
         failpoint::hit("relay_before_publish");
         let began = self.tracer.begin();
-        let outcomes = self.publisher.publish(route, &events, self.ack_timeout).await;
+        let outcomes = self.publisher.publish(route, events, self.ack_timeout).await;
         failpoint::hit("relay_after_publish");
         if began.is_some() {
-            let tokens = events.iter().map(|event| event.token).collect();
+            let tokens = due.iter().map(|due| due.token).collect();
             let problem = outcomes.iter().find_map(|outcome| outcome.as_ref().err()).map(ToString::to_string);
             self.tracer.sent(began, Sent { request: None, route, tokens, attempts: 1, problem });
         }
         let mut settlements = Vec::new();
         let mut trouble = None;
-        for ((id, token), outcome) in due.into_iter().zip(outcomes) {
+        for (Due { name, id, token }, outcome) in due.into_iter().zip(outcomes) {
             match outcome {
                 Ok(ack) => settlements.push(Settlement::acknowledged(id, token, ack)),
                 Err(error) => {
                     walked.failed += 1;
                     if !matches!(error, PublishError::Unavailable(_)) {
-                        tracked.back_off(&id);
+                        tracked.back_off(name);
                     }
                     if !matches!(error, PublishError::Refused(_)) {
                         trouble = Some(error);
@@ -302,41 +323,38 @@ impl Relay {
 /// What this replica knows of the entries of an outbox.
 struct Tracked {
     after: Duration,
-    walk: u64,
-    seen: HashMap<String, Seen>,
+    walk: u32,
+    /// By [`Tracked::name`].
+    seen: HashMap<u64, Seen>,
+    hasher: RandomState,
 }
 
 impl Tracked {
     fn new(after: Duration) -> Self {
-        Self { after, walk: 0, seen: HashMap::new() }
+        Self { after, walk: 0, seen: HashMap::new(), hasher: RandomState::new() }
+    }
+
+    /// Stands for an entry: an id that was released and claimed anew is another one. Two that share a name, which
+    /// nobody can bring about without the keys of the hash, would take turns.
+    fn name(&self, id: &str, token: &str) -> u64 {
+        self.hasher.hash_one((id, token))
     }
 
     /// The entries of a page that have been there for long enough.
-    fn due(&mut self, route: &Route, entries: Vec<Entry>, walked: &mut Walked) -> Vec<(String, Token)> {
+    fn due(&mut self, route: &Route, entries: Vec<Entry>, walked: &mut Walked) -> Vec<Due> {
         let now = Instant::now();
         let mut due = Vec::new();
         for Entry { id, token } in entries {
-            let parsed = token.parse::<Token>().ok().filter(|_| EntityId::parse(&id).is_some());
-            if !self.seen.contains_key(&id) && self.seen.len() >= MAX_TRACKED {
+            let name = self.name(&id, &token);
+            if !self.seen.contains_key(&name) && self.seen.len() >= MAX_TRACKED {
                 continue;
             }
-            let fresh = || Seen {
-                token: token.clone(),
-                since: now,
-                walk: 0,
-                due: now + self.after,
-                backoff: WALK_EVERY,
-                poison: false,
-            };
-            let seen = self.seen.entry(id.clone()).or_insert_with(fresh);
-            if seen.token != token {
-                // Released and claimed anew: another entry.
-                *seen = fresh();
-            }
+            let fresh = || Seen { since: now, due: now + self.after, walk: 0, refused: 0, poison: false };
+            let seen = self.seen.entry(name).or_insert_with(fresh);
             let again = seen.walk == self.walk;
             seen.walk = self.walk;
-            match parsed {
-                Some(token) if seen.due <= now && !again => due.push((id, token)),
+            match token.parse::<Token>().ok().filter(|_| EntityId::parse(&id).is_some()) {
+                Some(token) if seen.due <= now && !again => due.push(Due { name, id, token }),
                 Some(_) => {}
                 None => {
                     walked.poison += 1;
@@ -351,10 +369,9 @@ impl Tracked {
         due
     }
 
-    fn back_off(&mut self, id: &str) {
-        if let Some(seen) = self.seen.get_mut(id) {
-            seen.due = Instant::now() + seen.backoff;
-            seen.backoff = (seen.backoff * 2).min(MAX_BACKOFF);
+    fn back_off(&mut self, name: u64) {
+        if let Some(seen) = self.seen.get_mut(&name) {
+            seen.back_off();
         }
     }
 

@@ -63,7 +63,7 @@ impl Publisher for Down {
     fn publish<'a>(
         &'a self,
         _route: &'a Route,
-        events: &'a [Event],
+        events: Vec<Event>,
         _limit: Duration,
     ) -> BoxFuture<'a, Vec<Result<Ack, PublishError>>> {
         let outcomes = events.iter().map(|_| Err(PublishError::Unavailable("down".to_owned()))).collect();

@@ -6,6 +6,7 @@ use std::{
     borrow::Cow,
     fmt,
     hash::{BuildHasher, RandomState},
+    marker::PhantomData,
 };
 
 use hashbrown::HashTable;
@@ -16,6 +17,8 @@ use super::{Batch, BatchError, MAX_REJECTED_PLACES, Reason, check_id, slice};
 
 /// Room that the first one of a list takes.
 const MIN_ROOM: usize = 16;
+/// Room of the first table: for the ids of a body as `EspoCRM` sends it, at most 50.
+const MIN_TABLE: usize = 56;
 /// Most bytes of a table that belong to no place in it.
 const TABLE_END: usize = 64;
 
@@ -118,7 +121,7 @@ impl<'a, E, R: FnMut(usize) -> Result<(), E>> Reader<'a, R> {
         let first = self.peek();
         let start = self.at;
         let id = if first == Some(b'{') {
-            self.value::<Record<'a>>()?.id()
+            self.record()?.id()
         } else {
             self.value::<IgnoredAny>()?;
             Err(Reason::NotAnObject)
@@ -134,6 +137,17 @@ impl<'a, E, R: FnMut(usize) -> Result<(), E>> Reader<'a, R> {
                 Ok(())
             }
         }
+    }
+
+    /// Reads an object. Names are read as text, for that is cheaper; one that is none (half of a surrogate pair) is
+    /// somebody else's and not an error, so that the object is read once more, with its names as they stand there.
+    fn record(&mut self) -> Result<Record<'a>, BatchError> {
+        let mut values = serde_json::Deserializer::from_str(&self.text[self.at..]).into_iter::<Plain<'a>>();
+        if let Some(Ok(Plain(record))) = values.next() {
+            self.at += values.byte_offset();
+            return Ok(record);
+        }
+        self.value::<Record<'a>>()
     }
 
     /// Reads one value and moves behind it.
@@ -166,14 +180,24 @@ impl<'a, E, R: FnMut(usize) -> Result<(), E>> Reader<'a, R> {
 
     /// Keeps an id unless the batch holds it already.
     fn add(&mut self, id: &str) -> Result<(), Stop<E>> {
+        // Most bodies have one id, which needs no table.
+        if self.batch.is_empty() {
+            return self.append(id);
+        }
+        if self.seen.len() == self.seen.capacity() {
+            self.grow_seen()?;
+        }
         let hash = self.hasher.hash_one(id);
         let Batch { text, ends, .. } = &self.batch;
         if self.seen.find(hash, |&index| slice(text, ends, index as usize) == id).is_some() {
             return Ok(());
         }
-        if self.seen.len() == self.seen.capacity() {
-            self.grow_seen()?;
-        }
+        let index = u32::try_from(ends.len()).expect("a body has fewer ids than bytes, and less than 4 GiB");
+        self.seen.insert_unique(hash, index, |_index| unreachable!("there is room"));
+        self.append(id)
+    }
+
+    fn append(&mut self, id: &str) -> Result<(), Stop<E>> {
         let Batch { text, ends, .. } = &mut self.batch;
         if text.capacity() - text.len() < id.len() {
             // All ids together are shorter than the body.
@@ -182,8 +206,6 @@ impl<'a, E, R: FnMut(usize) -> Result<(), E>> Reader<'a, R> {
             text.reserve_exact(room - text.len());
         }
         make_room(&mut self.reserve, ends, usize::MAX)?;
-        let index = u32::try_from(ends.len()).expect("a body has fewer ids than bytes, and less than 4 GiB");
-        self.seen.insert_unique(hash, index, |_index| unreachable!("there is room"));
         text.push_str(id);
         ends.push(u32::try_from(text.len()).expect("ids take fewer bytes than the body, and less than 4 GiB"));
         Ok(())
@@ -191,7 +213,7 @@ impl<'a, E, R: FnMut(usize) -> Result<(), E>> Reader<'a, R> {
 
     /// Makes the table twice as large. The old one goes first: everything that it holds is in the batch.
     fn grow_seen(&mut self) -> Result<(), Stop<E>> {
-        let room = (2 * self.seen.capacity()).max(MIN_ROOM);
+        let room = (2 * self.seen.capacity()).max(MIN_TABLE);
         let bytes = (8 * room).div_ceil(7).next_power_of_two() * (size_of::<u32>() + 1) + TABLE_END;
         (self.reserve)(bytes.saturating_sub(self.seen.allocation_size())).map_err(Stop::Budget)?;
         self.seen = HashTable::new();
@@ -255,13 +277,27 @@ impl<'a> Record<'a> {
 
 impl<'de> Deserialize<'de> for Record<'de> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_map(RecordVisitor)
+        deserializer.deserialize_map(RecordVisitor(PhantomData::<RawName>))
     }
 }
 
-struct RecordVisitor;
+/// An object whose names are text.
+struct Plain<'a>(Record<'a>);
 
-impl<'de> Visitor<'de> for RecordVisitor {
+impl<'de> Deserialize<'de> for Plain<'de> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(RecordVisitor(PhantomData::<PlainName>)).map(Plain)
+    }
+}
+
+/// The name of a member: whether it is `id`.
+trait Name<'de>: Deserialize<'de> {
+    fn is_id(&self) -> bool;
+}
+
+struct RecordVisitor<N>(PhantomData<N>);
+
+impl<'de, N: Name<'de>> Visitor<'de> for RecordVisitor<N> {
     type Value = Record<'de>;
 
     fn expecting(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -270,9 +306,8 @@ impl<'de> Visitor<'de> for RecordVisitor {
 
     fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<Self::Value, A::Error> {
         let mut record = Record::default();
-        // Raw keys: a key that is no valid text (a lone surrogate) is somebody else's, not an error.
-        while let Some(key) = members.next_key::<&RawValue>()? {
-            if is_id(key.get()) {
+        while let Some(name) = members.next_key::<N>()? {
+            if name.is_id() {
                 record.id = Some(members.next_value()?);
                 record.id_members += 1;
             } else {
@@ -283,11 +318,44 @@ impl<'de> Visitor<'de> for RecordVisitor {
     }
 }
 
-/// Whether a key, in quotes and perhaps with escapes, is `id`.
-fn is_id(raw: &str) -> bool {
-    raw == "\"id\""
-        || (memchr::memchr(b'\\', raw.as_bytes()).is_some()
-            && serde_json::from_str::<Cow<'_, str>>(raw).is_ok_and(|key| key == "id"))
+/// A name as text.
+struct PlainName(bool);
+
+impl Name<'_> for PlainName {
+    fn is_id(&self) -> bool {
+        self.0
+    }
+}
+
+impl<'de> Deserialize<'de> for PlainName {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_str(PlainName(false))
+    }
+}
+
+impl Visitor<'_> for PlainName {
+    type Value = Self;
+
+    fn expecting(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str("a name")
+    }
+
+    fn visit_str<E>(self, name: &str) -> Result<Self, E> {
+        Ok(Self(name == "id"))
+    }
+}
+
+/// A name as it stands in the body, in quotes and perhaps with escapes.
+#[derive(serde::Deserialize)]
+#[serde(transparent)]
+struct RawName<'a>(#[serde(borrow)] &'a RawValue);
+
+impl<'de> Name<'de> for RawName<'de> {
+    fn is_id(&self) -> bool {
+        let raw = self.0.get();
+        raw == "\"id\""
+            || (raw.contains('\\') && serde_json::from_str::<Cow<'_, str>>(raw).is_ok_and(|name| name == "id"))
+    }
 }
 
 /// Takes an id from the JSON text of its value.

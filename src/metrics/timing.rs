@@ -89,7 +89,7 @@ impl Publisher for TimedPublisher {
     fn publish<'a>(
         &'a self,
         route: &'a Route,
-        events: &'a [Event],
+        events: Vec<Event>,
         limit: Duration,
     ) -> BoxFuture<'a, Vec<Result<Ack, PublishError>>> {
         let began = Instant::now();

@@ -92,7 +92,7 @@ pub(super) fn settle(call: &mut Cmd, route: &Route, settlements: &[Settlement]) 
     call.arg(1).arg(route.outbox_key());
     for settlement in settlements {
         call.arg(settlement.id());
-        settlement.token().with_text(|token| {
+        settlement.token().with_bytes(|token| {
             call.arg(token);
         });
     }

@@ -105,7 +105,7 @@ pub trait Publisher: Send + Sync {
     fn publish<'a>(
         &'a self,
         route: &'a Route,
-        events: &'a [Event],
+        events: Vec<Event>,
         limit: Duration,
     ) -> BoxFuture<'a, Vec<Result<Ack, PublishError>>>;
 

@@ -98,14 +98,14 @@ impl Connection {
         Ok(this)
     }
 
-    /// What a denial would name in these words has just been allowed: the server takes a permission away and
-    /// gives it back without a word, and without ending the connection.
-    pub(super) fn granted(&self, named: &str) {
+    /// What `this` denial would be of has just been allowed: the server takes a permission away and gives it back
+    /// without a word, and without ending the connection.
+    pub(super) fn granted(&self, this: impl Fn(&str) -> bool) {
         if self.status.borrow().denied.is_none() {
             return;
         }
         self.change.send_if_modified(|now| {
-            let before = now.denied.take_if(|text| text.contains(named));
+            let before = now.denied.take_if(|denial| this(denial));
             before.is_some_and(|reason| {
                 info!(%reason, "NATS has granted the permission");
                 true

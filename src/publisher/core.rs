@@ -3,7 +3,6 @@
 
 use std::time::Duration;
 
-use async_nats::Subject;
 use futures_util::{FutureExt, future::BoxFuture};
 use tokio::{
     sync::watch,
@@ -13,16 +12,16 @@ use tokio_util::task::TaskTracker;
 
 use super::{
     Ack, PublishError,
+    address::Addresses,
     connection::{self, Connection},
     inbox::Inbox,
-    jetstream::headers,
     servers::Servers,
 };
 use crate::{
     event::Event,
     pipeline::Publisher,
     readiness::{Contact, Reporter},
-    route::Route,
+    route::{Route, RouteTable},
 };
 
 /// Publishes to whoever listens.
@@ -30,6 +29,7 @@ pub struct Core {
     connection: Connection,
     /// Nothing is said in it: that it comes is enough.
     inbox: Inbox<()>,
+    addresses: Addresses,
     report: Reporter,
 }
 
@@ -38,25 +38,25 @@ impl Core {
     ///
     /// # Errors
     /// If the client can't be set up at all.
-    pub async fn open(servers: &Servers, tasks: &TaskTracker) -> Result<Self, async_nats::Error> {
+    pub async fn open(servers: &Servers, routes: &RouteTable, tasks: &TaskTracker) -> Result<Self, async_nats::Error> {
         let connection = Connection::open(servers, tasks).await?;
         let inbox = Inbox::open(&connection.client, tasks, |_round| ()).await?;
         let report = Reporter::new("nats");
         tasks.spawn(follow(connection.status.clone(), report.clone(), servers.names()));
-        Ok(Self { connection, inbox, report })
+        Ok(Self { connection, inbox, addresses: Addresses::of_all(routes), report })
     }
 
-    async fn publish(&self, route: &Route, events: &[Event], limit: Duration) -> Result<(), PublishError> {
+    async fn publish(&self, route: &Route, events: Vec<Event>, limit: Duration) -> Result<(), PublishError> {
         let until = Instant::now() + limit;
         let before = self.connection.status.borrow().clone();
         if let Some(problem) = before.contact.problem().or(before.deaf.as_deref()) {
             return Err(PublishError::Unavailable(problem.to_owned()));
         }
         let client = &self.connection.client;
-        let subject = Subject::from(route.subject());
+        let address = self.addresses.of(route);
         let send = async {
-            for event in events {
-                client.publish_with_headers(subject.clone(), headers(route, event), event.payload.clone()).await?;
+            for Event { token, payload } in events {
+                client.publish_with_headers(address.subject.clone(), address.headers(token), payload).await?;
             }
             Ok::<_, async_nats::PublishError>(())
         };
@@ -66,13 +66,14 @@ impl Core {
             .map_err(|error| PublishError::Refused(error.to_string()))?;
         // Twice: a permission error comes before the first answer, but through another queue of the client.
         for _ in 0..2 {
-            let round = self.inbox.expect(1);
+            let mut round = self.inbox.expect(1);
             client
                 .publish(round.reply_subject(0), bytes::Bytes::new())
                 .await
                 .map_err(|error| PublishError::Refused(error.to_string()))?;
             let lost = self.connection.lost(before.epoch);
-            let answered = matches!(round.answers(until, lost).await.as_slice(), [Some(())]);
+            let _in_time = timeout_at(until, round.complete(lost)).await;
+            let answered = matches!(round.answers().as_slice(), [Some(())]);
             self.connection.heard(before.epoch, answered);
             if !answered {
                 return Err(PublishError::NoAck(limit));
@@ -93,12 +94,13 @@ impl Publisher for Core {
     fn publish<'a>(
         &'a self,
         route: &'a Route,
-        events: &'a [Event],
+        events: Vec<Event>,
         limit: Duration,
     ) -> BoxFuture<'a, Vec<Result<Ack, PublishError>>> {
         async move {
+            let count = events.len();
             let outcome = self.publish(route, events, limit).await;
-            events.iter().map(|_| outcome.clone().map(|()| Ack::passed())).collect()
+            (0..count).map(|_| outcome.clone().map(|()| Ack::passed())).collect()
         }
         .boxed()
     }

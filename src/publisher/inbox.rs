@@ -2,17 +2,15 @@
 //!
 //! An answer is read as it comes, and what it says is kept in place of it: a message holds the buffer that it came in.
 
-use std::{
-    collections::HashMap,
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
-    },
+use std::sync::{
+    Arc, Mutex, MutexGuard, PoisonError,
+    atomic::{AtomicU64, Ordering},
 };
 
 use async_nats::{Client, Message, SubscribeError, Subscriber};
 use futures_util::StreamExt;
-use tokio::{sync::oneshot, time::Instant};
+use hashbrown::HashMap;
+use tokio::sync::oneshot;
 use tokio_util::task::TaskTracker;
 
 /// The subscription, and who waits for what.
@@ -52,15 +50,13 @@ impl<T: Send + 'static> Inbox<T> {
         let answers = (0..messages).map(|_| None).collect();
         let batch = Batch { answers, missing: messages, complete: Some(complete) };
         lock(&self.waiting).insert(number, batch);
-        Expected { inbox: self, prefix: format!("{}.{number}.", self.prefix), number, all_here }
+        Expected { inbox: self, number, all_here }
     }
 }
 
 /// The room for the answers to a batch, given up when this is dropped.
 pub(super) struct Expected<'a, T> {
     inbox: &'a Inbox<T>,
-    /// Of the subjects of the answers.
-    prefix: String,
     number: u64,
     all_here: oneshot::Receiver<()>,
 }
@@ -68,22 +64,26 @@ pub(super) struct Expected<'a, T> {
 impl<T> Expected<'_, T> {
     /// The subject that the answer to a message has to go to.
     pub(super) fn reply_subject(&self, index: usize) -> String {
-        let mut digits = itoa::Buffer::new();
-        let digits = digits.format(index);
-        let mut subject = String::with_capacity(self.prefix.len() + digits.len());
-        subject.push_str(&self.prefix);
-        subject.push_str(digits);
+        let (mut number, mut place) = (itoa::Buffer::new(), itoa::Buffer::new());
+        let (number, place) = (number.format(self.number), place.format(index));
+        let prefix = self.inbox.prefix.as_str();
+        let mut subject = String::with_capacity(prefix.len() + number.len() + place.len() + 2);
+        for part in [prefix, ".", number, ".", place] {
+            subject.push_str(part);
+        }
         subject
     }
 
-    /// Waits until all answers are here, the time is over, or `lost` says that none will come any more;
-    /// then gives what is here.
-    pub(super) async fn answers(mut self, until: Instant, lost: impl Future<Output = ()>) -> Vec<Option<T>> {
+    /// Waits until all answers are here, or `lost` says that none will come any more.
+    pub(super) async fn complete(&mut self, lost: impl Future<Output = ()>) {
         tokio::select! {
             _complete = &mut self.all_here => {}
-            () = tokio::time::sleep_until(until) => {}
             () = lost => {}
         }
+    }
+
+    /// The answers that are here.
+    pub(super) fn answers(self) -> Vec<Option<T>> {
         lock(&self.inbox.waiting).remove(&self.number).map(|batch| batch.answers).unwrap_or_default()
     }
 }
@@ -98,7 +98,8 @@ impl<T> Drop for Expected<'_, T> {
 async fn collect<T>(mut answers: Subscriber, read: fn(&Message) -> T, prefix: usize, waiting: Arc<Mutex<Waiting<T>>>) {
     while let Some(answer) = answers.next().await {
         let place = answer.subject.get(prefix..).and_then(|tail| tail.split_once('.'));
-        let Some((Ok(number), Ok(index))) = place.map(|(number, index)| (number.parse(), index.parse::<usize>()))
+        let Some((Ok(number), Ok(index))) =
+            place.map(|(number, index)| (number.parse::<u64>(), index.parse::<usize>()))
         else {
             continue;
         };

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use async_nats::{HeaderMap, HeaderName, Message, StatusCode, Subject, header::NATS_MESSAGE_ID, jetstream};
+use async_nats::{Message, StatusCode, jetstream};
 use futures_util::{FutureExt, future::BoxFuture};
 use serde::Deserialize;
 use tokio::{
@@ -19,6 +19,7 @@ use tokio_util::task::TaskTracker;
 
 use super::{
     Ack, PublishError,
+    address::Addresses,
     connection::{self, Connection},
     inbox::Inbox,
     servers::Servers,
@@ -39,13 +40,11 @@ const RETRY_PAUSE: Duration = Duration::from_secs(1);
 /// Limit of one request to the JetStream API.
 const API_TIMEOUT: Duration = Duration::from_secs(2);
 
-const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
-const ROUTE: HeaderName = HeaderName::from_static("Hookgate-Route");
-
 /// Publishes with acknowledgement.
 pub struct JetStream {
     connection: Connection,
     inbox: Inbox<Reply>,
+    addresses: Addresses,
     report: Reporter,
     usable: Arc<AtomicBool>,
     look_again: Arc<Notify>,
@@ -66,6 +65,7 @@ impl JetStream {
         let inbox = Inbox::open(&connection.client, tasks, read_reply).await?;
         let this = Self {
             inbox,
+            addresses: Addresses::of_all(routes),
             connection,
             report: Reporter::new("nats"),
             usable: Arc::default(),
@@ -85,9 +85,10 @@ impl JetStream {
         Ok(this)
     }
 
-    async fn publish(&self, route: &Route, events: &[Event], limit: Duration) -> Vec<Result<Ack, PublishError>> {
+    async fn publish(&self, route: &Route, events: Vec<Event>, limit: Duration) -> Vec<Result<Ack, PublishError>> {
         let until = Instant::now() + limit;
-        let all = |error: PublishError| events.iter().map(|_| Err(error.clone())).collect();
+        let count = events.len();
+        let all = |error: PublishError| (0..count).map(|_| Err(error.clone())).collect();
         let status = self.connection.status.borrow().clone();
         if let Some(problem) = status.contact.problem().or(status.deaf.as_deref()) {
             return all(PublishError::Unavailable(problem.to_owned()));
@@ -97,24 +98,27 @@ impl JetStream {
             let problem = contact.borrow().problem().unwrap_or("starting").to_owned();
             return all(PublishError::Unavailable(problem));
         }
-        let expected = self.inbox.expect(events.len());
-        let subject = Subject::from(route.subject());
-        let send = async {
-            for (index, event) in events.iter().enumerate() {
-                let headers = headers(route, event);
+        let mut expected = self.inbox.expect(count);
+        let mut is_sent = false;
+        let exchange = async {
+            let address = self.addresses.of(route);
+            for (index, Event { token, payload }) in events.into_iter().enumerate() {
+                let (subject, headers) = (address.subject.clone(), address.headers(token));
                 let reply = expected.reply_subject(index);
-                let payload = event.payload.clone();
-                self.connection.client.publish_with_reply_and_headers(subject.clone(), reply, headers, payload).await?;
+                self.connection.client.publish_with_reply_and_headers(subject, reply, headers, payload).await?;
             }
+            failpoint::hit("after_publish");
+            is_sent = true;
+            expected.complete(self.connection.lost(status.epoch)).await;
             Ok::<_, async_nats::PublishError>(())
         };
-        match timeout_at(until, send).await {
+        match timeout_at(until, exchange).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => return all(PublishError::Refused(error.to_string())),
+            Err(_elapsed) if is_sent => {}
             Err(_elapsed) => return all(PublishError::NoAck(limit)),
         }
-        failpoint::hit("after_publish");
-        let answers = expected.answers(until, self.connection.lost(status.epoch)).await;
+        let answers = expected.answers();
         self.connection.heard(status.epoch, answers.iter().any(Option::is_some));
         let outcomes: Vec<_> = answers
             .into_iter()
@@ -127,7 +131,7 @@ impl JetStream {
             self.look_again.notify_one();
         }
         if outcomes.iter().any(Result::is_ok) {
-            self.connection.granted(&format!("\"{}\"", route.subject()));
+            self.connection.granted(|denial| denial.contains(&format!("\"{}\"", route.subject())));
         }
         outcomes
     }
@@ -137,7 +141,7 @@ impl Publisher for JetStream {
     fn publish<'a>(
         &'a self,
         route: &'a Route,
-        events: &'a [Event],
+        events: Vec<Event>,
         limit: Duration,
     ) -> BoxFuture<'a, Vec<Result<Ack, PublishError>>> {
         self.publish(route, events, limit).boxed()
@@ -155,15 +159,6 @@ impl Publisher for JetStream {
 /// The JetStream API over a connection.
 pub(super) fn context(client: async_nats::Client) -> jetstream::Context {
     jetstream::context::ContextBuilder::new().timeout(API_TIMEOUT).build(client)
-}
-
-/// The headers of an event. Nothing a sender wrote enters them.
-pub(super) fn headers(route: &Route, event: &Event) -> HeaderMap {
-    let mut headers = HeaderMap::new();
-    headers.insert(NATS_MESSAGE_ID, event.token.to_string());
-    headers.insert(TRACEPARENT, event.token.traceparent());
-    headers.insert(ROUTE, route.name());
-    headers
 }
 
 /// What a stream answers to a published message.
@@ -270,7 +265,7 @@ impl Keeper {
         }
         let found = stream::ensure(&self.context, &self.stream, &self.routes, warned).await;
         if found.is_ok() {
-            self.connection.granted("\"$JS.API.");
+            self.connection.granted(|denial| denial.contains("\"$JS.API."));
         }
         let denial = self.connection.status.borrow().denial().map(str::to_owned);
         match (found, denial) {

@@ -5,12 +5,10 @@
 
 use std::{
     cell::Cell,
-    fmt,
-    io::{self, Write as _},
+    fmt::{self, Write as _},
     time::{Duration, SystemTime},
 };
 
-use serde::Serialize;
 use tracing::{
     Event, Subscriber,
     field::{Field, Visit},
@@ -39,31 +37,32 @@ where
     S: Subscriber + for<'a> LookupSpan<'a>,
     N: for<'a> FormatFields<'a> + 'static,
 {
-    fn format_event(&self, _: &FmtContext<'_, S, N>, mut line: Writer<'_>, event: &Event<'_>) -> fmt::Result {
-        let mut bytes = Vec::with_capacity(ROOM);
-        write_line(&mut bytes, event).map_err(|_error| fmt::Error)?;
-        line.write_str(std::str::from_utf8(&bytes).map_err(|_error| fmt::Error)?)
+    fn format_event(&self, _: &FmtContext<'_, S, N>, mut out: Writer<'_>, event: &Event<'_>) -> fmt::Result {
+        let mut line = String::with_capacity(ROOM);
+        write_line(&mut line, event)?;
+        out.write_str(&line)
     }
 }
 
-fn write_line(line: &mut Vec<u8>, event: &Event<'_>) -> io::Result<()> {
+fn write_line(line: &mut String, event: &Event<'_>) -> fmt::Result {
     let metadata = event.metadata();
-    line.write_all(b"{\"timestamp\":\"")?;
+    line.push_str("{\"timestamp\":\"");
     write_time(line, SystemTime::now())?;
-    line.write_all(b"\",\"level\":\"")?;
-    line.write_all(metadata.level().as_str().as_bytes())?;
-    line.write_all(b"\"")?;
+    line.push_str("\",\"level\":\"");
+    line.push_str(metadata.level().as_str());
+    line.push('"');
     let mut fields = Fields { line, written: Ok(()) };
     event.record(&mut fields);
     let Fields { line, written } = fields;
     written?;
-    line.write_all(b",\"target\":")?;
-    serde_json::to_writer(&mut *line, metadata.target())?;
-    line.write_all(b"}\n")
+    line.push_str(",\"target\":");
+    write_text(line, metadata.target())?;
+    line.push_str("}\n");
+    Ok(())
 }
 
 /// RFC 3339, UTC, with microseconds.
-fn write_time(line: &mut Vec<u8>, time: SystemTime) -> io::Result<()> {
+fn write_time(line: &mut String, time: SystemTime) -> fmt::Result {
     let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     let (mut second, mut text) = SECOND.get();
     if second != since.as_secs() {
@@ -72,18 +71,18 @@ fn write_time(line: &mut Vec<u8>, time: SystemTime) -> io::Result<()> {
         text.copy_from_slice(&whole.as_bytes()[..size_of::<Second>()]);
         SECOND.set((second, text));
     }
-    line.write_all(&text)?;
+    line.push_str(std::str::from_utf8(&text).map_err(|_error| fmt::Error)?);
     write!(line, ".{:06}Z", since.subsec_micros())
 }
 
 /// Writes the fields of an event behind what stands there.
 struct Fields<'a> {
-    line: &'a mut Vec<u8>,
-    written: io::Result<()>,
+    line: &'a mut String,
+    written: fmt::Result,
 }
 
 impl Fields<'_> {
-    fn field(&mut self, field: &Field, value: &(impl Serialize + ?Sized)) {
+    fn field(&mut self, field: &Field, value: impl FnOnce(&mut String) -> fmt::Result) {
         if self.written.is_ok() {
             self.written = write_field(self.line, field.name(), value);
         }
@@ -92,48 +91,84 @@ impl Fields<'_> {
 
 impl Visit for Fields<'_> {
     fn record_f64(&mut self, field: &Field, value: f64) {
-        self.field(field, &value);
+        // JSON knows no infinity.
+        self.field(field, |line| line.write_str(&serde_json::to_string(&value).map_err(|_error| fmt::Error)?));
     }
 
     fn record_i64(&mut self, field: &Field, value: i64) {
-        self.field(field, &value);
+        self.field(field, |line| line.write_str(itoa::Buffer::new().format(value)));
     }
 
     fn record_u64(&mut self, field: &Field, value: u64) {
-        self.field(field, &value);
+        self.field(field, |line| line.write_str(itoa::Buffer::new().format(value)));
     }
 
     fn record_bool(&mut self, field: &Field, value: bool) {
-        self.field(field, &value);
+        self.field(field, |line| line.write_str(if value { "true" } else { "false" }));
     }
 
     fn record_str(&mut self, field: &Field, value: &str) {
-        self.field(field, value);
+        self.field(field, |line| write_text(line, value));
     }
 
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
-        self.field(field, &format_args!("{value:?}"));
+        self.field(field, |line| {
+            line.push('"');
+            write!(Escaped(line), "{value:?}")?;
+            line.push('"');
+            Ok(())
+        });
     }
 }
 
-fn write_field(line: &mut Vec<u8>, name: &str, value: &(impl Serialize + ?Sized)) -> io::Result<()> {
-    line.push(b',');
+fn write_field(line: &mut String, name: &str, value: impl FnOnce(&mut String) -> fmt::Result) -> fmt::Result {
+    line.push(',');
     // As the macros have it: `r#type` is named so because the language has that word too.
-    serde_json::to_writer(&mut *line, name.strip_prefix("r#").unwrap_or(name))?;
-    line.push(b':');
-    Ok(serde_json::to_writer(line, value)?)
+    write_text(line, name.strip_prefix("r#").unwrap_or(name))?;
+    line.push(':');
+    value(line)
+}
+
+fn write_text(line: &mut String, text: &str) -> fmt::Result {
+    line.push('"');
+    Escaped(line).write_str(text)?;
+    line.push('"');
+    Ok(())
+}
+
+/// The inside of a JSON string.
+struct Escaped<'a>(&'a mut String);
+
+impl fmt::Write for Escaped<'_> {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        // All bytes in any case: that is faster than to stop at the first.
+        let is_plain = text.bytes().filter(|byte| matches!(byte, 0..b' ' | b'"' | b'\\')).count() == 0;
+        if is_plain {
+            self.0.push_str(text);
+            return Ok(());
+        }
+        let quoted = serde_json::to_string(text).map_err(|_error| fmt::Error)?;
+        self.0.push_str(&quoted[1..quoted.len() - 1]);
+        Ok(())
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use serde_json::Value;
+    use std::{
+        io,
+        sync::{Arc, Mutex},
+    };
+
+    use serde_json::{Value, json};
+    use tracing::info;
 
     use super::*;
 
-    fn written(write: impl FnOnce(&mut Vec<u8>) -> io::Result<()>) -> String {
-        let mut line = Vec::new();
-        write(&mut line).expect("a vector takes everything");
-        String::from_utf8(line).expect("JSON is UTF-8")
+    fn written(write: impl FnOnce(&mut String) -> fmt::Result) -> String {
+        let mut line = String::new();
+        write(&mut line).expect("a string takes everything");
+        line
     }
 
     #[test]
@@ -146,18 +181,46 @@ mod tests {
         assert_eq!(write(at(1_764_000_001_000_000)), "2025-11-24T16:00:01.000000Z");
     }
 
-    #[test]
-    fn whatever_a_field_holds_the_line_stays_json() {
-        for value in ["", "plain", "a \"quoted\" \\ one", "line\nbreak\u{1b}[31m", "ü\u{2028}\u{202e}"] {
-            let line = written(|line| {
-                line.write_all(b"{\"a\":1")?;
-                write_field(line, "shown", &format_args!("{value}"))?;
-                write_field(line, "r#type", value)?;
-                line.write_all(b"}")
-            });
-            let read: Value = serde_json::from_str(&line).expect(&line);
-            assert_eq!((read["shown"].as_str(), read["type"].as_str()), (Some(value), Some(value)), "{line}");
-            assert!(!line.contains(['\n', '\u{1b}']), "{line}");
+    /// A line about all kinds of values.
+    fn line_with(value: &str, number: f64) -> String {
+        let lines = Arc::<Mutex<Vec<u8>>>::default();
+        let out = Arc::clone(&lines);
+        let writer = move || Shared(Arc::clone(&out));
+        let log = tracing_subscriber::fmt().event_format(Json).with_writer(writer).finish();
+        tracing::subscriber::with_default(log, || {
+            info!(shown = %value, r#type = value, debug = ?value, number, less = -7, more = u64::MAX, sure = true, "{value}");
+        });
+        String::from_utf8(lines.lock().expect("nobody panics").clone()).expect("JSON is UTF-8")
+    }
+
+    struct Shared(Arc<Mutex<Vec<u8>>>);
+
+    impl io::Write for Shared {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().expect("nobody panics").extend_from_slice(bytes);
+            Ok(bytes.len())
         }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn whatever_a_field_holds_the_line_is_one_and_stays_json() {
+        for value in ["", "plain", "a \"quoted\" \\ one", "line\nbreak\u{1b}[31m", "ü\u{2028}\u{202e}"] {
+            let line = line_with(value, 0.5);
+            assert!(line.ends_with("}\n") && !line.trim_end().contains(['\n', '\u{1b}']), "{line}");
+            let mut read: Value = serde_json::from_str(&line).expect(&line);
+            let time = read["timestamp"].take();
+            assert!(time.as_str().is_some_and(|time| humantime::parse_rfc3339(time).is_ok()), "{line}");
+            let debug = format!("{value:?}");
+            let expected = json!({
+                "timestamp": null, "level": "INFO", "message": value, "shown": value, "type": value, "debug": debug,
+                "number": 0.5, "less": -7, "more": u64::MAX, "sure": true, "target": module_path!(),
+            });
+            assert_eq!(read, expected, "{line}");
+        }
+        assert!(line_with("", f64::NAN).contains(",\"number\":null,"));
     }
 }

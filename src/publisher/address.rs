@@ -1,0 +1,49 @@
+//! Where the events of a route go, and what their headers say: what is the same for all of them is made once.
+
+use async_nats::{HeaderMap, HeaderName, HeaderValue, Subject, header::NATS_MESSAGE_ID};
+use hashbrown::HashMap;
+
+use crate::{
+    event::Token,
+    route::{Route, RouteTable},
+};
+
+const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+const ROUTE: HeaderName = HeaderName::from_static("Hookgate-Route");
+
+/// The address of a route.
+#[derive(Clone)]
+pub(super) struct Address {
+    pub(super) subject: Subject,
+    route: HeaderValue,
+}
+
+impl Address {
+    fn of(route: &Route) -> Self {
+        Self { subject: Subject::from(route.subject()), route: HeaderValue::from(route.name()) }
+    }
+
+    /// The headers of an event. Nothing a sender wrote enters them.
+    pub(super) fn headers(&self, token: Token) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        headers.insert(NATS_MESSAGE_ID, token.text());
+        headers.insert(TRACEPARENT, token.traceparent());
+        headers.insert(ROUTE, self.route.clone());
+        headers
+    }
+}
+
+/// The addresses of all routes, by their names.
+pub(super) struct Addresses(HashMap<String, Address>);
+
+impl Addresses {
+    pub(super) fn of_all(table: &RouteTable) -> Self {
+        Self(table.routes().iter().map(|route| (route.name().to_owned(), Address::of(route))).collect())
+    }
+
+    /// That of a route, which may be none of the table: one that was removed, or had another subject before.
+    pub(super) fn of(&self, route: &Route) -> Address {
+        let known = self.0.get(route.name()).filter(|address| address.subject.as_str() == route.subject());
+        known.cloned().unwrap_or_else(|| Address::of(route))
+    }
+}
