@@ -53,6 +53,11 @@ impl Breaker {
         if !*self.open.borrow() || self.may_probe() {
             return Ok(());
         }
+        // Boxed for the sake of all who don't wait.
+        Box::pin(self.closed(deadline)).await
+    }
+
+    async fn closed(&self, deadline: Instant) -> Result<(), Open> {
         let mut open = self.open.subscribe();
         let until = deadline.min(Instant::now() + PATIENCE);
         let closed = open.wait_for(|open| !open);

@@ -13,7 +13,7 @@ use bytes::Bytes;
 use serde::Serialize;
 use uuid::{NoContext, Timestamp, Uuid, Version};
 
-use crate::{batch::EntityId, route::Route};
+use crate::{batch::EntityId, rfc3339, route::Route};
 
 /// What the tokens of one call to the pending store have in common: a version 7 UUID, made before the call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -214,7 +214,8 @@ impl<'a> Events<'a> {
     fn tail(&mut self, token: Token) -> &[u8] {
         let known = self.tail.take().filter(|(seed, _)| *seed == token.seed);
         let (_, tail) = self.tail.insert(known.unwrap_or_else(|| {
-            let timestamp = humantime::format_rfc3339_millis(token.time()).to_string();
+            let mut timestamp = String::with_capacity(24);
+            rfc3339::push_millis(&mut timestamp, token.time());
             let tail = Tail { action: self.route.action(), source: "webhook", timestamp };
             let mut tail = serde_json::to_vec(&tail).expect("strings always serialize");
             // It goes on where the id ends.

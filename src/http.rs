@@ -46,7 +46,7 @@ use crate::{
     route::{Route, RouteTable},
     shutdown::Phase,
     signature::Verifiers,
-    traces::{Traceparent, Tracer},
+    traces::Tracer,
 };
 
 /// What the pipeline leaves of the deadline for the answer itself.
@@ -81,8 +81,7 @@ pub fn webhooks(work: Webhooks) -> impl Filter<Extract = (Response,), Error = In
     let closing = phase.clone();
     let refusals = tracer.clone();
     admit(find_route(table, metrics.clone(), tracer.clone()), limits.clone(), phase)
-        .and(warp::header::headers_cloned())
-        .and_then(move |mut request: Arrived, mut admitted: Admitted, body, headers: HeaderMap| {
+        .and_then(move |mut request: Arrived, headers: HeaderMap, mut admitted: Admitted, body| {
             let (pipeline, limits, dead_letters) = (Arc::clone(&pipeline), limits.clone(), dead_letters.clone());
             let (tracer, verifiers) = (tracer.clone(), Arc::clone(&verifiers));
             async move {
@@ -149,65 +148,54 @@ fn find_route(
     table: Arc<RouteTable>,
     metrics: Metrics,
     tracer: Tracer,
-) -> impl Filter<Extract = (Arrived,), Error = Rejection> + Clone {
-    // One that can't be read is like none at all.
-    let traceparent =
-        warp::header::optional("traceparent").or_else(|_| std::future::ready(Ok::<_, Infallible>((None,))));
-    let head = warp::path::full().and(warp::method()).and(traceparent).and(framing());
-    head.and_then(move |path: FullPath, method: Method, traceparent: Option<Traceparent>, framing: Framing| {
+) -> impl Filter<Extract = (Arrived, HeaderMap), Error = Rejection> + Clone {
+    let head = warp::path::full().and(warp::method()).and(warp::header::headers_cloned());
+    head.and_then(move |path: FullPath, method: Method, headers: HeaderMap| {
+        let framing = Framing::of(&headers);
         let arrived = match table.find(path.as_str()) {
             None => {
                 let refusal = Refusal::UnknownPath { path: path.as_str().chars().take(MAX_SHOWN_PATH).collect() };
                 Err(warp::reject::custom(Rejected { refusal, request: None, unread: framing.has_body() }))
             }
             Some(route) => {
+                let began = tracer.begin();
+                // One that can't be read is like none at all.
+                let traceparent = began.and_then(|_| headers.get("traceparent")?.to_str().ok()?.parse().ok());
                 let metrics = Arc::clone(metrics.of(route));
                 let arrived = Arrived {
                     route: Arc::clone(route),
                     metrics,
                     at: Instant::now(),
-                    began: tracer.begin(),
+                    began,
                     traceparent,
                     framing,
                     seed: None,
                     body_bytes: None,
                 };
-                if method == Method::POST { Ok(arrived) } else { Err(arrived.reject(Refusal::NotPost(method))) }
+                if method == Method::POST {
+                    Ok((arrived, headers))
+                } else {
+                    Err(arrived.reject(Refusal::NotPost(method)))
+                }
             }
         };
         std::future::ready(arrived)
     })
-}
-
-/// What the head says of its body; hyper has checked it.
-fn framing() -> impl Filter<Extract = (Framing,), Error = Infallible> + Clone {
-    let length = warp::header::optional::<u64>(header::CONTENT_LENGTH.as_str());
-    let chunked = warp::header::optional::<String>(header::TRANSFER_ENCODING.as_str());
-    let waits = warp::header::optional::<String>(header::EXPECT.as_str());
-    length
-        .and(chunked)
-        .and(waits)
-        .map(|length, chunked: Option<String>, waits: Option<String>| Framing {
-            length,
-            chunked: chunked.is_some(),
-            waits: waits.is_some(),
-        })
-        // What can't be read may announce anything.
-        .or_else(|_| std::future::ready(Ok::<_, Infallible>((Framing { length: None, chunked: true, waits: true },))))
+    .untuple_one()
 }
 
 /// A place among the requests in flight, while there are any.
 fn admit(
-    arrived: impl Filter<Extract = (Arrived,), Error = Rejection> + Clone,
+    arrived: impl Filter<Extract = (Arrived, HeaderMap), Error = Rejection> + Clone,
     limits: Limits,
     phase: watch::Receiver<Phase>,
 ) -> impl Filter<
-    Extract = (Arrived, Admitted, impl Stream<Item = Result<impl Buf + Send, warp::Error>> + Send),
+    Extract = (Arrived, HeaderMap, Admitted, impl Stream<Item = Result<impl Buf + Send, warp::Error>> + Send),
     Error = Rejection,
 > + Clone {
     arrived
         .and(warp::body::stream())
-        .and_then(move |mut request: Arrived, body| {
+        .and_then(move |mut request: Arrived, headers, body| {
             let draining = *phase.borrow() >= Phase::Refusing;
             let admitted = if draining { Err(Refusal::Draining) } else { limits.admit(request.at) };
             let full = if let Err(Refusal::TooManyRequests { .. }) = admitted { Some(limits.clone()) } else { None };
@@ -218,7 +206,7 @@ fn admit(
                     Some(limits) => Box::pin(limits.admit_soon(request.at)).await,
                 };
                 match admitted {
-                    Ok(admitted) => Ok((request, admitted, body)),
+                    Ok(admitted) => Ok((request, headers, admitted, body)),
                     Err(refusal) => {
                         if let Refusal::TooManyRequests { .. } = refusal {
                             request.body_bytes = Box::pin(discard(request.framing, body)).await;

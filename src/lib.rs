@@ -50,6 +50,7 @@ pub mod pipeline;
 pub mod publisher;
 pub mod readiness;
 pub mod relay;
+mod rfc3339;
 pub mod route;
 pub mod secrets;
 pub mod settings;

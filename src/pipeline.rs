@@ -329,7 +329,8 @@ impl Pipeline {
                 unconfirmed(&open);
                 return Err(unpublished(open.len(), last));
             }
-            self.before_another_attempt(&last).await;
+            // Boxed for the sake of all that need no other.
+            Box::pin(self.before_another_attempt(&last)).await;
         }
     }
 

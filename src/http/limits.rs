@@ -137,6 +137,14 @@ pub(super) struct Admitted {
     pub(super) held: Held,
 }
 
+impl Admitted {
+    /// Until when its body has to be here and understood. A quarter of the time is left for what comes next: an
+    /// attempt to publish that has none would only look like a broker that is gone.
+    pub(super) fn reading_deadline(&self, limits: &Limits) -> Instant {
+        self.deadline - limits.request_deadline / 4
+    }
+}
+
 /// What a request occupies until it is dropped: its place, and the memory of its body.
 pub(super) struct Held {
     buffer: Arc<Buffer>,

@@ -54,7 +54,7 @@ pub(super) async fn read_body(
         Some(Ok(length)) if length <= limit => Some(length),
         Some(_) => return Err(too_large()),
     };
-    let until = admitted.deadline.min(Instant::now() + limits.body_read_timeout);
+    let until = admitted.reading_deadline(limits).min(Instant::now() + limits.body_read_timeout);
     let mut body = std::pin::pin!(body);
     let mut bytes = Body::new(announced.unwrap_or(limit));
     while let Some(chunk) = timeout_at(until, body.next()).await.map_err(|_elapsed| Refusal::BodyTimeout)? {
@@ -123,7 +123,8 @@ impl Entrance {
         admitted: Admitted,
         limits: &Limits,
     ) -> Result<Understood, Refusal> {
-        if is_large(&body) { self.aside(body, admitted, limits).await } else { self.at_once(body, admitted) }
+        // Boxed for the sake of all others.
+        if is_large(&body) { Box::pin(self.aside(body, admitted, limits)).await } else { self.at_once(body, admitted) }
     }
 
     fn at_once(self, body: Bytes, mut admitted: Admitted) -> Result<Understood, Refusal> {
@@ -134,10 +135,9 @@ impl Entrance {
         Ok(Understood { admitted, body, batch })
     }
 
-    /// The same on a thread that serves nobody else, of which there are few. A quarter of the time is left for what
-    /// comes next: an attempt to publish that has none would only look like a broker that is gone.
+    /// The same on a thread that serves nobody else, of which there are few.
     async fn aside(self, body: Bytes, admitted: Admitted, limits: &Limits) -> Result<Understood, Refusal> {
-        let until = admitted.deadline - limits.request_deadline / 4;
+        let until = admitted.reading_deadline(limits);
         let late = || Refusal::Deadline(limits.request_deadline);
         let readers = Arc::clone(&limits.readers);
         let Ok(Ok(place)) = timeout_at(until, readers.acquire_owned()).await else { return Err(late()) };

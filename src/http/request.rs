@@ -3,7 +3,10 @@
 use std::sync::Arc;
 
 use tokio::time::Instant;
-use warp::{Rejection, http::StatusCode};
+use warp::{
+    Rejection,
+    http::{HeaderMap, StatusCode, header},
+};
 
 use super::refusal::Refusal;
 use crate::{
@@ -40,6 +43,19 @@ pub(super) struct Framing {
 }
 
 impl Framing {
+    /// What hyper has checked; what can't be read all the same may announce anything.
+    pub(super) fn of(head: &HeaderMap) -> Self {
+        let length = head.get(header::CONTENT_LENGTH).map(|length| length.to_str().ok()?.parse().ok());
+        match length {
+            Some(None) => Self { length: None, chunked: true, waits: true },
+            None | Some(Some(_)) => Self {
+                length: length.flatten(),
+                chunked: head.contains_key(header::TRANSFER_ENCODING),
+                waits: head.contains_key(header::EXPECT),
+            },
+        }
+    }
+
     pub(super) fn has_body(self) -> bool {
         self.chunked || self.length.is_some_and(|length| length > 0)
     }

@@ -1,5 +1,7 @@
 //! Where the events of a route go, and what their headers say: what is the same for all of them is made once.
 
+use std::borrow::Cow;
+
 use async_nats::{HeaderMap, HeaderName, HeaderValue, Subject, header::NATS_MESSAGE_ID};
 use hashbrown::HashMap;
 
@@ -42,8 +44,8 @@ impl Addresses {
     }
 
     /// That of a route, which may be none of the table: one that was removed, or had another subject before.
-    pub(super) fn of(&self, route: &Route) -> Address {
+    pub(super) fn of(&self, route: &Route) -> Cow<'_, Address> {
         let known = self.0.get(route.name()).filter(|address| address.subject.as_str() == route.subject());
-        known.cloned().unwrap_or_else(|| Address::of(route))
+        known.map_or_else(|| Cow::Owned(Address::of(route)), Cow::Borrowed)
     }
 }

@@ -98,6 +98,18 @@ impl Connection {
         Ok(this)
     }
 
+    /// The connection by its number, if what is sent over it now can be answered.
+    ///
+    /// # Errors
+    /// Why it can't.
+    pub(super) fn usable(&self) -> Result<u64, String> {
+        let status = self.status.borrow();
+        match status.contact.problem().or(status.deaf.as_deref()) {
+            None => Ok(status.epoch),
+            Some(problem) => Err(problem.to_owned()),
+        }
+    }
+
     /// What `this` denial would be of has just been allowed: the server takes a permission away and gives it back
     /// without a word, and without ending the connection.
     pub(super) fn granted(&self, this: impl Fn(&str) -> bool) {

@@ -48,10 +48,7 @@ impl Core {
 
     async fn publish(&self, route: &Route, events: Vec<Event>, limit: Duration) -> Result<(), PublishError> {
         let until = Instant::now() + limit;
-        let before = self.connection.status.borrow().clone();
-        if let Some(problem) = before.contact.problem().or(before.deaf.as_deref()) {
-            return Err(PublishError::Unavailable(problem.to_owned()));
-        }
+        let epoch = self.connection.usable().map_err(PublishError::Unavailable)?;
         let client = &self.connection.client;
         let address = self.addresses.of(route);
         let send = async {
@@ -71,10 +68,10 @@ impl Core {
                 .publish(round.reply_subject(0), bytes::Bytes::new())
                 .await
                 .map_err(|error| PublishError::Refused(error.to_string()))?;
-            let lost = self.connection.lost(before.epoch);
+            let lost = self.connection.lost(epoch);
             let _in_time = timeout_at(until, round.complete(lost)).await;
             let answered = matches!(round.answers().as_slice(), [Some(())]);
-            self.connection.heard(before.epoch, answered);
+            self.connection.heard(epoch, answered);
             if !answered {
                 return Err(PublishError::NoAck(limit));
             }
@@ -84,7 +81,7 @@ impl Core {
             Some(denied) if denied.contains(&format!("\"{}\"", route.subject())) => {
                 Err(PublishError::Refused(denied.clone()))
             }
-            _ if after.epoch != before.epoch => Err(PublishError::Unavailable("the connection was lost".to_owned())),
+            _ if after.epoch != epoch => Err(PublishError::Unavailable("the connection was lost".to_owned())),
             _ => Ok(()),
         }
     }

@@ -1,6 +1,7 @@
 //! Publishing into a JetStream stream: an event counts once the stream has acknowledged it.
 
 use std::{
+    mem,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -85,14 +86,14 @@ impl JetStream {
         Ok(this)
     }
 
-    async fn publish(&self, route: &Route, events: Vec<Event>, limit: Duration) -> Vec<Result<Ack, PublishError>> {
+    async fn publish(&self, route: &Route, mut events: Vec<Event>, limit: Duration) -> Vec<Result<Ack, PublishError>> {
         let until = Instant::now() + limit;
         let count = events.len();
         let all = |error: PublishError| (0..count).map(|_| Err(error.clone())).collect();
-        let status = self.connection.status.borrow().clone();
-        if let Some(problem) = status.contact.problem().or(status.deaf.as_deref()) {
-            return all(PublishError::Unavailable(problem.to_owned()));
-        }
+        let epoch = match self.connection.usable() {
+            Ok(epoch) => epoch,
+            Err(problem) => return all(PublishError::Unavailable(problem)),
+        };
         if !self.usable.load(Ordering::Relaxed) {
             let contact = self.report.subscribe();
             let problem = contact.borrow().problem().unwrap_or("starting").to_owned();
@@ -100,16 +101,16 @@ impl JetStream {
         }
         let mut expected = self.inbox.expect(count);
         let mut is_sent = false;
+        let address = &*self.addresses.of(route);
         let exchange = async {
-            let address = self.addresses.of(route);
-            for (index, Event { token, payload }) in events.into_iter().enumerate() {
-                let (subject, headers) = (address.subject.clone(), address.headers(token));
-                let reply = expected.reply_subject(index);
+            for (index, event) in events.iter_mut().enumerate() {
+                let (subject, headers) = (address.subject.clone(), address.headers(event.token));
+                let (reply, payload) = (expected.reply_subject(index), mem::take(&mut event.payload));
                 self.connection.client.publish_with_reply_and_headers(subject, reply, headers, payload).await?;
             }
             failpoint::hit("after_publish");
             is_sent = true;
-            expected.complete(self.connection.lost(status.epoch)).await;
+            expected.complete(self.connection.lost(epoch)).await;
             Ok::<_, async_nats::PublishError>(())
         };
         match timeout_at(until, exchange).await {
@@ -119,7 +120,7 @@ impl JetStream {
             Err(_elapsed) => return all(PublishError::NoAck(limit)),
         }
         let answers = expected.answers();
-        self.connection.heard(status.epoch, answers.iter().any(Option::is_some));
+        self.connection.heard(epoch, answers.iter().any(Option::is_some));
         let outcomes: Vec<_> = answers
             .into_iter()
             .map(|answer| match answer {

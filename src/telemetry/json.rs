@@ -4,9 +4,8 @@
 //! date apart for every line, which made two lines the dearest part of a request (`bench/NOTES.md`).
 
 use std::{
-    cell::Cell,
     fmt::{self, Write as _},
-    time::{Duration, SystemTime},
+    time::SystemTime,
 };
 
 use tracing::{
@@ -18,13 +17,7 @@ use tracing_subscriber::{
     registry::LookupSpan,
 };
 
-/// A date and a time of day to the second, as RFC 3339 has them.
-type Second = [u8; 19];
-
-thread_local! {
-    /// The second of the last line of this thread.
-    static SECOND: Cell<(u64, Second)> = const { Cell::new((u64::MAX, [b'0'; 19])) };
-}
+use crate::rfc3339;
 
 /// Bytes of an ordinary line.
 const ROOM: usize = 384;
@@ -47,7 +40,7 @@ where
 fn write_line(line: &mut String, event: &Event<'_>) -> fmt::Result {
     let metadata = event.metadata();
     line.push_str("{\"timestamp\":\"");
-    write_time(line, SystemTime::now())?;
+    rfc3339::push_micros(line, SystemTime::now());
     line.push_str("\",\"level\":\"");
     line.push_str(metadata.level().as_str());
     line.push('"');
@@ -59,20 +52,6 @@ fn write_line(line: &mut String, event: &Event<'_>) -> fmt::Result {
     write_text(line, metadata.target())?;
     line.push_str("}\n");
     Ok(())
-}
-
-/// RFC 3339, UTC, with microseconds.
-fn write_time(line: &mut String, time: SystemTime) -> fmt::Result {
-    let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    let (mut second, mut text) = SECOND.get();
-    if second != since.as_secs() {
-        second = since.as_secs();
-        let whole = humantime::format_rfc3339_seconds(SystemTime::UNIX_EPOCH + Duration::from_secs(second)).to_string();
-        text.copy_from_slice(&whole.as_bytes()[..size_of::<Second>()]);
-        SECOND.set((second, text));
-    }
-    line.push_str(std::str::from_utf8(&text).map_err(|_error| fmt::Error)?);
-    write!(line, ".{:06}Z", since.subsec_micros())
 }
 
 /// Writes the fields of an event behind what stands there.
@@ -141,9 +120,7 @@ struct Escaped<'a>(&'a mut String);
 
 impl fmt::Write for Escaped<'_> {
     fn write_str(&mut self, text: &str) -> fmt::Result {
-        // All bytes in any case: that is faster than to stop at the first.
-        let is_plain = text.bytes().filter(|byte| matches!(byte, 0..b' ' | b'"' | b'\\')).count() == 0;
-        if is_plain {
+        if is_plain(text) {
             self.0.push_str(text);
             return Ok(());
         }
@@ -151,6 +128,18 @@ impl fmt::Write for Escaped<'_> {
         self.0.push_str(&quoted[1..quoted.len() - 1]);
         Ok(())
     }
+}
+
+/// Whether JSON has the text as it stands. Eight bytes at once, for most texts are short.
+fn is_plain(text: &str) -> bool {
+    const ONES: u64 = u64::MAX / 255;
+    // Each is not zero if there is such a byte among the eight.
+    let less = |eight: u64, than: u8| eight.wrapping_sub(ONES * u64::from(than)) & !eight & (ONES << 7);
+    let equal = |eight: u64, to: u8| less(eight ^ (ONES * u64::from(to)), 1);
+    let (eights, rest) = text.as_bytes().as_chunks();
+    let special = |eight: u64| less(eight, b' ') | equal(eight, b'"') | equal(eight, b'\\');
+    eights.iter().all(|eight| special(u64::from_ne_bytes(*eight)) == 0)
+        && !rest.iter().any(|byte| matches!(byte, 0..b' ' | b'"' | b'\\'))
 }
 
 #[cfg(test)]
@@ -165,20 +154,16 @@ mod tests {
 
     use super::*;
 
-    fn written(write: impl FnOnce(&mut String) -> fmt::Result) -> String {
-        let mut line = String::new();
-        write(&mut line).expect("a string takes everything");
-        line
-    }
-
     #[test]
-    fn a_second_is_written_the_same_from_memory() {
-        let at = |micros| SystemTime::UNIX_EPOCH + Duration::from_micros(micros);
-        let write = |time| written(|line| write_time(line, time));
-        assert_eq!(write(at(0)), "1970-01-01T00:00:00.000000Z");
-        assert_eq!(write(at(1_764_000_000_000_042)), "2025-11-24T16:00:00.000042Z");
-        assert_eq!(write(at(1_764_000_000_999_999)), "2025-11-24T16:00:00.999999Z");
-        assert_eq!(write(at(1_764_000_001_000_000)), "2025-11-24T16:00:01.000000Z");
+    fn every_byte_that_json_escapes_is_seen_wherever_it_stands() {
+        for code in 0..=0x7f_u8 {
+            let escaped = serde_json::to_string(&char::from(code)).expect("text serializes").len() != 3;
+            for place in 0..20 {
+                let mut text: Vec<char> = "üz~".repeat(7).chars().collect();
+                text.insert(place, char::from(code));
+                assert_eq!(is_plain(&String::from_iter(text)), !escaped, "{code} at {place}");
+            }
+        }
     }
 
     /// A line about all kinds of values.
