@@ -77,31 +77,30 @@ pub struct Webhooks {
 /// The filters of all webhooks: route, admission, body, signature, batch, pipeline, answer.
 #[must_use]
 pub fn webhooks(work: Webhooks) -> impl Filter<Extract = (Response,), Error = Infallible> + Clone {
-    let Webhooks { table, verifiers, pipeline, dead_letters, limits, phase, metrics, tracer } = work;
-    let closing = phase.clone();
-    let refusals = tracer.clone();
-    admit(find_route(table, metrics.clone(), tracer.clone()), limits.clone(), phase)
+    let work = Arc::new(work);
+    let (closing, refusals) = (work.phase.clone(), Arc::clone(&work));
+    admit(find_route(Arc::clone(&work)), Arc::clone(&work))
         .and_then(move |mut request: Arrived, headers: HeaderMap, mut admitted: Admitted, body| {
-            let (pipeline, limits, dead_letters) = (Arc::clone(&pipeline), limits.clone(), dead_letters.clone());
-            let (tracer, verifiers) = (tracer.clone(), Arc::clone(&verifiers));
+            let work = Arc::clone(&work);
             async move {
                 let outcome = async {
                     let Arrived { route, metrics, framing, seed, body_bytes, .. } = &mut request;
-                    let entrance =
-                        Entrance { verifiers, route: Arc::clone(route), metrics: Arc::clone(metrics), headers };
+                    let verifiers = Arc::clone(&work.verifiers);
+                    let (route, metrics) = (Arc::clone(route), Arc::clone(metrics));
+                    let entrance = Entrance { verifiers, route, metrics, headers };
                     entrance.announced()?;
-                    let body = read_body(&limits, &mut admitted, framing.length, body).await?;
+                    let body = read_body(&work.limits, &mut admitted, framing.length, body).await?;
                     *body_bytes = Some(body.len());
                     let seed = *seed.insert(TokenSeed::now());
                     let aside = is_large(&body);
-                    let work = take_in(entrance, body, admitted, limits, seed, pipeline, dead_letters);
-                    // A body that is all here is worked on to its end, whether or not its sender waits for it.
-                    if aside { Unstoppable::new(work).await } else { work.await }
+                    let done = take_in(Arc::clone(&work), entrance, body, admitted, seed, aside);
+                    // While it is read aside its sender may hang up; a body that is all here is worked on to its end.
+                    if aside { Unstoppable::new(done).await } else { done.await }
                 };
                 match outcome.await {
                     Ok(receipt) => {
                         let answer = answer(&request.route, receipt);
-                        request.answered(answer.status(), None, &tracer);
+                        request.answered(answer.status(), None, &work.tracer);
                         Ok(answer)
                     }
                     Err(refusal) => Err(request.reject(refusal)),
@@ -109,7 +108,7 @@ pub fn webhooks(work: Webhooks) -> impl Filter<Extract = (Response,), Error = In
             }
         })
         .recover(move |rejection: Rejection| {
-            std::future::ready(Ok::<_, Infallible>(refuse(&rejection, &metrics, &refusals)))
+            std::future::ready(Ok::<_, Infallible>(refuse(&rejection, &refusals.metrics, &refusals.tracer)))
         })
         .unify()
         .map(move |response: Response| if *closing.borrow() == Phase::Serving { response } else { last(response) })
@@ -117,16 +116,22 @@ pub fn webhooks(work: Webhooks) -> impl Filter<Extract = (Response,), Error = In
 
 /// What is done with a body that is all here.
 async fn take_in(
+    work: Arc<Webhooks>,
     entrance: Entrance,
     body: Bytes,
     admitted: Admitted,
-    limits: Limits,
     seed: TokenSeed,
-    pipeline: Arc<Pipeline>,
-    dead_letters: DeadLetters,
+    aside: bool,
 ) -> Result<Receipt, Refusal> {
+    let Webhooks { pipeline, dead_letters, limits, .. } = &*work;
     let (route, metrics) = (Arc::clone(&entrance.route), Arc::clone(&entrance.metrics));
-    let Understood { admitted, body, batch } = entrance.understand(body, admitted, &limits).await?;
+    let understood = if aside {
+        // Boxed for the sake of all others.
+        Box::pin(entrance.aside(body, admitted, limits)).await
+    } else {
+        entrance.at_once(body, admitted)
+    };
+    let Understood { admitted, body, batch } = understood?;
     let batch = batch.map_err(Refusal::Malformed).inspect_err(|refusal| {
         metrics.buried_body(status(refusal).1);
         dead_letters.bury(&route, [(status(refusal).1, body.bytes().clone())]);
@@ -135,33 +140,29 @@ async fn take_in(
     // While the batch is on its way, the body is kept only for the items that will be buried. What it took of the
     // budget stays taken: for the events, which are not weighed.
     let body = (rejected.count() > 0).then_some(body);
-    let receipt = process(&pipeline, Arc::clone(&route), batch, seed, admitted, limits.request_deadline).await?;
+    let receipt = process(pipeline, Arc::clone(&route), batch, seed, admitted, limits.request_deadline).await?;
     if let Some(body) = body {
         metrics.buried_items(&rejected);
-        bury(&dead_letters, &route, &rejected, body.bytes());
+        bury(dead_letters, &route, &rejected, body.bytes());
     }
     Ok(receipt)
 }
 
 /// The route of a path, for POST.
-fn find_route(
-    table: Arc<RouteTable>,
-    metrics: Metrics,
-    tracer: Tracer,
-) -> impl Filter<Extract = (Arrived, HeaderMap), Error = Rejection> + Clone {
+fn find_route(work: Arc<Webhooks>) -> impl Filter<Extract = (Arrived, HeaderMap), Error = Rejection> + Clone {
     let head = warp::path::full().and(warp::method()).and(warp::header::headers_cloned());
     head.and_then(move |path: FullPath, method: Method, headers: HeaderMap| {
         let framing = Framing::of(&headers);
-        let arrived = match table.find(path.as_str()) {
+        let arrived = match work.table.find(path.as_str()) {
             None => {
                 let refusal = Refusal::UnknownPath { path: path.as_str().chars().take(MAX_SHOWN_PATH).collect() };
                 Err(warp::reject::custom(Rejected { refusal, request: None, unread: framing.has_body() }))
             }
             Some(route) => {
-                let began = tracer.begin();
+                let began = work.tracer.begin();
                 // One that can't be read is like none at all.
                 let traceparent = began.and_then(|_| headers.get("traceparent")?.to_str().ok()?.parse().ok());
-                let metrics = Arc::clone(metrics.of(route));
+                let metrics = Arc::clone(work.metrics.of(route));
                 let arrived = Arrived {
                     route: Arc::clone(route),
                     metrics,
@@ -187,8 +188,7 @@ fn find_route(
 /// A place among the requests in flight, while there are any.
 fn admit(
     arrived: impl Filter<Extract = (Arrived, HeaderMap), Error = Rejection> + Clone,
-    limits: Limits,
-    phase: watch::Receiver<Phase>,
+    work: Arc<Webhooks>,
 ) -> impl Filter<
     Extract = (Arrived, HeaderMap, Admitted, impl Stream<Item = Result<impl Buf + Send, warp::Error>> + Send),
     Error = Rejection,
@@ -196,14 +196,14 @@ fn admit(
     arrived
         .and(warp::body::stream())
         .and_then(move |mut request: Arrived, headers, body| {
-            let draining = *phase.borrow() >= Phase::Refusing;
-            let admitted = if draining { Err(Refusal::Draining) } else { limits.admit(request.at) };
-            let full = if let Err(Refusal::TooManyRequests { .. }) = admitted { Some(limits.clone()) } else { None };
+            let draining = *work.phase.borrow() >= Phase::Refusing;
+            let admitted = if draining { Err(Refusal::Draining) } else { work.limits.admit(request.at) };
+            let full = matches!(admitted, Err(Refusal::TooManyRequests { .. })).then(|| Arc::clone(&work));
             async move {
                 let admitted = match full {
                     None => admitted,
                     // Boxed for the sake of all others.
-                    Some(limits) => Box::pin(limits.admit_soon(request.at)).await,
+                    Some(work) => Box::pin(work.limits.admit_soon(request.at)).await,
                 };
                 match admitted {
                     Ok(admitted) => Ok((request, headers, admitted, body)),

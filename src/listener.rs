@@ -154,6 +154,9 @@ fn builder(limits: &ConnectionLimits) -> http1::Builder {
     builder
         .timer(TokioTimer::new())
         .header_read_timeout(limits.header_read_timeout)
+        // Whoever has said all it wants may still listen. And hyper would look for the end of the connection while a
+        // request is worked on, into 8 KiB of new memory, for the old one holds its head.
+        .half_close(true)
         // No more room than for a head: hyper's own limit of 400 KiB would be 400 MiB for a thousand connections, on
         // nobody's account. A body is read in pieces of this size.
         .max_buf_size(limits.max_header_bytes.max(MIN_BUFFER))
@@ -176,21 +179,21 @@ pub async fn connection<T, S>(
     let wire = Wire::new(stream);
     let requests = Arc::new(AtomicU64::new(0));
     let service = {
+        let service = Arc::new(service);
         let (requests, ambiguous) = (Arc::clone(&requests), wire.ambiguous());
         hyper::service::service_fn(move |request| {
             let number = requests.fetch_add(1, Ordering::Relaxed);
-            let answer = match unclear(&request, number, &ambiguous) {
-                None => Ok(service.call(request)),
-                Some(problem) => Err(problem),
-            };
+            let problem = unclear(&request, number, &ambiguous);
+            // What is made in here has its place in here; handed in, it would be copied, and have two.
+            let service = Arc::clone(&service);
             async move {
-                let response = match answer {
-                    // The panic is in the log.
-                    Ok(answer) => match AssertUnwindSafe(answer).catch_unwind().await {
+                let response = match problem {
+                    None => match AssertUnwindSafe(service.call(request)).catch_unwind().await {
                         Ok(answer) => return answer,
+                        // The panic is in the log.
                         Err(_panic) => http::internal_error(),
                     },
-                    Err(problem) => http::refuse_unclear(problem),
+                    Some(problem) => http::refuse_unclear(problem),
                 };
                 metrics.unreadable(response.status().as_u16());
                 Ok(response)

@@ -10,7 +10,7 @@ mod ports;
 mod settlement;
 mod unstoppable;
 
-use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
+use std::{ops::Range, panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
 use futures_util::FutureExt;
 use hashbrown::HashMap;
@@ -115,6 +115,14 @@ pub enum Failure {
     Panicked,
 }
 
+/// A batch on its way.
+struct Job {
+    route: Arc<Route>,
+    batch: Arc<Batch>,
+    seed: TokenSeed,
+    deadline: Instant,
+}
+
 /// The pipeline of a process.
 pub struct Pipeline {
     pending: Arc<dyn PendingStore>,
@@ -156,9 +164,11 @@ impl Pipeline {
         held: H,
     ) -> Result<Receipt, Failure> {
         let this = Arc::clone(self);
+        let job = Job { route, batch: Arc::new(batch), seed, deadline };
         let work = async move {
-            let _held = held;
-            this.process(&route, Arc::new(batch), seed, deadline).await
+            let outcome = this.process(&job).await;
+            drop(held);
+            outcome
         };
         let work = AssertUnwindSafe(work).catch_unwind().map(|outcome| {
             outcome.unwrap_or_else(|_panic| {
@@ -170,13 +180,8 @@ impl Pipeline {
         Unstoppable::new(work).await
     }
 
-    async fn process(
-        &self,
-        route: &Arc<Route>,
-        batch: Arc<Batch>,
-        seed: TokenSeed,
-        deadline: Instant,
-    ) -> Result<Receipt, Failure> {
+    async fn process(&self, job: &Job) -> Result<Receipt, Failure> {
+        let Job { route, batch, seed, .. } = job;
         info!(route = %route, trace_id = %seed, "{} empfangen", route.label());
         let rejected = batch.rejected().count();
         if rejected > 0 {
@@ -185,19 +190,19 @@ impl Pipeline {
         }
         let mut receipt = Receipt { total: batch.len(), new: 0, rejected };
         for start in (0..batch.len()).step_by(STEP) {
-            let range = start..batch.len().min(start + STEP);
-            let proposal = Proposal { batch: Arc::clone(&batch), range, seed };
-            receipt.new += self.step(route, proposal, deadline).await?;
+            receipt.new += self.step(job, start..batch.len().min(start + STEP)).await?;
         }
         if batch.is_empty() {
-            log_new(route, seed, 0);
+            log_new(route, *seed, 0);
         }
         Ok(receipt)
     }
 
     /// Takes some ids through; returns how many of them are new.
-    async fn step(&self, route: &Arc<Route>, proposal: Proposal, deadline: Instant) -> Result<usize, Failure> {
-        let seed = proposal.seed;
+    async fn step(&self, job: &Job, range: Range<usize>) -> Result<usize, Failure> {
+        let Job { route, seed, deadline, .. } = job;
+        let (seed, deadline) = (*seed, *deadline);
+        let proposal = Proposal { batch: Arc::clone(&job.batch), range, seed };
         if tracing::enabled!(target: "hookgate::entity", tracing::Level::INFO) {
             for (id, _) in proposal.ids() {
                 info!(target: "hookgate::entity", route = %route, entity_id = %id, trace_id = %seed,

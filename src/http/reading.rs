@@ -117,17 +117,7 @@ impl Entrance {
     }
 
     /// Lets the body in, or says why not, and reads its ids.
-    pub(super) async fn understand(
-        self,
-        body: Bytes,
-        admitted: Admitted,
-        limits: &Limits,
-    ) -> Result<Understood, Refusal> {
-        // Boxed for the sake of all others.
-        if is_large(&body) { Box::pin(self.aside(body, admitted, limits)).await } else { self.at_once(body, admitted) }
-    }
-
-    fn at_once(self, body: Bytes, mut admitted: Admitted) -> Result<Understood, Refusal> {
+    pub(super) fn at_once(self, body: Bytes, mut admitted: Admitted) -> Result<Understood, Refusal> {
         let verifier = self.verifiers.of(&self.route);
         let body =
             verifier.verify(&self.headers, body, SystemTime::now()).map_err(|failure| self.unauthenticated(failure))?;
@@ -136,7 +126,7 @@ impl Entrance {
     }
 
     /// The same on a thread that serves nobody else, of which there are few.
-    async fn aside(self, body: Bytes, admitted: Admitted, limits: &Limits) -> Result<Understood, Refusal> {
+    pub(super) async fn aside(self, body: Bytes, admitted: Admitted, limits: &Limits) -> Result<Understood, Refusal> {
         let until = admitted.reading_deadline(limits);
         let late = || Refusal::Deadline(limits.request_deadline);
         let readers = Arc::clone(&limits.readers);

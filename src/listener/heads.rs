@@ -38,9 +38,10 @@ enum Place {
     Unknown,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Head {
-    line: Vec<u8>,
+    line: [u8; LINE],
+    kept: usize,
     lines: usize,
     /// A line is longer than what is kept of it.
     cut: bool,
@@ -60,7 +61,7 @@ pub(super) struct Heads {
 
 impl Heads {
     pub(super) fn new() -> Self {
-        Self { place: Place::Head(Head::default()), request: 0, ambiguous: Ambiguous(Arc::new(AtomicU64::new(NONE))) }
+        Self { place: Place::Head(Head::new()), request: 0, ambiguous: Ambiguous(Arc::new(AtomicU64::new(NONE))) }
     }
 
     pub(super) fn ambiguous(&self) -> Ambiguous {
@@ -77,7 +78,7 @@ impl Heads {
                     bytes = &bytes[skipped..];
                     *left -= skipped as u64;
                     if *left == 0 {
-                        self.place = Place::Head(Head::default());
+                        self.place = Place::Head(Head::new());
                     }
                 }
                 Place::Head(head) => {
@@ -103,7 +104,7 @@ impl Heads {
         }
         self.request += 1;
         self.place = match head.length {
-            None | Some(0) => Place::Head(Head::default()),
+            None | Some(0) => Place::Head(Head::new()),
             Some(_) if head.cut => Place::Unknown,
             Some(length) => Place::Body(length),
         };
@@ -111,15 +112,25 @@ impl Heads {
 }
 
 impl Head {
+    const fn new() -> Self {
+        Self { line: [0; LINE], kept: 0, lines: 0, cut: false, length: None, chunked: false, ambiguous: false }
+    }
+
+    fn line(&self) -> &[u8] {
+        &self.line[..self.kept]
+    }
+
     fn keep(&mut self, part: &[u8]) {
-        let room = LINE - self.line.len();
-        self.line.extend_from_slice(&part[..part.len().min(room)]);
+        let room = LINE - self.kept;
+        let kept = &part[..part.len().min(room)];
+        self.line[self.kept..][..kept.len()].copy_from_slice(kept);
+        self.kept += kept.len();
         self.cut |= part.len() > room && self.value_of(b"content-length").is_some();
     }
 
     /// Whether this line was the last one of the head.
     fn end_line(&mut self) -> bool {
-        let blank = matches!(self.line.as_slice(), b"" | b"\r");
+        let blank = matches!(self.line(), b"" | b"\r");
         if blank && self.lines > 0 {
             return true;
         }
@@ -136,12 +147,12 @@ impl Head {
             }
             self.lines += 1;
         }
-        self.line.clear();
+        self.kept = 0;
         false
     }
 
     fn value_of(&self, name: &[u8]) -> Option<&[u8]> {
-        let (start, rest) = self.line.split_at_checked(name.len())?;
+        let (start, rest) = self.line().split_at_checked(name.len())?;
         start.eq_ignore_ascii_case(name).then(|| rest.strip_prefix(b":"))?
     }
 }

@@ -1,6 +1,6 @@
 //! Where the events of a route go, and what their headers say: what is the same for all of them is made once.
 
-use std::borrow::Cow;
+use std::sync::Arc;
 
 use async_nats::{HeaderMap, HeaderName, HeaderValue, Subject, header::NATS_MESSAGE_ID};
 use hashbrown::HashMap;
@@ -14,7 +14,6 @@ const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 const ROUTE: HeaderName = HeaderName::from_static("Hookgate-Route");
 
 /// The address of a route.
-#[derive(Clone)]
 pub(super) struct Address {
     pub(super) subject: Subject,
     route: HeaderValue,
@@ -36,16 +35,16 @@ impl Address {
 }
 
 /// The addresses of all routes, by their names.
-pub(super) struct Addresses(HashMap<String, Address>);
+pub(super) struct Addresses(HashMap<String, Arc<Address>>);
 
 impl Addresses {
     pub(super) fn of_all(table: &RouteTable) -> Self {
-        Self(table.routes().iter().map(|route| (route.name().to_owned(), Address::of(route))).collect())
+        Self(table.routes().iter().map(|route| (route.name().to_owned(), Arc::new(Address::of(route)))).collect())
     }
 
     /// That of a route, which may be none of the table: one that was removed, or had another subject before.
-    pub(super) fn of(&self, route: &Route) -> Cow<'_, Address> {
+    pub(super) fn of(&self, route: &Route) -> Arc<Address> {
         let known = self.0.get(route.name()).filter(|address| address.subject.as_str() == route.subject());
-        known.map_or_else(|| Cow::Owned(Address::of(route)), Cow::Borrowed)
+        known.map_or_else(|| Arc::new(Address::of(route)), Arc::clone)
     }
 }

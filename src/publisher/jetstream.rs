@@ -85,67 +85,66 @@ impl JetStream {
         tasks.spawn(keeper.run());
         Ok(this)
     }
-
-    async fn publish(&self, route: &Route, mut events: Vec<Event>, limit: Duration) -> Vec<Result<Ack, PublishError>> {
-        let until = Instant::now() + limit;
-        let count = events.len();
-        let all = |error: PublishError| (0..count).map(|_| Err(error.clone())).collect();
-        let epoch = match self.connection.usable() {
-            Ok(epoch) => epoch,
-            Err(problem) => return all(PublishError::Unavailable(problem)),
-        };
-        if !self.usable.load(Ordering::Relaxed) {
-            let contact = self.report.subscribe();
-            let problem = contact.borrow().problem().unwrap_or("starting").to_owned();
-            return all(PublishError::Unavailable(problem));
-        }
-        let mut expected = self.inbox.expect(count);
-        let mut is_sent = false;
-        let address = &*self.addresses.of(route);
-        let exchange = async {
-            for (index, event) in events.iter_mut().enumerate() {
-                let (subject, headers) = (address.subject.clone(), address.headers(event.token));
-                let (reply, payload) = (expected.reply_subject(index), mem::take(&mut event.payload));
-                self.connection.client.publish_with_reply_and_headers(subject, reply, headers, payload).await?;
-            }
-            failpoint::hit("after_publish");
-            is_sent = true;
-            expected.complete(self.connection.lost(epoch)).await;
-            Ok::<_, async_nats::PublishError>(())
-        };
-        match timeout_at(until, exchange).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => return all(PublishError::Refused(error.to_string())),
-            Err(_elapsed) if is_sent => {}
-            Err(_elapsed) => return all(PublishError::NoAck(limit)),
-        }
-        let answers = expected.answers();
-        self.connection.heard(epoch, answers.iter().any(Option::is_some));
-        let outcomes: Vec<_> = answers
-            .into_iter()
-            .map(|answer| match answer {
-                Some(reply) => reply.map_err(|refusal| refusal.on(route)),
-                None => Err(PublishError::NoAck(limit)),
-            })
-            .collect();
-        if outcomes.iter().any(|outcome| matches!(outcome, Err(PublishError::NoStream(_)))) {
-            self.look_again.notify_one();
-        }
-        if outcomes.iter().any(Result::is_ok) {
-            self.connection.granted(|denial| denial.contains(&format!("\"{}\"", route.subject())));
-        }
-        outcomes
-    }
 }
 
 impl Publisher for JetStream {
     fn publish<'a>(
         &'a self,
         route: &'a Route,
-        events: Vec<Event>,
+        mut events: Vec<Event>,
         limit: Duration,
     ) -> BoxFuture<'a, Vec<Result<Ack, PublishError>>> {
-        self.publish(route, events, limit).boxed()
+        async move {
+            let until = Instant::now() + limit;
+            let count = events.len();
+            let all = |error: PublishError| (0..count).map(|_| Err(error.clone())).collect();
+            let epoch = match self.connection.usable() {
+                Ok(epoch) => epoch,
+                Err(problem) => return all(PublishError::Unavailable(problem)),
+            };
+            if !self.usable.load(Ordering::Relaxed) {
+                let contact = self.report.subscribe();
+                let problem = contact.borrow().problem().unwrap_or("starting").to_owned();
+                return all(PublishError::Unavailable(problem));
+            }
+            let mut expected = self.inbox.expect(count);
+            let mut is_sent = false;
+            let address = self.addresses.of(route);
+            let exchange = async {
+                for (index, event) in events.iter_mut().enumerate() {
+                    let (subject, headers) = (address.subject.clone(), address.headers(event.token));
+                    let (reply, payload) = (expected.reply_subject(index), mem::take(&mut event.payload));
+                    self.connection.client.publish_with_reply_and_headers(subject, reply, headers, payload).await?;
+                }
+                failpoint::hit("after_publish");
+                is_sent = true;
+                expected.complete(self.connection.lost(epoch)).await;
+                Ok::<_, async_nats::PublishError>(())
+            };
+            match timeout_at(until, exchange).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => return all(PublishError::Refused(error.to_string())),
+                Err(_elapsed) if is_sent => {}
+                Err(_elapsed) => return all(PublishError::NoAck(limit)),
+            }
+            let answers = expected.answers();
+            self.connection.heard(epoch, answers.iter().any(Option::is_some));
+            let outcomes: Vec<_> = answers
+                .into_iter()
+                .map(|answer| match answer {
+                    Some(reply) => reply.map_err(|refusal| refusal.on(route)),
+                    None => Err(PublishError::NoAck(limit)),
+                })
+                .collect();
+            if outcomes.iter().any(|outcome| matches!(outcome, Err(PublishError::NoStream(_)))) {
+                self.look_again.notify_one();
+            }
+            if outcomes.iter().any(Result::is_ok) {
+                self.connection.granted(|denial| denial.contains(&format!("\"{}\"", route.subject())));
+            }
+            outcomes
+        }
+        .boxed()
     }
 
     fn contact(&self) -> watch::Receiver<Contact> {
