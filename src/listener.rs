@@ -27,7 +27,11 @@ use tokio_util::task::TaskTracker;
 use tracing::{debug, error};
 use warp::reply::Response;
 
-use self::{heads::Ambiguous, wire::Wire};
+pub use self::wire::HungUp;
+use self::{
+    heads::Ambiguous,
+    wire::{Wire, hung_up},
+};
 use crate::{
     http::{self, Unclear},
     metrics::ConnectionMetrics,
@@ -127,7 +131,7 @@ pub async fn serve<S>(
             let metrics = metrics.clone();
             connections.spawn(async move {
                 let _open = metrics.opened();
-                connection(stream, service, &limits, phase, &metrics).await;
+                connection(stream, hung_up, service, &limits, phase, &metrics).await;
                 drop(place);
             });
         } else if let Ok(place) = Arc::clone(&refusing).acquire_owned().await {
@@ -138,8 +142,9 @@ pub async fn serve<S>(
                     metrics.refused();
                     std::future::ready(Ok::<_, Infallible>(http::too_many_connections(limit)))
                 });
-                let told =
-                    builder(&limits).keep_alive(false).serve_connection(TokioIo::new(Wire::new(stream)), service);
+                let told = builder(&limits)
+                    .keep_alive(false)
+                    .serve_connection(TokioIo::new(Wire::new(stream, hung_up)), service);
                 if tokio::time::timeout(REFUSE_WITHIN, told).await.is_err() {
                     debug!("a connection over the limit did not wait for its answer");
                 }
@@ -154,8 +159,7 @@ fn builder(limits: &ConnectionLimits) -> http1::Builder {
     builder
         .timer(TokioTimer::new())
         .header_read_timeout(limits.header_read_timeout)
-        // Whoever has said all it wants may still listen. And hyper would look for the end of the connection while a
-        // request is worked on, into 8 KiB of new memory, for the old one holds its head.
+        // `Wire` looks for the end of a connection while a request is worked on.
         .half_close(true)
         // No more room than for a head: hyper's own limit of 400 KiB would be 400 MiB for a thousand connections, on
         // nobody's account. A body is read in pieces of this size.
@@ -165,9 +169,10 @@ fn builder(limits: &ConnectionLimits) -> http1::Builder {
     builder
 }
 
-/// Serves one connection until it ends.
+/// Serves one connection until it ends, or until `hung_up` says that nobody waits for an answer.
 pub async fn connection<T, S>(
     stream: T,
+    hung_up: HungUp<T>,
     service: S,
     limits: &ConnectionLimits,
     mut phase: watch::Receiver<Phase>,
@@ -176,7 +181,7 @@ pub async fn connection<T, S>(
     T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     S: Service<Request<Incoming>, Response = Response, Error = Infallible>,
 {
-    let wire = Wire::new(stream);
+    let wire = Wire::new(stream, hung_up);
     let requests = Arc::new(AtomicU64::new(0));
     let service = {
         let service = Arc::new(service);

@@ -4,14 +4,14 @@
 //! The first byte says in what steps the rest arrives.
 #![no_main]
 
-use std::{cell::RefCell, sync::Arc, time::Duration};
+use std::{cell::RefCell, sync::Arc, task::Poll, time::Duration};
 
 use futures_util::{FutureExt, future::BoxFuture};
 use hookgate::{
     dead_letters::{DeadLetterLimits, DeadLetters},
     event::Event,
     http::{self, Webhooks},
-    listener,
+    listener::{self, HungUp},
     metrics::{ConnectionMetrics, Metrics},
     pending::memory::Memory,
     pipeline::{Pipeline, Policy, Publisher, WithoutAck, WithoutClaim},
@@ -25,7 +25,7 @@ use hookgate::{
 use hyper_util::service::TowerToHyperService;
 use libfuzzer_sys::{Corpus, fuzz_target};
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
+    io::{AsyncReadExt, AsyncWriteExt, DuplexStream},
     runtime::Runtime,
     sync::watch,
 };
@@ -145,7 +145,10 @@ impl World {
         self.runtime.block_on(async {
             let (mut client, server) = tokio::io::duplex(512);
             let service = TowerToHyperService::new(warp::service(self.filters.clone()));
-            let serving = listener::connection(server, service, &self.limits, self.shutdown.watch(), &self.metrics);
+            // Nobody hangs up before the last answer.
+            let hung_up: HungUp<DuplexStream> = |_server, _context| Poll::Pending;
+            let serving =
+                listener::connection(server, hung_up, service, &self.limits, self.shutdown.watch(), &self.metrics);
             let mut answers = Vec::new();
             let asking = async {
                 let (mut from, mut to) = tokio::io::split(&mut client);

@@ -4,6 +4,9 @@
 //! is closed at once: the system resets a connection that is closed with unread bytes, and the sender, in the
 //! middle of its write, sees the reset instead of the answer. For `EspoCRM` 10 that is a final failure.
 //!
+//! Whether the other side has hung up while a request is worked on is asked here: hyper would find out by reading, into
+//! 8 KiB of new memory for every request, for the old one holds its head.
+//!
 //! Whoever asks and asks and never reads an answer would hold its connection for good; hyper has a time-out for
 //! heads alone.
 
@@ -16,6 +19,7 @@ use std::{
 
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::TcpStream,
     time::{Instant, Sleep},
 };
 
@@ -31,9 +35,21 @@ const SCRATCH: usize = 8 * 1024;
 /// How long the other side may take nothing of what is written.
 const STALL: Duration = Duration::from_secs(10);
 
+/// Resolves when nothing will come over a stream any more; reads nothing.
+pub type HungUp<T> = fn(&T, &mut Context<'_>) -> Poll<()>;
+
+/// That of the system's streams.
+pub(super) fn hung_up(stream: &TcpStream, cx: &mut Context<'_>) -> Poll<()> {
+    match stream.poll_peek(cx, &mut ReadBuf::new(&mut [0])) {
+        Poll::Ready(Ok(0) | Err(_)) => Poll::Ready(()),
+        Poll::Ready(Ok(_)) | Poll::Pending => Poll::Pending,
+    }
+}
+
 /// A connection that, once it is shut down, reads on until the other side has ended too, for a while.
 pub(super) struct Wire<T> {
     stream: T,
+    hung_up: HungUp<T>,
     heads: Heads,
     stalled: Option<Pin<Box<Sleep>>>,
     until: Option<Pin<Box<Sleep>>>,
@@ -41,8 +57,8 @@ pub(super) struct Wire<T> {
 }
 
 impl<T> Wire<T> {
-    pub(super) fn new(stream: T) -> Self {
-        Self { stream, heads: Heads::new(), stalled: None, until: None, discarded: 0 }
+    pub(super) fn new(stream: T, hung_up: HungUp<T>) -> Self {
+        Self { stream, hung_up, heads: Heads::new(), stalled: None, until: None, discarded: 0 }
     }
 
     /// Which of its requests can't be trusted in their length.
@@ -91,7 +107,12 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Wire<T> {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
+        ready!(Pin::new(&mut self.stream).poll_flush(cx))?;
+        // Asked for by hyper each time it looks after a connection.
+        if self.heads.is_between() && (self.hung_up)(&self.stream, cx).is_ready() {
+            return Poll::Ready(Err(io::Error::new(io::ErrorKind::BrokenPipe, "hung up before its answer")));
+        }
+        Poll::Ready(Ok(()))
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
