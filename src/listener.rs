@@ -10,7 +10,7 @@ use std::{
     panic::AssertUnwindSafe,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -144,7 +144,7 @@ pub async fn serve<S>(
                 });
                 let told = builder(&limits)
                     .keep_alive(false)
-                    .serve_connection(TokioIo::new(Wire::new(stream, hung_up)), service);
+                    .serve_connection(TokioIo::new(Wire::new(stream, hung_up, Arc::default())), service);
                 if tokio::time::timeout(REFUSE_WITHIN, told).await.is_err() {
                     debug!("a connection over the limit did not wait for its answer");
                 }
@@ -181,7 +181,8 @@ pub async fn connection<T, S>(
     T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     S: Service<Request<Incoming>, Response = Response, Error = Infallible>,
 {
-    let wire = Wire::new(stream, hung_up);
+    let at_work = Arc::new(AtomicBool::new(false));
+    let wire = Wire::new(stream, hung_up, Arc::clone(&at_work));
     let requests = Arc::new(AtomicU64::new(0));
     let service = {
         let service = Arc::new(service);
@@ -190,15 +191,19 @@ pub async fn connection<T, S>(
             let number = requests.fetch_add(1, Ordering::Relaxed);
             let problem = unclear(&request, number, &ambiguous);
             // What is made in here has its place in here; handed in, it would be copied, and have two.
-            let service = Arc::clone(&service);
+            let (service, at_work) = (Arc::clone(&service), Arc::clone(&at_work));
             async move {
-                let response = match problem {
-                    None => match AssertUnwindSafe(service.call(request)).catch_unwind().await {
-                        Ok(answer) => return answer,
-                        // The panic is in the log.
-                        Err(_panic) => http::internal_error(),
-                    },
-                    Some(problem) => http::refuse_unclear(problem),
+                at_work.store(true, Ordering::Relaxed);
+                let answer = match problem {
+                    None => Ok(AssertUnwindSafe(service.call(request)).catch_unwind().await),
+                    Some(problem) => Err(problem),
+                };
+                at_work.store(false, Ordering::Relaxed);
+                let response = match answer {
+                    Ok(Ok(answer)) => return answer,
+                    // The panic is in the log.
+                    Ok(Err(_panic)) => http::internal_error(),
+                    Err(problem) => http::refuse_unclear(problem),
                 };
                 metrics.unreadable(response.status().as_u16());
                 Ok(response)

@@ -70,7 +70,7 @@ impl Heads {
 
     /// Whether all of a request was read, and nothing of the next.
     pub(super) fn is_between(&self) -> bool {
-        self.request > 0 && matches!(&self.place, Place::Head(head) if head.lines == 0 && head.kept == 0)
+        matches!(&self.place, Place::Head(head) if head.lines == 0 && head.kept == 0)
     }
 
     /// Takes what was read.

@@ -13,6 +13,10 @@
 use std::{
     io,
     pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -50,6 +54,8 @@ pub(super) fn hung_up(stream: &TcpStream, cx: &mut Context<'_>) -> Poll<()> {
 pub(super) struct Wire<T> {
     stream: T,
     hung_up: HungUp<T>,
+    /// Whether a request is being worked on.
+    at_work: Arc<AtomicBool>,
     heads: Heads,
     stalled: Option<Pin<Box<Sleep>>>,
     until: Option<Pin<Box<Sleep>>>,
@@ -57,8 +63,8 @@ pub(super) struct Wire<T> {
 }
 
 impl<T> Wire<T> {
-    pub(super) fn new(stream: T, hung_up: HungUp<T>) -> Self {
-        Self { stream, hung_up, heads: Heads::new(), stalled: None, until: None, discarded: 0 }
+    pub(super) fn new(stream: T, hung_up: HungUp<T>, at_work: Arc<AtomicBool>) -> Self {
+        Self { stream, hung_up, at_work, heads: Heads::new(), stalled: None, until: None, discarded: 0 }
     }
 
     /// Which of its requests can't be trusted in their length.
@@ -109,7 +115,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Wire<T> {
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(Pin::new(&mut self.stream).poll_flush(cx))?;
         // Asked for by hyper each time it looks after a connection.
-        if self.heads.is_between() && (self.hung_up)(&self.stream, cx).is_ready() {
+        let waits = self.at_work.load(Ordering::Relaxed) && self.heads.is_between();
+        if waits && (self.hung_up)(&self.stream, cx).is_ready() {
             return Poll::Ready(Err(io::Error::new(io::ErrorKind::BrokenPipe, "hung up before its answer")));
         }
         Poll::Ready(Ok(()))
