@@ -2,8 +2,6 @@
 
 use std::collections::BTreeSet;
 
-use futures_util::future::join_all;
-
 use crate::support::{Answer, Connection, Gate, PATH, PENDING, World, batch, eventually, post, post_and_stay};
 
 /// What a sender does next depends on the code alone, so the code has to be right.
@@ -171,9 +169,17 @@ async fn too_many_requests_at_once_are_503() {
 async fn requests_that_find_no_place_wait_for_one() {
     let world = World::start().await;
     let gate = world.gate("server.max_in_flight = 1").await;
-    let senders = (0..8).map(|number| gate.post(batch([format!("id-{number}")])));
-    for answer in join_all(senders).await {
-        assert_eq!(answer.counts(), (1, 1));
+    world.nats.freeze();
+    let mut senders = vec![busy_with(&gate, &batch(["a"])).await];
+    for id in ["b", "c", "d"] {
+        let mut connection = Connection::open(gate.address()).await.expect("hookgate listens");
+        connection.send(&post(PATH, batch([id]).as_bytes())).await.expect("hookgate reads");
+        senders.push(connection);
+    }
+    // They are here while the only place is taken, and have half a second.
+    world.nats.thaw();
+    for sender in &mut senders {
+        assert_eq!(sender.answer().await.expect("it is answered").counts(), (1, 1));
     }
 }
 
