@@ -10,7 +10,7 @@ use std::{
     panic::AssertUnwindSafe,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -181,7 +181,7 @@ pub async fn connection<T, S>(
     T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     S: Service<Request<Incoming>, Response = Response, Error = Infallible>,
 {
-    let at_work = Arc::new(AtomicBool::new(false));
+    let at_work = Arc::new(AtomicU64::new(0));
     let wire = Wire::new(stream, hung_up, Arc::clone(&at_work));
     let requests = Arc::new(AtomicU64::new(0));
     let service = {
@@ -193,12 +193,12 @@ pub async fn connection<T, S>(
             // What is made in here has its place in here; handed in, it would be copied, and have two.
             let (service, at_work) = (Arc::clone(&service), Arc::clone(&at_work));
             async move {
-                at_work.store(true, Ordering::Relaxed);
+                at_work.store(number + 1, Ordering::Relaxed);
                 let answer = match problem {
                     None => Ok(AssertUnwindSafe(service.call(request)).catch_unwind().await),
                     Some(problem) => Err(problem),
                 };
-                at_work.store(false, Ordering::Relaxed);
+                at_work.store(0, Ordering::Relaxed);
                 let response = match answer {
                     Ok(Ok(answer)) => return answer,
                     // The panic is in the log.

@@ -184,7 +184,7 @@ impl<'a, E, R: FnMut(usize) -> Result<(), E>> Reader<'a, R> {
         if self.batch.is_empty() {
             return self.append(id);
         }
-        if self.seen.len() == self.seen.capacity() {
+        if self.seen.is_empty() {
             self.grow_seen()?;
         }
         let hash = self.hasher.hash_one(id);
@@ -193,6 +193,9 @@ impl<'a, E, R: FnMut(usize) -> Result<(), E>> Reader<'a, R> {
             return Ok(());
         }
         let index = u32::try_from(ends.len()).expect("a body has fewer ids than bytes, and less than 4 GiB");
+        if self.seen.len() == self.seen.capacity() {
+            self.grow_seen()?;
+        }
         self.seen.insert_unique(hash, index, |_index| unreachable!("there is room"));
         self.append(id)
     }

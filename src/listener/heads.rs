@@ -68,9 +68,10 @@ impl Heads {
         self.ambiguous.clone()
     }
 
-    /// Whether all of a request was read, and nothing of the next.
-    pub(super) fn is_between(&self) -> bool {
-        matches!(&self.place, Place::Head(head) if head.lines == 0 && head.kept == 0)
+    /// Whether all of the first so many requests was read, and nothing of the next.
+    pub(super) fn is_behind(&self, requests: u64) -> bool {
+        let between = matches!(&self.place, Place::Head(head) if head.lines == 0 && head.kept == 0);
+        between && self.request == requests
     }
 
     /// Takes what was read.
@@ -165,6 +166,17 @@ impl Head {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn it_is_behind_a_request_once_all_of_it_is_here_and_nothing_else() {
+        let one = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n[]";
+        let mut heads = Heads::new();
+        for (at, byte) in [*one, *one].as_flattened().iter().enumerate() {
+            assert_eq!((heads.is_behind(1), heads.is_behind(2)), (at == one.len(), false), "at byte {at}");
+            heads.follow(&[*byte]);
+        }
+        assert_eq!((heads.is_behind(1), heads.is_behind(2)), (false, true));
+    }
 
     fn ambiguous(text: &str, step: usize) -> Option<u64> {
         let mut heads = Heads::new();

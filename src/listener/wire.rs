@@ -15,7 +15,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicU64, Ordering},
     },
     task::{Context, Poll, ready},
     time::Duration,
@@ -54,8 +54,8 @@ pub(super) fn hung_up(stream: &TcpStream, cx: &mut Context<'_>) -> Poll<()> {
 pub(super) struct Wire<T> {
     stream: T,
     hung_up: HungUp<T>,
-    /// Whether a request is being worked on.
-    at_work: Arc<AtomicBool>,
+    /// Which request is being worked on, counted from 1; 0 if none is.
+    at_work: Arc<AtomicU64>,
     heads: Heads,
     stalled: Option<Pin<Box<Sleep>>>,
     until: Option<Pin<Box<Sleep>>>,
@@ -63,7 +63,7 @@ pub(super) struct Wire<T> {
 }
 
 impl<T> Wire<T> {
-    pub(super) fn new(stream: T, hung_up: HungUp<T>, at_work: Arc<AtomicBool>) -> Self {
+    pub(super) fn new(stream: T, hung_up: HungUp<T>, at_work: Arc<AtomicU64>) -> Self {
         Self { stream, hung_up, at_work, heads: Heads::new(), stalled: None, until: None, discarded: 0 }
     }
 
@@ -115,8 +115,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Wire<T> {
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(Pin::new(&mut self.stream).poll_flush(cx))?;
         // Asked for by hyper each time it looks after a connection.
-        let waits = self.at_work.load(Ordering::Relaxed) && self.heads.is_between();
-        if waits && (self.hung_up)(&self.stream, cx).is_ready() {
+        let at_work = self.at_work.load(Ordering::Relaxed);
+        if at_work > 0 && self.heads.is_behind(at_work) && (self.hung_up)(&self.stream, cx).is_ready() {
             return Poll::Ready(Err(io::Error::new(io::ErrorKind::BrokenPipe, "hung up before its answer")));
         }
         Poll::Ready(Ok(()))
