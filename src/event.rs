@@ -128,7 +128,7 @@ impl Token {
 
 impl fmt::Display for Token {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(out, "{}-{}", self.seed, self.index)
+        out.write_str(&self.text())
     }
 }
 

@@ -142,25 +142,29 @@ impl<'a, E, R: FnMut(usize) -> Result<(), E>> Reader<'a, R> {
     /// Reads an object. Names are read as text, for that is cheaper; one that is none (half of a surrogate pair) is
     /// somebody else's and not an error, so that the object is read once more, with its names as they stand there.
     fn record(&mut self) -> Result<Record<'a>, BatchError> {
-        let mut values = serde_json::Deserializer::from_str(&self.text[self.at..]).into_iter::<Plain<'a>>();
-        if let Some(Ok(Plain(record))) = values.next() {
-            self.at += values.byte_offset();
+        if let Some(Ok(Plain(record))) = self.next() {
             return Ok(record);
         }
-        self.value::<Record<'a>>()
+        self.value()
     }
 
-    /// Reads one value and moves behind it.
+    /// Reads one value, or says why there is none.
     fn value<T: Deserialize<'a>>(&mut self) -> Result<T, BatchError> {
-        let mut values = serde_json::Deserializer::from_str(&self.text[self.at..]).into_iter::<T>();
-        match values.next() {
-            Some(Ok(value)) => {
-                self.at += values.byte_offset();
-                Ok(value)
-            }
+        match self.next() {
+            Some(Ok(value)) => Ok(value),
             Some(Err(error)) => Err(self.explain(&error)),
             None => Err(not_json("a value is missing", self.at)),
         }
+    }
+
+    /// Reads one value and moves behind it; stays where there is none.
+    fn next<T: Deserialize<'a>>(&mut self) -> Option<serde_json::Result<T>> {
+        let mut values = serde_json::Deserializer::from_str(&self.text[self.at..]).into_iter();
+        let value = values.next();
+        if let Some(Ok(_)) = &value {
+            self.at += values.byte_offset();
+        }
+        value
     }
 
     fn end(&mut self) -> Result<(), BatchError> {
