@@ -4,6 +4,10 @@ use std::sync::Arc;
 
 use async_nats::{HeaderMap, HeaderName, HeaderValue, Subject, header::NATS_MESSAGE_ID};
 use hashbrown::HashMap;
+use serde::{
+    Deserialize,
+    de::{IntoDeserializer, value},
+};
 
 use crate::{
     event::Token,
@@ -27,11 +31,16 @@ impl Address {
     /// The headers of an event. Nothing a sender wrote enters them.
     pub(super) fn headers(&self, token: Token) -> HeaderMap {
         let mut headers = HeaderMap::new();
-        headers.insert(NATS_MESSAGE_ID, token.text());
-        headers.insert(TRACEPARENT, token.traceparent());
+        headers.insert(NATS_MESSAGE_ID, plain(token.text()));
+        headers.insert(TRACEPARENT, plain(token.traceparent()));
         headers.insert(ROUTE, self.route.clone());
         headers
     }
+}
+
+/// A value of hex digits and dashes; `From` would look at each byte twice, for the ends of lines.
+fn plain(text: String) -> HeaderValue {
+    HeaderValue::deserialize(IntoDeserializer::<value::Error>::into_deserializer(text)).expect("a string is a string")
 }
 
 /// The addresses of all routes, by their names.

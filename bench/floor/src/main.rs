@@ -2,7 +2,8 @@
 //!
 //! The limits are of hookgate's kind (requests in flight, size, time to read), the ids of the records are
 //! collected and everything else is skipped; no store, no metrics, no log. `floor ADDRESS [THREADS]`, where 0, the
-//! default, is as many as there are cores; up to two are tokio's current-thread runtime, as in hookgate.
+//! default, is as many as there are cores; up to two are tokio's current-thread runtime, as in hookgate. Its allocator
+//! is hookgate's too.
 
 use std::{
     borrow::Cow, convert::Infallible, net::SocketAddr, num::NonZero, process::ExitCode, sync::Arc, time::Duration,
@@ -12,6 +13,7 @@ use bytes::{Buf, Bytes};
 use futures_util::{Stream, StreamExt};
 use hyper::server::conn::http1;
 use hyper_util::{rt::TokioIo, rt::TokioTimer, service::TowerToHyperService};
+use mimalloc::MiMalloc;
 use serde::{Deserialize, Serialize};
 use tokio::{
     net::TcpListener,
@@ -24,6 +26,9 @@ use warp::{
     http::{HeaderValue, StatusCode, header},
     reply::Response,
 };
+
+#[global_allocator]
+static ALLOCATOR: MiMalloc = MiMalloc;
 
 const MAX_BODY_BYTES: usize = 16 * 1024 * 1024;
 const MAX_IN_FLIGHT: usize = 1024;
