@@ -1,56 +1,90 @@
 -- Claims ids: each is new for one caller only, among all replicas.
 -- KEYS: 1 pending SET, 2 outbox HASH (id -> token of the claim)
 -- ARGV: 1 most entries of the outbox, 2 '1' to write in-flight entries again (so that a WAIT behind this
--- call speaks of them too), then for each request: token seed, first index, number of ids, ids
+-- call speaks of them too), 3 number of requests, then for each of these: token seed, first index, number of ids;
+-- then the ids of all.
 -- Answers a letter for each id, all in one word: n new, claimed under 'seed-index'; d done; f outbox full; i in flight;
 -- then the tokens of those in flight. (A value for each id cost both sides more than the claim of it.)
 --
 -- The membership test comes first, so that an old token can't swallow a new claim after a release. The
 -- outbox is written before the SET: scripts don't roll back, and a claim without a token is the one state
 -- that loses an event.
+--
+-- Many ids go into one command. Redis keeps memory at hand for commands of up to 32 words: longer ones gain nothing.
+local part = 28
+local ids = 4 + 3 * tonumber(ARGV[3])
+local room = tonumber(ARGV[1]) - redis.call('HLEN', KEYS[2])
+local touch = ARGV[2] == '1'
+
+local pending = {}
+for from = ids, #ARGV, part do
+  local answers = redis.call('SMISMEMBER', KEYS[1], unpack(ARGV, from, math.min(from + part - 1, #ARGV)))
+  for place, answer in ipairs(answers) do
+    if answer == 1 then
+      pending[#pending + 1] = ARGV[from + place - 1]
+    end
+  end
+end
+-- What is known of an id: its token, false if it is done, nothing if it is not pending.
+local tokens = {}
+for from = 1, #pending, part do
+  local answers = redis.call('HMGET', KEYS[2], unpack(pending, from, math.min(from + part - 1, #pending)))
+  for place, answer in ipairs(answers) do
+    tokens[pending[from + place - 1]] = answer
+  end
+end
+
 -- What is no token of ours (event.rs: a version 7 UUID before the year 10000, and a place) can't be published under.
-local form = '^' .. string.rep('[0-9a-f]', 12) .. '7' .. string.rep('[0-9a-f]', 19) .. '%-(%d+)$'
+local form
 local function is_token(text)
+  form = form or '^' .. string.rep('[0-9a-f]', 12) .. '7' .. string.rep('[0-9a-f]', 19) .. '%-(%d+)$'
   local index = string.match(text, form)
   return index and #index < 10 and (index == '0' or string.sub(index, 1, 1) ~= '0')
     and string.sub(text, 1, 12) < 'e677d21fdc00'
 end
-local room = tonumber(ARGV[1]) - redis.call('HLEN', KEYS[2])
-local states, answers = {}, { '' }
-local touch = ARGV[2] == '1'
-local at = 3
-while at <= #ARGV do
-  local seed, first, count = ARGV[at], tonumber(ARGV[at + 1]), tonumber(ARGV[at + 2])
-  at = at + 3
+
+local states, answers, entries, members = {}, { '' }, {}, {}
+local function enter(id, token)
+  entries[#entries + 1] = id
+  entries[#entries + 1] = token
+end
+local at = ids
+for request = 4, ids - 1, 3 do
+  local seed, first, count = ARGV[request], tonumber(ARGV[request + 1]), tonumber(ARGV[request + 2])
   for index = first, first + count - 1 do
     local id = ARGV[at]
     at = at + 1
+    local token = tokens[id]
     local state
-    if redis.call('SISMEMBER', KEYS[1], id) == 1 then
-      local token = redis.call('HGET', KEYS[2], id)
-      if not token then
-        state = 'd'
-      elseif is_token(token) then
-        if touch then
-          redis.call('HSET', KEYS[2], id, token)
-        end
-        state = 'i'
-        answers[#answers + 1] = token
-      else
-        -- Take the claim over.
-        redis.call('HSET', KEYS[2], id, seed .. '-' .. index)
-        state = 'n'
+    if token == false then
+      state = 'd'
+    elseif token and is_token(token) then
+      state = 'i'
+      answers[#answers + 1] = token
+      if touch then
+        enter(id, token)
       end
-    elseif room <= 0 then
+    elseif not token and room <= 0 then
       state = 'f'
     else
-      redis.call('HSET', KEYS[2], id, seed .. '-' .. index)
-      redis.call('SADD', KEYS[1], id)
-      room = room - 1
       state = 'n'
+      if not token then
+        members[#members + 1] = id
+        room = room - 1
+      end
+      -- A token that is none of ours is replaced: the claim is taken over.
+      tokens[id] = seed .. '-' .. index
+      enter(id, tokens[id])
     end
     states[#states + 1] = state
   end
+end
+
+for from = 1, #entries, part do
+  redis.call('HSET', KEYS[2], unpack(entries, from, math.min(from + part - 1, #entries)))
+end
+for from = 1, #members, part do
+  redis.call('SADD', KEYS[1], unpack(members, from, math.min(from + part - 1, #members)))
 end
 answers[1] = table.concat(states)
 return answers

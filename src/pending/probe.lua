@@ -2,8 +2,8 @@
 -- lasts. KEYS: 1 pending SET, 2 outbox HASH, 3 lease, 4 a key for this alone
 -- No id is empty, so that nothing is ever under that name.
 local calls = {
-  { 'SISMEMBER', KEYS[1], '' },
-  { 'HGET', KEYS[2], '' },
+  { 'SMISMEMBER', KEYS[1], '' },
+  { 'HMGET', KEYS[2], '' },
   { 'HLEN', KEYS[2] },
   { 'HSCAN', KEYS[2], '0', 'COUNT', '1' },
   { 'HDEL', KEYS[2], '' },

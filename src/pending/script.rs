@@ -50,8 +50,11 @@ impl Script {
 /// The arguments of a claim; `touch` writes in-flight entries again.
 pub(super) fn claim(call: &mut Cmd, route: &Route, outbox_limit: usize, touch: bool, proposals: &[&Proposal]) {
     call.arg(2).arg(route.pending_key()).arg(route.outbox_key()).arg(outbox_limit).arg(u8::from(touch));
+    call.arg(proposals.len());
     for proposal in proposals {
         call.arg(proposal.seed.to_string()).arg(proposal.range.start).arg(proposal.range.len());
+    }
+    for proposal in proposals {
         for (id, _) in proposal.ids() {
             call.arg(id.as_str());
         }
@@ -92,6 +95,8 @@ pub(super) fn settle(call: &mut Cmd, route: &Route, settlements: &[Settlement]) 
     call.arg(1).arg(route.outbox_key());
     for settlement in settlements {
         call.arg(settlement.id());
+    }
+    for settlement in settlements {
         settlement.token().with_bytes(|token| {
             call.arg(token);
         });
