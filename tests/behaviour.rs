@@ -6,6 +6,7 @@ mod bad_input;
 mod bad_items;
 mod batch_examples;
 mod batch_properties;
+mod claims;
 mod configuration;
 mod core_delivery;
 mod dead_letters;

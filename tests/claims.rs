@@ -1,0 +1,186 @@
+//! What the scripts decide for many ids at once is what they would decide for one after the other.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
+
+use futures_util::future::join_all;
+use hookgate::{
+    batch::Batch,
+    event::TokenSeed,
+    metrics::Metrics,
+    pending::{
+        access::Access,
+        redis::{Durability, Options, Redis},
+    },
+    pipeline::{PendingStore, Proposal, State},
+    readiness::Contact,
+    route::{Route, RouteSpec, RouteTable},
+    signature::Verified,
+};
+use proptest::{collection::vec, prelude::*, test_runner::TestRunner};
+use redis::AsyncTypedCommands;
+
+use crate::support::{OUTBOX, PENDING, RedisServer, World, batch, eventually, in_time};
+
+/// What nobody of hookgate has written.
+const FOREIGN: &str = "deadbeef-1";
+
+/// Something that happens to the ids of a route.
+#[derive(Debug, Clone)]
+enum Step {
+    /// Requests that claim at the same moment.
+    Claim(Vec<BTreeSet<u8>>),
+    /// Their events are acknowledged.
+    Settle(BTreeSet<u8>),
+    /// Consumers are through with them.
+    Release(BTreeSet<u8>),
+    /// Somebody writes into the outbox.
+    Damage(BTreeSet<u8>),
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    // Enough for several commands of one call; few enough to meet again.
+    let ids = |most| proptest::collection::btree_set(0..120_u8, 1..most);
+    let step = prop_oneof![
+        4 => vec(ids(90), 1..4).prop_map(Step::Claim),
+        1 => ids(90).prop_map(Step::Settle),
+        1 => ids(90).prop_map(Step::Release),
+        1 => ids(20).prop_map(Step::Damage),
+    ];
+    vec(step, 1..12)
+}
+
+/// What has to be in Redis.
+struct Expected {
+    limit: usize,
+    pending: BTreeSet<String>,
+    outbox: BTreeMap<String, String>,
+}
+
+impl Expected {
+    /// One id after the other.
+    fn claim(&mut self, proposal: &Proposal) -> Vec<State> {
+        let decide = |(id, token): (_, hookgate::event::Token)| {
+            let id = format!("{id}");
+            let found = self.outbox.get(&id).map(String::as_str);
+            match (self.pending.contains(&id), found) {
+                (true, None) => return State::Done,
+                (true, Some(found)) if found != FOREIGN => {
+                    return State::InFlight(found.parse().expect("hookgate wrote it"));
+                }
+                (false, _) if self.outbox.len() >= self.limit => return State::OutboxFull,
+                _ => {}
+            }
+            self.outbox.insert(id.clone(), token.text());
+            self.pending.insert(id);
+            State::New
+        };
+        proposal.ids().map(decide).collect()
+    }
+}
+
+fn routes() -> RouteTable {
+    let spec = RouteSpec { flow: "vmh", entity: "beteiligte", action: "create", ..RouteSpec::default() };
+    RouteTable::new(vec![Route::new(&spec).expect("the route is valid")]).expect("one route clashes with none")
+}
+
+async fn open(redis: &RedisServer, outbox_limit: usize) -> Redis {
+    let access = Access::plain(redis.client().get_connection_info().clone());
+    let options = Options { timeout: Duration::from_secs(5), outbox_limit, durability: Durability::None };
+    let store = Redis::open(&access, options, &routes(), Metrics::new(&routes()).0.redis());
+    in_time("Redis is up", store.contact().wait_for(|now| *now == Contact::Up)).await.expect("its owner lives");
+    store
+}
+
+fn proposal(ids: &BTreeSet<u8>) -> Proposal {
+    let body = batch(ids.iter().map(|id| format!("id-{id}")));
+    let batch = Arc::new(Batch::parse(&Verified::unsigned(body)).expect("the body is valid"));
+    Proposal { range: 0..batch.len(), batch, seed: TokenSeed::now() }
+}
+
+/// Whatever happened before, the ids that several requests claim in one call get the answers, and leave behind, what
+/// they would one by one: also in the middle of a full outbox, and where an id is in more than one request.
+#[test]
+fn many_at_once_are_decided_as_one_after_the_other() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime can be made");
+    let redis = runtime.block_on(RedisServer::start());
+    let narrow = (runtime.block_on(open(&redis, 100)), 100);
+    let wide = (runtime.block_on(open(&redis, 1000)), 1000);
+    let configuration = ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(128) };
+    let agree = |(is_narrow, steps): (bool, Vec<Step>)| {
+        let (store, limit) = if is_narrow { &narrow } else { &wide };
+        runtime.block_on(async {
+            let route = Arc::clone(&routes().routes()[0]);
+            let mut connection = redis.connection().await;
+            ::redis::cmd("FLUSHDB").query_async::<()>(&mut connection).await.expect("Redis forgets");
+            let mut expected = Expected { limit: *limit, pending: BTreeSet::new(), outbox: BTreeMap::new() };
+            for step in steps {
+                match step {
+                    Step::Claim(requests) => {
+                        let proposals: Vec<_> = requests.iter().map(proposal).collect();
+                        let claims = proposals.iter().map(|proposal| store.claim(&route, proposal.clone()));
+                        for (claimed, proposal) in join_all(claims).await.into_iter().zip(&proposals) {
+                            let states = claimed.expect("Redis is up").states;
+                            prop_assert_eq!(states, expected.claim(proposal));
+                        }
+                    }
+                    Step::Settle(ids) => {
+                        for id in ids.iter().map(|id| format!("id-{id}")) {
+                            expected.outbox.remove(&id);
+                            connection.hdel(OUTBOX, id).await.expect("the outbox is a HASH");
+                        }
+                    }
+                    Step::Release(ids) => {
+                        for id in ids.iter().map(|id| format!("id-{id}")) {
+                            // What is left in the outbox of a released id counts twice while its new claim is
+                            // decided: no matter, but not so here.
+                            if !is_narrow || !expected.outbox.contains_key(&id) {
+                                expected.pending.remove(&id);
+                                connection.srem(PENDING, id).await.expect("pending is a SET");
+                            }
+                        }
+                    }
+                    Step::Damage(ids) => {
+                        for id in ids.iter().map(|id| format!("id-{id}")) {
+                            if let Some(token) = expected.outbox.get_mut(&id) {
+                                FOREIGN.clone_into(token);
+                                connection.hset(OUTBOX, id, FOREIGN).await.expect("the outbox is a HASH");
+                            }
+                        }
+                    }
+                }
+                prop_assert_eq!(&redis.outbox(OUTBOX).await, &expected.outbox);
+                prop_assert_eq!(&redis.pending(PENDING).await, &expected.pending);
+            }
+            Ok(())
+        })
+    };
+    TestRunner::new(configuration).run(&(any::<bool>(), steps()), agree).unwrap_or_else(|error| panic!("{error}"));
+}
+
+/// An acknowledgement takes away what it is for, and nothing that has come into its place meanwhile.
+#[tokio::test]
+async fn settling_leaves_what_holds_another_token() {
+    let world = World::start().await;
+    let gate = world.gate("").await;
+    world.nats.freeze();
+    let ids: Vec<String> = (0..100).map(|number| format!("id-{number}")).collect();
+    let changed = async {
+        eventually("all are claimed", async || (world.redis.outbox(OUTBOX).await.len() == ids.len()).then_some(()))
+            .await;
+        let mut redis = world.redis.connection().await;
+        let mut changed = BTreeMap::new();
+        for id in ids.iter().step_by(3) {
+            redis.hset(OUTBOX, id, FOREIGN).await.expect("the outbox is a HASH");
+            changed.insert(id.clone(), FOREIGN.to_owned());
+        }
+        world.nats.thaw();
+        changed
+    };
+    let (answer, changed) = tokio::join!(gate.post(batch(&ids)), changed);
+    assert_eq!(answer.counts(), (100, 100));
+    eventually("all others are settled", async || (world.redis.outbox(OUTBOX).await == changed).then_some(())).await;
+}
