@@ -57,6 +57,31 @@ async fn right_after_sending() {
 }
 
 /// A large body is read by a thread of its own, and its sender can be gone before that has come to its end.
+/// Nothing of it is done, and the place that it would have had is the next one's.
+#[tokio::test]
+async fn while_it_waits_for_a_place() {
+    let world = World::start().await;
+    let gate = world.gate("server.max_in_flight = 1").await;
+    world.nats.freeze();
+    let mut first = Connection::open(gate.address()).await.expect("hookgate listens");
+    first.send(&post(PATH, batch(["a"]).as_bytes())).await.expect("hookgate reads");
+    gate.wait_log("1 neue IDs").await;
+    let open = async |count: usize| {
+        let line = format!("hookgate_connections {count}\n");
+        eventually(&line, async || gate.probe("/metrics").await.text().contains(&line).then_some(())).await;
+    };
+    let mut waiting = Connection::open(gate.address()).await.expect("hookgate listens");
+    waiting.send(&post(PATH, batch(["b"]).as_bytes())).await.expect("hookgate reads");
+    open(2).await;
+    drop(waiting);
+    open(1).await;
+    world.nats.thaw();
+    assert_eq!(first.answer().await.expect("it is answered").counts(), (1, 1));
+    assert_eq!(gate.post(batch(["c"])).await.counts(), (1, 1));
+    assert_eq!(world.redis.pending(PENDING).await.into_iter().collect::<Vec<_>>(), ["a", "c"]);
+    assert_eq!(gate.post(batch(["b"])).await.counts(), (1, 1));
+}
+
 #[tokio::test]
 async fn while_a_large_body_is_read() {
     let world = World::start().await;

@@ -92,6 +92,31 @@ async fn what_is_in_flight_is_finished_and_what_comes_is_told_to_come_back() {
     assert_eq!(world.redis.pending(PENDING).await.into_iter().collect::<Vec<_>>(), ["a"]);
 }
 
+/// The only place is taken, and stays taken: whoever waits for it is sent to another replica, with nothing of it done.
+#[tokio::test]
+async fn who_waits_for_a_place_is_told_to_come_back() {
+    let world = World::start().await;
+    let mut gate = world.gate("server.drain_delay = \"0s\"\nserver.max_in_flight = 1").await;
+    world.nats.freeze();
+    let mut in_flight = Connection::open(gate.address()).await.expect("hookgate listens");
+    in_flight.send(&post_and_stay(PATH, batch(["a"]).as_bytes())).await.expect("hookgate reads");
+    gate.wait_log("1 neue IDs").await;
+    let mut waiting = Connection::open(gate.address()).await.expect("hookgate listens");
+    waiting.send(&post_and_stay(PATH, batch(["b"]).as_bytes())).await.expect("hookgate reads");
+    // Somebody who came later has been answered: so it was read.
+    assert_eq!(gate.exchange(&post_and_stay("/elsewhere", b"[]")).await.status, 404);
+
+    gate.signal("TERM");
+    gate.wait_log(REFUSING).await;
+    let answer = waiting.answer().await.expect("it is answered");
+    assert_eq!((answer.status, answer.header("connection")), (503, Some("close")));
+    world.nats.thaw();
+    assert_eq!(in_flight.answer().await.expect("it is answered").counts(), (1, 1));
+    assert_eq!(gate.end().await.code(), Some(0));
+    assert_eq!(world.redis.pending(PENDING).await.into_iter().collect::<Vec<_>>(), ["a"]);
+    assert_eq!(world.nats.events().await.len(), 1);
+}
+
 #[tokio::test]
 async fn a_slow_body_is_waited_for() {
     let world = World::start().await;
