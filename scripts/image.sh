@@ -30,10 +30,11 @@ case $triple in
     *) die "this is $triple; the image needs a binary for Linux: build it there" ;;
 esac
 cargo_home=${CARGO_HOME:-$HOME/.cargo}
-# Paths of this machine would make every folder's binary another one. No symbols: they are a fifth of it.
+# Paths of this machine would make every folder's binary another one, and the time that mimalloc's C writes down every
+# build's. No symbols: they are a fifth of it.
 RUSTFLAGS="-C target-feature=+crt-static --remap-path-prefix=$PWD=/hookgate --remap-path-prefix=$cargo_home=/cargo" \
 CFLAGS="-ffile-prefix-map=$PWD=/hookgate -ffile-prefix-map=$cargo_home=/cargo" \
-CARGO_PROFILE_RELEASE_STRIP=symbols CARGO_INCREMENTAL=0 CARGO_TARGET_DIR=target/image/build \
+SOURCE_DATE_EPOCH=0 CARGO_PROFILE_RELEASE_STRIP=symbols CARGO_INCREMENTAL=0 CARGO_TARGET_DIR=target/image/build \
     cargo build --locked --release --target "$triple"
 install -m 555 "target/image/build/$triple/release/hookgate" target/image/hookgate
 touch -d @0 target/image/hookgate # its date is in the image, too

@@ -56,7 +56,6 @@ async fn right_after_sending() {
     assert_eq!(published(&world).await.len(), ids.len(), "the retry of all publishes what is missing");
 }
 
-/// A large body is read by a thread of its own, and its sender can be gone before that has come to its end.
 /// Nothing of it is done, and the place that it would have had is the next one's.
 #[tokio::test]
 async fn while_it_waits_for_a_place() {
@@ -75,6 +74,9 @@ async fn while_it_waits_for_a_place() {
     open(2).await;
     drop(waiting);
     open(1).await;
+    let metrics = gate.probe("/metrics").await;
+    let not_refused = "hookgate_shed_total{reason=\"too_many_requests\"} 0";
+    assert!(metrics.text().contains(not_refused), "it hung up, and did not wait to be refused: {}", metrics.text());
     world.nats.thaw();
     assert_eq!(first.answer().await.expect("it is answered").counts(), (1, 1));
     assert_eq!(gate.post(batch(["c"])).await.counts(), (1, 1));
@@ -82,6 +84,7 @@ async fn while_it_waits_for_a_place() {
     assert_eq!(gate.post(batch(["b"])).await.counts(), (1, 1));
 }
 
+/// A large body is read by a thread of its own, and its sender can be gone before that has come to its end.
 #[tokio::test]
 async fn while_a_large_body_is_read() {
     let world = World::start().await;

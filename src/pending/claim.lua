@@ -10,7 +10,8 @@
 -- outbox is written before the SET: scripts don't roll back, and a claim without a token is the one state
 -- that loses an event.
 --
--- Many ids go into one command. Redis keeps memory at hand for commands of up to 32 words: longer ones gain nothing.
+-- Many ids go into one command. Redis keeps memory at hand for commands of up to 32 words: longer ones gain little. Even,
+-- for an id and its token stay together.
 local part = 28
 local ids = 4 + 3 * tonumber(ARGV[3])
 local room = tonumber(ARGV[1]) - redis.call('HLEN', KEYS[2])
@@ -25,7 +26,8 @@ for from = ids, #ARGV, part do
     end
   end
 end
--- What is known of an id: its token, false if it is done, nothing if it is not pending.
+-- What is known of an id: its token, false if it is done, nothing if it is not pending. What is claimed below comes to
+-- it, so that an id that is in the call twice is in flight the second time.
 local tokens = {}
 for from = 1, #pending, part do
   local answers = redis.call('HMGET', KEYS[2], unpack(pending, from, math.min(from + part - 1, #pending)))
@@ -80,6 +82,7 @@ for request = 4, ids - 1, 3 do
   end
 end
 
+-- In this order, see above.
 for from = 1, #entries, part do
   redis.call('HSET', KEYS[2], unpack(entries, from, math.min(from + part - 1, #entries)))
 end
