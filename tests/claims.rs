@@ -161,6 +161,33 @@ fn many_at_once_are_decided_as_one_after_the_other() {
     TestRunner::new(configuration).run(&(any::<bool>(), steps()), agree).unwrap_or_else(|error| panic!("{error}"));
 }
 
+/// Scripts don't roll back. One that may not write the outbox, or not the SET, ends in its middle: no id may then be
+/// pending without a token, for nobody would ever publish it.
+#[tokio::test]
+async fn a_claim_that_ends_half_way_leaves_nothing_without_its_token() {
+    let redis = RedisServer::start().await;
+    let store = open(&redis, 1000).await;
+    let route = Arc::clone(&routes().routes()[0]);
+    let may = async |command: &str| {
+        let mut acl = ::redis::cmd("ACL");
+        acl.arg("SETUSER").arg("default").arg(command);
+        acl.query_async::<()>(&mut redis.connection().await).await.expect("the permission changes");
+    };
+    let ids = (0..100).collect();
+    for command in ["hset", "sadd"] {
+        may(&format!("-{command}")).await;
+        store.claim(&route, proposal(&ids)).await.expect_err("it is not allowed");
+        may(&format!("+{command}")).await;
+        assert_eq!(redis.pending(PENDING).await, BTreeSet::new(), "without {command}");
+    }
+    eventually("all are claimed", async || {
+        let states = store.claim(&route, proposal(&ids)).await.ok()?.states;
+        Some(assert_eq!(states, [State::New; 100]))
+    })
+    .await;
+    assert_eq!(redis.outbox(OUTBOX).await.into_keys().collect::<BTreeSet<_>>(), redis.pending(PENDING).await);
+}
+
 /// An acknowledgement takes away what it is for, and nothing that has come into its place meanwhile.
 #[tokio::test]
 async fn settling_leaves_what_holds_another_token() {
