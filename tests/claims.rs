@@ -182,7 +182,8 @@ async fn a_claim_that_ends_half_way_leaves_nothing_without_its_token() {
     }
     eventually("all are claimed", async || {
         let states = store.claim(&route, proposal(&ids)).await.ok()?.states;
-        Some(assert_eq!(states, [State::New; 100]))
+        assert_eq!(states, [State::New; 100]);
+        Some(())
     })
     .await;
     assert_eq!(redis.outbox(OUTBOX).await.into_keys().collect::<BTreeSet<_>>(), redis.pending(PENDING).await);
