@@ -9,21 +9,19 @@ use std::{
 use futures_util::future::join_all;
 use hookgate::{
     batch::Batch,
-    event::TokenSeed,
-    metrics::Metrics,
-    pending::{
-        access::Access,
-        redis::{Durability, Options, Redis},
-    },
+    event::{Token, TokenSeed},
+    pending::redis::{Durability, Options, Redis},
     pipeline::{PendingStore, Proposal, State},
     readiness::Contact,
-    route::{Route, RouteSpec, RouteTable},
     signature::Verified,
 };
 use proptest::{collection::vec, prelude::*, test_runner::TestRunner};
 use redis::AsyncTypedCommands;
 
-use crate::support::{OUTBOX, PENDING, RedisServer, World, batch, eventually, in_time};
+use crate::{
+    stores::{open, routes},
+    support::{OUTBOX, PENDING, RedisServer, World, batch, eventually, in_time},
+};
 
 /// What nobody of hookgate has written.
 const FOREIGN: &str = "deadbeef-1";
@@ -32,18 +30,22 @@ const FOREIGN: &str = "deadbeef-1";
 #[derive(Debug, Clone)]
 enum Step {
     /// Requests that claim at the same moment.
-    Claim(Vec<BTreeSet<u8>>),
+    Claim(Vec<BTreeSet<String>>),
     /// Their events are acknowledged.
-    Settle(BTreeSet<u8>),
+    Settle(BTreeSet<String>),
     /// Consumers are through with them.
-    Release(BTreeSet<u8>),
+    Release(BTreeSet<String>),
     /// Somebody writes into the outbox.
-    Damage(BTreeSet<u8>),
+    Damage(BTreeSet<String>),
+}
+
+fn id(number: usize) -> String {
+    format!("id-{number}")
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
     // Enough for several commands of one call; few enough to meet again.
-    let ids = |most| proptest::collection::btree_set(0..120_u8, 1..most);
+    let ids = |most| proptest::collection::btree_set((0..120_usize).prop_map(id), 1..most);
     let step = prop_oneof![
         4 => vec(ids(90), 1..4).prop_map(Step::Claim),
         1 => ids(90).prop_map(Step::Settle),
@@ -63,7 +65,7 @@ struct Expected {
 impl Expected {
     /// One id after the other.
     fn claim(&mut self, proposal: &Proposal) -> Vec<State> {
-        let decide = |(id, token): (_, hookgate::event::Token)| {
+        let decide = |(id, token): (_, Token)| {
             let id = format!("{id}");
             let found = self.outbox.get(&id).map(String::as_str);
             match (self.pending.contains(&id), found) {
@@ -82,22 +84,14 @@ impl Expected {
     }
 }
 
-fn routes() -> RouteTable {
-    let spec = RouteSpec { flow: "vmh", entity: "beteiligte", action: "create", ..RouteSpec::default() };
-    RouteTable::new(vec![Route::new(&spec).expect("the route is valid")]).expect("one route clashes with none")
-}
-
-async fn open(redis: &RedisServer, outbox_limit: usize) -> Redis {
-    let access = Access::plain(redis.client().get_connection_info().clone());
-    let options = Options { timeout: Duration::from_secs(5), outbox_limit, durability: Durability::None };
-    let store = Redis::open(&access, options, &routes(), Metrics::new(&routes()).0.redis());
+async fn connect(redis: &RedisServer, outbox_limit: usize) -> Redis {
+    let store = open(redis, Options { timeout: Duration::from_secs(5), outbox_limit, durability: Durability::None });
     in_time("Redis is up", store.contact().wait_for(|now| *now == Contact::Up)).await.expect("its owner lives");
     store
 }
 
-fn proposal(ids: &BTreeSet<u8>) -> Proposal {
-    let body = batch(ids.iter().map(|id| format!("id-{id}")));
-    let batch = Arc::new(Batch::parse(&Verified::unsigned(body)).expect("the body is valid"));
+fn proposal(ids: &BTreeSet<String>) -> Proposal {
+    let batch = Arc::new(Batch::parse(&Verified::unsigned(batch(ids))).expect("the body is valid"));
     Proposal { range: 0..batch.len(), batch, seed: TokenSeed::now() }
 }
 
@@ -107,8 +101,8 @@ fn proposal(ids: &BTreeSet<u8>) -> Proposal {
 fn many_at_once_are_decided_as_one_after_the_other() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime can be made");
     let redis = runtime.block_on(RedisServer::start());
-    let narrow = (runtime.block_on(open(&redis, 100)), 100);
-    let wide = (runtime.block_on(open(&redis, 1000)), 1000);
+    let narrow = (runtime.block_on(connect(&redis, 100)), 100);
+    let wide = (runtime.block_on(connect(&redis, 1000)), 1000);
     let configuration = ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(128) };
     let agree = |(is_narrow, steps): (bool, Vec<Step>)| {
         let (store, limit) = if is_narrow { &narrow } else { &wide };
@@ -128,13 +122,13 @@ fn many_at_once_are_decided_as_one_after_the_other() {
                         }
                     }
                     Step::Settle(ids) => {
-                        for id in ids.iter().map(|id| format!("id-{id}")) {
+                        for id in ids {
                             expected.outbox.remove(&id);
                             connection.hdel(OUTBOX, id).await.expect("the outbox is a HASH");
                         }
                     }
                     Step::Release(ids) => {
-                        for id in ids.iter().map(|id| format!("id-{id}")) {
+                        for id in ids {
                             // What is left in the outbox of a released id counts twice while its new claim is
                             // decided: no matter, but not so here.
                             if !is_narrow || !expected.outbox.contains_key(&id) {
@@ -144,7 +138,7 @@ fn many_at_once_are_decided_as_one_after_the_other() {
                         }
                     }
                     Step::Damage(ids) => {
-                        for id in ids.iter().map(|id| format!("id-{id}")) {
+                        for id in ids {
                             if let Some(token) = expected.outbox.get_mut(&id) {
                                 FOREIGN.clone_into(token);
                                 connection.hset(OUTBOX, id, FOREIGN).await.expect("the outbox is a HASH");
@@ -166,14 +160,14 @@ fn many_at_once_are_decided_as_one_after_the_other() {
 #[tokio::test]
 async fn a_claim_that_ends_half_way_leaves_nothing_without_its_token() {
     let redis = RedisServer::start().await;
-    let store = open(&redis, 1000).await;
+    let store = connect(&redis, 1000).await;
     let route = Arc::clone(&routes().routes()[0]);
     let may = async |command: &str| {
         let mut acl = ::redis::cmd("ACL");
         acl.arg("SETUSER").arg("default").arg(command);
         acl.query_async::<()>(&mut redis.connection().await).await.expect("the permission changes");
     };
-    let ids = (0..100).collect();
+    let ids = (0..100).map(id).collect();
     for command in ["hset", "sadd"] {
         may(&format!("-{command}")).await;
         store.claim(&route, proposal(&ids)).await.expect_err("it is not allowed");
@@ -195,7 +189,7 @@ async fn settling_leaves_what_holds_another_token() {
     let world = World::start().await;
     let gate = world.gate("").await;
     world.nats.freeze();
-    let ids: Vec<String> = (0..100).map(|number| format!("id-{number}")).collect();
+    let ids: Vec<String> = (0..100).map(id).collect();
     let changed = async {
         eventually("all are claimed", async || (world.redis.outbox(OUTBOX).await.len() == ids.len()).then_some(()))
             .await;

@@ -62,15 +62,12 @@ async fn while_it_waits_for_a_place() {
     let world = World::start().await;
     let gate = world.gate("server.max_in_flight = 1").await;
     world.nats.freeze();
-    let mut first = Connection::open(gate.address()).await.expect("hookgate listens");
-    first.send(&post(PATH, batch(["a"]).as_bytes())).await.expect("hookgate reads");
-    gate.wait_log("1 neue IDs").await;
+    let mut first = gate.busy_with(&post(PATH, batch(["a"]).as_bytes())).await;
     let open = async |count: usize| {
         let line = format!("hookgate_connections {count}\n");
         eventually(&line, async || gate.probe("/metrics").await.text().contains(&line).then_some(())).await;
     };
-    let mut waiting = Connection::open(gate.address()).await.expect("hookgate listens");
-    waiting.send(&post(PATH, batch(["b"]).as_bytes())).await.expect("hookgate reads");
+    let waiting = gate.send(&post(PATH, batch(["b"]).as_bytes())).await;
     open(2).await;
     drop(waiting);
     open(1).await;

@@ -71,9 +71,7 @@ async fn what_is_in_flight_is_finished_and_what_comes_is_told_to_come_back() {
     let world = World::start().await;
     let mut gate = world.gate("server.drain_delay = \"0s\"").await;
     world.nats.freeze();
-    let mut in_flight = Connection::open(gate.address()).await.expect("hookgate listens");
-    in_flight.send(&post_and_stay(PATH, batch(["a"]).as_bytes())).await.expect("hookgate reads");
-    gate.wait_log("1 neue IDs").await;
+    let mut in_flight = gate.busy_with(&post_and_stay(PATH, batch(["a"]).as_bytes())).await;
 
     gate.signal("TERM");
     gate.wait_log(REFUSING).await;
@@ -98,11 +96,8 @@ async fn who_waits_for_a_place_is_told_to_come_back() {
     let world = World::start().await;
     let mut gate = world.gate("server.drain_delay = \"0s\"\nserver.max_in_flight = 1").await;
     world.nats.freeze();
-    let mut in_flight = Connection::open(gate.address()).await.expect("hookgate listens");
-    in_flight.send(&post_and_stay(PATH, batch(["a"]).as_bytes())).await.expect("hookgate reads");
-    gate.wait_log("1 neue IDs").await;
-    let mut waiting = Connection::open(gate.address()).await.expect("hookgate listens");
-    waiting.send(&post_and_stay(PATH, batch(["b"]).as_bytes())).await.expect("hookgate reads");
+    let mut in_flight = gate.busy_with(&post_and_stay(PATH, batch(["a"]).as_bytes())).await;
+    let mut waiting = gate.send(&post_and_stay(PATH, batch(["b"]).as_bytes())).await;
     // Somebody who came later has been answered: so it was read.
     assert_eq!(gate.exchange(&post_and_stay("/elsewhere", b"[]")).await.status, 404);
 

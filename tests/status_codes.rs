@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use crate::support::{Answer, Connection, Gate, PATH, PENDING, World, batch, eventually, post, post_and_stay};
+use crate::support::{Answer, Connection, PATH, PENDING, World, batch, eventually, post, post_and_stay};
 
 /// What a sender does next depends on the code alone, so the code has to be right.
 async fn assert_nothing_happened(world: &World) {
@@ -142,20 +142,12 @@ async fn an_answer_that_comes_early_reaches_a_sender_that_is_still_sending() {
     eventually("the connection is closed", async || endless.send(&[b' '; 1000]).await.is_err().then_some(())).await;
 }
 
-/// A request that is being worked on for as long as NATS is frozen.
-async fn busy_with(gate: &Gate, body: &str) -> Connection {
-    let mut connection = Connection::open(gate.address()).await.expect("hookgate listens");
-    connection.send(&post(PATH, body.as_bytes())).await.expect("hookgate reads");
-    gate.wait_log("empfangen").await;
-    connection
-}
-
 #[tokio::test]
 async fn too_many_requests_at_once_are_503() {
     let world = World::start().await;
     let gate = world.gate("server.max_in_flight = 1").await;
     world.nats.freeze();
-    let mut busy = busy_with(&gate, &batch(["a"])).await;
+    let mut busy = gate.busy_with(&post(PATH, batch(["a"]).as_bytes())).await;
 
     assert_eq!(gate.post(batch(["b"])).await.error(), (503, "too_many_requests".into()));
 
@@ -170,11 +162,9 @@ async fn requests_that_find_no_place_wait_for_one() {
     let world = World::start().await;
     let gate = world.gate("server.max_in_flight = 1").await;
     world.nats.freeze();
-    let mut senders = vec![busy_with(&gate, &batch(["a"])).await];
+    let mut senders = vec![gate.busy_with(&post(PATH, batch(["a"]).as_bytes())).await];
     for id in ["b", "c", "d"] {
-        let mut connection = Connection::open(gate.address()).await.expect("hookgate listens");
-        connection.send(&post(PATH, batch([id]).as_bytes())).await.expect("hookgate reads");
-        senders.push(connection);
+        senders.push(gate.send(&post(PATH, batch([id]).as_bytes())).await);
     }
     // They are here while the only place is taken, and have half a second.
     world.nats.thaw();
@@ -204,7 +194,7 @@ async fn an_answer_before_the_end_of_the_body_says_that_the_connection_ends() {
     assert_eq!((read.status, read.header("connection")), (400, None), "the body was read: the connection stays");
 
     world.nats.freeze();
-    let mut busy = busy_with(&gate, &batch(["a"])).await;
+    let mut busy = gate.busy_with(&post(PATH, batch(["a"]).as_bytes())).await;
     let shed = |answer: Answer| (answer.error(), answer.header("connection").map(str::to_owned));
     let last = ((503, "too_many_requests".into()), Some("close".into()));
     assert_eq!(shed(answer_to(PATH, &large).await), last);
@@ -234,7 +224,7 @@ async fn too_many_bytes_at_once_are_503() {
     let world = World::start().await;
     let gate = world.gate("server.max_body_bytes = 1000\nserver.max_buffered_bytes = 1000").await;
     world.nats.freeze();
-    let mut busy = busy_with(&gate, &format!("{:600}", batch(["a"]))).await;
+    let mut busy = gate.busy_with(&post(PATH, format!("{:600}", batch(["a"])).as_bytes())).await;
 
     let second = format!("{:600}", batch(["b"]));
     assert_eq!(gate.post(&second).await.error(), (503, "too_many_bytes".into()));

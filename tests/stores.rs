@@ -29,9 +29,15 @@ const OUTBOX_LIMIT: usize = 3;
 const OPTIONS: Options =
     Options { timeout: Duration::from_millis(500), outbox_limit: OUTBOX_LIMIT, durability: Durability::None };
 
-fn routes() -> RouteTable {
+pub(crate) fn routes() -> RouteTable {
     let spec = RouteSpec { flow: "vmh", entity: "beteiligte", action: "create", ..RouteSpec::default() };
     RouteTable::new(vec![Route::new(&spec).expect("the route is valid")]).expect("one route clashes with none")
+}
+
+/// The store of these routes in Redis, which may not be connected yet.
+pub(crate) fn open(redis: &RedisServer, options: Options) -> Redis {
+    let access = Access::plain(redis.client().get_connection_info().clone());
+    Redis::open(&access, options, &routes(), Metrics::new(&routes()).0.redis())
 }
 
 /// What goes with the store under test.
@@ -141,12 +147,7 @@ async fn keeps_the_contract(store: Arc<dyn PendingStore>, release: impl AsyncFn(
 #[tokio::test]
 async fn redis() {
     let redis = RedisServer::start().await;
-    let store = Redis::open(
-        &Access::plain(redis.client().get_connection_info().clone()),
-        OPTIONS,
-        &routes(),
-        Metrics::new(&routes()).0.redis(),
-    );
+    let store = open(&redis, OPTIONS);
     keeps_the_contract(Arc::new(store), async |_route, id| redis.release(PENDING, id).await).await;
     assert_eq!(redis.pending(PENDING).await.len(), 10);
 }
@@ -162,12 +163,7 @@ async fn memory() {
 #[tokio::test]
 async fn whoever_publishes_a_claim_publishes_the_same_event() {
     let redis = RedisServer::start().await;
-    let store = Redis::open(
-        &Access::plain(redis.client().get_connection_info().clone()),
-        OPTIONS,
-        &routes(),
-        Metrics::new(&routes()).0.redis(),
-    );
+    let store = open(&redis, OPTIONS);
     let bench = Bench::around(Arc::new(store)).await;
     assert_eq!(bench.claims(&["a"]).await, 1);
     let event: &Event = &bench.nats.events().await[0];

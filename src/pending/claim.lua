@@ -13,13 +13,17 @@
 -- Many ids go into one command. Redis keeps memory at hand for commands of up to 32 words: longer ones gain little. Even,
 -- for an id and its token stay together.
 local part = 28
+local function some(list, from)
+  return unpack(list, from, math.min(from + part - 1, #list))
+end
+
 local ids = 4 + 3 * tonumber(ARGV[3])
 local room = tonumber(ARGV[1]) - redis.call('HLEN', KEYS[2])
 local touch = ARGV[2] == '1'
 
 local pending = {}
 for from = ids, #ARGV, part do
-  local answers = redis.call('SMISMEMBER', KEYS[1], unpack(ARGV, from, math.min(from + part - 1, #ARGV)))
+  local answers = redis.call('SMISMEMBER', KEYS[1], some(ARGV, from))
   for place, answer in ipairs(answers) do
     if answer == 1 then
       pending[#pending + 1] = ARGV[from + place - 1]
@@ -30,7 +34,7 @@ end
 -- it, so that an id that is in the call twice is in flight the second time.
 local tokens = {}
 for from = 1, #pending, part do
-  local answers = redis.call('HMGET', KEYS[2], unpack(pending, from, math.min(from + part - 1, #pending)))
+  local answers = redis.call('HMGET', KEYS[2], some(pending, from))
   for place, answer in ipairs(answers) do
     tokens[pending[from + place - 1]] = answer
   end
@@ -84,10 +88,10 @@ end
 
 -- In this order, see above.
 for from = 1, #entries, part do
-  redis.call('HSET', KEYS[2], unpack(entries, from, math.min(from + part - 1, #entries)))
+  redis.call('HSET', KEYS[2], some(entries, from))
 end
 for from = 1, #members, part do
-  redis.call('SADD', KEYS[1], unpack(members, from, math.min(from + part - 1, #members)))
+  redis.call('SADD', KEYS[1], some(members, from))
 end
 answers[1] = table.concat(states)
 return answers

@@ -3,14 +3,6 @@
 use super::{OTHER, ROUTE, assert_is, samples, wait_for};
 use crate::support::{Connection, Gate, PATH, World, batch, eventually, post, post_and_stay};
 
-/// A request that is being worked on for as long as NATS is frozen.
-async fn busy(gate: &Gate, body: &str) -> Connection {
-    let mut connection = Connection::open(gate.address()).await.expect("hookgate listens");
-    connection.send(&post(PATH, body.as_bytes())).await.expect("hookgate reads");
-    gate.wait_log("1 neue IDs").await;
-    connection
-}
-
 async fn assert_shed(gate: &Gate, reason: &str, refused: f64) {
     let samples = samples(gate).await;
     for known in ["too_many_connections", "too_many_requests", "too_many_bytes", "outbox_full", "shutting_down"] {
@@ -24,7 +16,7 @@ async fn too_many_requests() {
     let world = World::start().await;
     let gate = world.gate("server.max_in_flight = 1").await;
     world.nats.freeze();
-    let mut busy = busy(&gate, &batch(["a"])).await;
+    let mut busy = gate.busy_with(&post(PATH, batch(["a"]).as_bytes())).await;
     for _ in 0..2 {
         assert_eq!(gate.post(batch(["b"])).await.error(), (503, "too_many_requests".into()));
     }
@@ -39,7 +31,7 @@ async fn too_many_bytes() {
     let world = World::start().await;
     let gate = world.gate("server.max_body_bytes = 1000\nserver.max_buffered_bytes = 1000").await;
     world.nats.freeze();
-    let mut busy = busy(&gate, &format!("{:600}", batch(["a"]))).await;
+    let mut busy = gate.busy_with(&post(PATH, format!("{:600}", batch(["a"])).as_bytes())).await;
     assert_eq!(gate.post(format!("{:600}", batch(["b"]))).await.error(), (503, "too_many_bytes".into()));
     assert_shed(&gate, "too_many_bytes", 1.0).await;
     world.nats.thaw();
@@ -77,7 +69,7 @@ async fn taking_leave() {
     let world = World::start().await;
     let gate = world.gate("server.drain_delay = \"0s\"").await;
     world.nats.freeze();
-    let mut busy = busy(&gate, &batch(["a"])).await;
+    let mut busy = gate.busy_with(&post(PATH, batch(["a"]).as_bytes())).await;
     gate.signal("TERM");
     eventually("it refuses", async || {
         let status = gate.probe("/v1/status").await.json();

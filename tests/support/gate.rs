@@ -14,7 +14,7 @@ use std::{
 use serde_json::Value;
 use tempfile::TempDir;
 
-use super::{Answer, PATH, eventually, http, process::Process};
+use super::{Answer, Connection, PATH, eventually, http, process::Process};
 
 /// What holds for all tests: ports that nobody else has, a log that can be read back, a short farewell, and
 /// no relay, so that what the sender's own retry repairs is repaired by nothing else.
@@ -92,6 +92,20 @@ impl Gate {
     /// Sends bytes on a new connection and reads one answer.
     pub(crate) async fn exchange(&self, request: &[u8]) -> Answer {
         http::try_exchange(self.webhooks, request).await.expect("there is an answer")
+    }
+
+    /// Sends bytes on a new connection, which then waits for the answer.
+    pub(crate) async fn send(&self, request: &[u8]) -> Connection {
+        let mut connection = Connection::open(self.webhooks).await.expect("hookgate listens");
+        connection.send(request).await.expect("hookgate reads");
+        connection
+    }
+
+    /// The same with a request for one new id, which is worked on from then on: as long as NATS is frozen.
+    pub(crate) async fn busy_with(&self, request: &[u8]) -> Connection {
+        let connection = self.send(request).await;
+        self.wait_log("1 neue IDs").await;
+        connection
     }
 
     /// Sends a body until the answer is 200, as a sender does.
