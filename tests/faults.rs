@@ -17,6 +17,7 @@ mod faults {
     pub(crate) mod redis;
     pub(crate) mod redis_more;
     pub(crate) mod rig;
+    pub(crate) mod storm;
     pub(crate) mod wire;
 }
 #[allow(dead_code, unused_imports, reason = "shared with behaviour.rs, which uses the rest")]
@@ -77,6 +78,7 @@ fn scenarios() -> Vec<Scenario> {
         faults::cluster::scenarios(),
         faults::edge::scenarios(),
         faults::edge_more::scenarios(),
+        faults::storm::scenarios(),
     ];
     files.into_iter().flatten().collect()
 }
@@ -92,6 +94,13 @@ fn main() -> ExitCode {
             // Under k8s/privileges. For the quick ones: others set up servers, users or flows of their own.
             "--privileges" => support::privileged::want(),
             "--jobs" => jobs = arguments.next().and_then(|jobs| jobs.parse().ok()).unwrap_or(JOBS).max(1),
+            "--seed" => match arguments.next().and_then(|seed| seed.parse().ok()) {
+                Some(seed) => faults::storm::seed(seed),
+                None => {
+                    eprintln!("faults: --seed wants the number of a row");
+                    return ExitCode::from(2);
+                }
+            },
             "--list" => {
                 for scenario in scenarios() {
                     println!("{}{}", scenario.name, if scenario.quick { " (quick)" } else { "" });
@@ -101,7 +110,7 @@ fn main() -> ExitCode {
             name if !name.starts_with('-') => names.push(name.to_owned()),
             other => {
                 eprintln!(
-                    "faults: {other} is none of --quick, --privileges, --jobs N, --list, or part of a scenario's name"
+                    "faults: {other} is none of --quick, --privileges, --jobs N, --seed N, --list, or part of a scenario's name"
                 );
                 return ExitCode::from(2);
             }
