@@ -8,7 +8,7 @@ use std::{
     mem,
     ops::Range,
     sync::OnceLock,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use tokio::task::JoinSet;
@@ -26,20 +26,13 @@ use crate::{
 
 /// The scenarios of this file.
 pub(crate) fn scenarios() -> Vec<Scenario> {
-    vec![
-        scenario!(storm_reject),
-        scenario!(storm_publish),
-        scenario!(storm_accept),
-        scenario!(storm_with_consumers),
-    ]
+    vec![scenario!(storm_reject), scenario!(storm_publish), scenario!(storm_accept), scenario!(storm_with_consumers)]
 }
 
 /// Changes of the weather.
 const CHANGES: usize = 40;
 /// Longest time of one of them.
 const LASTS: Duration = Duration::from_millis(1500);
-/// A frozen replica answers late by as long as it is frozen.
-const LONGEST_ANSWER: Duration = Duration::from_secs(15);
 /// More messages for an id than one are another scenario's matter.
 const ANY_NUMBER: usize = usize::MAX;
 
@@ -89,8 +82,10 @@ struct Storm {
     nats_wire: Wire,
     redis: Health,
     nats: Health,
-    /// One of the replicas, at most.
-    frozen: Option<usize>,
+    /// One of the replicas, at most, and since when.
+    frozen: Option<(usize, Instant)>,
+    /// Time in which one was.
+    frozen_for: Duration,
     kills: u64,
 }
 
@@ -125,7 +120,9 @@ async fn storm(settings: &str, duplicates: usize, consumed: bool) -> Report {
     storm.calm(&crm).await;
     storm.rig.progress(&crm, 300).await;
     let cut = storm.kills * u64::try_from(load.workers).expect("few");
-    let mut report = storm.rig.verdict(crm, Bounds { duplicates, cut, longest: LONGEST_ANSWER }).await;
+    // A replica that is frozen answers late by as long.
+    let bounds = Bounds { duplicates, cut, longest: Bounds::default().longest + storm.frozen_for };
+    let mut report = storm.rig.verdict(crm, bounds).await;
     drop(consumers);
     // A claim has one token in all its attempts, whatever happens between them.
     let (_, by_token) = storm.rig.oracle.copies();
@@ -150,7 +147,17 @@ impl Storm {
         );
         let rig = Rig::with(world, 3, &format!("{wires}{settings}")).await;
         let (redis, nats) = (Health::Up, Health::Up);
-        Self { rig, dice: Dice(seed), redis_wire, nats_wire, redis, nats, frozen: None, kills: 0 }
+        Self {
+            rig,
+            dice: Dice(seed),
+            redis_wire,
+            nats_wire,
+            redis,
+            nats,
+            frozen: None,
+            frozen_for: Duration::ZERO,
+            kills: 0,
+        }
     }
 
     /// One thing gets worse or better.
@@ -231,7 +238,7 @@ impl Storm {
     /// One is killed, or takes leave, and a new one listens, whatever it finds of the stores.
     async fn replace_a_replica(&mut self, crm: &Crm) {
         let place = usize::try_from(self.dice.roll(0..3)).expect("a small number");
-        if self.frozen == Some(place) {
+        if self.frozen.is_some_and(|(frozen, _)| frozen == place) {
             self.freeze_or_thaw();
         }
         let next = self.rig.world.gate_unready(self.rig.settings()).await;
@@ -247,12 +254,13 @@ impl Storm {
     }
 
     fn freeze_or_thaw(&mut self) {
-        if let Some(place) = self.frozen.take() {
+        if let Some((place, since)) = self.frozen.take() {
             self.rig.gates[place].signal("CONT");
+            self.frozen_for += since.elapsed();
         } else {
             let place = usize::try_from(self.dice.roll(0..3)).expect("a small number");
             self.rig.gates[place].signal("STOP");
-            self.frozen = Some(place);
+            self.frozen = Some((place, Instant::now()));
         }
     }
 
