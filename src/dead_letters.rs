@@ -17,7 +17,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::task::TaskTracker;
 use tracing::warn;
 
-use crate::{pipeline::ClaimError, route::Route, shutdown::Phase};
+use crate::{pipeline::ClaimError, route::Route, shutdown::Phase, supervision::keep_on};
 
 /// Letters written with one call.
 const TOGETHER: usize = 100;
@@ -93,11 +93,12 @@ impl DeadLetters {
         phase: watch::Receiver<Phase>,
         tasks: &TaskTracker,
     ) -> Self {
-        let (queue, letters) = mpsc::channel(MAX_QUEUED);
+        let (queue, mut letters) = mpsc::channel(MAX_QUEUED);
         let queued_bytes = Arc::<AtomicUsize>::default();
         let writer = Writer { graveyard, limits, queued_bytes: Arc::clone(&queued_bytes) };
         if limits.max_entries > 0 {
-            tasks.spawn(writer.run(letters, phase));
+            tasks
+                .spawn(async move { keep_on!("the writing of dead letters", writer.run(&mut letters, phase.clone())) });
         }
         Self { queue, queued_bytes, limits }
     }
@@ -135,7 +136,7 @@ struct Writer {
 }
 
 impl Writer {
-    async fn run(self, mut letters: mpsc::Receiver<DeadLetter>, mut phase: watch::Receiver<Phase>) {
+    async fn run(&self, letters: &mut mpsc::Receiver<DeadLetter>, mut phase: watch::Receiver<Phase>) {
         let mut batch = Vec::with_capacity(TOGETHER);
         loop {
             let received = tokio::select! {

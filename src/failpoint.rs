@@ -3,26 +3,29 @@
 //! Without the cargo feature `failpoints`, which no release has, all of this is nothing.
 
 /// Ends the process here if the environment variable `HOOKGATE_FAILPOINT` names this point, or
-/// `point:number` this hit of it.
+/// `point:number` this hit of it; `panic@point:number` only panics.
+///
+/// # Panics
+/// If it is told to.
 #[cfg(feature = "failpoints")]
 pub fn hit(point: &str) {
     use std::sync::{
         LazyLock,
         atomic::{AtomicU64, Ordering},
     };
-    static ARMED: LazyLock<Option<(String, u64)>> = LazyLock::new(|| {
+    static ARMED: LazyLock<Option<(String, u64, bool)>> = LazyLock::new(|| {
         #[expect(clippy::disallowed_methods, reason = "no setting: it must not exist in a release")]
         let wish = std::env::var("HOOKGATE_FAILPOINT").ok()?;
-        Some(match wish.split_once(':') {
-            Some((point, number)) => (point.to_owned(), number.parse().unwrap_or(1)),
-            None => (wish, 1),
-        })
+        let (panics, wish) = wish.strip_prefix("panic@").map_or((false, &*wish), |wish| (true, wish));
+        let (point, number) = wish.split_once(':').unwrap_or((wish, "1"));
+        Some((point.to_owned(), number.parse().unwrap_or(1), panics))
     });
     static HITS: AtomicU64 = AtomicU64::new(0);
-    if let Some((armed, number)) = &*ARMED
+    if let Some((armed, number, panics)) = &*ARMED
         && armed == point
         && HITS.fetch_add(1, Ordering::SeqCst) + 1 == *number
     {
+        assert!(!*panics, "a bug");
         // Abort: no destructor runs, nothing is flushed, open connections end as the kernel ends them.
         std::process::abort();
     }

@@ -30,6 +30,7 @@
 //! | [`traces`] | spans, on their way to a collector | where they are measured |
 //! | [`settings`] | layers → checked values; the only reader of the environment | – |
 //! | [`shutdown`] | signals and phases | – |
+//! | `supervision` | tasks that outlive a panic | what they do |
 //! | [`app`] | puts all of this together; the only namer of concrete backends | – |
 //!
 //! What is promised, and why it holds, is in ARCHITECTURE.md.
@@ -56,6 +57,7 @@ pub mod secrets;
 pub mod settings;
 pub mod shutdown;
 pub mod signature;
+mod supervision;
 pub mod telemetry;
 pub mod tls;
 pub mod traces;

@@ -33,9 +33,11 @@ use self::{
     wire::{Wire, hung_up},
 };
 use crate::{
+    failpoint,
     http::{self, Unclear},
     metrics::ConnectionMetrics,
     shutdown::Phase,
+    supervision::keep_on,
 };
 
 /// Connections that may wait to be accepted; the system has a limit of its own (`net.core.somaxconn`, 4096 by
@@ -107,11 +109,12 @@ pub async fn serve<S>(
 {
     let places = Arc::new(Semaphore::new(limits.max_connections));
     let refusing = Arc::new(Semaphore::new(MAX_REFUSING));
-    loop {
+    let accept = async |phase: &mut watch::Receiver<Phase>| loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
             _closing = phase.wait_for(|phase| *phase == Phase::Closing) => return,
         };
+        failpoint::hit("in_accept");
         let stream = match accepted {
             Ok((stream, _peer)) => stream,
             Err(error) if is_about_one_connection(&error) => continue,
@@ -151,7 +154,8 @@ pub async fn serve<S>(
                 drop(place);
             });
         }
-    }
+    };
+    keep_on!("the listener", accept(&mut phase));
 }
 
 fn builder(limits: &ConnectionLimits) -> http1::Builder {

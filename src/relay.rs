@@ -28,6 +28,7 @@ use crate::{
     readiness::Contact,
     route::{Route, RouteTable},
     shutdown::Phase,
+    supervision::keep_on,
     traces::{Sent, Tracer},
 };
 
@@ -171,19 +172,27 @@ impl Relay {
     /// Starts a task per route, and one that looks for outboxes of routes that are configured no more.
     pub fn start(self: &Arc<Self>, routes: &RouteTable, phase: &watch::Receiver<Phase>, tasks: &TaskTracker) {
         for route in routes.routes() {
-            tasks.spawn(Arc::clone(self).serve(Arc::clone(route), phase.clone()));
+            tasks.spawn(Arc::clone(self).keep_serving(Arc::clone(route), phase.clone()));
         }
-        tasks.spawn(Arc::clone(self).adopt(routes.clone(), phase.clone(), tasks.clone()));
+        let (this, phase, all) = (Arc::clone(self), phase.clone(), tasks.clone());
+        let mut known: Vec<String> = routes.routes().iter().map(|route| route.pending_key().to_owned()).collect();
+        tasks.spawn(async move {
+            keep_on!("the relay of removed routes", this.adopt(&mut known, &phase, &all));
+        });
+    }
+
+    async fn keep_serving(self: Arc<Self>, route: Arc<Route>, phase: watch::Receiver<Phase>) {
+        keep_on!("a relay", self.serve(&route, phase.clone()));
     }
 
     /// Walks through one outbox again and again.
-    async fn serve(self: Arc<Self>, route: Arc<Route>, mut phase: watch::Receiver<Phase>) {
-        let metrics = self.metrics.relay(&route);
+    async fn serve(&self, route: &Arc<Route>, mut phase: watch::Receiver<Phase>) {
+        let metrics = self.metrics.relay(route);
         let mut tracked = Tracked::new(self.after);
         let work = async {
             loop {
                 let began = Instant::now();
-                let walked = self.walk(&route, &mut tracked, &metrics).await;
+                let walked = self.walk(route, &mut tracked, &metrics).await;
                 metrics.oldest(tracked.oldest(matches!(walked, Err(RelayError::Leased))));
                 match walked {
                     Ok(Walked { published: 0, failed: 0, .. }) => {}
@@ -202,8 +211,7 @@ impl Relay {
     }
 
     /// Drains the outboxes of routes that were removed or renamed, to the subjects they had.
-    async fn adopt(self: Arc<Self>, routes: RouteTable, phase: watch::Receiver<Phase>, tasks: TaskTracker) {
-        let mut known: Vec<String> = routes.routes().iter().map(|route| route.pending_key().to_owned()).collect();
+    async fn adopt(self: &Arc<Self>, known: &mut Vec<String>, phase: &watch::Receiver<Phase>, tasks: &TaskTracker) {
         let work = async {
             loop {
                 match self.outbox.recorded_routes().await {
@@ -219,7 +227,7 @@ impl Relay {
                             warn!(route = %route, pending_key = route.pending_key(), subject = route.subject(), entries,
                                 "this route is configured no more, but its outbox holds entries; they are published to the subject it had");
                             known.push(route.pending_key().to_owned());
-                            tasks.spawn(Arc::clone(&self).serve(Arc::new(route), phase.clone()));
+                            tasks.spawn(Arc::clone(self).keep_serving(Arc::new(route), phase.clone()));
                         }
                         tokio::time::sleep(REMOVED_EVERY).await;
                     }

@@ -57,9 +57,9 @@ impl Census {
     /// Looks again and again, and at once whenever the store comes back. While it is down, the gauges keep
     /// what it said last.
     pub async fn run(
-        self,
-        store: Arc<dyn Holdings>,
-        metrics: Metrics,
+        &self,
+        store: &dyn Holdings,
+        metrics: &Metrics,
         mut contact: watch::Receiver<Contact>,
         mut phase: watch::Receiver<Phase>,
     ) {
@@ -69,7 +69,7 @@ impl Census {
                 if contact.wait_for(|contact| *contact == Contact::Up).await.is_err() {
                     return;
                 }
-                match self.look(&*store, &metrics).await {
+                match self.look(store, metrics).await {
                     Ok(()) => warned = false,
                     Err(ClaimError::Refused(problem)) => {
                         if !warned {

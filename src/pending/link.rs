@@ -21,6 +21,7 @@ use tokio::sync::{Notify, watch};
 use super::access::{Access, AccessError};
 use crate::{
     readiness::{Contact, Reporter},
+    supervision::keep_on,
     tls,
 };
 
@@ -71,7 +72,11 @@ impl Link {
             trouble: Arc::clone(&trouble),
             report: report.clone(),
         };
-        (Self { current, tried, trouble, report }, keeper.run())
+        let keep = async move {
+            let mut epoch = 0;
+            keep_on!("the connection to Redis", keeper.run(&mut epoch));
+        };
+        (Self { current, tried, trouble, report }, keep)
     }
 
     /// The connection, if there is one.
@@ -138,10 +143,11 @@ struct Keeper {
 }
 
 impl Keeper {
-    async fn run(self) {
-        let mut epoch = 0;
+    /// `epoch` counts connections.
+    async fn run(&self, epoch: &mut u64) {
         while !self.current.is_closed() {
-            epoch += 1;
+            *epoch += 1;
+            let epoch = *epoch;
             let contact = match self.connect().await {
                 Ok(connection) => {
                     self.current.send_replace(Some(Current { connection: connection.clone(), epoch }));

@@ -30,10 +30,12 @@ use super::{
     settler::Settler,
 };
 use crate::{
+    failpoint,
     metrics::{Operation, RedisTimes},
     pipeline::{ClaimError, Claimed, PendingStore, Proposal, STEP, Settlement},
     readiness::Contact,
     route::{Route, RouteTable},
+    supervision::keep_on,
 };
 
 /// Requests of a route that may wait for the claim before theirs.
@@ -99,8 +101,8 @@ impl Redis {
         let link = connect();
         let closing = CancellationToken::new();
         let start = |route: &Arc<Route>| {
-            let (claims, claim_jobs) = mpsc::channel(CLAIM_QUEUE);
-            let (settlements, settle_jobs) = mpsc::channel(SETTLE_QUEUE);
+            let (claims, mut claim_jobs) = mpsc::channel(CLAIM_QUEUE);
+            let (settlements, mut settle_jobs) = mpsc::channel(SETTLE_QUEUE);
             // WAIT speaks of what its own connection wrote, and blocks it: such claims have one for themselves.
             let own = if options.durability == Durability::None { Arc::clone(&link) } else { connect() };
             let claimer = Claimer {
@@ -110,14 +112,15 @@ impl Redis {
                 times: times.clone(),
                 warned: AtomicBool::new(false),
             };
-            tasks.spawn(claimer.run(claim_jobs));
+            tasks.spawn(async move { keep_on!("the claims of a route", claimer.run(&mut claim_jobs)) });
             let settler = Settler {
                 link: Arc::clone(&link),
                 route: Arc::clone(route),
                 timeout: options.timeout,
                 times: times.clone(),
             };
-            settlers.spawn(settler.run(settle_jobs, closing.clone()));
+            let closing = closing.clone();
+            settlers.spawn(async move { keep_on!("the settling of a route", settler.run(&mut settle_jobs, &closing)) });
             (route.pending_key().to_owned(), Queues { claims, settlements })
         };
         let queues = routes.routes().iter().map(start).collect();
@@ -228,7 +231,7 @@ impl PendingStore for Redis {
         async move {
             let (answer, states) = oneshot::channel();
             queues?.claims.send(Job { proposal, answer }).await.map_err(|_| ended())?;
-            states.await.unwrap_or_else(|_| Err(ended()))
+            states.await.unwrap_or_else(|_| Err(ClaimError::Unknown("the call was given up; see the log".to_owned())))
         }
         .boxed()
     }
@@ -268,7 +271,7 @@ struct Claimer {
 }
 
 impl Claimer {
-    async fn run(self, mut jobs: mpsc::Receiver<Job>) {
+    async fn run(&self, jobs: &mut mpsc::Receiver<Job>) {
         while let Some(first) = jobs.recv().await {
             let mut ids = first.proposal.range.len();
             let mut batch = vec![first];
@@ -283,6 +286,7 @@ impl Claimer {
     }
 
     async fn answer(&self, jobs: Vec<Job>) {
+        failpoint::hit("in_claim");
         let proposals: Vec<_> = jobs.iter().map(|job| &job.proposal).collect();
         let (mut states, durable) = match self.claim(&proposals).await {
             Ok(Claimed { states, durable }) => (Ok(states.into_iter()), durable),

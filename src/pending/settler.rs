@@ -26,7 +26,7 @@ pub(super) struct Settler {
 }
 
 impl Settler {
-    pub(super) async fn run(self, mut jobs: mpsc::Receiver<Vec<Settlement>>, closing: CancellationToken) {
+    pub(super) async fn run(&self, jobs: &mut mpsc::Receiver<Vec<Settlement>>, closing: &CancellationToken) {
         loop {
             let first = tokio::select! {
                 first = jobs.recv() => first,

@@ -12,7 +12,7 @@ use tokio_util::task::TaskTracker;
 use tracing::{error, info, warn};
 
 use super::servers::{INBOX_PREFIX, News, Servers, is_denial};
-use crate::readiness::Contact;
+use crate::{readiness::Contact, supervision::keep_on};
 
 /// What the client's events add up to.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -94,7 +94,8 @@ impl Connection {
         let connected = options.connect(servers.addresses.as_slice()).await?;
         client.get_or_init(|| connected.clone());
         let this = Self { client: connected, status: receiver, change, unheard: Arc::default() };
-        tasks.spawn(this.clone().listen_again());
+        let ear = this.clone();
+        tasks.spawn(async move { keep_on!("the watch over NATS' answers", ear.listen_again()) });
         Ok(this)
     }
 

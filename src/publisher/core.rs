@@ -22,6 +22,7 @@ use crate::{
     pipeline::Publisher,
     readiness::{Contact, Reporter},
     route::{Route, RouteTable},
+    supervision::keep_on,
 };
 
 /// Publishes to whoever listens.
@@ -42,7 +43,8 @@ impl Core {
         let connection = Connection::open(servers, tasks).await?;
         let inbox = Inbox::open(&connection.client, tasks, |_round| ()).await?;
         let report = Reporter::new("nats");
-        tasks.spawn(follow(connection.status.clone(), report.clone(), servers.names()));
+        let (mut status, reporter, names) = (connection.status.clone(), report.clone(), servers.names());
+        tasks.spawn(async move { keep_on!("the watch over NATS", follow(&mut status, &reporter, &names)) });
         Ok(Self { connection, inbox, addresses: Addresses::of_all(routes), report })
     }
 
@@ -112,11 +114,11 @@ impl Publisher for Core {
 }
 
 /// Says how the connection is.
-async fn follow(mut status: watch::Receiver<super::connection::Status>, report: Reporter, names: String) {
+async fn follow(status: &mut watch::Receiver<super::connection::Status>, report: &Reporter, names: &str) {
     loop {
         let now = status.borrow_and_update().clone();
         report.set(match now.denial() {
-            Some(denial) if now.contact == Contact::Up => connection::denied(&names, denial),
+            Some(denial) if now.contact == Contact::Up => connection::denied(names, denial),
             _ => now.contact,
         });
         if status.changed().await.is_err() {

@@ -28,7 +28,7 @@ impl Connection {
     }
 
     /// Makes a new connection, with its subscriptions, where no answer can come or none has come for long.
-    pub(super) async fn listen_again(self) {
+    pub(super) async fn listen_again(&self) {
         let (mut status, mut unheard) = (self.status.clone(), self.unheard.subscribe());
         let mut deaf_since = None;
         loop {

@@ -13,6 +13,8 @@ use hashbrown::HashMap;
 use tokio::sync::oneshot;
 use tokio_util::task::TaskTracker;
 
+use crate::{failpoint, supervision::keep_on};
+
 /// The subscription, and who waits for what.
 pub(super) struct Inbox<T> {
     prefix: String,
@@ -37,9 +39,10 @@ impl<T: Send + 'static> Inbox<T> {
         read: fn(&Message) -> T,
     ) -> Result<Self, SubscribeError> {
         let prefix = client.new_inbox();
-        let answers = client.subscribe(format!("{prefix}.>")).await?;
+        let mut answers = client.subscribe(format!("{prefix}.>")).await?;
         let waiting: Arc<Mutex<Waiting<T>>> = Arc::default();
-        tasks.spawn(collect(answers, read, prefix.len() + 1, Arc::clone(&waiting)));
+        let (start, those) = (prefix.len() + 1, Arc::clone(&waiting));
+        tasks.spawn(async move { keep_on!("the answers of NATS", collect(&mut answers, read, start, &those)) });
         Ok(Self { prefix, next: AtomicU64::new(0), waiting })
     }
 
@@ -95,15 +98,16 @@ impl<T> Drop for Expected<'_, T> {
 }
 
 /// Sorts what comes in. Late answers, to batches that nobody waits for any more, are dropped.
-async fn collect<T>(mut answers: Subscriber, read: fn(&Message) -> T, prefix: usize, waiting: Arc<Mutex<Waiting<T>>>) {
+async fn collect<T>(answers: &mut Subscriber, read: fn(&Message) -> T, prefix: usize, waiting: &Mutex<Waiting<T>>) {
     while let Some(answer) = answers.next().await {
+        failpoint::hit("in_answer");
         let place = answer.subject.get(prefix..).and_then(|tail| tail.split_once('.'));
         let Some((Ok(number), Ok(index))) =
             place.map(|(number, index)| (number.parse::<u64>(), index.parse::<usize>()))
         else {
             continue;
         };
-        if let Some(batch) = lock(&waiting).get_mut(&number)
+        if let Some(batch) = lock(waiting).get_mut(&number)
             && let Some(slot @ None) = batch.answers.get_mut(index)
         {
             *slot = Some(read(&answer));

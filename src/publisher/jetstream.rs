@@ -32,6 +32,7 @@ use crate::{
     pipeline::Publisher,
     readiness::{Contact, Reporter},
     route::{Route, RouteTable},
+    supervision::keep_on,
 };
 
 /// The stream is looked at again at most this often.
@@ -82,7 +83,7 @@ impl JetStream {
             stream,
             routes: routes.clone(),
         };
-        tasks.spawn(keeper.run());
+        tasks.spawn(async move { keep_on!("the look at the stream", keeper.run()) });
         Ok(this)
     }
 }
@@ -221,7 +222,7 @@ struct Keeper {
 }
 
 impl Keeper {
-    async fn run(self) {
+    async fn run(&self) {
         let mut status = self.connection.status.clone();
         let mut warned = stream::Warned::default();
         loop {

@@ -18,6 +18,11 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
         scenario!(killed_in_settle),
         scenario!(killed_in_relay_before_publish),
         scenario!(killed_in_relay_after_publish),
+        scenario!(panic_in_claim),
+        scenario!(panic_in_answer_of_nats),
+        scenario!(panic_in_settle),
+        scenario!(panic_in_accept),
+        scenario!(panic_in_relay),
     ]
 }
 
@@ -113,5 +118,74 @@ async fn die_in_relay(point: &str) -> Report {
         rig.progress(&crm, 50).await;
     }
     let cut = 2 * rounds * u64::try_from(Load::default().workers).expect("few");
+    rig.verdict(crm, Bounds { cut, ..Bounds::default() }).await
+}
+
+async fn panic_in_claim() -> Report {
+    panic_at("in_claim").await
+}
+
+async fn panic_in_answer_of_nats() -> Report {
+    panic_at("in_answer").await
+}
+
+async fn panic_in_settle() -> Report {
+    panic_at("in_settle").await
+}
+
+async fn panic_in_accept() -> Report {
+    panic_at("in_accept").await
+}
+
+/// A bug in a task that all requests need costs what it was doing, and nothing after that.
+async fn panic_at(point: &str) -> Report {
+    let mut rig = Rig::start(0, "").await;
+    add_panicking(&mut rig, &format!("{point}:20")).await;
+    let load = Load::default();
+    let crm = rig.load(load);
+    rig.gates[0].wait_log(PANICKED).await;
+    rig.progress(&crm, 1000).await;
+    let at_once = load.workers * load.batch;
+    let cut = u64::try_from(load.workers).expect("few");
+    let mut report = rig.verdict(crm, Bounds { cut, ..Bounds::default() }).await;
+    let relayed: usize = rig.gates[0].log().await.iter().map(|line| relayed(line)).sum();
+    if relayed > at_once {
+        report.violations.push(format!("{relayed} events were left to the relay, of {at_once} on their way at once"));
+    }
+    report
+}
+
+const PANICKED: &str = "a task in the background panicked";
+
+/// Adds a replica that panics at a point.
+async fn add_panicking(rig: &mut Rig, point: &str) {
+    let mut gate = rig.world.gate_armed(rig.settings(), &format!("panic@{point}")).await;
+    gate.may_panic();
+    rig.gates.push(gate);
+}
+
+/// How many events a line of the log says that the relay has published.
+fn relayed(line: &str) -> usize {
+    if !line.contains("relay published what stayed") {
+        return 0;
+    }
+    let line: serde_json::Value = serde_json::from_str(line).expect("the log is JSON");
+    line["published"].as_u64().and_then(|published| published.try_into().ok()).expect("a number")
+}
+
+/// What a dead replica left makes the relay of the next one panic, which then drains it all the same.
+async fn panic_in_relay() -> Report {
+    let mut rig = Rig::start(0, "").await;
+    let mut first = rig.world.gate_armed(rig.settings(), "after_claim:3").await;
+    let crm = rig.load(Load::default());
+    crm.aim(vec![first.address()]);
+    eventually("the first one dies after a claim", async || first.ended()).await;
+    add_panicking(&mut rig, "relay_before_publish").await;
+    // Nobody sends: only the relay can find what the first one left.
+    rig.gates[0].wait_log(PANICKED).await;
+    rig.gates[0].wait_log("relay published what stayed").await;
+    crm.aim(rig.addresses());
+    rig.progress(&crm, 50).await;
+    let cut = u64::try_from(Load::default().workers).expect("few");
     rig.verdict(crm, Bounds { cut, ..Bounds::default() }).await
 }
