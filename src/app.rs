@@ -28,7 +28,6 @@ use crate::{
     secrets,
     settings::{Delivery, PendingBackend, Settings},
     shutdown::{Phase, Shutdown, Signals},
-    supervision::keep_on,
 };
 
 /// How long acknowledged ids may take to leave the outbox at the end.
@@ -144,10 +143,7 @@ pub async fn run(settings: Settings) -> Result<Ended, AppError> {
     .start(&settings.routes, &shutdown.watch(), &background);
     background.spawn(secrets::follow(settings.secret_files, shutdown.watch()));
     let census = Census::default();
-    let (counter, counted, contact, phase) = (census.clone(), metrics.clone(), pending.contact(), shutdown.watch());
-    background.spawn(async move {
-        keep_on!("the counting of what Redis holds", counter.run(&*holdings, &counted, contact.clone(), phase.clone()));
-    });
+    background.spawn(census.clone().run(holdings, metrics.clone(), pending.contact(), shutdown.watch()));
     let health = Health { ready: ready.subscribe(), redis: pending.contact(), nats: publisher.contact() };
     exposition.watch(Live { redis: pending.contact(), nats: publisher.contact(), limits: settings.limits.clone() });
     let known = Known {

@@ -10,7 +10,7 @@ use tokio::{sync::watch, time::Instant};
 use tracing::{debug, warn};
 
 use super::Metrics;
-use crate::{pipeline::ClaimError, readiness::Contact, route::Route, shutdown::Phase};
+use crate::{pipeline::ClaimError, readiness::Contact, route::Route, shutdown::Phase, supervision::keep_on};
 
 /// Between two looks.
 const EVERY: Duration = Duration::from_secs(2);
@@ -57,6 +57,16 @@ impl Census {
     /// Looks again and again, and at once whenever the store comes back. While it is down, the gauges keep
     /// what it said last.
     pub async fn run(
+        self,
+        store: Arc<dyn Holdings>,
+        metrics: Metrics,
+        contact: watch::Receiver<Contact>,
+        phase: watch::Receiver<Phase>,
+    ) {
+        keep_on!("the counting of what Redis holds", self.count(&*store, &metrics, contact.clone(), phase.clone()));
+    }
+
+    async fn count(
         &self,
         store: &dyn Holdings,
         metrics: &Metrics,
