@@ -33,6 +33,8 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
 const CHANGES: usize = 40;
 /// Longest time of one of them.
 const LASTS: Duration = Duration::from_millis(1500);
+/// After that a replica that is frozen is thawed: senders wait for ten seconds.
+const FROZEN: Duration = Duration::from_secs(3);
 /// More messages for an id than one are another scenario's matter.
 const ANY_NUMBER: usize = usize::MAX;
 
@@ -162,6 +164,9 @@ impl Storm {
 
     /// One thing gets worse or better.
     async fn change(&mut self, crm: &Crm) {
+        if self.frozen.is_some_and(|(_, since)| since.elapsed() > FROZEN) {
+            self.freeze_or_thaw();
+        }
         match self.dice.roll(0..10) {
             0 | 1 => self.redis_wire.set(self.dice.mode()),
             2 | 3 => self.nats_wire.set(self.dice.mode()),
