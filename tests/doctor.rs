@@ -71,6 +71,17 @@ async fn without_an_append_only_file_it_warns_and_where_answers_rest_on_redis_it
 }
 
 #[tokio::test]
+async fn a_redis_that_is_too_old_is_told_apart_from_one_that_is_down() {
+    let world = World { redis: RedisServer::without("SMISMEMBER").await, nats: NatsServer::start().await };
+    let (code, what, text) = only(&world.settings(), "failure");
+    assert_eq!((code, what.as_str()), (Some(1), "redis"));
+    assert!(text.contains("hookgate needs Redis 6.2 or newer"), "{text}");
+    // The same to whoever looks at a running one.
+    let gate = world.gate_unready("").await;
+    assert!(gate.wait_store("redis", "refused").await.contains("Redis 6.2 or newer"));
+}
+
+#[tokio::test]
 async fn a_nats_without_jetstream_fails() {
     let (redis, nats) = tokio::join!(RedisServer::start(), NatsServer::without_jetstream());
     let world = World { redis, nats };

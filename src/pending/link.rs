@@ -241,6 +241,12 @@ impl Keeper {
         if let Some(advice) = tls::advice("redis", problem) {
             return Contact::Refused(format!("{problem}; {advice}"));
         }
+        // What Redis says of it inside a script; a command that was renamed away looks the same.
+        if problem.contains("Unknown Redis command") {
+            return Contact::Refused(format!(
+                "{problem}; hookgate needs Redis 6.2 or newer, with every command under its own name"
+            ));
+        }
         let refused = || Contact::Refused(problem.to_owned());
         let login_refused = || {
             Contact::Refused(format!(

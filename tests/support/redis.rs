@@ -64,6 +64,12 @@ impl RedisServer {
         Self::start_as(Mode { password: Some(password), ..Mode::usual() }).await
     }
 
+    /// One that does not know a command, as older ones do not.
+    pub(crate) async fn without(command: &str) -> Self {
+        Self::start_as(Mode { arguments: vec!["--rename-command".into(), command.into(), "".into()], ..Mode::usual() })
+            .await
+    }
+
     /// Another program than usual, in an environment of its own.
     pub(crate) async fn of(program: OsString, environment: Vec<(&'static str, OsString)>) -> Self {
         Self::start_as(Mode { program, environment, ..Mode::usual() }).await
