@@ -1,4 +1,4 @@
-//! Named points at which the fault suite ends the process, as `kill -9` would at that very instant.
+//! Named points at which the fault suite ends the process, as `kill -9` would at that very instant, or has it panic.
 //!
 //! Without the cargo feature `failpoints`, which no release has, all of this is nothing.
 

@@ -18,6 +18,8 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
         scenario!(killed_in_settle),
         scenario!(killed_in_relay_before_publish),
         scenario!(killed_in_relay_after_publish),
+        scenario!(panic_in_request_after_claim),
+        scenario!(panic_in_request_after_ack),
         scenario!(panic_in_claim),
         scenario!(panic_in_answer_of_nats),
         scenario!(panic_in_settle),
@@ -121,6 +123,14 @@ async fn die_in_relay(point: &str) -> Report {
     rig.verdict(crm, Bounds { cut, ..Bounds::default() }).await
 }
 
+async fn panic_in_request_after_claim() -> Report {
+    panic_at("after_claim").await
+}
+
+async fn panic_in_request_after_ack() -> Report {
+    panic_at("after_ack").await
+}
+
 async fn panic_in_claim() -> Report {
     panic_at("in_claim").await
 }
@@ -137,13 +147,13 @@ async fn panic_in_accept() -> Report {
     panic_at("in_accept").await
 }
 
-/// A bug in a task that all requests need costs what it was doing, and nothing after that.
+/// A bug costs what was being worked on, in a request or in a task that all requests need, and nothing after that.
 async fn panic_at(point: &str) -> Report {
     let mut rig = Rig::start(0, "").await;
     add_panicking(&mut rig, &format!("{point}:20")).await;
     let load = Load::default();
     let crm = rig.load(load);
-    rig.gates[0].wait_log(PANICKED).await;
+    rig.gates[0].wait_log("panicked at ").await;
     rig.progress(&crm, 1000).await;
     let at_once = load.workers * load.batch;
     let cut = u64::try_from(load.workers).expect("few");
@@ -154,8 +164,6 @@ async fn panic_at(point: &str) -> Report {
     }
     report
 }
-
-const PANICKED: &str = "a task in the background panicked";
 
 /// Adds a replica that panics at a point.
 async fn add_panicking(rig: &mut Rig, point: &str) {
@@ -182,7 +190,7 @@ async fn panic_in_relay() -> Report {
     eventually("the first one dies after a claim", async || first.ended()).await;
     add_panicking(&mut rig, "relay_before_publish").await;
     // Nobody sends: only the relay can find what the first one left.
-    rig.gates[0].wait_log(PANICKED).await;
+    rig.gates[0].wait_log("a task in the background panicked").await;
     rig.gates[0].wait_log("relay published what stayed").await;
     crm.aim(rig.addresses());
     rig.progress(&crm, 50).await;
