@@ -1,4 +1,6 @@
 """What is measured beside the loads: cost over pending ids, overload, start."""
+import itertools
+
 from .measure import Load, send, warm_up, wrong_with
 from .processes import RigError
 from .stores import Stores
@@ -23,15 +25,16 @@ def pending_costs(paths, sizes, rounds, bursts, say):
     stores.forget()
     for size in sizes:
         stores.fill(size)
-        for turn in range(rounds):
-            for load in (Load(64, 1), Load(16, 50)):
+    say("pending: the sets are made")
+    for turn in range(rounds):
+        for size, load in itertools.product(sizes, (Load(64, 1), Load(16, 50))):
+            with stores.pending(size):
                 rows.append({"pending": size, "round": turn, **_bursts(paths, hookgate, load, bursts, BURST)})
                 if size in BEARABLE and (turn == 0 or size < 1_000_000):
                     requests = min(BEARABLE[size], BURST // load.batch)
                     rows.append({"pending": size, "round": turn,
                                  **_bursts(paths, original, load, 1, requests * load.batch)})
-        assert stores.client.scard("vmh:beteiligte:create_pending") == size, "the set has kept its size"
-        say(f"pending {size}: done")
+        say(f"pending: round {turn + 1} done")
     original.stop()
     hookgate.stop()
     stores.stop()

@@ -1,5 +1,6 @@
 """A Redis and a NATS of one system's own, and what the rig does to them between runs."""
 import asyncio
+import contextlib
 import os
 import shutil
 import tempfile
@@ -23,6 +24,11 @@ for n = tonumber(ARGV[1]), tonumber(ARGV[2]) - 1 do
 end
 if #members > 0 then redis.call('SADD', KEYS[1], unpack(members)) end
 """
+
+
+def aside(size):
+    """Where a set of that size is kept while another one is in its place."""
+    return f"{PENDING}:{size}"
 
 
 class Stores:
@@ -68,12 +74,18 @@ class Stores:
         return self.client.hlen(OUTBOX)
 
     def fill(self, size):
-        """Adds to the pending ids until there are so many."""
-        script = self.client.register_script(FILL)
-        have = self.client.scard(PENDING)
-        for start in range(have, size, 100_000):
-            script(keys=[PENDING], args=[start, min(start + 100_000, size)])
-        assert self.client.scard(PENDING) == size, f"{PENDING} has not {size} members"
+        """Makes a set of so many ids, out of the way."""
+        script, key = self.client.register_script(FILL), aside(size)
+        for start in range(0, size, 100_000):
+            script(keys=[key], args=[start, min(start + 100_000, size)])
+
+    @contextlib.contextmanager
+    def pending(self, size):
+        """With the set of that size in the place of the pending ids."""
+        self.client.renamenx(aside(size), PENDING)
+        yield
+        assert self.client.scard(PENDING) == size, f"{PENDING} has not kept its {size} members"
+        self.client.renamenx(PENDING, aside(size))
 
     def release(self, nonce, count):
         """Takes the ids of a run out of the pending ones."""

@@ -1,6 +1,6 @@
 """The results as a page of Markdown."""
 from .measure import Load
-from .summary import of, pending_cost, spread
+from .summary import left_by_others, of, pending_cost, spread
 from .systems import NAMES
 
 
@@ -18,6 +18,9 @@ def page(results, targets):
     if plan["quick"]:
         parts.append("**A quick run: it shows that everything works; its figures are noise.**\n")
     parts += ["## Targets\n", _targets(targets)]
+    if left := left_by_others(results, Load(64, 1)):
+        parts.append("At c=64, batch 1, Redis, NATS and the generator leave room for "
+                     f"{left.text(2, 'x')} of the floor's requests/s to a proxy that costs nothing.\n")
     if results["cells"]:
         parts += ["## Loads\n", *_loads(results)]
     if results["pending"]:
