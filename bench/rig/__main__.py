@@ -45,14 +45,15 @@ class Plan(NamedTuple):
     warm_up_first: float               # at the start of a round, for each batch size
     warm_up: float                     # before each run
     sizes: list
-    bursts: int
+    bursts: int                        # of each size, in a round
+    rounds_of_bursts: int
     overload_seconds: float
     starts: int
 
 
-FULL = Plan(3, LOADS, 2.0, 1.3, 0.7, 0.2, [1_000, 100_000, 1_000_000, 5_000_000], 8, 3.0, 7)
+FULL = Plan(3, LOADS, 2.0, 1.3, 0.7, 0.2, [1_000, 100_000, 1_000_000, 5_000_000], 8, 7, 3.0, 7)
 QUICK = Plan(1, [Load(1, 1), Load(64, 1), Load(1, 50), Load(64, 50), Load(64, 50, True), Load(256, 1)], 0.4, 0.4,
-             0.2, 0.1, [1_000, 100_000], 2, 1.0, 2)
+             0.2, 0.1, [1_000, 100_000], 2, 1, 1.0, 2)
 
 
 def arguments():
@@ -156,7 +157,7 @@ def measure(paths, opt):
         say(f"start to first 200, ms: {first:.0f} with empty stores, then "
             f"{', '.join(f'{took:.0f}' for took in results['starts_ms'])}")
     if "pending" in opt.only:
-        results["pending"] = experiments.pending_costs(paths, plan.sizes, plan.rounds, plan.bursts, say)
+        results["pending"] = experiments.pending_costs(paths, plan.sizes, plan.rounds_of_bursts, plan.bursts, say)
     slowest = 0.0
     for turn in range(plan.rounds):
         begun = time.time()

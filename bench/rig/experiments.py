@@ -10,6 +10,8 @@ from .systems import System
 BURST = 1000
 # Requests of the original's algorithm at each size: it reads the whole set for each of them.
 BEARABLE = {1_000: 200, 100_000: 10, 1_000_000: 2}
+# Who spends CPU.
+SPENT = ("proxy", "redis", "nats")
 # More than server.max_in_flight, so that there is an excess to refuse.
 CONNECTIONS_OVER_LIMIT = 2048
 
@@ -27,13 +29,15 @@ def pending_costs(paths, sizes, rounds, bursts, say):
         stores.fill(size)
     say("pending: the sets are made")
     for turn in range(rounds):
-        for size, load in itertools.product(sizes, (Load(64, 1), Load(16, 50))):
-            with stores.pending(size):
-                rows.append({"pending": size, "round": turn, **_bursts(paths, hookgate, load, bursts, BURST)})
+        for load in (Load(64, 1), Load(16, 50)):
+            for size, total in _in_turns(paths, hookgate, load, sizes, bursts).items():
+                rows.append({"pending": size, "round": turn, **total})
+            for size in sizes:
                 if size in BEARABLE and (turn == 0 or size < 1_000_000):
                     requests = min(BEARABLE[size], BURST // load.batch)
-                    rows.append({"pending": size, "round": turn,
-                                 **_bursts(paths, original, load, 1, requests * load.batch)})
+                    with stores.pending(size):
+                        burst = _burst(paths, original, load, requests * load.batch)
+                    rows.append({"pending": size, "round": turn, **_an_event(burst)})
         say(f"pending: round {turn + 1} done")
     original.stop()
     hookgate.stop()
@@ -41,21 +45,37 @@ def pending_costs(paths, sizes, rounds, bursts, say):
     return rows
 
 
-def _bursts(paths, system, load, bursts, events):
-    """The same few events again and again, each time with the set as it was before."""
-    load = load._replace(connections=min(load.connections, events // load.batch))
-    spent, sent, void = {"proxy": 0.0, "redis": 0.0, "nats": 0.0}, 0, None
+def _in_turns(paths, system, load, sizes, bursts):
+    """The same few events again and again, each time with another set, so that each meets the machine in all its moods."""
+    totals = {}
     for _ in range(bursts):
-        messages, before = system.stores.messages(), system.cpu()
-        nonce, counts = send(paths, system, load, 30, requests=events // load.batch)
-        system.settle()
-        after = system.cpu()
-        spent = {part: spent[part] + after[part] - before[part] for part in spent}
-        sent += counts["fresh_sent"]
-        void = void or wrong_with(counts, system.stores.messages() - messages)
-        system.stores.release(nonce, counts["fresh_sent"])
-    return {"system": system.name, **load._asdict(), "events": sent, "void": void,
-            **{f"{part}_us_per_event": seconds / sent * 1e6 for part, seconds in spent.items()}}
+        for size in sizes:
+            with system.stores.pending(size):
+                burst = _burst(paths, system, load, BURST)
+            before = totals.get(size)
+            totals[size] = burst if before is None else {
+                **burst, "void": before["void"] or burst["void"],
+                **{field: before[field] + burst[field] for field in ("events", *SPENT)}}
+    return {size: _an_event(total) for size, total in totals.items()}
+
+
+def _burst(paths, system, load, events):
+    """Sends so many, and takes them out again: the set is as it was before. CPU seconds."""
+    load = load._replace(connections=min(load.connections, events // load.batch))
+    messages, before = system.stores.messages(), system.cpu()
+    nonce, counts = send(paths, system, load, 30, requests=events // load.batch)
+    system.settle()
+    after = system.cpu()
+    void = wrong_with(counts, system.stores.messages() - messages)
+    system.stores.release(nonce, counts["fresh_sent"])
+    return {"system": system.name, **load._asdict(), "events": counts["fresh_sent"], "void": void,
+            **{part: after[part] - before[part] for part in SPENT}}
+
+
+def _an_event(burst):
+    """The same with CPU µs an event."""
+    return {**{field: value for field, value in burst.items() if field not in SPENT},
+            **{f"{part}_us_per_event": burst[part] / burst["events"] * 1e6 for part in SPENT}}
 
 
 def overload(paths, batch, seconds, turn):
