@@ -182,7 +182,7 @@ impl Relay {
     }
 
     async fn keep_serving(self: Arc<Self>, route: Arc<Route>, phase: watch::Receiver<Phase>) {
-        keep_on!("a relay", self.serve(&route, phase.clone()));
+        keep_on!(&format!("the relay of route {route}"), self.serve(&route, phase.clone()));
     }
 
     /// Walks through one outbox again and again.

@@ -112,7 +112,8 @@ impl Redis {
                 times: times.clone(),
                 warned: AtomicBool::new(false),
             };
-            tasks.spawn(async move { keep_on!("the claims of a route", claimer.run(&mut claim_jobs)) });
+            let claims_of = format!("the claims of route {route}");
+            tasks.spawn(async move { keep_on!(&claims_of, claimer.run(&mut claim_jobs)) });
             let settler = Settler {
                 link: Arc::clone(&link),
                 route: Arc::clone(route),
@@ -120,7 +121,8 @@ impl Redis {
                 times: times.clone(),
             };
             let closing = closing.clone();
-            settlers.spawn(async move { keep_on!("the settling of a route", settler.run(&mut settle_jobs, &closing)) });
+            let settling_of = format!("the settling of route {route}");
+            settlers.spawn(async move { keep_on!(&settling_of, settler.run(&mut settle_jobs, &closing)) });
             (route.pending_key().to_owned(), Queues { claims, settlements })
         };
         let queues = routes.routes().iter().map(start).collect();
