@@ -155,7 +155,8 @@ pub async fn serve<S>(
             });
         }
     };
-    keep_on!("the listener", accept(&mut phase));
+    let name = listener.local_addr().map_or_else(|_| "a listener".to_owned(), |at| format!("the listener at {at}"));
+    keep_on!(&name, accept(&mut phase));
 }
 
 fn builder(limits: &ConnectionLimits) -> http1::Builder {

@@ -2,7 +2,10 @@
 //!
 //! A replica without its claims, its acknowledgements or its relay would look alive and do nothing.
 
-use std::{panic::AssertUnwindSafe, time::Duration};
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    time::Duration,
+};
 
 use futures_util::FutureExt;
 use tracing::error;
@@ -22,15 +25,46 @@ pub(crate) use keep_on;
 
 /// Whether the work ended by itself; if not, by a panic, after a pause.
 pub(crate) async fn came_to_its_end(task: &str, work: impl Future<Output = ()>) -> bool {
-    // What is left behind is behind locks that nobody holds while it is half-way, or made anew.
-    let ended = AssertUnwindSafe(work).catch_unwind().await;
-    if ended.is_err() {
-        // What it said is in the log already.
-        error!(
-            task,
-            "a task in the background panicked, which is a bug of hookgate; what it was doing is given up, and it goes on"
-        );
+    // A task that begins anew puts in order itself what it may have left half-way.
+    let ended = AssertUnwindSafe(work).catch_unwind().await.is_ok();
+    if !ended {
+        report(task);
         tokio::time::sleep(PAUSE).await;
     }
-    ended.is_ok()
+    ended
+}
+
+/// The same for a moment's work on somebody else's task, which must not end with it.
+pub(crate) fn survived(task: &str, work: impl FnOnce()) {
+    if catch_unwind(AssertUnwindSafe(work)).is_err() {
+        report(task);
+    }
+}
+
+/// What the panic said is in the log already.
+fn report(task: &str) {
+    error!(
+        task,
+        "a task in the background panicked, which is a bug of hookgate; what it was doing is given up, and it goes on"
+    );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_panic_costs_what_was_being_worked_on_and_nothing_after_that() {
+        let (mut jobs, mut done) = (vec![1, 2, 3, 4, 5].into_iter(), Vec::new());
+        let work = async |jobs: &mut std::vec::IntoIter<i32>, done: &mut Vec<i32>| {
+            for job in jobs {
+                tokio::task::yield_now().await;
+                assert!(job % 2 == 1, "a bug");
+                done.push(job);
+            }
+        };
+        keep_on!("a test", work(&mut jobs, &mut done));
+        assert_eq!(done, [1, 3, 5]);
+        survived("a test", || panic!("a bug"));
+    }
 }

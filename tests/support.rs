@@ -62,7 +62,7 @@ impl World {
         Gate::start(&self.settings(), settings).await
     }
 
-    /// One that dies at a named point of the pipeline: `point`, or `point:number` of the hit.
+    /// One that dies at a named point: `point`, or `point:number` of the hit; or panics there: `panic@point`.
     #[allow(clippy::assertions_on_constants, reason = "it depends on how the tests are built")]
     pub(crate) async fn gate_armed(&self, settings: &str, point: &str) -> Gate {
         assert!(cfg!(feature = "failpoints"), "this needs --features failpoints");

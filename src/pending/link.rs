@@ -145,6 +145,8 @@ struct Keeper {
 impl Keeper {
     /// `epoch` counts connections.
     async fn run(&self, epoch: &mut u64) {
+        // After a panic the last one may still be there, with nobody who looks after it.
+        self.current.send_replace(None);
         while !self.current.is_closed() {
             *epoch += 1;
             let epoch = *epoch;

@@ -233,7 +233,11 @@ impl PendingStore for Redis {
         async move {
             let (answer, states) = oneshot::channel();
             queues?.claims.send(Job { proposal, answer }).await.map_err(|_| ended())?;
-            states.await.unwrap_or_else(|_| Err(ClaimError::Unknown("the call was given up; see the log".to_owned())))
+            states.await.unwrap_or_else(|_| {
+                Err(ClaimError::Unknown(
+                    "the call was given up by a bug of hookgate, or at its end; see the log".to_owned(),
+                ))
+            })
         }
         .boxed()
     }

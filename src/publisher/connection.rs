@@ -12,7 +12,10 @@ use tokio_util::task::TaskTracker;
 use tracing::{error, info, warn};
 
 use super::servers::{INBOX_PREFIX, News, Servers, is_denial};
-use crate::{readiness::Contact, supervision::keep_on};
+use crate::{
+    readiness::Contact,
+    supervision::{keep_on, survived},
+};
 
 /// What the client's events add up to.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -73,14 +76,16 @@ impl Connection {
         // Asked before each attempt which server to try, and told what came of the ones before: nowhere else does
         // the client say why it could not connect. The choice stays its own.
         let options = options.reconnect_to_server_callback(move |servers, _info| {
-            let failed = news.lock().unwrap_or_else(PoisonError::into_inner).among(servers);
-            if let Some(contact) = judge.judge_all(&failed) {
-                failures.send_modify(|now| now.contact = contact);
-            }
+            survived("the look at NATS servers that failed", || {
+                let failed = news.lock().unwrap_or_else(PoisonError::into_inner).among(servers);
+                if let Some(contact) = judge.judge_all(&failed) {
+                    failures.send_modify(|now| now.contact = contact);
+                }
+            });
             std::future::ready(None)
         });
         let options = options.event_callback(move |event| {
-            apply(&status, &names, &event);
+            survived("the reading of NATS' events", || apply(&status, &names, &event));
             let lame_duck = if event == Event::LameDuckMode { for_events.get().cloned() } else { None };
             async move {
                 if let Some(client) = lame_duck {

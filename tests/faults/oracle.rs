@@ -63,10 +63,10 @@ impl Oracle {
         lock(&self.read).events.iter().map(Event::entity_id).collect()
     }
 
-    /// The ids of all messages so far, in their order, whenever it is asked.
-    pub(crate) fn ids_as_they_come(&self) -> impl Fn() -> Vec<String> + Send + use<> {
+    /// The ids of the messages beyond the first so many, in their order, whenever it is asked.
+    pub(crate) fn ids_as_they_come(&self) -> impl Fn(usize) -> Vec<String> + Send + use<> {
         let read = Arc::clone(&self.read);
-        move || lock(&read).events.iter().map(Event::entity_id).collect()
+        move |known| lock(&read).events[known..].iter().map(Event::entity_id).collect()
     }
 
     /// Messages beyond the first, by id; and by token, which nothing but a passed duplicate window, or a
