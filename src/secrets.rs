@@ -4,7 +4,10 @@
 use std::{
     io,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -27,6 +30,8 @@ pub struct SecretFiles {
     owner: String,
     scheme: Scheme,
     paths: Vec<PathBuf>,
+    /// Which of them were bad when last looked at.
+    failing: Vec<AtomicBool>,
     present: watch::Sender<Arc<[Secret]>>,
 }
 
@@ -45,7 +50,8 @@ impl SecretFiles {
     /// The first file that can't be read, is empty, or holds no secret of the scheme.
     pub fn open(owner: String, scheme: Scheme, paths: Vec<PathBuf>) -> Result<Self, SecretError> {
         let secrets = paths.iter().map(|path| read(&scheme, path)).collect::<Result<Arc<[_]>, _>>()?;
-        Ok(Self { owner, scheme, paths, present: watch::Sender::new(secrets) })
+        let failing = paths.iter().map(|_| AtomicBool::new(false)).collect();
+        Ok(Self { owner, scheme, paths, failing, present: watch::Sender::new(secrets) })
     }
 
     /// What holds at the moment, kept up to date by [`follow`].
@@ -54,17 +60,17 @@ impl SecretFiles {
         self.present.subscribe()
     }
 
-    /// Looks at the files; what can't be read stays as it was. `failing` says which files were bad before.
-    fn look(&self, failing: &mut [bool]) {
+    /// Looks at the files; what can't be read stays as it was.
+    fn look(&self) {
         let before = Arc::clone(&self.present.borrow());
-        let now: Arc<[Secret]> = self.paths.iter().zip(failing).zip(before.iter()).map(|((path, failing), old)| {
+        let now: Arc<[Secret]> = self.paths.iter().zip(&self.failing).zip(before.iter()).map(|((path, failing), old)| {
             match read(&self.scheme, path) {
                 Ok(secret) => {
-                    *failing = false;
+                    failing.store(false, Ordering::Relaxed);
                     secret
                 }
                 Err(error) => {
-                    if !std::mem::replace(failing, true) {
+                    if !failing.swap(true, Ordering::Relaxed) {
                         warn!(route = self.owner, %error, "a secret can't be read again; the one read before still holds");
                     }
                     old.clone()
@@ -83,26 +89,19 @@ impl SecretFiles {
 }
 
 /// Keeps secrets up to date until the process closes.
-pub async fn follow(mut files: Vec<SecretFiles>, mut phase: watch::Receiver<Phase>) {
+pub async fn follow(files: Vec<SecretFiles>, mut phase: watch::Receiver<Phase>) {
     if files.is_empty() {
         return;
     }
-    let mut failing: Vec<Vec<bool>> = files.iter().map(|files| vec![false; files.paths.len()]).collect();
+    let files: Arc<[_]> = files.into();
     let work = async {
         loop {
             tokio::time::sleep(LOOK_EVERY).await;
-            let looking = tokio::task::spawn_blocking(move || {
-                for (files, failing) in files.iter().zip(&mut failing) {
-                    files.look(failing);
-                }
-                (files, failing)
-            });
-            match looking.await {
-                Ok(looked) => (files, failing) = looked,
-                Err(error) => {
-                    error!(%error, "secrets are looked at no more: restart to change one");
-                    return;
-                }
+            let files = Arc::clone(&files);
+            let looking = tokio::task::spawn_blocking(move || files.iter().for_each(SecretFiles::look));
+            if looking.await.is_err() {
+                // Not what it says, which may hold a part of a secret.
+                error!("the look at the secrets panicked, which is a bug of hookgate; it goes on");
             }
         }
     };
