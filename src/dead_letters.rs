@@ -97,8 +97,8 @@ impl DeadLetters {
         let queued_bytes = Arc::<AtomicUsize>::default();
         let writer = Writer { graveyard, limits, queued_bytes: Arc::clone(&queued_bytes) };
         if limits.max_entries > 0 {
-            tasks
-                .spawn(async move { keep_on!("the writing of dead letters", writer.run(&mut letters, phase.clone())) });
+            let write = async move { keep_on!("the writing of dead letters", writer.run(&mut letters, phase.clone())) };
+            tasks.spawn(write);
         }
         Self { queue, queued_bytes, limits }
     }

@@ -12,11 +12,12 @@ use std::{
 };
 
 use tokio::sync::watch;
-use tracing::{error, info, warn};
+use tracing::{info, warn};
 
 use crate::{
     shutdown::Phase,
     signature::{Scheme, Secret, Secrets},
+    supervision::survived,
 };
 
 /// Between two looks at the files. They are small and few; looking at contents misses no change, whatever a
@@ -98,11 +99,9 @@ pub async fn follow(files: Vec<SecretFiles>, mut phase: watch::Receiver<Phase>) 
         loop {
             tokio::time::sleep(LOOK_EVERY).await;
             let files = Arc::clone(&files);
-            let looking = tokio::task::spawn_blocking(move || files.iter().for_each(SecretFiles::look));
-            if looking.await.is_err() {
-                // Not what it says, which may hold a part of a secret.
-                error!("the look at the secrets panicked, which is a bug of hookgate; it goes on");
-            }
+            let look = move || survived("the look at the secrets", || files.iter().for_each(SecretFiles::look));
+            // Fails only where the runtime ends.
+            let _looked = tokio::task::spawn_blocking(look).await;
         }
     };
     tokio::select! {

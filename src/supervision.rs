@@ -34,7 +34,7 @@ pub(crate) async fn came_to_its_end(task: &str, work: impl Future<Output = ()>) 
     ended
 }
 
-/// The same for a moment's work on somebody else's task, which must not end with it.
+/// The same for a moment's work on a task or thread that is not to end with it.
 pub(crate) fn survived(task: &str, work: impl FnOnce()) {
     if catch_unwind(AssertUnwindSafe(work)).is_err() {
         report(task);

@@ -1,8 +1,9 @@
 //! hookgate itself dies: at any time, and at each named point of the pipeline.
 
 use super::{
-    crm::Load,
-    rig::{Bounds, Report, Rig},
+    crm::{Crm, Load},
+    redis::Policy,
+    rig::{Bounds, Report, Rig, published},
 };
 use crate::{Scenario, scenario, support::eventually};
 
@@ -109,9 +110,7 @@ async fn die_in_relay(point: &str) -> Report {
     let rounds = 3;
     for _ in 0..rounds {
         rig.gates.clear();
-        let mut first = rig.world.gate_armed(rig.settings(), "after_claim:1").await;
-        crm.aim(vec![first.address()]);
-        eventually("the first one dies after a claim", async || first.ended()).await;
+        die_after_a_claim(&rig, &crm).await;
         let mut second = rig.world.gate_armed(rig.settings(), point).await;
         // Nobody sends: only the relay can find what the first one left.
         eventually("the second one dies in its relay", async || second.ended()).await;
@@ -121,6 +120,13 @@ async fn die_in_relay(point: &str) -> Report {
     }
     let cut = 2 * rounds * u64::try_from(Load::default().workers).expect("few");
     rig.verdict(crm, Bounds { cut, ..Bounds::default() }).await
+}
+
+/// A replica gets the load to itself and dies of it, with what it claimed in the outbox.
+async fn die_after_a_claim(rig: &Rig, crm: &Crm) {
+    let mut armed = rig.world.gate_armed(rig.settings(), "after_claim").await;
+    crm.aim(vec![armed.address()]);
+    eventually("the replica dies after a claim", async || armed.ended()).await;
 }
 
 async fn panic_in_request_after_claim() -> Report {
@@ -151,7 +157,7 @@ async fn panic_in_accept() -> Report {
 /// A bug costs what was being worked on, in a request or in a task that all requests need, and nothing after that.
 async fn panic_at(point: &str) -> Report {
     // What is not claimed because of it would be published with another token each time.
-    let mut rig = Rig::start(0, "redis.on_unavailable = \"reject\"\n").await;
+    let mut rig = Rig::start(0, Policy::Reject.settings()).await;
     add_panicking(&mut rig, point).await;
     let load = Load::default();
     let crm = rig.load(load);
@@ -164,12 +170,15 @@ async fn panic_at(point: &str) -> Report {
     if !ended.success() {
         report.violations.push(format!("it ended with {ended}"));
     }
-    let relayed: usize = rig.gates[0].log().await.iter().map(|line| relayed(line)).sum();
+    let relayed: usize = rig.gates[0].log().await.iter().map(|line| published(line, RELAYED)).sum();
     if relayed > at_once {
         report.violations.push(format!("{relayed} events were left to the relay, of {at_once} on their way at once"));
     }
     report
 }
+
+/// What the relay says of a walk on which it published something.
+const RELAYED: &str = "relay published what stayed in the outbox";
 
 /// Adds a replica that panics at a point.
 async fn add_panicking(rig: &mut Rig, point: &str) {
@@ -178,26 +187,15 @@ async fn add_panicking(rig: &mut Rig, point: &str) {
     rig.gates.push(gate);
 }
 
-/// How many events a line of the log says that the relay has published.
-fn relayed(line: &str) -> usize {
-    if !line.contains("relay published what stayed") {
-        return 0;
-    }
-    let line: serde_json::Value = serde_json::from_str(line).expect("the log is JSON");
-    line["published"].as_u64().and_then(|published| published.try_into().ok()).expect("a number")
-}
-
 /// What a dead replica left makes the relay of the next one panic, which then drains it all the same.
 async fn panic_in_relay() -> Report {
     let mut rig = Rig::start(0, "").await;
-    let mut first = rig.world.gate_armed(rig.settings(), "after_claim:3").await;
     let crm = rig.load(Load::default());
-    crm.aim(vec![first.address()]);
-    eventually("the first one dies after a claim", async || first.ended()).await;
+    die_after_a_claim(&rig, &crm).await;
     add_panicking(&mut rig, "relay_before_publish").await;
     // Nobody sends: only the relay can find what the first one left.
     rig.gates[0].wait_log("a task in the background panicked").await;
-    rig.gates[0].wait_log("relay published what stayed").await;
+    rig.gates[0].wait_log(RELAYED).await;
     crm.aim(rig.addresses());
     rig.progress(&crm, 50).await;
     let cut = u64::try_from(Load::default().workers).expect("few");

@@ -8,7 +8,7 @@ use redis::Cmd;
 
 use super::{
     crm::{Crm, Load},
-    rig::{Bounds, Report, Rig},
+    rig::{Bounds, Report, Rig, published},
     wire::{Mode, Wire},
 };
 use crate::{
@@ -87,20 +87,12 @@ impl Policy {
 pub(super) async fn unclaimed(rig: &mut Rig) -> usize {
     let mut messages = 0;
     for gate in &mut rig.gates {
-        messages += gate.log().await.iter().map(|line| unclaimed_of(line)).sum::<usize>();
+        messages +=
+            gate.log().await.iter().map(|line| published(line, "published without deduplication")).sum::<usize>();
     }
     rig.gates.clear();
     rig.add_replica().await;
     messages
-}
-
-fn unclaimed_of(line: &str) -> usize {
-    if !line.contains("published without deduplication") {
-        return 0;
-    }
-    let line: serde_json::Value = serde_json::from_str(line).expect("the log is JSON");
-    let published = line["published"].as_u64().unwrap_or_else(|| panic!("no number in {line}"));
-    usize::try_from(published).expect("it is small")
 }
 
 /// Waits for so many more answers with 503.
