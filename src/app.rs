@@ -11,7 +11,7 @@ use crate::{
     admin::{self, Health, Known},
     dead_letters::{DeadLetters, Graveyard},
     http::{self, Limits, Webhooks},
-    listener::{self, BindError, ConnectionLimits},
+    listener::{self, BindError, ConnectionLimits, Unwanted},
     metrics::{
         ConnectionMetrics, Live, Metrics,
         census::{Census, Holdings},
@@ -41,6 +41,7 @@ const ADMIN_CONNECTIONS: ConnectionLimits = ConnectionLimits {
     header_read_timeout: Duration::from_secs(75),
     max_header_bytes: 16 * 1024,
     max_headers: 64,
+    unwanted: Unwanted { max_bytes: 64 * 1024, timeout: Duration::from_secs(1) },
 };
 
 /// Why the process can't serve.

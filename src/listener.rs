@@ -5,6 +5,7 @@ mod wire;
 
 use std::{
     convert::Infallible,
+    future::poll_fn,
     io,
     net::SocketAddr,
     panic::AssertUnwindSafe,
@@ -12,6 +13,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
+    task::Poll,
     time::Duration,
 };
 
@@ -27,7 +29,7 @@ use tokio_util::task::TaskTracker;
 use tracing::{debug, error};
 use warp::reply::Response;
 
-pub use self::wire::HungUp;
+pub use self::wire::{HungUp, Unwanted};
 use self::{
     heads::Ambiguous,
     wire::{Wire, hung_up},
@@ -66,6 +68,8 @@ pub struct ConnectionLimits {
     pub max_header_bytes: usize,
     /// Lines of a head.
     pub max_headers: usize,
+    /// Of a body that comes behind its answer.
+    pub unwanted: Unwanted,
 }
 
 /// A bound address failed to be bound.
@@ -145,9 +149,10 @@ pub async fn serve<S>(
                     metrics.refused();
                     std::future::ready(Ok::<_, Infallible>(http::too_many_connections(limit)))
                 });
-                let told = builder(&limits)
-                    .keep_alive(false)
-                    .serve_connection(TokioIo::new(Wire::new(stream, hung_up, Arc::default())), service);
+                let told = builder(&limits).keep_alive(false).serve_connection(
+                    TokioIo::new(Wire::new(stream, hung_up, Arc::default(), limits.unwanted)),
+                    service,
+                );
                 if tokio::time::timeout(REFUSE_WITHIN, told).await.is_err() {
                     debug!("a connection over the limit did not wait for its answer");
                 }
@@ -187,7 +192,7 @@ pub async fn connection<T, S>(
     S: Service<Request<Incoming>, Response = Response, Error = Infallible>,
 {
     let at_work = Arc::new(AtomicU64::new(0));
-    let wire = Wire::new(stream, hung_up, Arc::clone(&at_work));
+    let wire = Wire::new(stream, hung_up, Arc::clone(&at_work), limits.unwanted);
     let requests = Arc::new(AtomicU64::new(0));
     let service = {
         let service = Arc::new(service);
@@ -219,7 +224,10 @@ pub async fn connection<T, S>(
     let mut serving = std::pin::pin!(serving);
     let first_head = tokio::time::sleep(limits.first_request_timeout);
     let mut first_head = std::pin::pin!(first_head);
-    let mut waiting_for_first = true;
+    // Looked at no more once something was asked, which each turn of a connection would pay for.
+    let silent =
+        poll_fn(|cx| if requests.load(Ordering::Relaxed) == 0 { first_head.as_mut().poll(cx) } else { Poll::Pending });
+    let mut silent = std::pin::pin!(silent);
     let mut open = true;
     loop {
         tokio::select! {
@@ -232,12 +240,9 @@ pub async fn connection<T, S>(
                 }
                 return;
             }
-            () = first_head.as_mut(), if waiting_for_first => {
-                waiting_for_first = false;
-                if requests.load(Ordering::Relaxed) == 0 {
-                    debug!("closed a connection that asked nothing in time");
-                    return;
-                }
+            () = silent.as_mut() => {
+                debug!("closed a connection that asked nothing in time");
+                return;
             }
             _closing = phase.wait_for(|phase| *phase == Phase::Closing), if open => {
                 open = false;

@@ -38,7 +38,7 @@ pub use self::{
 use crate::{
     dead_letters::DeadLetterLimits,
     http::Limits,
-    listener::ConnectionLimits,
+    listener::{ConnectionLimits, Unwanted},
     pending::{access::Access, redis as store},
     pipeline::Policy,
     publisher::{StreamSettings, servers::Servers},
@@ -205,6 +205,7 @@ impl Settings {
                 header_read_timeout: server.header_read_timeout.0,
                 max_header_bytes: server.max_header_bytes,
                 max_headers: server.max_headers,
+                unwanted: Unwanted { max_bytes: server.max_body_bytes, timeout: server.body_read_timeout.0 },
             },
             limits: Limits::new(
                 server.max_body_bytes,

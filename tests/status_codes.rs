@@ -219,6 +219,23 @@ async fn an_answer_before_the_end_of_the_body_says_that_the_connection_ends() {
     assert_eq!(staying.answer().await.expect("it is answered").counts(), (1, 1), "nothing is left of what was refused");
 }
 
+/// Whoever only looks at the answer once all is sent, as most clients do, would else see a connection that is reset, which
+/// is final for `EspoCRM` 10.
+#[tokio::test]
+async fn a_sender_of_the_largest_body_is_still_there_for_its_503() {
+    let world = World::start().await;
+    let gate = world.gate("server.max_in_flight = 1").await;
+    world.nats.freeze();
+    let mut busy = gate.busy_with(&post(PATH, batch(["a"]).as_bytes())).await;
+    let mut largest = batch(["b"]).into_bytes();
+    largest.resize(16 << 20, b' ');
+    for _ in 0..8 {
+        assert_eq!(gate.post(&largest).await.error(), (503, "too_many_requests".into()));
+    }
+    world.nats.thaw();
+    assert_eq!(busy.answer().await.expect("it is answered").counts(), (1, 1));
+}
+
 #[tokio::test]
 async fn too_many_bytes_at_once_are_503() {
     let world = World::start().await;

@@ -29,15 +29,22 @@ use tokio::{
 
 use super::heads::{Ambiguous, Heads};
 
-/// How long the rest of what a sender sends is read and thrown away.
-const LINGER: Duration = Duration::from_millis(1500);
-/// How much of it at most: a refused request must not cost more than one that is taken. A hundred times what
-/// `EspoCRM` sends.
-const MAX_DISCARDED: usize = 4 << 20;
-/// How much of it at a time.
+/// How much of what nobody wants is read at a time.
 const SCRATCH: usize = 8 * 1024;
 /// How long the other side may take nothing of what is written.
 const STALL: Duration = Duration::from_secs(10);
+
+/// What is read of a sender that was answered before its end, and thrown away.
+///
+/// As much as of a request that is taken: it must not cost more, and whoever sends a body that could have been taken has
+/// to hear that it shall come back.
+#[derive(Debug, Clone, Copy)]
+pub struct Unwanted {
+    /// Most bytes.
+    pub max_bytes: usize,
+    /// Longest time.
+    pub timeout: Duration,
+}
 
 /// Resolves when nothing will come over a stream any more; reads nothing.
 pub type HungUp<T> = fn(&T, &mut Context<'_>) -> Poll<()>;
@@ -58,13 +65,14 @@ pub(super) struct Wire<T> {
     at_work: Arc<AtomicU64>,
     heads: Heads,
     stalled: Option<Pin<Box<Sleep>>>,
+    unwanted: Unwanted,
     until: Option<Pin<Box<Sleep>>>,
     discarded: usize,
 }
 
 impl<T> Wire<T> {
-    pub(super) fn new(stream: T, hung_up: HungUp<T>, at_work: Arc<AtomicU64>) -> Self {
-        Self { stream, hung_up, at_work, heads: Heads::new(), stalled: None, until: None, discarded: 0 }
+    pub(super) fn new(stream: T, hung_up: HungUp<T>, at_work: Arc<AtomicU64>, unwanted: Unwanted) -> Self {
+        Self { stream, hung_up, at_work, heads: Heads::new(), stalled: None, unwanted, until: None, discarded: 0 }
     }
 
     /// Which of its requests can't be trusted in their length.
@@ -131,14 +139,15 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Wire<T> {
         loop {
             let mut unread = ReadBuf::new(&mut scratch);
             match Pin::new(&mut this.stream).poll_read(cx, &mut unread) {
-                Poll::Ready(Ok(())) if !unread.filled().is_empty() && this.discarded < MAX_DISCARDED => {
+                Poll::Ready(Ok(())) if !unread.filled().is_empty() && this.discarded < this.unwanted.max_bytes => {
                     this.discarded += unread.filled().len();
                 }
                 // Its end, or a connection that is gone: nothing more will come. Or it came to too much.
                 Poll::Ready(_) => return Poll::Ready(Ok(())),
                 Poll::Pending => {
+                    let time = this.unwanted.timeout;
                     let until =
-                        this.until.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(Instant::now() + LINGER)));
+                        this.until.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(Instant::now() + time)));
                     return until.as_mut().poll(cx).map(Ok);
                 }
             }
