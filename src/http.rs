@@ -79,25 +79,14 @@ pub struct Webhooks {
 pub fn webhooks(work: Webhooks) -> impl Filter<Extract = (Response,), Error = Infallible> + Clone {
     let work = Arc::new(work);
     let (closing, refusals) = (work.phase.clone(), Arc::clone(&work));
-    admit(find_route(Arc::clone(&work)), Arc::clone(&work))
-        .and_then(move |mut request: Arrived, headers: HeaderMap, mut admitted: Admitted, body| {
+    let head = warp::path::full().and(warp::method()).and(warp::header::headers_cloned());
+    // One filter for all the rest: what goes from one to the next is moved, and moved again.
+    head.and(warp::body::stream())
+        .and_then(move |path: FullPath, method: Method, headers: HeaderMap, body| {
             let work = Arc::clone(&work);
             async move {
-                let outcome = async {
-                    let Arrived { route, metrics, framing, seed, body_bytes, .. } = &mut request;
-                    let verifiers = Arc::clone(&work.verifiers);
-                    let (route, metrics) = (Arc::clone(route), Arc::clone(metrics));
-                    let entrance = Entrance { verifiers, route, metrics, headers };
-                    entrance.announced()?;
-                    let body = read_body(&work.limits, &mut admitted, framing.length, body).await?;
-                    *body_bytes = Some(body.len());
-                    let seed = *seed.insert(TokenSeed::now());
-                    let aside = is_large(&body);
-                    let done = take_in(Arc::clone(&work), entrance, body, admitted, seed, aside);
-                    // While it is read aside its sender may hang up; a body that is all here is worked on to its end.
-                    if aside { Unstoppable::new(done).await } else { done.await }
-                };
-                match outcome.await {
+                let mut request = find_route(&work, &path, method, &headers)?;
+                match serve(&work, &mut request, headers, body).await {
                     Ok(receipt) => {
                         let answer = answer(&request.route, receipt);
                         request.answered(answer.status(), None, &work.tracer);
@@ -112,6 +101,65 @@ pub fn webhooks(work: Webhooks) -> impl Filter<Extract = (Response,), Error = In
         })
         .unify()
         .map(move |response: Response| if *closing.borrow() == Phase::Serving { response } else { last(response) })
+}
+
+/// The route of a path, for POST.
+fn find_route(work: &Webhooks, path: &FullPath, method: Method, headers: &HeaderMap) -> Result<Arrived, Rejection> {
+    let framing = Framing::of(headers);
+    let Some(route) = work.table.find(path.as_str()) else {
+        let refusal = Refusal::UnknownPath { path: path.as_str().chars().take(MAX_SHOWN_PATH).collect() };
+        return Err(warp::reject::custom(Rejected { refusal, request: None, unread: framing.has_body() }));
+    };
+    let began = work.tracer.begin();
+    // One that can't be read is like none at all.
+    let traceparent = began.and_then(|_| headers.get("traceparent")?.to_str().ok()?.parse().ok());
+    let arrived = Arrived {
+        route: Arc::clone(route),
+        metrics: Arc::clone(work.metrics.of(route)),
+        at: Instant::now(),
+        began,
+        traceparent,
+        framing,
+        seed: None,
+        body_bytes: None,
+    };
+    if method == Method::POST { Ok(arrived) } else { Err(arrived.reject(Refusal::NotPost(method))) }
+}
+
+/// Takes a request through; what is known of it along the way is noted in it.
+async fn serve(
+    work: &Arc<Webhooks>,
+    request: &mut Arrived,
+    headers: HeaderMap,
+    body: impl Stream<Item = Result<impl Buf, warp::Error>>,
+) -> Result<Receipt, Refusal> {
+    let mut admitted = match admit(work, request.at) {
+        // Boxed for the sake of all others.
+        Err(Refusal::TooManyRequests { .. }) => match Box::pin(work.limits.admit_soon(request.at)).await {
+            Err(full @ Refusal::TooManyRequests { .. }) => {
+                request.body_bytes = Box::pin(discard(request.framing, body)).await;
+                return Err(full);
+            }
+            admitted => admitted?,
+        },
+        admitted => admitted?,
+    };
+    let Arrived { route, metrics, framing, seed, body_bytes, .. } = request;
+    let verifiers = Arc::clone(&work.verifiers);
+    let entrance = Entrance { verifiers, route: Arc::clone(route), metrics: Arc::clone(metrics), headers };
+    entrance.announced()?;
+    let body = read_body(&work.limits, &mut admitted, framing.length, body).await?;
+    *body_bytes = Some(body.len());
+    let seed = *seed.insert(TokenSeed::now());
+    let aside = is_large(&body);
+    let done = take_in(Arc::clone(work), entrance, body, admitted, seed, aside);
+    // While it is read aside its sender may hang up; a body that is all here is worked on to its end.
+    if aside { Unstoppable::new(done).await } else { done.await }
+}
+
+/// A place among the requests in flight, if there is one.
+fn admit(work: &Webhooks, at: Instant) -> Result<Admitted, Refusal> {
+    if *work.phase.borrow() >= Phase::Refusing { Err(Refusal::Draining) } else { work.limits.admit(at) }
 }
 
 /// What is done with a body that is all here.
@@ -146,77 +194,6 @@ async fn take_in(
         bury(dead_letters, &route, &rejected, body.bytes());
     }
     Ok(receipt)
-}
-
-/// The route of a path, for POST.
-fn find_route(work: Arc<Webhooks>) -> impl Filter<Extract = (Arrived, HeaderMap), Error = Rejection> + Clone {
-    let head = warp::path::full().and(warp::method()).and(warp::header::headers_cloned());
-    head.and_then(move |path: FullPath, method: Method, headers: HeaderMap| {
-        let framing = Framing::of(&headers);
-        let arrived = match work.table.find(path.as_str()) {
-            None => {
-                let refusal = Refusal::UnknownPath { path: path.as_str().chars().take(MAX_SHOWN_PATH).collect() };
-                Err(warp::reject::custom(Rejected { refusal, request: None, unread: framing.has_body() }))
-            }
-            Some(route) => {
-                let began = work.tracer.begin();
-                // One that can't be read is like none at all.
-                let traceparent = began.and_then(|_| headers.get("traceparent")?.to_str().ok()?.parse().ok());
-                let metrics = Arc::clone(work.metrics.of(route));
-                let arrived = Arrived {
-                    route: Arc::clone(route),
-                    metrics,
-                    at: Instant::now(),
-                    began,
-                    traceparent,
-                    framing,
-                    seed: None,
-                    body_bytes: None,
-                };
-                if method == Method::POST {
-                    Ok((arrived, headers))
-                } else {
-                    Err(arrived.reject(Refusal::NotPost(method)))
-                }
-            }
-        };
-        std::future::ready(arrived)
-    })
-    .untuple_one()
-}
-
-/// A place among the requests in flight, while there are any.
-fn admit(
-    arrived: impl Filter<Extract = (Arrived, HeaderMap), Error = Rejection> + Clone,
-    work: Arc<Webhooks>,
-) -> impl Filter<
-    Extract = (Arrived, HeaderMap, Admitted, impl Stream<Item = Result<impl Buf + Send, warp::Error>> + Send),
-    Error = Rejection,
-> + Clone {
-    arrived
-        .and(warp::body::stream())
-        .and_then(move |mut request: Arrived, headers, body| {
-            let draining = *work.phase.borrow() >= Phase::Refusing;
-            let admitted = if draining { Err(Refusal::Draining) } else { work.limits.admit(request.at) };
-            let full = matches!(admitted, Err(Refusal::TooManyRequests { .. })).then(|| Arc::clone(&work));
-            async move {
-                let admitted = match full {
-                    None => admitted,
-                    // Boxed for the sake of all others.
-                    Some(work) => Box::pin(work.limits.admit_soon(request.at)).await,
-                };
-                match admitted {
-                    Ok(admitted) => Ok((request, headers, admitted, body)),
-                    Err(refusal) => {
-                        if let Refusal::TooManyRequests { .. } = refusal {
-                            request.body_bytes = Box::pin(discard(request.framing, body)).await;
-                        }
-                        Err(request.reject(refusal))
-                    }
-                }
-            }
-        })
-        .untuple_one()
 }
 
 /// Keeps the rejected items of a batch that is done.

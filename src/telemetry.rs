@@ -6,7 +6,7 @@ mod lines;
 use std::{io::IsTerminal, panic::PanicHookInfo};
 
 use tracing::error;
-use tracing_subscriber::{EnvFilter, filter::ParseError};
+use tracing_subscriber::{EnvFilter, filter::ParseError, layer::SubscriberExt, util::SubscriberInitExt};
 
 use self::{json::Json, lines::Lines};
 
@@ -47,16 +47,15 @@ impl Drop for Log {
 pub fn init(format: Format, filter: EnvFilter) -> Log {
     let terminal = std::io::stderr().is_terminal();
     let lines = Lines::to(std::io::stderr());
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(lines.clone());
     let json = match format {
         Format::Auto => !terminal,
         Format::Json => true,
         Format::Text => false,
     };
     if json {
-        log.event_format(Json).init();
+        tracing_subscriber::registry().with(filter).with(Json(lines.clone())).init();
     } else {
-        log.with_ansi(terminal).init();
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(lines.clone()).with_ansi(terminal).init();
     }
     std::panic::set_hook(Box::new(log_panic));
     Log(lines)

@@ -1,132 +1,124 @@
 //! One JSON object a line: time, level, the fields of the event, and where it comes from.
 //!
-//! Written straight into the line. What comes with the subscriber collects the fields in a map first and takes the
-//! date apart for every line, which made two lines the dearest part of a request (`bench/NOTES.md`).
+//! Written straight into memory that is used again. What comes with the subscriber collects the fields in a map first
+//! and takes the date apart for every line, which made two lines the dearest part of a request (`bench/NOTES.md`).
 
 use std::{
+    cell::Cell,
     fmt::{self, Write as _},
     time::SystemTime,
 };
 
 use tracing::{
-    Event, Subscriber,
+    Event, Level, Subscriber,
     field::{Field, Visit},
 };
-use tracing_subscriber::{
-    fmt::{FmtContext, FormatEvent, FormatFields, format::Writer},
-    registry::LookupSpan,
-};
+use tracing_subscriber::{Layer, layer::Context};
 
+use super::lines::Lines;
 use crate::rfc3339;
 
-/// Bytes of an ordinary line.
-const ROOM: usize = 384;
+/// Most bytes that are kept for the next line.
+const ROOM: usize = 4096;
 
-/// The format of a line.
-pub(super) struct Json;
+thread_local! {
+    /// Memory for the lines of this thread. Whoever logs while a line is being written finds none.
+    static LINE: Cell<String> = const { Cell::new(String::new()) };
+}
 
-impl<S, N> FormatEvent<S, N> for Json
-where
-    S: Subscriber + for<'a> LookupSpan<'a>,
-    N: for<'a> FormatFields<'a> + 'static,
-{
-    fn format_event(&self, _: &FmtContext<'_, S, N>, mut out: Writer<'_>, event: &Event<'_>) -> fmt::Result {
-        let mut line = String::with_capacity(ROOM);
-        write_line(&mut line, event)?;
-        out.write_str(&line)
+/// Writes every event as a line.
+pub(super) struct Json(pub(super) Lines);
+
+impl<S: Subscriber> Layer<S> for Json {
+    fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
+        // A thread at its end has none any more.
+        let mut line = LINE.try_with(Cell::take).unwrap_or_default();
+        line.clear();
+        // What can't show itself is left out.
+        write_line(&mut line, event);
+        self.0.take(line.as_bytes(), *event.metadata().level() == Level::ERROR);
+        if line.capacity() <= ROOM {
+            let _at_its_end = LINE.try_with(|kept| kept.set(line));
+        }
     }
 }
 
-fn write_line(line: &mut String, event: &Event<'_>) -> fmt::Result {
+fn write_line(line: &mut String, event: &Event<'_>) {
     let metadata = event.metadata();
     line.push_str("{\"timestamp\":\"");
     rfc3339::push_micros(line, SystemTime::now());
     line.push_str("\",\"level\":\"");
     line.push_str(metadata.level().as_str());
     line.push('"');
-    let mut fields = Fields { line, written: Ok(()) };
-    event.record(&mut fields);
-    let Fields { line, written } = fields;
-    written?;
+    event.record(&mut Fields { line });
     line.push_str(",\"target\":");
-    write_text(line, metadata.target())?;
+    write_text(line, metadata.target());
     line.push_str("}\n");
-    Ok(())
 }
 
 /// Writes the fields of an event behind what stands there.
 struct Fields<'a> {
     line: &'a mut String,
-    written: fmt::Result,
 }
 
 impl Fields<'_> {
-    fn field(&mut self, field: &Field, value: impl FnOnce(&mut String) -> fmt::Result) {
-        if self.written.is_ok() {
-            self.written = write_field(self.line, field.name(), value);
-        }
+    /// The name of a field, and the line in which its value comes next.
+    fn field(&mut self, field: &Field) -> &mut String {
+        let line = &mut *self.line;
+        line.push(',');
+        // As the macros have it: `r#type` is named so because the language has that word too.
+        write_text(line, field.name().strip_prefix("r#").unwrap_or(field.name()));
+        line.push(':');
+        line
     }
 }
 
 impl Visit for Fields<'_> {
     fn record_f64(&mut self, field: &Field, value: f64) {
         // JSON knows no infinity.
-        self.field(field, |line| line.write_str(&serde_json::to_string(&value).map_err(|_error| fmt::Error)?));
+        let value = serde_json::to_string(&value).unwrap_or_default();
+        self.field(field).push_str(&value);
     }
 
     fn record_i64(&mut self, field: &Field, value: i64) {
-        self.field(field, |line| line.write_str(itoa::Buffer::new().format(value)));
+        self.field(field).push_str(itoa::Buffer::new().format(value));
     }
 
     fn record_u64(&mut self, field: &Field, value: u64) {
-        self.field(field, |line| line.write_str(itoa::Buffer::new().format(value)));
+        self.field(field).push_str(itoa::Buffer::new().format(value));
     }
 
     fn record_bool(&mut self, field: &Field, value: bool) {
-        self.field(field, |line| line.write_str(if value { "true" } else { "false" }));
+        self.field(field).push_str(if value { "true" } else { "false" });
     }
 
     fn record_str(&mut self, field: &Field, value: &str) {
-        self.field(field, |line| write_text(line, value));
+        write_text(self.field(field), value);
     }
 
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
-        self.field(field, |line| {
-            line.push('"');
-            write!(Escaped(line), "{value:?}")?;
-            line.push('"');
-            Ok(())
+        write_quoted(self.field(field), |line| {
+            // Nothing but the value itself can fail, and then it is cut where it does.
+            let _cut = write!(line, "{value:?}");
         });
     }
 }
 
-fn write_field(line: &mut String, name: &str, value: impl FnOnce(&mut String) -> fmt::Result) -> fmt::Result {
-    line.push(',');
-    // As the macros have it: `r#type` is named so because the language has that word too.
-    write_text(line, name.strip_prefix("r#").unwrap_or(name))?;
-    line.push(':');
-    value(line)
+fn write_text(line: &mut String, text: &str) {
+    write_quoted(line, |line| line.push_str(text));
 }
 
-fn write_text(line: &mut String, text: &str) -> fmt::Result {
+/// A JSON string. Nearly all texts can stay as they were written.
+fn write_quoted(line: &mut String, write: impl FnOnce(&mut String)) {
     line.push('"');
-    Escaped(line).write_str(text)?;
-    line.push('"');
-    Ok(())
-}
-
-/// The inside of a JSON string.
-struct Escaped<'a>(&'a mut String);
-
-impl fmt::Write for Escaped<'_> {
-    fn write_str(&mut self, text: &str) -> fmt::Result {
-        if is_plain(text) {
-            self.0.push_str(text);
-            return Ok(());
-        }
-        let quoted = serde_json::to_string(text).map_err(|_error| fmt::Error)?;
-        self.0.push_str(&quoted[1..quoted.len() - 1]);
-        Ok(())
+    let start = line.len();
+    write(line);
+    if is_plain(&line[start..]) {
+        line.push('"');
+    } else {
+        let quoted = serde_json::to_string(&line[start..]).expect("a string always serializes");
+        line.truncate(start);
+        line.push_str(&quoted[1..]);
     }
 }
 
@@ -151,6 +143,7 @@ mod tests {
 
     use serde_json::{Value, json};
     use tracing::info;
+    use tracing_subscriber::layer::SubscriberExt;
 
     use super::*;
 
@@ -166,16 +159,20 @@ mod tests {
         }
     }
 
+    /// What is in the log after that.
+    fn logged(say: impl FnOnce()) -> String {
+        let out = Arc::<Mutex<Vec<u8>>>::default();
+        let lines = Lines::to(Shared(Arc::clone(&out)));
+        tracing::subscriber::with_default(tracing_subscriber::registry().with(Json(lines.clone())), say);
+        lines.flush();
+        String::from_utf8(out.lock().expect("nobody panics").clone()).expect("JSON is UTF-8")
+    }
+
     /// A line about all kinds of values.
     fn line_with(value: &str, number: f64) -> String {
-        let lines = Arc::<Mutex<Vec<u8>>>::default();
-        let out = Arc::clone(&lines);
-        let writer = move || Shared(Arc::clone(&out));
-        let log = tracing_subscriber::fmt().event_format(Json).with_writer(writer).finish();
-        tracing::subscriber::with_default(log, || {
+        logged(|| {
             info!(shown = %value, r#type = value, debug = ?value, number, less = -7, more = u64::MAX, sure = true, "{value}");
-        });
-        String::from_utf8(lines.lock().expect("nobody panics").clone()).expect("JSON is UTF-8")
+        })
     }
 
     struct Shared(Arc<Mutex<Vec<u8>>>);
@@ -207,5 +204,22 @@ mod tests {
             assert_eq!(read, expected, "{line}");
         }
         assert!(line_with("", f64::NAN).contains(",\"number\":null,"));
+    }
+
+    /// Shows itself only in part.
+    struct Halting;
+
+    impl fmt::Display for Halting {
+        fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+            out.write_str("so \"far")?;
+            Err(fmt::Error)
+        }
+    }
+
+    #[test]
+    fn a_value_that_fails_spoils_no_line() {
+        let log = logged(|| info!(value = %Halting, after = 1, "said"));
+        let read: Value = serde_json::from_str(&log).expect(&log);
+        assert_eq!([&read["message"], &read["value"], &read["after"]], [&json!("said"), &json!("so \"far"), &json!(1)]);
     }
 }

@@ -59,6 +59,11 @@ impl Lines {
         }
     }
 
+    /// Takes a line; `at_once` it is written, with all before it.
+    pub(super) fn take(&self, line: &[u8], at_once: bool) {
+        self.0.take(line, at_once || !self.0.gathers);
+    }
+
     /// Writes everything that waits.
     pub(super) fn flush(&self) {
         self.0.flush();
@@ -72,6 +77,20 @@ impl Shared {
             drop(self.first.wait_while(waiting, |waiting| waiting.is_empty()).unwrap_or_else(PoisonError::into_inner));
             thread::sleep(GATHER);
             self.flush();
+        }
+    }
+
+    fn take(&self, line: &[u8], at_once: bool) {
+        let (first, full) = {
+            let mut waiting = lock(&self.waiting);
+            let first = waiting.is_empty();
+            waiting.extend_from_slice(line);
+            (first, waiting.len() > MOST)
+        };
+        if at_once || full {
+            self.flush();
+        } else if first {
+            self.first.notify_one();
         }
     }
 
@@ -124,17 +143,7 @@ pub(super) struct Line<'a> {
 
 impl Write for Line<'_> {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        let (first, full) = {
-            let mut waiting = lock(&self.shared.waiting);
-            let first = waiting.is_empty();
-            waiting.extend_from_slice(line);
-            (first, waiting.len() > MOST)
-        };
-        if self.at_once || full {
-            self.shared.flush();
-        } else if first {
-            self.shared.first.notify_one();
-        }
+        self.shared.take(line, self.at_once);
         Ok(line.len())
     }
 
