@@ -119,13 +119,13 @@ struct Seen {
     since: Instant,
     due: Instant,
     walk: u32,
-    /// Attempts that NATS refused.
+    /// Attempts that brought no acknowledgement.
     refused: u8,
     poison: bool,
 }
 
 impl Seen {
-    /// Waits longer after every refusal.
+    /// Waits longer with every attempt.
     fn back_off(&mut self) {
         let pause = WALK_EVERY.saturating_mul(1_u32.checked_shl(self.refused.into()).unwrap_or(u32::MAX));
         self.due = Instant::now() + pause.min(MAX_BACKOFF);
@@ -182,17 +182,24 @@ impl Relay {
     }
 
     async fn keep_serving(self: Arc<Self>, route: Arc<Route>, phase: watch::Receiver<Phase>) {
-        keep_on!(&format!("the relay of route {route}"), self.serve(&route, phase.clone()));
+        let metrics = self.metrics.relay(&route);
+        let mut tracked = Tracked::new(self.after);
+        let name = format!("the relay of route {route}");
+        keep_on!(&name, self.serve(&route, &mut tracked, &metrics, phase.clone()));
     }
 
     /// Walks through one outbox again and again.
-    async fn serve(&self, route: &Arc<Route>, mut phase: watch::Receiver<Phase>) {
-        let metrics = self.metrics.relay(route);
-        let mut tracked = Tracked::new(self.after);
+    async fn serve(
+        &self,
+        route: &Arc<Route>,
+        tracked: &mut Tracked,
+        metrics: &RelayMetrics,
+        mut phase: watch::Receiver<Phase>,
+    ) {
         let work = async {
             loop {
                 let began = Instant::now();
-                let walked = self.walk(route, &mut tracked, &metrics).await;
+                let walked = self.walk(route, tracked, metrics).await;
                 metrics.oldest(tracked.oldest(matches!(walked, Err(RelayError::Leased))));
                 match walked {
                     Ok(Walked { published: 0, failed: 0, .. }) => {}
@@ -293,6 +300,10 @@ impl Relay {
         let mut events = Events::of(route);
         let events: Vec<Event> =
             due.iter().filter_map(|Due { id, token, .. }| Some(events.event(EntityId::parse(id)?, *token))).collect();
+        // Now, not when they have failed: should this page not come to its end, the next walk gets past it.
+        for Due { name, .. } in &due {
+            tracked.back_off(*name);
+        }
         failpoint::hit("relay_before_publish");
         let began = self.tracer.begin();
         let outcomes = self.publisher.publish(route, events, self.ack_timeout).await;
@@ -309,8 +320,8 @@ impl Relay {
                 Ok(ack) => settlements.push(Settlement::acknowledged(id, token, ack)),
                 Err(error) => {
                     walked.failed += 1;
-                    if !matches!(error, PublishError::Unavailable(_)) {
-                        tracked.back_off(name);
+                    if matches!(error, PublishError::Unavailable(_)) {
+                        tracked.was_not_tried(name);
                     }
                     if !matches!(error, PublishError::Refused(_)) {
                         trouble = Some(error);
@@ -380,6 +391,13 @@ impl Tracked {
     fn back_off(&mut self, name: u64) {
         if let Some(seen) = self.seen.get_mut(&name) {
             seen.back_off();
+        }
+    }
+
+    fn was_not_tried(&mut self, name: u64) {
+        if let Some(seen) = self.seen.get_mut(&name) {
+            seen.refused = seen.refused.saturating_sub(1);
+            seen.due = Instant::now();
         }
     }
 

@@ -99,7 +99,7 @@ pub async fn follow(files: Vec<SecretFiles>, mut phase: watch::Receiver<Phase>) 
         loop {
             tokio::time::sleep(LOOK_EVERY).await;
             let files = Arc::clone(&files);
-            let look = move || survived("the look at the secrets", || files.iter().for_each(SecretFiles::look));
+            let look = move || files.iter().for_each(|files| survived("the look at the secrets", || files.look()));
             // Fails only where the runtime ends.
             let _looked = tokio::task::spawn_blocking(look).await;
         }

@@ -199,14 +199,7 @@ impl Settings {
             listen: server.listen,
             admin_listen: admin.listen,
             worker_threads,
-            connections: ConnectionLimits {
-                max_connections: server.max_connections,
-                first_request_timeout: server.first_request_timeout.0,
-                header_read_timeout: server.header_read_timeout.0,
-                max_header_bytes: server.max_header_bytes,
-                max_headers: server.max_headers,
-                unwanted: Unwanted { max_bytes: server.max_body_bytes, timeout: server.body_read_timeout.0 },
-            },
+            connections: connections(server),
             limits: Limits::new(
                 server.max_body_bytes,
                 server.max_buffered_bytes,
@@ -251,5 +244,17 @@ impl Settings {
     pub fn open_routes(&self) -> impl Iterator<Item = &Arc<Route>> {
         let open = |route: &&Arc<Route>| self.verifiers.of(route).is_open();
         self.routes.routes().iter().filter(open)
+    }
+}
+
+/// Limits of the connections of senders.
+const fn connections(server: &sections::Server) -> ConnectionLimits {
+    ConnectionLimits {
+        max_connections: server.max_connections,
+        first_request_timeout: server.first_request_timeout.0,
+        header_read_timeout: server.header_read_timeout.0,
+        max_header_bytes: server.max_header_bytes,
+        max_headers: server.max_headers,
+        unwanted: Unwanted { max_bytes: server.max_body_bytes, timeout: server.body_read_timeout.0 },
     }
 }

@@ -145,8 +145,13 @@ struct Keeper {
 impl Keeper {
     /// `epoch` counts connections.
     async fn run(&self, epoch: &mut u64) {
-        // After a panic the last one may still be there, with nobody who looks after it.
-        self.current.send_replace(None);
+        // After a panic the last one may still be there, with nobody who looks after it; or there is none, and nobody
+        // has said so.
+        if self.current.send_replace(None).is_none() && *epoch > 0 {
+            self.tried.store(true, Ordering::SeqCst);
+            self.report
+                .set(Contact::Unreachable("connecting panicked, which is a bug of hookgate; see the log".to_owned()));
+        }
         while !self.current.is_closed() {
             *epoch += 1;
             let epoch = *epoch;

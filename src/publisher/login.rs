@@ -11,6 +11,8 @@ use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use nkeys::{KeyPair, KeyPairType};
 use serde::Deserialize;
 
+use crate::supervision::survived;
+
 /// How to log in. What is secret about it is in no `Debug` output.
 #[derive(Clone, PartialEq, Eq, Default)]
 pub enum Login {
@@ -87,7 +89,9 @@ impl Login {
             Self::Credentials(path) => {
                 let path = path.clone();
                 ConnectOptions::with_auth_callback(move |nonce| {
-                    let signed = sign(&path, &nonce);
+                    // It is called by the client's own task, which would end.
+                    let mut signed = Err(AuthError::new("the login panicked, which is a bug of hookgate"));
+                    survived("the login to NATS", || signed = sign(&path, &nonce));
                     async move { signed }
                 })
             }

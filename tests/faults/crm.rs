@@ -18,7 +18,7 @@ use std::{
 
 use tokio::task::JoinSet;
 
-use crate::support::{Answer, PATH, batch, post, try_exchange};
+use crate::support::{PATH, batch, post, try_exchange};
 
 /// What is sent, and how.
 #[derive(Debug, Clone, Copy)]
@@ -57,6 +57,8 @@ pub(crate) struct Sent {
     pub(crate) accepted: BTreeSet<String>,
     /// Ids that the sender gave up: for good at once, or after its last attempt.
     pub(crate) given_up: BTreeSet<String>,
+    /// Claims that answers with 200 have counted as new.
+    pub(crate) claimed: u64,
     /// Answers by status; 0: none.
     pub(crate) statuses: BTreeMap<u16, u64>,
     /// The longest time to an answer.
@@ -205,9 +207,15 @@ async fn send(shared: &Shared, body: &str) -> Option<u16> {
     let first = shared.next.fetch_add(1, Ordering::Relaxed);
     let began = Instant::now();
     let mut answer = None;
+    let mut claimed = 0;
     for turn in 0..replicas.len() {
         answer = match try_exchange(replicas[(first + turn) % replicas.len()], &request).await {
-            Ok(Answer { status, .. }) => Some(status),
+            Ok(answer) => {
+                if answer.status == 200 {
+                    claimed = answer.counts().0;
+                }
+                Some(answer.status)
+            }
             Err(error) if error.kind() == ErrorKind::ConnectionRefused => continue,
             Err(_cut) => Some(0),
         };
@@ -216,6 +224,7 @@ async fn send(shared: &Shared, body: &str) -> Option<u16> {
     let status = answer?;
     let mut sent = lock(&shared.sent);
     *sent.statuses.entry(status).or_default() += 1;
+    sent.claimed += claimed;
     sent.longest = sent.longest.max(began.elapsed());
     Some(status)
 }

@@ -151,7 +151,8 @@ async fn panic_in_settle() -> Report {
 
 async fn panic_in_accept() -> Report {
     // The probes are accepted too until it is ready, one in 10 ms.
-    panic_at("in_accept:300").await
+    // Beyond all probes while it becomes ready.
+    panic_at("in_accept:1000").await
 }
 
 /// A bug costs what was being worked on, in a request or in a task that all requests need, and nothing after that.

@@ -147,6 +147,11 @@ impl Rig {
         claim(sent.given_up.is_empty(), format!("given up by the sender: {:?}", first(&sent.given_up)));
         claim(stuck.is_empty(), format!("pending, but not in the stream: {:?}", first(&stuck)));
         claim(by_token == 0, format!("{by_token} messages repeat a token"));
+        // Each of those claims has a token of its own, and with it a message: that of an id which was there before it, and
+        // was released, is none of it.
+        let messages = self.oracle.events().len();
+        let claimed = usize::try_from(sent.claimed).expect("few");
+        claim(claimed <= messages, format!("{claimed} claims were answered as new, {messages} messages are there"));
         claim(by_id <= bounds.duplicates, format!("{by_id} duplicates, allowed are {}", bounds.duplicates));
         for (status, count) in &sent.statuses {
             let allowed = matches!(status, 200 | 503) || (*status == 0 && *count <= bounds.cut);

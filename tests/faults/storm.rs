@@ -167,10 +167,12 @@ impl Storm {
 
     /// One thing gets worse or better.
     async fn change(&mut self, crm: &Crm) {
+        let mut thawed = false;
         if let Some((_, _, changes)) = &mut self.frozen {
             *changes += 1;
             if *changes > FROZEN {
                 self.thaw();
+                thawed = true;
             }
         }
         match self.dice.roll(0..10) {
@@ -187,7 +189,11 @@ impl Storm {
             6 => self.replace_a_replica(crm).await,
             7 => {
                 let place = self.place();
-                self.freeze(place);
+                // A request that has waited for the end of one freeze must not meet the next at once: with both it
+                // would take longer than any sender waits.
+                if !thawed {
+                    self.freeze(place);
+                }
             }
             8 if self.redis == Health::Up => tell(&self.rig.world.redis, &["SCRIPT", "FLUSH"]).await,
             _ => self.calm(crm).await,
