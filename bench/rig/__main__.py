@@ -21,6 +21,10 @@ PARTS = ("start", "matrix", "overload", "pending")
 LOADS = [*(Load(connections, batch) for batch in (1, 50) for connections in (1, 16, 64, 256)), Load(64, 1, True),
          Load(64, 50, True)]
 
+# The floor does not know one id from another, and bare is there for the targets only.
+NOT_SENT = {"floor": [load for load in LOADS if load.duplicates],
+            "bare": [load for load in LOADS if load not in (Load(64, 1), Load(64, 50))]}
+
 
 class Paths(NamedTuple):
     """What runs, and where."""
@@ -29,6 +33,7 @@ class Paths(NamedTuple):
     work: pathlib.Path
     hookgate: pathlib.Path
     floor: pathlib.Path
+    bare: pathlib.Path
     load: pathlib.Path
     python: pathlib.Path
     python_app: pathlib.Path
@@ -97,8 +102,8 @@ def matrix(paths, opt, turn):
         warm_up(paths, system, plan.warm_up_first)
     for load in plan.loads:
         for system in systems:
-            if system.name == "floor" and load.duplicates:
-                continue               # it does not know one id from another
+            if load in NOT_SENT.get(system.name, ()):
+                continue
             seconds = plan.seconds if system.name in OURS else plan.seconds_of_others
             cells.append({"round": turn, **cell(paths, system, load, seconds, plan.warm_up)})
             if cells[-1]["void"]:
@@ -204,7 +209,7 @@ def main():
     begun = time.time()
     (root / "target/bench").mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="run-", dir=root / "target/bench") as work:
-        paths = Paths(root, pathlib.Path(work), built / "release/hookgate", root / "target/bench/release/floor",
+        paths = Paths(root, pathlib.Path(work), built / "release/hookgate", root / "target/bench/release/floor", root / "target/bench/release/bare",
                       root / "target/bench/release/load", tools / "python/bin/python",
                       root / "bench/baselines/python/app.py", tools / "node/server.mjs")
         try:

@@ -42,14 +42,6 @@ def ratio(results, over, under, load, field):
                    if turn in below and below[turn][field]])
 
 
-def left_by_others(results, load):
-    """Requests/s over the floor's, if hookgate itself cost nothing: what stores and generator leave of the cores."""
-    cores = int(results["machine"].split()[0])
-    ours, floor = cells_of(results, "hookgate", load), cells_of(results, "floor", load)
-    others = {turn: cell["redis_us"] + cell["nats_us"] + cell["load_us"] for turn, cell in ours.items()}
-    return spread([cores * 1e6 / others[turn] / floor[turn]["requests_per_s"] for turn in others if turn in floor])
-
-
 def pending_costs(results, system, batch, size):
     """Proxy + Redis CPU µs an event, by round."""
     return {row["round"]: row["proxy_us_per_event"] + row["redis_us_per_event"] for row in results["pending"]

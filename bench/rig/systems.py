@@ -11,6 +11,7 @@ FILTER = "info,hookgate::entity=warn"
 # In the order of tables and plots.
 NAMES = {
     "floor": "floor (warp: read, parse, answer)",
+    "bare": "bare (the floor, claim, publish, settle)",
     "hookgate": "hookgate",
     "hookgate-three": "hookgate, three workers",
     "node-honest": "Node, honest",
@@ -19,7 +20,7 @@ NAMES = {
     "python-original": "Python, original's algorithm",
 }
 # Whose runs are longer.
-OURS = ("floor", "hookgate", "hookgate-three")
+OURS = ("floor", "bare", "hookgate", "hookgate-three")
 OTHERS = [name for name in NAMES if name not in OURS]
 
 
@@ -41,6 +42,8 @@ class System:
         stores, address = self.stores, f"{LOOPBACK}:{self.port}"
         if self.name == "floor":
             return [paths.floor, address], environment()
+        if self.name == "bare":
+            return [paths.bare, address, stores.redis_url, stores.nats_url], environment()
         if self.name in OURS:
             # 0 is the default: one a core. From three on, all of them serve.
             workers = 3 if self.name == "hookgate-three" else 0

@@ -1,6 +1,6 @@
 """The results as a page of Markdown."""
 from .measure import Load
-from .summary import left_by_others, of, pending_cost, spread
+from .summary import of, pending_cost, ratio, spread
 from .systems import NAMES
 
 
@@ -18,9 +18,13 @@ def page(results, targets):
     if plan["quick"]:
         parts.append("**A quick run: it shows that everything works; its figures are noise.**\n")
     parts += ["## Targets\n", _targets(targets)]
-    if left := left_by_others(results, Load(64, 1)):
-        parts.append("At c=64, batch 1, Redis, NATS and the generator leave room for "
-                     f"{left.text(2, 'x')} of the floor's requests/s to a proxy that costs nothing.\n")
+    for batch in (1, 50):
+        cpu, requests, ours = (ratio(results, *pair, Load(64, batch), field) for pair, field in (
+            (("bare", "floor"), "proxy_us"), (("bare", "floor"), "requests_per_s"), (("hookgate", "bare"), "proxy_us")))
+        if cpu and ours:
+            parts.append(f"At c=64, batch {batch}, claim, publish and settling alone (bare) take {cpu.text(2, 'x')} of the "
+                         f"floor's CPU and leave {requests.text(2, 'x')} of its requests/s; hookgate takes "
+                         f"{ours.text(2, 'x')} of bare's CPU.\n")
     if results["cells"]:
         parts += ["## Loads\n", *_loads(results)]
     if results["pending"]:
