@@ -61,7 +61,7 @@ impl Lines {
 
     /// Takes a line; `at_once` it is written, with all before it.
     pub(super) fn take(&self, line: &[u8], at_once: bool) {
-        self.0.take(line, at_once || !self.0.gathers);
+        self.0.take(line, at_once);
     }
 
     /// Writes everything that waits.
@@ -87,7 +87,7 @@ impl Shared {
             waiting.extend_from_slice(line);
             (first, waiting.len() > MOST)
         };
-        if at_once || full {
+        if at_once || full || !self.gathers {
             self.flush();
         } else if first {
             self.first.notify_one();
@@ -126,12 +126,11 @@ impl<'a> MakeWriter<'a> for Lines {
     type Writer = Line<'a>;
 
     fn make_writer(&'a self) -> Line<'a> {
-        Line { shared: &self.0, at_once: !self.0.gathers }
+        Line { shared: &self.0, at_once: false }
     }
 
     fn make_writer_for(&'a self, event: &Metadata<'_>) -> Line<'a> {
-        let at_once = !self.0.gathers || *event.level() == Level::ERROR;
-        Line { shared: &self.0, at_once }
+        Line { shared: &self.0, at_once: *event.level() == Level::ERROR }
     }
 }
 
