@@ -27,7 +27,7 @@ use warp::{
 };
 
 pub use self::{
-    answer::{Unclear, internal_error, refuse_unclear, too_many_connections},
+    answer::{BadHead, internal_error, refuse_head, too_many_connections},
     limits::{InUse, Limits},
 };
 use self::{
@@ -84,7 +84,8 @@ pub fn webhooks(work: Webhooks) -> impl Filter<Extract = (Response,), Error = In
     head.and(warp::body::stream())
         .and_then(move |path: FullPath, method: Method, headers: HeaderMap, body| {
             let work = Arc::clone(&work);
-            async move {
+            // Boxed, or each filter around it would move the room for all of it, several times a request.
+            Box::pin(async move {
                 let mut request = find_route(&work, &path, method, &headers)?;
                 match serve(&work, &mut request, headers, body).await {
                     Ok(receipt) => {
@@ -94,7 +95,7 @@ pub fn webhooks(work: Webhooks) -> impl Filter<Extract = (Response,), Error = In
                     }
                     Err(refusal) => Err(request.reject(refusal)),
                 }
-            }
+            })
         })
         .recover(move |rejection: Rejection| {
             std::future::ready(Ok::<_, Infallible>(refuse(&rejection, &refusals.metrics, &refusals.tracer)))

@@ -36,7 +36,7 @@ use self::{
 };
 use crate::{
     failpoint,
-    http::{self, Unclear},
+    http::{self, BadHead},
     metrics::ConnectionMetrics,
     shutdown::Phase,
     supervision::keep_on,
@@ -52,6 +52,9 @@ const MAX_REFUSING: usize = 512;
 /// Pause after an error that will not go away at once, such as too many open files.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
+/// Most lines of a head for which hyper has room on the stack. It is not told of a lower limit, for then it would copy
+/// that room twice for each request.
+const HEADERS_ON_STACK: usize = 100;
 /// Least room for what a connection sends; hyper takes no less.
 const MIN_BUFFER: usize = 8 * 1024;
 
@@ -174,8 +177,10 @@ fn builder(limits: &ConnectionLimits) -> http1::Builder {
         // No more room than for a head: hyper's own limit of 400 KiB would be 400 MiB for a thousand connections, on
         // nobody's account. A body is read in pieces of this size.
         .max_buf_size(limits.max_header_bytes.max(MIN_BUFFER))
-        .max_header_size(limits.max_header_bytes)
-        .max_headers(limits.max_headers);
+        .max_header_size(limits.max_header_bytes);
+    if limits.max_headers > HEADERS_ON_STACK {
+        builder.max_headers(limits.max_headers);
+    }
     builder
 }
 
@@ -196,10 +201,10 @@ pub async fn connection<T, S>(
     let requests = Arc::new(AtomicU64::new(0));
     let service = {
         let service = Arc::new(service);
-        let (requests, ambiguous) = (Arc::clone(&requests), wire.ambiguous());
+        let (requests, ambiguous, max_headers) = (Arc::clone(&requests), wire.ambiguous(), limits.max_headers);
         hyper::service::service_fn(move |request| {
             let number = requests.fetch_add(1, Ordering::Relaxed);
-            let problem = unclear(&request, number, &ambiguous);
+            let problem = bad_head(&request, number, &ambiguous, max_headers);
             // What is made in here has its place in here; handed in, it would be copied, and have two.
             let (service, at_work) = (Arc::clone(&service), Arc::clone(&at_work));
             async move {
@@ -213,7 +218,7 @@ pub async fn connection<T, S>(
                     Ok(Ok(answer)) => return answer,
                     // The panic is in the log.
                     Ok(Err(_panic)) => http::internal_error(),
-                    Err(problem) => http::refuse_unclear(problem),
+                    Err(problem) => http::refuse_head(problem),
                 };
                 metrics.unreadable(response.status().as_u16());
                 Ok(response)
@@ -252,16 +257,20 @@ pub async fn connection<T, S>(
     }
 }
 
-/// What hyper serves, and what somebody in front of hookgate may have understood in another way.
-fn unclear<B>(request: &Request<B>, number: u64, ambiguous: &Ambiguous) -> Option<Unclear> {
+/// What hyper serves nevertheless.
+fn bad_head<B>(request: &Request<B>, number: u64, ambiguous: &Ambiguous, max_headers: usize) -> Option<BadHead> {
     if ambiguous.is(number) {
-        return Some(Unclear::Length);
+        return Some(BadHead::Length);
     }
     if request.uri().path_and_query().is_none() {
-        return Some(Unclear::NoPath);
+        return Some(BadHead::NoPath);
+    }
+    let lines = request.headers().len();
+    if lines > max_headers {
+        return Some(BadHead::TooManyHeaders { lines, limit: max_headers });
     }
     let hosts = request.headers().get_all(HOST).iter().count();
-    (hosts > 1 || hosts == 0 && request.version() > Version::HTTP_10).then_some(Unclear::Host)
+    (hosts > 1 || hosts == 0 && request.version() > Version::HTTP_10).then_some(BadHead::Host)
 }
 
 /// What hyper has answered by itself to a head that it could not read.

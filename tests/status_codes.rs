@@ -45,6 +45,26 @@ async fn a_body_that_can_never_be_processed_is_400_and_claims_nothing() {
 }
 
 #[tokio::test]
+async fn a_head_of_more_lines_than_allowed_is_431() {
+    let world = World::start().await;
+    // hyper counts where there may be more than it has room for by itself.
+    for limit in [8, 64, 100, 120] {
+        let gate = world.gate(&format!("server.max_headers = {limit}")).await;
+        let of = |lines: usize| {
+            let more = "X: y\r\n".repeat(lines - 3);
+            format!("POST {PATH} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 2\r\n{more}\r\n[]")
+        };
+        assert_eq!(gate.exchange(of(limit).as_bytes()).await.status, 200, "{limit} of {limit}");
+        let answer = gate.exchange(of(limit + 1).as_bytes()).await;
+        assert_eq!(answer.status, 431, "one more than {limit}");
+        if limit == 64 {
+            assert_eq!(answer.error(), (431, "too_many_headers".into()));
+            assert!(answer.text().contains("65 lines, which is more than 64 (server.max_headers)"), "{}", answer.text());
+        }
+    }
+}
+
+#[tokio::test]
 async fn any_path_but_the_exact_one_is_404() {
     let world = World::start().await;
     let gate = world.gate("").await;

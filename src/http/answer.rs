@@ -3,7 +3,6 @@
 use serde::Serialize;
 use tracing::info;
 use warp::{
-    Reply,
     http::{HeaderValue, StatusCode, header},
     reply::Response,
 };
@@ -81,9 +80,10 @@ pub fn internal_error() -> Response {
     refused(code, error, &refusal.to_string())
 }
 
-/// What two readers of one request may understand in two ways, and what hyper serves and the filters can't.
+/// What is wrong with a head that hyper serves: two readers may understand it in two ways, the filters can't read it, or
+/// it is over a limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum Unclear {
+pub enum BadHead {
     /// `Content-Length` and `Transfer-Encoding` in one head, or two of the first.
     #[error("the request says twice how long it is (Content-Length, Transfer-Encoding); send one of them, once")]
     Length,
@@ -93,15 +93,24 @@ pub enum Unclear {
     /// A name and a port, as a proxy is asked for.
     #[error("the request names no path; this is no proxy")]
     NoPath,
+    /// More lines than a head may have.
+    #[error("the head has {lines} lines, which is more than {limit} (server.max_headers); send fewer headers")]
+    TooManyHeaders {
+        /// Of this head.
+        lines: usize,
+        /// Most of one.
+        limit: usize,
+    },
 }
 
 /// The answer of a listener to such a request, which is the last one of its connection.
 #[must_use]
-pub fn refuse_unclear(problem: Unclear) -> Response {
+pub fn refuse_head(problem: BadHead) -> Response {
     let (code, error) = match problem {
-        Unclear::Length => (StatusCode::BAD_REQUEST, "length_unclear"),
-        Unclear::Host => (StatusCode::BAD_REQUEST, "host_unclear"),
-        Unclear::NoPath => (StatusCode::NOT_FOUND, "unknown_path"),
+        BadHead::Length => (StatusCode::BAD_REQUEST, "length_unclear"),
+        BadHead::Host => (StatusCode::BAD_REQUEST, "host_unclear"),
+        BadHead::NoPath => (StatusCode::NOT_FOUND, "unknown_path"),
+        BadHead::TooManyHeaders { .. } => (StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "too_many_headers"),
     };
     let message = problem.to_string();
     info!(status = code.as_u16(), code = error, "request refused: {message}");
@@ -110,7 +119,8 @@ pub fn refuse_unclear(problem: Unclear) -> Response {
 
 fn json(code: StatusCode, body: &impl Serialize) -> Response {
     let body = serde_json::to_vec(body).expect("strings and numbers always serialize");
-    let mut response = body.into_response();
+    // Not warp's own reply of bytes, which gives them another type first.
+    let mut response = Response::new(body.into());
     *response.status_mut() = code;
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     response

@@ -38,6 +38,12 @@ impl Status {
     pub(super) fn denial(&self) -> Option<&str> {
         self.deaf.as_deref().or(self.denied.as_deref())
     }
+
+    /// The last connection on which nothing can be answered any more.
+    pub(super) fn over(&self) -> u64 {
+        let open = self.contact == Contact::Up && self.deaf.is_none();
+        if open { self.epoch.saturating_sub(1) } else { self.epoch }
+    }
 }
 
 /// A connection that is made again whenever it breaks, for as long as the process lives.
@@ -129,13 +135,6 @@ impl Connection {
                 true
             })
         });
-    }
-
-    /// Resolves when nothing can be answered on the present connection any more.
-    pub(super) async fn lost(&self, epoch: u64) {
-        let mut status = self.status.clone();
-        // An error means that the client is gone, and the connection with it.
-        let _gone = status.wait_for(|now| now.epoch != epoch || now.contact != Contact::Up || now.deaf.is_some()).await;
     }
 }
 

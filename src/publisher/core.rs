@@ -41,7 +41,7 @@ impl Core {
     /// If the client can't be set up at all.
     pub async fn open(servers: &Servers, routes: &RouteTable, tasks: &TaskTracker) -> Result<Self, async_nats::Error> {
         let connection = Connection::open(servers, tasks).await?;
-        let inbox = Inbox::open(&connection.client, tasks, |_round| ()).await?;
+        let inbox = Inbox::open(&connection, tasks, |_round| ()).await?;
         let report = Reporter::new("nats");
         let (mut status, reporter, names) = (connection.status.clone(), report.clone(), servers.names());
         tasks.spawn(async move { keep_on!("the watch over NATS", follow(&mut status, &reporter, &names)) });
@@ -65,13 +65,12 @@ impl Core {
             .map_err(|error| PublishError::Refused(error.to_string()))?;
         // Twice: a permission error comes before the first answer, but through another queue of the client.
         for _ in 0..2 {
-            let mut round = self.inbox.expect(1);
+            let mut round = self.inbox.expect(1, epoch);
             client
                 .publish(round.reply_subject(0), bytes::Bytes::new())
                 .await
                 .map_err(|error| PublishError::Refused(error.to_string()))?;
-            let lost = self.connection.lost(epoch);
-            let _in_time = timeout_at(until, round.complete(lost)).await;
+            let _in_time = timeout_at(until, round.complete()).await;
             let answered = matches!(round.answers().as_slice(), [Some(())]);
             self.connection.heard(epoch, answered);
             if !answered {

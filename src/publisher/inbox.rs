@@ -7,12 +7,13 @@ use std::sync::{
     atomic::{AtomicU64, Ordering},
 };
 
-use async_nats::{Client, Message, SubscribeError, Subscriber};
+use async_nats::{Message, SubscribeError, Subscriber};
 use futures_util::StreamExt;
 use hashbrown::HashMap;
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 use tokio_util::task::TaskTracker;
 
+use super::connection::{Connection, Status};
 use crate::{failpoint, supervision::keep_on};
 
 /// The subscription, and who waits for what.
@@ -22,10 +23,16 @@ pub(super) struct Inbox<T> {
     waiting: Arc<Mutex<Waiting<T>>>,
 }
 
-type Waiting<T> = HashMap<u64, Batch<T>>;
+struct Waiting<T> {
+    batches: HashMap<u64, Batch<T>>,
+    /// The last connection on which nothing is answered any more.
+    over: u64,
+}
 
 /// The answers to a batch so far.
 struct Batch<T> {
+    /// Over which connection it is sent.
+    epoch: u64,
     answers: Vec<Option<T>>,
     missing: usize,
     complete: Option<oneshot::Sender<()>>,
@@ -34,25 +41,29 @@ struct Batch<T> {
 impl<T: Send + 'static> Inbox<T> {
     /// Subscribes; the task that takes the answers, each as `read` reads it, ends with the client.
     pub(super) async fn open(
-        client: &Client,
+        connection: &Connection,
         tasks: &TaskTracker,
         read: fn(&Message) -> T,
     ) -> Result<Self, SubscribeError> {
-        let prefix = client.new_inbox();
-        let mut answers = client.subscribe(format!("{prefix}.>")).await?;
-        let waiting: Arc<Mutex<Waiting<T>>> = Arc::default();
+        let prefix = connection.client.new_inbox();
+        let mut answers = connection.client.subscribe(format!("{prefix}.>")).await?;
+        let waiting = Arc::new(Mutex::new(Waiting { batches: HashMap::new(), over: 0 }));
         let (start, those) = (prefix.len() + 1, Arc::clone(&waiting));
         tasks.spawn(async move { keep_on!("the answers of NATS", collect(&mut answers, read, start, &those)) });
+        let (mut status, those) = (connection.status.clone(), Arc::clone(&waiting));
+        tasks.spawn(async move { keep_on!("the end of NATS' connections", give_up(&mut status, &those)) });
         Ok(Self { prefix, next: AtomicU64::new(0), waiting })
     }
 
-    /// Makes room for the answers to a batch.
-    pub(super) fn expect(&self, messages: usize) -> Expected<'_, T> {
+    /// Makes room for the answers to a batch that is sent over this connection.
+    pub(super) fn expect(&self, messages: usize, epoch: u64) -> Expected<'_, T> {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let (complete, all_here) = oneshot::channel();
         let answers = (0..messages).map(|_| None).collect();
-        let batch = Batch { answers, missing: messages, complete: Some(complete) };
-        lock(&self.waiting).insert(number, batch);
+        let mut waiting = lock(&self.waiting);
+        // Without it, nobody waits.
+        let complete = (epoch > waiting.over).then_some(complete);
+        waiting.batches.insert(number, Batch { epoch, answers, missing: messages, complete });
         Expected { inbox: self, number, all_here }
     }
 }
@@ -77,23 +88,20 @@ impl<T> Expected<'_, T> {
         subject
     }
 
-    /// Waits until all answers are here, or `lost` says that none will come any more.
-    pub(super) async fn complete(&mut self, lost: impl Future<Output = ()>) {
-        tokio::select! {
-            _complete = &mut self.all_here => {}
-            () = lost => {}
-        }
+    /// Waits until all answers are here, or none will come any more.
+    pub(super) async fn complete(&mut self) {
+        let _complete_or_over = (&mut self.all_here).await;
     }
 
     /// The answers that are here.
     pub(super) fn answers(self) -> Vec<Option<T>> {
-        lock(&self.inbox.waiting).remove(&self.number).map(|batch| batch.answers).unwrap_or_default()
+        lock(&self.inbox.waiting).batches.remove(&self.number).map(|batch| batch.answers).unwrap_or_default()
     }
 }
 
 impl<T> Drop for Expected<'_, T> {
     fn drop(&mut self) {
-        lock(&self.inbox.waiting).remove(&self.number);
+        lock(&self.inbox.waiting).batches.remove(&self.number);
     }
 }
 
@@ -107,7 +115,7 @@ async fn collect<T>(answers: &mut Subscriber, read: fn(&Message) -> T, prefix: u
         else {
             continue;
         };
-        if let Some(batch) = lock(waiting).get_mut(&number)
+        if let Some(batch) = lock(waiting).batches.get_mut(&number)
             && let Some(slot @ None) = batch.answers.get_mut(index)
         {
             *slot = Some(read(&answer));
@@ -118,6 +126,23 @@ async fn collect<T>(answers: &mut Subscriber, read: fn(&Message) -> T, prefix: u
                 // Nobody waits any more if this fails.
                 let _unheard = complete.send(());
             }
+        }
+    }
+}
+
+/// Lets go whoever waits for answers on a connection that is over.
+async fn give_up<T>(status: &mut watch::Receiver<Status>, waiting: &Mutex<Waiting<T>>) {
+    loop {
+        let over = status.borrow_and_update().over();
+        {
+            let mut waiting = lock(waiting);
+            waiting.over = over;
+            for batch in waiting.batches.values_mut().filter(|batch| batch.epoch <= over) {
+                batch.complete = None;
+            }
+        }
+        if status.changed().await.is_err() {
+            return;
         }
     }
 }

@@ -64,7 +64,7 @@ impl JetStream {
         tasks: &TaskTracker,
     ) -> Result<Self, async_nats::Error> {
         let connection = Connection::open(servers, tasks).await?;
-        let inbox = Inbox::open(&connection.client, tasks, read_reply).await?;
+        let inbox = Inbox::open(&connection, tasks, read_reply).await?;
         let this = Self {
             inbox,
             addresses: Addresses::of_all(routes),
@@ -108,7 +108,7 @@ impl Publisher for JetStream {
                 let problem = contact.borrow().problem().unwrap_or("starting").to_owned();
                 return all(PublishError::Unavailable(problem));
             }
-            let mut expected = self.inbox.expect(count);
+            let mut expected = self.inbox.expect(count, epoch);
             let mut is_sent = false;
             let address = self.addresses.of(route);
             let exchange = async {
@@ -119,7 +119,7 @@ impl Publisher for JetStream {
                 }
                 failpoint::hit("after_publish");
                 is_sent = true;
-                expected.complete(self.connection.lost(epoch)).await;
+                expected.complete().await;
                 Ok::<_, async_nats::PublishError>(())
             };
             match timeout_at(until, exchange).await {

@@ -184,5 +184,6 @@ pub(super) fn found() -> Vec<Row> {
             "GET /x HTTP/1.1\r\nHost: x\r\n\r\n".repeat(100),
             Each(&[(404, 0); 100]),
         ),
+        row(87, "66 headers", request(PATH, &"X: y\r\n".repeat(64), "[]"), Status(&[431])),
     ]
 }
