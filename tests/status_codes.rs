@@ -59,7 +59,11 @@ async fn a_head_of_more_lines_than_allowed_is_431() {
         assert_eq!(answer.status, 431, "one more than {limit}");
         if limit == 64 {
             assert_eq!(answer.error(), (431, "too_many_headers".into()));
-            assert!(answer.text().contains("65 lines, which is more than 64 (server.max_headers)"), "{}", answer.text());
+            assert!(
+                answer.text().contains("65 lines, which is more than 64 (server.max_headers)"),
+                "{}",
+                answer.text()
+            );
         }
     }
 }

@@ -22,6 +22,14 @@ pub(crate) fn ordinary(size: usize) -> Vec<u8> {
     })
 }
 
+/// Records as the interface documents them, and the replaced system did: an id, a name, and every second time a date.
+pub(crate) fn documented(size: usize) -> Vec<u8> {
+    items(size, |index, text| match index % 2 {
+        0 => write!(text, r#"{{"id":"{index:017x}","name":"Max Mustermann","createdAt":"2026-02-07T10:00:00Z"}}"#),
+        _ => write!(text, r#"{{"id":"{index:017x}","name":"Maria Schmidt"}}"#),
+    })
+}
+
 /// Records as the CRM sends them for a deletion.
 pub(crate) fn deletions(size: usize) -> Vec<u8> {
     items(size, |index, text| write!(text, r#"{{"id":"{index:017x}"}}"#))
