@@ -24,9 +24,10 @@ use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpSocket},
     sync::{Semaphore, watch},
+    time::Instant,
 };
 use tokio_util::task::TaskTracker;
-use tracing::{debug, error};
+use tracing::{debug, error, info, warn};
 use warp::reply::Response;
 
 pub use self::wire::{HungUp, Unwanted};
@@ -49,6 +50,8 @@ const BACKLOG: u32 = 4096;
 const REFUSE_WITHIN: Duration = Duration::from_secs(5);
 /// Connections over the limit that are being told so; beyond, new ones wait in the kernel's queue.
 const MAX_REFUSING: usize = 512;
+/// The log says at most this often that connections are refused.
+const SAY_EVERY: Duration = Duration::from_secs(10);
 /// Pause after an error that will not go away at once, such as too many open files.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -116,7 +119,8 @@ pub async fn serve<S>(
 {
     let places = Arc::new(Semaphore::new(limits.max_connections));
     let refusing = Arc::new(Semaphore::new(MAX_REFUSING));
-    let accept = async |phase: &mut watch::Receiver<Phase>| loop {
+    let mut said: Option<Instant> = None;
+    let mut accept = async |phase: &mut watch::Receiver<Phase>| loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
             _closing = phase.wait_for(|phase| *phase == Phase::Closing) => return,
@@ -145,6 +149,14 @@ pub async fn serve<S>(
                 drop(place);
             });
         } else if let Ok(place) = Arc::clone(&refusing).acquire_owned().await {
+            if said.is_none_or(|at| at.elapsed() >= SAY_EVERY) {
+                said = Some(Instant::now());
+                warn!(
+                    limit = limits.max_connections,
+                    code = "too_many_connections",
+                    "connections over server.max_connections are answered 503; said at most every {SAY_EVERY:?}"
+                );
+            }
             let (limits, metrics) = (limits.clone(), metrics.clone());
             connections.spawn(async move {
                 let limit = limits.max_connections;
@@ -238,10 +250,12 @@ pub async fn connection<T, S>(
         tokio::select! {
             ended = serving.as_mut() => {
                 if let Err(error) = ended {
-                    if let Some(code) = answered_to(&error) {
-                        metrics.unreadable(code);
+                    if let Some(status) = answered_to(&error) {
+                        metrics.unreadable(status);
+                        info!(status, %error, "request refused: its head can't be read");
+                    } else {
+                        debug!(%error, "connection ended early");
                     }
-                    debug!(%error, "connection ended early");
                 }
                 return;
             }

@@ -6,21 +6,19 @@
 //! JetStream drops; so it may die at any instant. A lease keeps replicas from doing the same work at once,
 //! and nothing rests on it.
 
-use std::{
-    hash::{BuildHasher, RandomState},
-    sync::Arc,
-    time::Duration,
-};
+mod tracked;
+
+use std::{sync::Arc, time::Duration};
 
 use futures_util::future::BoxFuture;
-use hashbrown::HashMap;
 use tokio::{sync::watch, time::Instant};
 use tokio_util::task::TaskTracker;
-use tracing::{debug, error, info, warn};
+use tracing::{debug, info, warn};
 
+use self::tracked::{Due, Tracked};
 use crate::{
     batch::EntityId,
-    event::{Event, Events, Token},
+    event::{Event, Events},
     failpoint,
     metrics::{Metrics, RelayMetrics},
     pipeline::{ClaimError, Publisher, Settlement},
@@ -38,10 +36,6 @@ pub const PAGE: usize = 500;
 const WALK_EVERY: Duration = Duration::from_secs(1);
 /// Between two pages on which nothing was due, so that a long outbox does not keep the store busy.
 const PAGE_PAUSE: Duration = Duration::from_millis(10);
-/// Entries of a route whose age is known; more are looked at once these are gone.
-const MAX_TRACKED: usize = 100_000;
-/// Longest time between two attempts for an entry that NATS refuses.
-const MAX_BACKOFF: Duration = Duration::from_secs(60);
 /// How long a lease lasts without being renewed.
 const LEASE: Duration = Duration::from_secs(10);
 /// Between two looks for routes that were removed from the configuration.
@@ -93,12 +87,14 @@ pub trait Outbox: Send + Sync {
 }
 
 /// What became of the due entries of a walk.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Walked {
     /// Acknowledged, and out of the outbox.
     pub published: usize,
     /// Not acknowledged; they stay.
     pub failed: usize,
+    /// What NATS said of the last of these.
+    pub reason: Option<PublishError>,
     /// Entries that can't be published, because they were not written by hookgate.
     pub poison: usize,
 }
@@ -114,32 +110,6 @@ pub struct Relay {
     holder: String,
 }
 
-/// What this replica knows of an entry. There are as many as entries, so it is small.
-struct Seen {
-    since: Instant,
-    due: Instant,
-    walk: u32,
-    /// Attempts that brought no acknowledgement.
-    refused: u8,
-    poison: bool,
-}
-
-impl Seen {
-    /// Waits longer with every attempt.
-    fn back_off(&mut self) {
-        let pause = WALK_EVERY.saturating_mul(1_u32.checked_shl(self.refused.into()).unwrap_or(u32::MAX));
-        self.due = Instant::now() + pause.min(MAX_BACKOFF);
-        self.refused = self.refused.saturating_add(1);
-    }
-}
-
-/// An entry that is to be published now.
-struct Due {
-    name: u64,
-    id: String,
-    token: Token,
-}
-
 /// Why a walk ended before the end of the outbox.
 #[derive(Debug, thiserror::Error)]
 pub enum RelayError {
@@ -152,6 +122,15 @@ pub enum RelayError {
     /// Another replica is at work.
     #[error("another replica relays this outbox")]
     Leased,
+}
+
+/// What to do while another replica has the lease.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum WithoutLease {
+    /// Leave the work to it.
+    Yield,
+    /// Do the same work beside it.
+    GoOn,
 }
 
 impl Relay {
@@ -199,10 +178,13 @@ impl Relay {
         let work = async {
             loop {
                 let began = Instant::now();
-                let walked = self.walk(route, tracked, metrics).await;
+                let walked = self.walk(route, tracked, metrics, WithoutLease::Yield).await;
                 metrics.oldest(tracked.oldest(matches!(walked, Err(RelayError::Leased))));
                 match walked {
                     Ok(Walked { published: 0, failed: 0, .. }) => {}
+                    Ok(Walked { published, failed, reason: Some(reason), .. }) => {
+                        warn!(route = %route, published, failed, %reason, "NATS refuses events of the outbox; they stay, and the relay tries again");
+                    }
                     Ok(Walked { published, failed, .. }) => {
                         info!(route = %route, published, failed, "relay published what stayed in the outbox");
                     }
@@ -254,17 +236,23 @@ impl Relay {
 
     /// One walk through an outbox with the ages in `tracked`; publishes what is due, page by page, each
     /// page's acknowledgements awaited before the next page is read.
-    async fn walk(&self, route: &Route, tracked: &mut Tracked, metrics: &RelayMetrics) -> Result<Walked, RelayError> {
+    async fn walk(
+        &self,
+        route: &Route,
+        tracked: &mut Tracked,
+        metrics: &RelayMetrics,
+        without_lease: WithoutLease,
+    ) -> Result<Walked, RelayError> {
         let mut walked = Walked::default();
         let mut cursor = 0;
-        tracked.walk += 1;
+        tracked.begin_walk();
         loop {
             let page = self.outbox.page(route, cursor).await?;
             let due = tracked.due(route, page.entries, &mut walked);
             if due.is_empty() {
                 tokio::time::sleep(PAGE_PAUSE).await;
             } else {
-                self.publish(route, due, tracked, metrics, &mut walked).await?;
+                self.publish(route, due, tracked, metrics, without_lease, &mut walked).await?;
             }
             cursor = page.next;
             if cursor == 0 {
@@ -274,12 +262,13 @@ impl Relay {
         }
     }
 
-    /// Publishes the whole outbox of a route now, whatever the age of its entries.
+    /// Publishes the whole outbox of a route now, whatever the age of its entries and whoever has the lease: a stream
+    /// drops what comes twice. Without one (`core`) an event that a replica publishes at that moment goes out twice.
     ///
     /// # Errors
     /// If the outbox can't be read or NATS takes nothing.
     pub async fn relay_now(&self, route: &Arc<Route>) -> Result<Walked, RelayError> {
-        self.walk(route, &mut Tracked::new(Duration::ZERO), &self.metrics.relay(route)).await
+        self.walk(route, &mut Tracked::new(Duration::ZERO), &self.metrics.relay(route), WithoutLease::GoOn).await
     }
 
     async fn publish(
@@ -288,13 +277,15 @@ impl Relay {
         due: Vec<Due>,
         tracked: &mut Tracked,
         metrics: &RelayMetrics,
+        without_lease: WithoutLease,
         walked: &mut Walked,
     ) -> Result<(), RelayError> {
         // A refusal may be over, and if no sender comes only an attempt can tell.
         if let Contact::Unreachable(problem) = &*self.publisher.contact().borrow() {
             return Err(PublishError::Unavailable(problem.clone()).into());
         }
-        if !self.outbox.lease(route, &self.holder, LEASE).await? {
+        let leased = self.outbox.lease(route, &self.holder, LEASE).await?;
+        if !leased && without_lease == WithoutLease::Yield {
             return Err(RelayError::Leased);
         }
         let mut events = Events::of(route);
@@ -323,7 +314,9 @@ impl Relay {
                     if matches!(error, PublishError::Unavailable(_)) {
                         tracked.was_not_tried(name);
                     }
-                    if !matches!(error, PublishError::Refused(_)) {
+                    if matches!(error, PublishError::Refused(_)) {
+                        walked.reason = Some(error);
+                    } else {
                         trouble = Some(error);
                     }
                 }
@@ -336,81 +329,5 @@ impl Relay {
         }
         // Not this or that event: everything. The others would only wait in the same way.
         trouble.map_or(Ok(()), |trouble| Err(trouble.into()))
-    }
-}
-
-/// What this replica knows of the entries of an outbox.
-struct Tracked {
-    after: Duration,
-    walk: u32,
-    /// By [`Tracked::name`].
-    seen: HashMap<u64, Seen>,
-    hasher: RandomState,
-}
-
-impl Tracked {
-    fn new(after: Duration) -> Self {
-        Self { after, walk: 0, seen: HashMap::new(), hasher: RandomState::new() }
-    }
-
-    /// Stands for an entry: an id that was released and claimed anew is another one. Two that share a name, which
-    /// nobody can bring about without the keys of the hash, would take turns.
-    fn name(&self, id: &str, token: &str) -> u64 {
-        self.hasher.hash_one((id, token))
-    }
-
-    /// The entries of a page that have been there for long enough.
-    fn due(&mut self, route: &Route, entries: Vec<Entry>, walked: &mut Walked) -> Vec<Due> {
-        let now = Instant::now();
-        let mut due = Vec::new();
-        for Entry { id, token } in entries {
-            let name = self.name(&id, &token);
-            if !self.seen.contains_key(&name) && self.seen.len() >= MAX_TRACKED {
-                continue;
-            }
-            let fresh = || Seen { since: now, due: now + self.after, walk: 0, refused: 0, poison: false };
-            let seen = self.seen.entry(name).or_insert_with(fresh);
-            let again = seen.walk == self.walk;
-            seen.walk = self.walk;
-            match token.parse::<Token>().ok().filter(|_| EntityId::parse(&id).is_some()) {
-                Some(token) if seen.due <= now && !again => due.push(Due { name, id, token }),
-                Some(_) => {}
-                None => {
-                    walked.poison += 1;
-                    if !seen.poison {
-                        seen.poison = true;
-                        error!(route = %route, outbox = route.outbox_key(), entity_id = ?id,
-                            "an entry of the outbox was not written by hookgate and can't be published; if its id is a good one, the next webhook for it takes it over");
-                    }
-                }
-            }
-        }
-        due
-    }
-
-    fn back_off(&mut self, name: u64) {
-        if let Some(seen) = self.seen.get_mut(&name) {
-            seen.back_off();
-        }
-    }
-
-    fn was_not_tried(&mut self, name: u64) {
-        if let Some(seen) = self.seen.get_mut(&name) {
-            seen.refused = seen.refused.saturating_sub(1);
-            seen.due = Instant::now();
-        }
-    }
-
-    /// How long the oldest entry has been seen. While another replica is at work, only what was found on this
-    /// walk is known to be there still.
-    fn oldest(&self, found_now: bool) -> Option<Duration> {
-        let there = self.seen.values().filter(|seen| !found_now || seen.walk == self.walk);
-        there.map(|seen| seen.since.elapsed()).max()
-    }
-
-    /// Forgets what is in the outbox no more.
-    fn end_walk(&mut self) {
-        let walk = self.walk;
-        self.seen.retain(|_, seen| seen.walk == walk);
     }
 }

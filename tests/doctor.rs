@@ -47,6 +47,23 @@ async fn a_good_system_passes() {
 }
 
 #[tokio::test]
+async fn a_stream_that_is_full_fails() {
+    let world = World::start().await;
+    world.gate("").await;
+    let mut stream = world.nats.stream("HOOKGATE").await.expect("hookgate made it");
+    (stream.max_messages, stream.max_bytes) = (2, 1 << 20);
+    let jetstream = world.nats.jetstream().await;
+    jetstream.update_stream(&stream).await.expect("the tests may");
+    for _ in 0..2 {
+        assert_eq!(examine(&world.settings()).0, Some(0), "there is room");
+        jetstream.publish("vmh.other", "x".into()).await.expect("the tests may").await.expect("there is room");
+    }
+    let (code, what, text) = only(&world.settings(), "failure");
+    assert_eq!((code, what.as_str()), (Some(1), "nats stream HOOKGATE"));
+    assert!(text.contains("2 of 2 messages (max_msgs)") && text.contains("raise it, or purge"), "{text}");
+}
+
+#[tokio::test]
 async fn an_eviction_policy_that_throws_claims_away_fails() {
     let world = World::start().await;
     set(&world, "maxmemory-policy", "allkeys-lru").await;

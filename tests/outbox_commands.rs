@@ -54,6 +54,39 @@ async fn counts_lists_and_publishes() {
     assert_eq!(nothing, [serde_json::json!({"route": ROUTE, "published": 0, "failed": 0, "poison": 0})]);
 }
 
+/// A stream that is full, with a replica that tries it too.
+#[tokio::test]
+async fn what_nats_refuses_is_said_beside_a_running_replica() {
+    let mut world = left_behind().await;
+    world.nats.start_again().await;
+    let mut stream = world.nats.stream("HOOKGATE").await.expect("hookgate made it");
+    stream.max_messages = 1;
+    let jetstream = world.nats.jetstream().await;
+    jetstream.update_stream(&stream).await.expect("the tests may");
+    jetstream.publish("vmh.other", "x".into()).await.expect("the tests may").await.expect("there is room for one");
+    let gate = world.gate("server.request_deadline = \"1s\"\noutbox.relay_after = \"1500ms\"").await;
+    let said = gate.wait_log("NATS refuses events of the outbox").await;
+    assert!(said.contains("maximum messages exceeded") && said.contains("\"failed\":2"), "{said}");
+
+    // The replica has the lease now: whoever is asked for it in person does it all the same.
+    let ran = run(&world.settings(), &["outbox", "relay"]);
+    let (said, complaint) = (&ran.printed, &ran.remarks);
+    assert_eq!(ran.code, Some(1), "{said}{complaint}");
+    let refused = format!("{ROUTE}: 0 published, 2 not acknowledged (NATS: ");
+    assert!(said.starts_with(&refused) && said.contains("maximum messages exceeded"), "{said}{complaint}");
+    assert!(complaint.contains("2 entries are still in the outbox"), "{complaint}");
+    let rows = run(&world.settings(), &["outbox", "relay", "--output", "json"]).printed;
+    let row: serde_json::Value = serde_json::from_str(rows.trim()).expect("one object");
+    assert_eq!(row["failed"], 2, "{row}");
+    assert!(row["reason"].as_str().is_some_and(|reason| reason.contains("maximum messages exceeded")), "{row}");
+
+    stream.max_messages = -1;
+    jetstream.update_stream(&stream).await.expect("the tests may");
+    Box::pin(eventually("the replica brings both", async || world.redis.outbox(OUTBOX).await.is_empty().then_some(())))
+        .await;
+    assert_eq!(world.nats.events().await.len(), 3);
+}
+
 #[tokio::test]
 async fn a_foreign_entry_is_named_and_holds_up_nobody() {
     let mut world = left_behind().await;

@@ -180,6 +180,7 @@ async fn operate(world: &World, access: &Access) -> Result<(), String> {
     if !world.nats.events().await.iter().any(|event| event.entity_id() == "left") {
         return Err("outbox relay: not in the stream".to_owned());
     }
+    runbooks(access, world).await.map_err(|error| format!("a command of the runbooks: {error}"))?;
     // Ends by itself where it may not listen, else with the one event.
     let tail = Tail::start_any(&settings, &["--count", "1"]).await;
     let client = world.nats.jetstream().await;
@@ -189,6 +190,29 @@ async fn operate(world: &World, access: &Access) -> Result<(), String> {
     let remarks = tail.remarks();
     let (status, _printed) = tail.end().await;
     if status.success() { Ok(()) } else { Err(format!("tail: {remarks}")) }
+}
+
+/// The commands of docs/operations.md and docs/alerts.md, by the same user.
+async fn runbooks(access: &Access, world: &World) -> Result<(), redis::RedisError> {
+    let mut person = access.connection(&world.redis).await?;
+    assert_eq!(person.scard(PENDING).await?, person.smembers(PENDING).await?.len());
+    person.srem(PENDING, "left").await?;
+    person.hdel(OUTBOX, "left").await?;
+    person.del("vmh:beteiligte:update_pending").await?;
+    Ok(())
+}
+
+/// What may be asked of hookgate's own user: all but INFO, for want of which the rest is not given up.
+#[tokio::test]
+async fn doctor_looks_on_where_it_may_not_see_the_settings() {
+    let (world, access) = Access::start(&Acl::hookgate(), &Permissions::hookgate()).await;
+    let gate = world.gate(&access.settings("1h")).await;
+    assert_eq!(gate.post(batch(["a"])).await.counts(), (1, 1));
+    let ran = run(&format!("{}{}", world.settings(), access.settings("1h")), &["doctor"]);
+    let said = format!("{}{}", ran.printed, ran.remarks);
+    assert_eq!(ran.code, Some(0), "{said}");
+    assert!(said.contains("WARN  redis INFO: ") && said.contains("allow +info"), "{said}");
+    assert!(said.contains("ok    outbox vmh/beteiligte/create: "), "{said}");
 }
 
 /// hookgate itself has been there before any person.

@@ -278,7 +278,7 @@ async fn too_many_bytes_at_once_are_503() {
 #[tokio::test]
 async fn a_connection_too_many_is_told_503() {
     let world = World::start().await;
-    let gate = world.gate("server.max_connections = 1").await;
+    let mut gate = world.gate("server.max_connections = 1").await;
     let mut first = Connection::open(gate.address()).await.expect("hookgate listens");
     first.send(&post_and_stay(PATH, b"[]")).await.expect("hookgate reads");
     assert_eq!(first.answer().await.expect("it is answered").counts(), (0, 0));
@@ -286,9 +286,14 @@ async fn a_connection_too_many_is_told_503() {
     let second = gate.post("[]").await;
     assert_eq!(second.error(), (503, "too_many_connections".into()));
     assert_eq!(second.header("connection"), Some("close"));
+    let said = gate.wait_log("too_many_connections").await;
+    assert!(said.contains("server.max_connections are answered 503"), "{said}");
+    assert_eq!(gate.post("[]").await.status, 503);
 
     drop(first);
     assert_eq!(gate.deliver("[]").await.counts(), (0, 0));
+    let log = gate.log().await;
+    assert_eq!(log.iter().filter(|line| line.contains("too_many_connections")).count(), 1, "not for each: {log:?}");
 }
 
 #[tokio::test]

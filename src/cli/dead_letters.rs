@@ -83,7 +83,10 @@ pub(super) fn run(command: &Command, settings: &Settings, output: Output) -> any
             }
             Command::Purge => {
                 let count = graveyard.purge().await.context("drop the dead letters")?;
-                print(&format!("{count} dropped"));
+                print(&match output {
+                    Output::Json => format!(r#"{{"dropped":{count}}}"#),
+                    Output::Text => format!("{count} dropped"),
+                });
             }
         }
         Ok(ExitCode::SUCCESS)

@@ -117,11 +117,14 @@ async fn relay(
             relay.relay_now(&Arc::new(route.clone())).await.with_context(|| format!("relay the outbox of {route}"))?;
         failed += walked.failed + walked.poison;
         print(&match output {
-            Output::Json => serde_json::to_string(&Relayed::new(route, walked)).context("print")?,
-            Output::Text => format!(
-                "{route}: {} published, {} not acknowledged, {} not written by hookgate",
-                walked.published, walked.failed, walked.poison
-            ),
+            Output::Json => serde_json::to_string(&Relayed::new(route, &walked)).context("print")?,
+            Output::Text => {
+                let Walked { published, failed, poison, reason } = &walked;
+                let said = reason.as_ref().map_or_else(String::new, |reason| format!(" (NATS: {reason})"));
+                format!(
+                    "{route}: {published} published, {failed} not acknowledged{said}, {poison} not written by hookgate"
+                )
+            }
         });
     }
     if failed > 0 {
@@ -136,11 +139,14 @@ struct Relayed<'a> {
     published: usize,
     failed: usize,
     poison: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<String>,
 }
 
 impl<'a> Relayed<'a> {
-    fn new(route: &'a Route, walked: Walked) -> Self {
-        let Walked { published, failed, poison } = walked;
-        Self { route: route.name(), published, failed, poison }
+    fn new(route: &'a Route, walked: &Walked) -> Self {
+        let Walked { published, failed, poison, reason } = walked;
+        let reason = reason.as_ref().map(ToString::to_string);
+        Self { route: route.name(), published: *published, failed: *failed, poison: *poison, reason }
     }
 }

@@ -31,7 +31,7 @@ impl Redis {
     /// Looks at version, role, eviction and persistence. Needs INFO, and CONFIG GET for one of the answers.
     pub async fn inspect(&self, stakes: Stakes, durability: Durability) -> Vec<Finding> {
         let info: String =
-            match self.ask(Operation::Operator, async |link| redis::cmd("INFO").query_async(link).await).await {
+            match self.look(Operation::Operator, async |link| redis::cmd("INFO").query_async(link).await).await {
                 Ok(info) => info,
                 Err(error) => {
                     let text = format!("can't look at the settings ({error}); allow +info to the user of this command");
@@ -39,7 +39,7 @@ impl Redis {
                 }
             };
         let appendfsync: Option<String> = self
-            .ask(Operation::Operator, async |link| {
+            .look(Operation::Operator, async |link| {
                 redis::cmd("CONFIG").arg("GET").arg("appendfsync").query_async::<Vec<String>>(link).await
             })
             .await

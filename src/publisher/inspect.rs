@@ -9,7 +9,8 @@ use super::{
 };
 use crate::{finding::Finding, route::RouteTable, settings::Delivery};
 
-/// Looks at server, stream and settings.
+/// Looks at server, stream and settings. Whether events may be published only a publisher hears: NATS has no question
+/// for it, and an event to try with would reach whoever listens.
 pub async fn inspect(servers: &Servers, delivery: &Delivery, routes: &RouteTable) -> Vec<Finding> {
     let client = match servers.connect_once().await {
         Ok((client, _denied)) => client,
@@ -54,16 +55,21 @@ async fn streams(
         });
     }
     for name in names {
-        match stream::config_of(context, &name).await {
-            Ok(Some(config)) => {
-                let problems = stream::unsafe_settings(&config);
+        let what = format!("nats stream {name}");
+        match stream::info_of(context, &name).await {
+            Ok(Some(info)) => {
+                let problems = stream::unsafe_settings(&info.config);
                 if problems.is_empty() {
-                    findings.push(Finding::ok(format!("nats stream {name}"), "keeps what it acknowledges"));
+                    findings.push(Finding::ok(what.clone(), "keeps what it acknowledges"));
                 }
-                findings.extend(problems.into_iter().map(|text| Finding::warning(format!("nats stream {name}"), text)));
+                findings.extend(problems.into_iter().map(|text| Finding::warning(what.clone(), text)));
+                let limits = stream::fullness(&info.config, info.state.messages, info.state.bytes);
+                findings.extend(limits.into_iter().map(|(full, text)| {
+                    if full { Finding::failure(what.clone(), text) } else { Finding::warning(what.clone(), text) }
+                }));
             }
             Ok(None) => {}
-            Err(error) => findings.push(Finding::failure(format!("nats stream {name}"), error.to_string())),
+            Err(error) => findings.push(Finding::failure(what, error.to_string())),
         }
     }
 }

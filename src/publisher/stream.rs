@@ -8,7 +8,7 @@ use std::{
 use async_nats::jetstream::{
     Context, ErrorCode,
     context::{CreateStreamError, CreateStreamErrorKind, GetStreamByNameErrorKind, GetStreamErrorKind},
-    stream::{Config, DiscardPolicy, RetentionPolicy, StorageType},
+    stream::{Config, DiscardPolicy, Info, RetentionPolicy, StorageType},
 };
 use tracing::{info, warn};
 
@@ -133,9 +133,14 @@ pub(super) async fn covering(context: &Context, subject: &str) -> Result<Option<
 }
 
 /// The configuration of a stream, if there is one of this name.
-pub(super) async fn config_of(context: &Context, name: &str) -> Result<Option<Config>, StreamError> {
+async fn config_of(context: &Context, name: &str) -> Result<Option<Config>, StreamError> {
+    Ok(info_of(context, name).await?.map(|info| info.config))
+}
+
+/// What is known of a stream, if there is one of this name.
+pub(super) async fn info_of(context: &Context, name: &str) -> Result<Option<Info>, StreamError> {
     match context.get_stream(name).await {
-        Ok(stream) => Ok(Some(stream.cached_info().config.clone())),
+        Ok(stream) => Ok(Some(stream.cached_info().clone())),
         Err(error) => match error.kind() {
             GetStreamErrorKind::JetStream(inner) if inner.error_code() == ErrorCode::STREAM_NOT_FOUND => Ok(None),
             _ => Err(StreamError::Api {
@@ -220,6 +225,30 @@ fn api_error(operation: &'static str, name: &str, error: &CreateStreamError) -> 
     StreamError::Api { operation, name: name.to_owned(), problem: error.to_string(), refused }
 }
 
+/// How much of a limit is left when it is time to say so: a tenth.
+const NEARLY: u64 = 10;
+
+/// The limits that a stream has reached, or nearly so, at which it takes nothing more; whether it is full.
+pub(super) fn fullness(config: &Config, messages: u64, bytes: u64) -> Vec<(bool, String)> {
+    // Under the other policy old events make room.
+    if config.discard != DiscardPolicy::New {
+        return Vec::new();
+    }
+    let limits =
+        [("messages", "max_msgs", messages, config.max_messages), ("bytes", "max_bytes", bytes, config.max_bytes)];
+    let limits = limits.into_iter().filter_map(|(what, key, now, limit)| {
+        let limit = u64::try_from(limit).ok().filter(|limit| *limit > 0)?;
+        (now >= limit - limit / NEARLY).then(|| {
+            let text = format!(
+                "{now} of {limit} {what} ({key}): at the limit it refuses every event, and senders get 503; raise it, or purge what has been processed (nats stream purge --keep or --seq)"
+            );
+            // A last message may not fit although a few bytes are left.
+            (now >= limit - limit / 1000, text)
+        })
+    });
+    limits.collect()
+}
+
 /// What is dangerous about a stream that hookgate uses as it is.
 pub(super) fn unsafe_settings(config: &Config) -> Vec<String> {
     let mut problems = Vec::new();
@@ -284,6 +313,22 @@ mod tests {
     #[test]
     fn what_hookgate_creates_is_safe() {
         assert_eq!(unsafe_settings(&safe()), Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_stream_that_fills_up_is_named_before_it_is_full() {
+        let limited = Config { max_messages: 1000, max_bytes: 1_000_000, ..safe() };
+        let levels = |config: &Config, messages, bytes| -> Vec<bool> {
+            fullness(config, messages, bytes).into_iter().map(|(full, _)| full).collect()
+        };
+        assert_eq!(levels(&limited, 899, 0), [false; 0]);
+        assert_eq!(levels(&limited, 900, 0), [false]);
+        assert_eq!(levels(&limited, 1000, 999_500), [true, true]);
+        assert_eq!(levels(&Config { max_messages: 1, ..safe() }, 1, 0), [true]);
+        assert_eq!(levels(&Config { max_messages: 1, ..safe() }, 0, 0), [false; 0]);
+        assert_eq!(levels(&safe(), u64::MAX, u64::MAX), [false; 0]);
+        let old = Config { discard: DiscardPolicy::Old, ..limited };
+        assert_eq!(levels(&old, 1000, 1_000_000), [false; 0], "it makes room");
     }
 
     #[test]

@@ -93,6 +93,8 @@ async fn heads_that_cannot_be_read() {
     let folded = format!("POST {PATH} HTTP/1.1\r\nHost : x\r\n\r\n");
     assert_eq!(gate.exchange(folded.as_bytes()).await.status, 400);
     wait_for(&gate, "hookgate_http_requests_total", &[("route", OTHER), ("code", "431")], 1.0).await;
+    let said = gate.wait_log("its head can't be read").await;
+    assert!(said.contains("\"status\":431") && !said.contains("xxx"), "{said}");
     wait_for(&gate, "hookgate_http_requests_total", &[("route", OTHER), ("code", "400")], 1.0).await;
     let silent = Connection::open(gate.address()).await.expect("hookgate listens");
     wait_for(&gate, "hookgate_connections", &[], 1.0).await;

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use async_nats::ConnectOptions;
+use redis::{RedisError, aio::MultiplexedConnection};
 use tempfile::TempDir;
 
 use crate::support::{NatsServer, RedisServer, World};
@@ -128,6 +129,12 @@ impl Access {
             self.nats,
             right = right.display()
         )
+    }
+
+    /// Redis, by a client of this user's own.
+    pub(super) async fn connection(&self, server: &RedisServer) -> Result<MultiplexedConnection, RedisError> {
+        let url = server.url().replace("redis://", &format!("redis://{}:right@", self.redis));
+        redis::Client::open(format!("{url}/1"))?.get_multiplexed_async_connection().await
     }
 
     /// Settings of somebody who may do everything.
