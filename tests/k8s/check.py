@@ -66,6 +66,21 @@ def places(kubectl, scratch):
             folder = combine(scratch, component.name, overlay, [component.relative_to(ROOT)], "hookgate")
             given = TLS if overlay == "dev" else PRODUCTION
             yield Place(component.name, render(kubectl, folder), "hookgate", given)
+            if kind == "ingress":
+                name = f"production with {component.name}"
+                yield Place(name, render(kubectl, instead(scratch, component.name)), "hookgate", PRODUCTION)
+
+
+def instead(scratch, ingress):
+    """The production overlay with another ingress in the line that names one, as its comment says."""
+    folder = scratch / f"production-{ingress}"
+    shutil.copytree(ROOT / "k8s/overlays/production", folder)
+    kustomization = folder / "kustomization.yaml"
+    text, named = kustomization.read_text(), "../../ingress/ingress-nginx"
+    assert text.count(named) == 1, f"{kustomization} names {named} once"
+    text = text.replace(named, f"../../ingress/{ingress}")
+    kustomization.write_text(text.replace("../../", os.path.relpath(ROOT / "k8s", folder) + "/"))
+    return folder
 
 
 def offered(scratch):
