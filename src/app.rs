@@ -10,6 +10,7 @@ use tracing::{error, info, warn};
 use crate::{
     admin::{self, Health, Known},
     dead_letters::{DeadLetters, Graveyard},
+    files,
     http::{self, Limits, Webhooks},
     listener::{self, BindError, ConnectionLimits, Unwanted},
     metrics::{
@@ -28,6 +29,7 @@ use crate::{
     secrets,
     settings::{Delivery, PendingBackend, Settings},
     shutdown::{Phase, Shutdown, Signals},
+    traces::Tracer,
 };
 
 /// How long acknowledged ids may take to leave the outbox at the end.
@@ -38,7 +40,8 @@ const CLOSE_WITHIN: Duration = Duration::from_secs(2);
 const ADMIN_CONNECTIONS: ConnectionLimits = ConnectionLimits {
     max_connections: 256,
     first_request_timeout: Duration::from_secs(10),
-    header_read_timeout: Duration::from_secs(75),
+    // A probe comes over a connection of its own, and who keeps one shall not keep it from the next.
+    header_read_timeout: Duration::from_secs(5),
     max_header_bytes: 16 * 1024,
     max_headers: 64,
     unwanted: Unwanted { max_bytes: 64 * 1024, timeout: Duration::from_secs(1) },
@@ -107,7 +110,8 @@ impl Stores {
 ///
 /// # Errors
 /// If serving can't begin. Losing a store is no error.
-pub async fn run(settings: Settings) -> Result<Ended, AppError> {
+pub async fn run(mut settings: Settings) -> Result<Ended, AppError> {
+    settings.connections.max_connections = files::for_connections(settings.connections.max_connections);
     let mut signals = Signals::new().map_err(AppError::Signals)?;
     let (webhooks, webhooks_address) = listener::bind("server.listen", settings.listen).await?;
     let (probes, probes_address) = listener::bind("admin.listen", settings.admin_listen).await?;
@@ -116,9 +120,7 @@ pub async fn run(settings: Settings) -> Result<Ended, AppError> {
     let background = TaskTracker::new();
     let shutdown = Shutdown::default();
     let (connections, burying, exporting) = (TaskTracker::new(), TaskTracker::new(), TaskTracker::new());
-    let collector = settings.collector.as_ref();
-    let tracer = collector.map(|collector| collector.start(shutdown.watch(), &exporting)).transpose();
-    let tracer = tracer.map_err(AppError::Collector)?.unwrap_or_default();
+    let tracer = open_tracer(&settings, &shutdown, &exporting)?;
     let (metrics, mut exposition) = Metrics::new(&settings.routes);
     let Stores { pending, outbox, graveyard, holdings } =
         Stores::open(settings.pending, settings.claims, &settings.routes, &metrics);
@@ -250,18 +252,30 @@ impl Drain {
             error!("requests are in flight beyond their deadline; leaving without them");
         }
         self.pending.close(SETTLE_WITHIN).await;
+        shutdown.enter(Phase::Flushing);
+        tokio::join!(
+            ended(&self.burying, SETTLE_WITHIN, "dead letters were lost: the store did not take them in time"),
+            ended(&self.exporting, SETTLE_WITHIN, "spans were lost: the collector did not take them in time"),
+        );
+        // Last of all: whoever is refused a connection may never come back.
         shutdown.enter(Phase::Closing);
-        for (tasks, within, lost) in [
-            (&self.burying, SETTLE_WITHIN, "dead letters were lost: the store did not take them in time"),
-            (&self.exporting, SETTLE_WITHIN, "spans were lost: the collector did not take them in time"),
-            (&self.connections, CLOSE_WITHIN, "some connections did not end in time"),
-        ] {
-            tasks.close();
-            if tokio::time::timeout(within, tasks.wait()).await.is_err() {
-                warn!("{lost}");
-            }
-        }
+        ended(&self.connections, CLOSE_WITHIN, "some connections did not end in time").await;
         if idle { Ended::Drained } else { Ended::CutShort }
+    }
+}
+
+/// To the collector, if one is configured.
+fn open_tracer(settings: &Settings, shutdown: &Shutdown, tasks: &TaskTracker) -> Result<Tracer, AppError> {
+    let collector = settings.collector.as_ref();
+    let tracer = collector.map(|collector| collector.start(shutdown.watch(), tasks)).transpose();
+    Ok(tracer.map_err(AppError::Collector)?.unwrap_or_default())
+}
+
+/// Waits for tasks to end, and says so if they don't in time.
+async fn ended(tasks: &TaskTracker, within: Duration, otherwise: &str) {
+    tasks.close();
+    if tokio::time::timeout(within, tasks.wait()).await.is_err() {
+        warn!("{otherwise}");
     }
 }
 

@@ -21,6 +21,10 @@ use crate::{pipeline::ClaimError, route::Route, shutdown::Phase, supervision::ke
 
 /// Letters written with one call.
 const TOGETHER: usize = 100;
+/// Bytes of letters after which a call takes no more: claims wait for it, on the same connection and in Redis.
+const BYTES_TOGETHER: usize = 256 * 1024;
+/// Most that may be kept of one letter (`dead_letters.max_item_bytes`).
+pub const MAX_ITEM_BYTES: usize = MAX_QUEUED_BYTES;
 /// Letters that may wait to be written.
 const MAX_QUEUED: usize = 20_000;
 /// Bytes of letters that may wait to be written.
@@ -142,7 +146,7 @@ impl Writer {
             let received = tokio::select! {
                 received = letters.recv_many(&mut batch, TOGETHER) => received,
                 () = tokio::time::sleep(TRIM_EVERY) => 0,
-                _leaving = phase.wait_for(|phase| *phase == Phase::Closing), if !letters.is_closed() => {
+                _leaving = phase.wait_for(|phase| *phase >= Phase::Flushing), if !letters.is_closed() => {
                     letters.close();
                     continue;
                 }
@@ -151,11 +155,58 @@ impl Writer {
                 return;
             }
             self.queued_bytes.fetch_sub(batch.iter().map(|letter| letter.raw.len()).sum(), Ordering::AcqRel);
-            let written = self.graveyard.bury(&batch, self.limits).await;
-            if let (Err(error), false) = (written, batch.is_empty()) {
-                warn!(lost = batch.len(), %error, "dead letters could not be kept");
+            let mut rest = batch.as_slice();
+            loop {
+                let (now, later) = rest.split_at(first_call(rest));
+                let written = self.graveyard.bury(now, self.limits).await;
+                match written {
+                    Err(error @ ClaimError::Unknown(_)) if !now.is_empty() => {
+                        warn!(letters = now.len(), %error, "dead letters may not have been kept");
+                    }
+                    Err(error) if !now.is_empty() => {
+                        warn!(lost = now.len(), %error, "dead letters could not be kept");
+                    }
+                    Ok(()) | Err(_) => {}
+                }
+                rest = later;
+                if rest.is_empty() {
+                    break;
+                }
             }
             batch.clear();
         }
+    }
+}
+
+/// How many letters go with the next call.
+fn first_call(letters: &[DeadLetter]) -> usize {
+    let mut bytes = 0;
+    let fit = letters.iter().take_while(|letter| {
+        let fits = bytes < BYTES_TOGETHER;
+        bytes += letter.raw.len();
+        fits
+    });
+    fit.count()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_call_takes_much_more_than_its_bytes() {
+        let letters = |sizes: &[usize]| -> Vec<DeadLetter> {
+            let letter = |size: &usize| DeadLetter {
+                route: "r".to_owned(),
+                reason: "x".to_owned(),
+                time: String::new(),
+                raw: vec![0; *size].into(),
+            };
+            sizes.iter().map(letter).collect()
+        };
+        assert_eq!(first_call(&[]), 0);
+        assert_eq!(first_call(&letters(&[10; 100])), 100);
+        assert_eq!(first_call(&letters(&[65_536; 100])), 4);
+        assert_eq!(first_call(&letters(&[MAX_ITEM_BYTES, 1])), 1, "however large it is");
     }
 }

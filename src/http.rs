@@ -32,10 +32,10 @@ pub use self::{
 };
 use self::{
     answer::{answer, last, refused},
-    limits::Admitted,
-    reading::{Entrance, Understood, discard, is_large, read_body},
+    limits::{Admitted, Arriving},
+    reading::{Entrance, Understood, is_large, read_body, weigh_head},
     refusal::{Refusal, shed, status},
-    request::{Arrived, Framing, Rejected},
+    request::{Arrived, Framing, Rejected, name_of},
 };
 use crate::{
     batch::{Batch, Rejected as RejectedItems},
@@ -117,6 +117,7 @@ fn find_route(work: &Webhooks, path: &FullPath, method: Method, headers: &Header
     let arrived = Arrived {
         route: Arc::clone(route),
         metrics: Arc::clone(work.metrics.of(route)),
+        method: name_of(&method),
         at: Instant::now(),
         began,
         traceparent,
@@ -134,33 +135,28 @@ async fn serve(
     headers: HeaderMap,
     body: impl Stream<Item = Result<impl Buf, warp::Error>>,
 ) -> Result<Receipt, Refusal> {
-    let mut admitted = match admit(work, request.at) {
-        // Boxed for the sake of all others.
-        Err(Refusal::TooManyRequests { .. }) => match Box::pin(work.limits.admit_soon(request.at)).await {
-            Err(full @ Refusal::TooManyRequests { .. }) => {
-                request.body_bytes = Box::pin(discard(request.framing, body)).await;
-                return Err(full);
-            }
-            admitted => admitted?,
-        },
-        admitted => admitted?,
-    };
+    if *work.phase.borrow() >= Phase::Refusing {
+        return Err(Refusal::Draining);
+    }
     let Arrived { route, metrics, framing, seed, body_bytes, .. } = request;
     let verifiers = Arc::clone(&work.verifiers);
     let entrance = Entrance { verifiers, route: Arc::clone(route), metrics: Arc::clone(metrics), headers };
     entrance.announced()?;
-    let body = read_body(&work.limits, &mut admitted, framing.length, body).await?;
+    let mut arriving = work.limits.arrived(request.at);
+    weigh_head(&entrance.headers, &mut arriving.held)?;
+    let body = read_body(&work.limits, &mut arriving, framing.length, body).await?;
     *body_bytes = Some(body.len());
+    let place = match work.limits.admit() {
+        // Boxed for the sake of all others.
+        Err(Refusal::TooManyRequests { .. }) => Box::pin(work.limits.admit_soon()).await?,
+        place => place?,
+    };
+    let admitted = Admitted { arriving, place };
     let seed = *seed.insert(TokenSeed::now());
     let aside = is_large(&body);
     let done = take_in(Arc::clone(work), entrance, body, admitted, seed, aside);
     // While it is read aside its sender may hang up; a body that is all here is worked on to its end.
     if aside { Unstoppable::new(done).await } else { done.await }
-}
-
-/// A place among the requests in flight, if there is one.
-fn admit(work: &Webhooks, at: Instant) -> Result<Admitted, Refusal> {
-    if *work.phase.borrow() >= Phase::Refusing { Err(Refusal::Draining) } else { work.limits.admit(at) }
 }
 
 /// What is done with a body that is all here.
@@ -208,10 +204,10 @@ async fn process(
     route: Arc<Route>,
     batch: Batch,
     seed: TokenSeed,
-    Admitted { deadline, held }: Admitted,
+    Admitted { arriving: Arriving { deadline, held, .. }, place }: Admitted,
     allowed: Duration,
 ) -> Result<Receipt, Refusal> {
-    let work = pipeline.run(route, batch, seed, deadline - ANSWER_RESERVE, held);
+    let work = pipeline.run(route, batch, seed, deadline - ANSWER_RESERVE, (held, place));
     match timeout_at(deadline - ANSWER_RESERVE / 4, work).await {
         Ok(outcome) => outcome.map_err(Refusal::NotDone),
         Err(_elapsed) => Err(Refusal::Deadline(allowed)),

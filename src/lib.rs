@@ -42,6 +42,7 @@ pub mod breaker;
 pub mod dead_letters;
 pub mod event;
 pub mod failpoint;
+pub mod files;
 pub mod finding;
 pub mod http;
 pub mod listener;

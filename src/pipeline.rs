@@ -40,6 +40,9 @@ pub use self::{
 /// larger one goes through in steps of this size, so that no single script call holds up the store.
 pub const STEP: usize = 1000;
 
+/// Least time for attempts to publish, of which a request has to have had as much to say anything of the broker.
+const FAIR_TRY: Duration = Duration::from_millis(500);
+
 /// Pause between two attempts to publish what was not acknowledged.
 const PUBLISH_PAUSE: Duration = Duration::from_millis(250);
 
@@ -291,6 +294,10 @@ impl Pipeline {
         let unconfirmed = |open: &[Claim<'_>]| {
             self.metrics.of(route).unconfirmed(open.iter().map(|claim| claim.id.as_str()));
         };
+        if began >= until {
+            unconfirmed(&open);
+            return Err(unpublished(open.len(), PublishError::NoTime));
+        }
         if breaker.pass(until).await == Err(Open) {
             unconfirmed(&open);
             return Err(unpublished(open.len(), PublishError::NotTried));
@@ -328,7 +335,7 @@ impl Pipeline {
             let Some(last) = last else { return Ok(()) };
             open = again;
             if Instant::now() + PUBLISH_PAUSE >= until {
-                if breaker.ran_out(began) {
+                if until - began >= FAIR_TRY && breaker.ran_out(began) {
                     warn!(route = %route, reason = %last, "nothing was acknowledged for a whole request: until something is, requests are refused soon, but for one probe at a time");
                 }
                 unconfirmed(&open);

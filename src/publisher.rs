@@ -40,6 +40,9 @@ pub enum PublishError {
     /// Nothing has been acknowledged for so long that this one was not even tried.
     #[error("NATS has acknowledged nothing for long; not tried, another request is probing it")]
     NotTried,
+    /// The deadline had come before there was an attempt: the claim, or the body, took all of the time.
+    #[error("no time was left to publish (server.request_deadline); NATS was not asked")]
+    NoTime,
     /// There is no connection, or the server can't take events; nothing was sent.
     #[error("NATS is not available: {0}")]
     Unavailable(String),

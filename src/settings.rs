@@ -36,7 +36,7 @@ pub use self::{
     redaction::without_credentials,
 };
 use crate::{
-    dead_letters::DeadLetterLimits,
+    dead_letters::{self, DeadLetterLimits},
     http::Limits,
     listener::{ConnectionLimits, Unwanted},
     pending::{access::Access, redis as store},
@@ -54,6 +54,10 @@ pub const DEFAULT_FILE: &str = "config/default.toml";
 
 /// Shortest deadline that leaves time to claim, publish and answer.
 const MIN_REQUEST_DEADLINE: Duration = Duration::from_secs(1);
+/// What has to be left of it when a claim got no answer.
+const TIME_TO_PUBLISH: Duration = Duration::from_millis(500);
+/// How often a body's size its reading may take (SECURITY.md; `tests/edge/run` measures it).
+const BUFFERED_TIMES: usize = 4;
 
 /// Where claims are kept.
 #[derive(Debug, Clone)]
@@ -144,48 +148,8 @@ impl Settings {
     pub fn check(configuration: &Configuration, layers: &Layers) -> Result<Self, SettingsError> {
         let Configuration { server, admin, redis, nats, outbox, dead_letters, tracing, log, routes } = configuration;
         let check = Check { layers };
-        check.range("server.max_body_bytes", server.max_body_bytes, 1, 1 << 30)?;
-        check.range("server.max_buffered_bytes", server.max_buffered_bytes, 1, 1 << 40)?;
-        check.at_least(
-            ("server.max_buffered_bytes", server.max_buffered_bytes),
-            ("server.max_body_bytes", server.max_body_bytes),
-        )?;
-        check.range("server.max_in_flight", server.max_in_flight as usize, 1, 1_000_000)?;
-        check.range("server.max_connections", server.max_connections, 1, 1_000_000)?;
-        check.range("server.max_header_bytes", server.max_header_bytes, 512, 1 << 20)?;
-        check.range("server.max_headers", server.max_headers, 8, 1000)?;
-        check.range("server.worker_threads", server.worker_threads, 0, 512)?;
-        check.range("outbox.max_entries", outbox.max_entries, 1, 1 << 40)?;
-        check.range("dead_letters.max_entries", dead_letters.max_entries, 0, 10_000_000)?;
-        check.range("dead_letters.max_item_bytes", dead_letters.max_item_bytes, 1, 16 << 20)?;
-        check.range("dead_letters.max_bytes", dead_letters.max_bytes, 1, 1 << 40)?;
-        check.at_least(
-            ("dead_letters.max_bytes", dead_letters.max_bytes),
-            ("dead_letters.max_item_bytes", dead_letters.max_item_bytes),
-        )?;
-        for (key, value) in [
-            ("dead_letters.max_age", dead_letters.max_age),
-            ("server.first_request_timeout", server.first_request_timeout),
-            ("server.header_read_timeout", server.header_read_timeout),
-            ("server.body_read_timeout", server.body_read_timeout),
-            ("redis.timeout", redis.timeout),
-            ("nats.ack_timeout", nats.ack_timeout),
-            ("nats.stream.duplicate_window", nats.stream.duplicate_window),
-        ] {
-            check.positive(key, value.0)?;
-        }
-        if server.request_deadline.0 < MIN_REQUEST_DEADLINE {
-            let problem = format!("is too short to claim, publish and answer; at least {MIN_REQUEST_DEADLINE:?}");
-            return Err(check.value("server.request_deadline", server.request_deadline, problem));
-        }
-        if outbox.relay_after.0 <= server.request_deadline.0 {
-            let problem = format!(
-                "is not above server.request_deadline ({}: {}): the relay would publish what a request is still working on",
-                layers.origin("server.request_deadline"),
-                server.request_deadline
-            );
-            return Err(check.value("outbox.relay_after", outbox.relay_after, problem));
-        }
+        sizes(&check, configuration)?;
+        times(&check, configuration)?;
         if redis.durability != sections::Durability::None && nats.on_unavailable == sections::WithoutNats::Reject {
             let problem = "changes nothing unless nats.on_unavailable is \"accept\", the one mode in which an answer rests on Redis";
             return Err(check.value("redis.durability", in_toml(&redis.durability), problem.to_owned()));
@@ -245,6 +209,78 @@ impl Settings {
         let open = |route: &&Arc<Route>| self.verifiers.of(route).is_open();
         self.routes.routes().iter().filter(open)
     }
+}
+
+/// Numbers and bytes.
+fn sizes(check: &Check<'_>, configuration: &Configuration) -> Result<(), SettingsError> {
+    let Configuration { server, outbox, dead_letters, .. } = configuration;
+    let layers = check.layers;
+    check.range("server.max_body_bytes", server.max_body_bytes, 1, 1 << 30)?;
+    check.range("server.max_buffered_bytes", server.max_buffered_bytes, 1, 1 << 40)?;
+    check.at_least(
+        ("server.max_buffered_bytes", server.max_buffered_bytes),
+        ("server.max_body_bytes", server.max_body_bytes),
+    )?;
+    if server.max_buffered_bytes / BUFFERED_TIMES < server.max_body_bytes {
+        let problem = format!(
+            "is below {BUFFERED_TIMES} times server.max_body_bytes ({}: {}), which is what reading one body may take: it would be told to come back for ever; raise the one or lower the other",
+            layers.origin("server.max_body_bytes"),
+            server.max_body_bytes
+        );
+        return Err(check.value("server.max_buffered_bytes", server.max_buffered_bytes, problem));
+    }
+    check.range("server.max_in_flight", server.max_in_flight as usize, 1, 1_000_000)?;
+    check.range("server.max_connections", server.max_connections, 1, 1_000_000)?;
+    check.range("server.max_header_bytes", server.max_header_bytes, 512, 1 << 20)?;
+    check.range("server.max_headers", server.max_headers, 8, 1000)?;
+    check.range("server.worker_threads", server.worker_threads, 0, 512)?;
+    check.range("outbox.max_entries", outbox.max_entries, 1, 1 << 40)?;
+    check.range("dead_letters.max_entries", dead_letters.max_entries, 0, 10_000_000)?;
+    check.range("dead_letters.max_item_bytes", dead_letters.max_item_bytes, 1, dead_letters::MAX_ITEM_BYTES)?;
+    check.range("dead_letters.max_bytes", dead_letters.max_bytes, 1, 1 << 40)?;
+    check.at_least(
+        ("dead_letters.max_bytes", dead_letters.max_bytes),
+        ("dead_letters.max_item_bytes", dead_letters.max_item_bytes),
+    )?;
+    Ok(())
+}
+
+/// Times, each alone and beside the others.
+fn times(check: &Check<'_>, configuration: &Configuration) -> Result<(), SettingsError> {
+    let Configuration { server, redis, nats, outbox, dead_letters, .. } = configuration;
+    let layers = check.layers;
+    for (key, value) in [
+        ("dead_letters.max_age", dead_letters.max_age),
+        ("server.first_request_timeout", server.first_request_timeout),
+        ("server.header_read_timeout", server.header_read_timeout),
+        ("server.body_read_timeout", server.body_read_timeout),
+        ("redis.timeout", redis.timeout),
+        ("nats.ack_timeout", nats.ack_timeout),
+        ("nats.stream.duplicate_window", nats.stream.duplicate_window),
+    ] {
+        check.positive(key, value.0)?;
+    }
+    if server.request_deadline.0 < MIN_REQUEST_DEADLINE {
+        let problem = format!("is too short to claim, publish and answer; at least {MIN_REQUEST_DEADLINE:?}");
+        return Err(check.value("server.request_deadline", server.request_deadline, problem));
+    }
+    if redis.timeout.0 + TIME_TO_PUBLISH > server.request_deadline.0 {
+        let problem = format!(
+            "leaves less than {TIME_TO_PUBLISH:?} of server.request_deadline ({}: {}) to publish after a claim that gets no answer; lower the one or raise the other",
+            layers.origin("server.request_deadline"),
+            server.request_deadline
+        );
+        return Err(check.value("redis.timeout", redis.timeout, problem));
+    }
+    if outbox.relay_after.0 <= server.request_deadline.0 {
+        let problem = format!(
+            "is not above server.request_deadline ({}: {}): the relay would publish what a request is still working on",
+            layers.origin("server.request_deadline"),
+            server.request_deadline
+        );
+        return Err(check.value("outbox.relay_after", outbox.relay_after, problem));
+    }
+    Ok(())
 }
 
 /// Limits of the connections of senders.

@@ -17,6 +17,8 @@ pub enum Phase {
     Leaving,
     /// What is in flight is brought to its end; whatever else comes is told to come back.
     Refusing,
+    /// The same, while what waits in the background is written: dead letters and spans.
+    Flushing,
     /// Connections and listeners close.
     Closing,
 }

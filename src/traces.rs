@@ -65,6 +65,8 @@ pub struct Received<'a> {
     pub seed: TokenSeed,
     /// The webhook.
     pub route: &'a Route,
+    /// How it was asked for, `_OTHER` if by no usual method.
+    pub method: &'static str,
     /// The answer.
     pub status: u16,
     /// Machine-readable name of the refusal, if it was one.
@@ -163,9 +165,9 @@ impl Tracer {
     /// A request has its answer.
     pub fn received(&self, began: Option<Began>, received: &Received<'_>) {
         let Some((queue, began)) = self.0.as_ref().zip(began) else { return };
-        let Received { seed, route, status, error, body_bytes, traceparent } = received;
+        let Received { seed, route, method, status, error, body_bytes, traceparent } = received;
         let mut attributes = vec![
-            KeyValue::new("http.request.method", "POST"),
+            KeyValue::new("http.request.method", *method),
             KeyValue::new("http.route", route.path().to_owned()),
             KeyValue::new("url.path", route.path().to_owned()),
             KeyValue::new("url.scheme", "http"),
@@ -180,7 +182,7 @@ impl Tracer {
             context: context(*seed, seed.span_id("receive", 0)),
             parent: None,
             kind: SpanKind::Server,
-            name: format!("POST {}", route.path()),
+            name: format!("{method} {}", route.path()),
             began,
             attributes,
             links: traceparent.map(Traceparent::context).into_iter().collect(),

@@ -310,6 +310,7 @@ fn other(key: &str, value: &toml::Value) -> String {
         (key, _) if key.ends_with("name") || key.ends_with("user") => "\"Other\"".to_owned(),
         // Times; long enough for every rule between them.
         ("outbox.relay_after", _) => "\"11s\"".to_owned(),
+        ("redis.timeout", _) => "\"700ms\"".to_owned(),
         ("nats.stream.max_age" | "dead_letters.max_age", _) => "\"9d\"".to_owned(),
         _ => "\"9s\"".to_owned(),
     }

@@ -185,3 +185,20 @@ async fn interrupt_is_as_good_as_terminate() {
     gate.signal("INT");
     assert_eq!(gate.end().await.code(), Some(0));
 }
+
+/// A refused connection is final for some senders; a collector that hangs takes its two seconds before that.
+#[tokio::test]
+async fn the_listener_goes_last() {
+    let world = World::start().await;
+    let hanging = std::net::TcpListener::bind("127.0.0.1:0").expect("a port is free");
+    let collector = hanging.local_addr().expect("it has an address");
+    let mut gate =
+        world.gate(&format!("server.drain_delay = \"0s\"\ntracing.otlp_endpoint = \"http://{collector}\"\n")).await;
+    assert_eq!(gate.post(batch(["a"])).await.counts(), (1, 1));
+    gate.signal("TERM");
+    gate.wait_log(REFUSING).await;
+    for _ in 0..50 {
+        assert_eq!(gate.post(batch(["b"])).await.error(), (503, "shutting_down".into()));
+    }
+    assert_eq!(gate.end().await.code(), Some(0));
+}

@@ -295,6 +295,31 @@ async fn secrets_change_while_it_runs() {
     assert_eq!(changes, 2, "each change is said once");
 }
 
+/// The end of a rotation: the old secret is taken out of the mount, or emptied. The last one stays whatever happens.
+#[tokio::test]
+async fn a_secret_that_is_taken_away_is_good_no_more() {
+    let (world, mut mount) = (World::start().await, Mount::new());
+    mount.swap(&[("current", "second"), ("previous", "first"), ("other", "other-secret")]);
+    let gate = world.gate(&mount.settings(&mount.entry(&["current", "previous"]))).await;
+    let status = async |secret: &str| {
+        let body = batch(["a"]);
+        send(&gate, PATH, &[("Signature", &sign(ID, secret, &body))], &body).await.status
+    };
+    assert_eq!([status("second").await, status("first").await], [200, 200]);
+    mount.swap(&[("current", "second"), ("other", "other-secret")]);
+    gate.wait_log("the one read before still holds").await;
+    eventually("the old secret is withdrawn", async || (status("first").await == 401).then_some(())).await;
+    let said = gate.wait_log("a secret was withdrawn").await;
+    assert!(said.contains("previous") && said.contains("take it out of secret_files"), "{said}");
+    assert_eq!(status("second").await, 200);
+
+    mount.swap(&[("current", "second"), ("previous", "first"), ("other", "other-secret")]);
+    eventually("it is back", async || (status("first").await == 200).then_some(())).await;
+    mount.swap(&[("current", ""), ("previous", "first"), ("other", "other-secret")]);
+    eventually("the emptied one is withdrawn", async || (status("second").await == 401).then_some(())).await;
+    assert_eq!(status("first").await, 200);
+}
+
 #[tokio::test]
 async fn the_operator_is_told() {
     let (world, mount) = (World::start().await, Mount::new());

@@ -37,22 +37,51 @@ async fn whoever_takes_no_answer_loses_its_connection() {
 
 /// Requests that are begun and never finished hold no place that an honest one needs.
 #[tokio::test]
-async fn slow_bodies_take_no_place_for_longer_than_their_time() {
+async fn slow_bodies_take_no_place() {
     let world = World::start().await;
-    let gate = world.gate("server.max_in_flight = 4\nserver.body_read_timeout = \"500ms\"").await;
-    let head = format!("POST {PATH} HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n[");
+    let gate = world.gate("server.max_in_flight = 1\nserver.body_read_timeout = \"2s\"").await;
+    let head = format!("POST {PATH} HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 100\r\n\r\n");
     let mut slow = Vec::new();
-    for _ in 0..4 {
+    for _ in 0..20 {
         let mut connection = Connection::open(gate.address()).await.expect("hookgate listens");
         connection.send(head.as_bytes()).await.expect("hookgate reads");
+        assert_eq!(connection.answer().await.expect("it is asked for its body").status, 100);
+        connection.send(b"[").await.expect("hookgate reads");
         slow.push(connection);
     }
-    eventually("all places are taken", async || {
-        gate.probe("/metrics").await.text().contains("hookgate_http_requests_in_flight 4\n").then_some(())
-    })
-    .await;
-    assert_eq!(gate.deliver(batch(["a"])).await.counts(), (1, 1));
+    assert_eq!(gate.post(batch(["a"])).await.counts(), (1, 1), "at the first attempt");
     for mut connection in slow {
         assert_eq!(connection.answer().await.expect("hookgate answers").error(), (408, "body_timeout".into()));
+    }
+}
+
+/// Large bodies that never end, for which nobody needs a secret, leave room for what is small.
+#[tokio::test]
+async fn large_bodies_that_do_not_come_take_a_part_of_the_memory() {
+    const LARGE: usize = 1 << 20;
+    let world = World::start().await;
+    let limits = format!("server.max_body_bytes = {LARGE}\nserver.max_buffered_bytes = {}\n", 4 * LARGE);
+    let gate = world.gate(&limits).await;
+    let head = format!("POST {PATH} HTTP/1.1\r\nHost: x\r\nContent-Length: {LARGE}\r\n\r\n");
+    let begun = [head.as_bytes(), &b" ".repeat(LARGE - 1)].concat();
+    let mut slow = Vec::new();
+    for _ in 0..3 {
+        let mut connection = Connection::open(gate.address()).await.expect("hookgate listens");
+        connection.send(&begun).await.expect("hookgate reads");
+        slow.push(connection);
+    }
+    eventually("they are here but for a byte", async || {
+        let status = gate.probe("/v1/status").await.json();
+        (status["limits"]["buffered_bytes"]["used"] == 3 * LARGE).then_some(())
+    })
+    .await;
+    let more = post_and_stay(PATH, &b" ".repeat(LARGE));
+    assert_eq!(gate.exchange(&more).await.error(), (503, "too_many_bytes".into()));
+    for id in ["a", "b", "c"] {
+        assert_eq!(gate.post(format!("{:50000}", batch([id]))).await.counts(), (1, 1), "at the first attempt");
+    }
+    for mut connection in slow {
+        connection.send(b" ").await.expect("hookgate reads");
+        assert_eq!(connection.answer().await.expect("hookgate answers").error(), (400, "body_empty".into()));
     }
 }

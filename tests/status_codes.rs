@@ -220,17 +220,11 @@ async fn an_answer_before_the_end_of_the_body_says_that_the_connection_ends() {
     world.nats.freeze();
     let mut busy = gate.busy_with(&post(PATH, batch(["a"]).as_bytes())).await;
     let shed = |answer: Answer| (answer.error(), answer.header("connection").map(str::to_owned));
-    let last = ((503, "too_many_requests".into()), Some("close".into()));
-    assert_eq!(shed(answer_to(PATH, &large).await), last);
-    let waiting = format!("POST {PATH} HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 9\r\n\r\n");
+    // A place is asked for once all of a body is here; thousands that come back need no new connection.
+    let refused = ((503, "too_many_requests".into()), None);
+    assert_eq!(shed(answer_to(PATH, &large).await), refused);
     let chunked = format!("POST {PATH} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n");
-    let dripping = format!("POST {PATH} HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n[");
-    for head in [waiting, chunked, dripping] {
-        let mut connection = Connection::open(gate.address()).await.expect("hookgate listens");
-        connection.send(head.as_bytes()).await.expect("hookgate reads");
-        assert_eq!(shed(connection.answer().await.expect("it is answered")), last, "{head}");
-    }
-    // A small body that is here is read all the same, so that thousands that come back need no new connection.
+    assert_eq!(shed(gate.exchange(chunked.as_bytes()).await), refused);
     let mut staying = Connection::open(gate.address()).await.expect("hookgate listens");
     for id in ["b", "c"] {
         staying.send(&post_and_stay(PATH, batch([id]).as_bytes())).await.expect("hookgate reads");
@@ -263,16 +257,21 @@ async fn a_sender_of_the_largest_body_is_still_there_for_its_503() {
 #[tokio::test]
 async fn too_many_bytes_at_once_are_503() {
     let world = World::start().await;
-    let gate = world.gate("server.max_body_bytes = 1000\nserver.max_buffered_bytes = 1000").await;
+    let gate = world.gate("server.max_body_bytes = 1000\nserver.max_buffered_bytes = 4000").await;
     world.nats.freeze();
-    let mut busy = gate.busy_with(&post(PATH, format!("{:600}", batch(["a"])).as_bytes())).await;
+    let mut busy = Vec::new();
+    for id in ["a", "b", "c"] {
+        busy.push(gate.busy_with(&post(PATH, format!("{:1000}", batch([id])).as_bytes())).await);
+    }
 
-    let second = format!("{:600}", batch(["b"]));
-    assert_eq!(gate.post(&second).await.error(), (503, "too_many_bytes".into()));
+    let last = format!("{:1000}", batch(["d"]));
+    assert_eq!(gate.post(&last).await.error(), (503, "too_many_bytes".into()));
 
     world.nats.thaw();
-    assert_eq!(busy.answer().await.expect("it is answered").counts(), (1, 1));
-    assert_eq!(gate.deliver(&second).await.counts(), (1, 1), "its memory is free again");
+    for sender in &mut busy {
+        assert_eq!(sender.answer().await.expect("it is answered").counts(), (1, 1));
+    }
+    assert_eq!(gate.deliver(&last).await.counts(), (1, 1), "its memory is free again");
 }
 
 #[tokio::test]

@@ -164,6 +164,7 @@ pub(super) fn status(known: &Known, started: Instant) -> Status {
             Phase::Serving => "serving",
             Phase::Leaving => "leaving",
             Phase::Refusing => "refusing",
+            Phase::Flushing => "flushing",
             Phase::Closing => "closing",
         },
         ready: *health.ready.borrow(),

@@ -85,7 +85,9 @@ pub fn internal_error() -> Response {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum BadHead {
     /// `Content-Length` and `Transfer-Encoding` in one head, or two of the first.
-    #[error("the request says twice how long it is (Content-Length, Transfer-Encoding); send one of them, once")]
+    #[error(
+        "the request says more than once, or at needless length, how long it is (Content-Length, Transfer-Encoding); send one of them, once"
+    )]
     Length,
     /// No `Host`, or more than one.
     #[error("an HTTP/1.1 request has exactly one Host header; send one")]

@@ -108,7 +108,7 @@ impl Pages {
         let end = self.length + part.len();
         if end > self.reserved {
             let target = end.next_multiple_of(STEP).min(self.map.len());
-            held.reserve(target - self.reserved)?;
+            held.reserve_for_large(target - self.reserved)?;
             self.reserved = target;
         }
         self.map[self.length..end].copy_from_slice(part);

@@ -12,9 +12,13 @@ use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError},
     time::{Instant, timeout_at},
 };
+use tokio_util::task::{TaskTracker, task_tracker::TaskTrackerToken};
 
 use super::Refusal;
 
+/// The part of the memory for bodies that large ones leave to small ones until they have shown a good signature: a few
+/// senders of large bodies, who need no secret for that, would refuse everybody else.
+const FOR_SMALL: usize = 4;
 /// How long a request waits for a place before it is refused. A sender that is refused has only so many attempts.
 const PATIENCE: Duration = Duration::from_millis(500);
 
@@ -26,6 +30,8 @@ pub struct Limits {
     pub(super) request_deadline: Duration,
     max_in_flight: u32,
     in_flight: Arc<Semaphore>,
+    /// Requests of which something is here, with a place or without.
+    begun: TaskTracker,
     /// Places for large bodies that are read aside.
     pub(super) readers: Arc<Semaphore>,
     buffer: Arc<Buffer>,
@@ -49,6 +55,7 @@ impl Limits {
             request_deadline,
             max_in_flight,
             in_flight: Arc::new(Semaphore::new(max_in_flight as usize)),
+            begun: TaskTracker::new(),
             readers: Arc::new(Semaphore::new(readers)),
             buffer: Arc::new(Buffer {
                 limit: max_buffered_bytes,
@@ -70,39 +77,53 @@ impl Limits {
         }
     }
 
-    /// Waits until no request is in flight, for at most `limit`; whether none is. From then on none gets a place, not
-    /// even one that has waited for it.
+    /// Waits until no request is in flight, nor on its way to a place, for at most `limit`; whether none is. From then
+    /// on none gets a place, not even one that has waited for it.
     pub async fn idle(&self, limit: Duration) -> bool {
-        let all = tokio::time::timeout(limit, self.in_flight.acquire_many(self.max_in_flight)).await;
+        self.begun.close();
+        let all = async {
+            self.begun.wait().await;
+            // What a sender has left goes on with its place.
+            self.in_flight.acquire_many(self.max_in_flight).await.is_ok()
+        };
+        let all = tokio::time::timeout(limit, all).await;
         self.in_flight.close();
         all.is_ok()
     }
 
-    /// A place for a request that arrived at `at`, if one is free.
-    pub(super) fn admit(&self, at: Instant) -> Result<Admitted, Refusal> {
+    /// What a request that arrived at `at` may take while its body comes: memory, and no place yet. Who never sends what
+    /// is announced would take those of all others.
+    pub(super) fn arrived(&self, at: Instant) -> Arriving {
+        Arriving {
+            deadline: at + self.request_deadline,
+            reading_deadline: at + self.request_deadline - self.request_deadline / 4,
+            held: Held { buffer: Arc::clone(&self.buffer), bytes: 0 },
+            _begun: self.begun.token(),
+        }
+    }
+
+    /// A place for a request whose body is here, if one is free.
+    pub(super) fn admit(&self) -> Result<Place, Refusal> {
         let place = Arc::clone(&self.in_flight).try_acquire_owned().map_err(|none| match none {
             TryAcquireError::NoPermits => self.full(),
             TryAcquireError::Closed => Refusal::Draining,
         })?;
-        Ok(self.admitted(at, place))
+        Ok(self.place(place))
     }
 
     /// A place for a request that found none, should one become free soon. Whoever is sent away at once comes back at
     /// once: thousands of them would take the time of those who have places.
-    pub(super) async fn admit_soon(&self, at: Instant) -> Result<Admitted, Refusal> {
-        match timeout_at(at + PATIENCE, Arc::clone(&self.in_flight).acquire_owned()).await {
-            Ok(Ok(place)) => Ok(self.admitted(at, place)),
+    pub(super) async fn admit_soon(&self) -> Result<Place, Refusal> {
+        match timeout_at(Instant::now() + PATIENCE, Arc::clone(&self.in_flight).acquire_owned()).await {
+            Ok(Ok(place)) => Ok(self.place(place)),
             Ok(Err(_closed)) => Err(Refusal::Draining),
             Err(_elapsed) => Err(self.full()),
         }
     }
 
-    fn admitted(&self, at: Instant, place: OwnedSemaphorePermit) -> Admitted {
+    fn place(&self, permit: OwnedSemaphorePermit) -> Place {
         self.buffer.requests.fetch_add(1, Ordering::Relaxed);
-        Admitted {
-            deadline: at + self.request_deadline,
-            held: Held { buffer: Arc::clone(&self.buffer), bytes: 0, _place: place },
-        }
+        Place { buffer: Arc::clone(&self.buffer), _permit: permit }
     }
 
     const fn full(&self) -> Refusal {
@@ -131,34 +152,56 @@ struct Buffer {
     requests: AtomicUsize,
 }
 
-/// A request that may be served, and until when.
-pub(super) struct Admitted {
+/// A request whose body comes, and until when all of it has time.
+pub(super) struct Arriving {
     pub(super) deadline: Instant,
-    pub(super) held: Held,
-}
-
-impl Admitted {
     /// Until when its body has to be here and understood. A quarter of the time is left for what comes next: an
     /// attempt to publish that has none would only look like a broker that is gone.
-    pub(super) fn reading_deadline(&self, limits: &Limits) -> Instant {
-        self.deadline - limits.request_deadline / 4
+    pub(super) reading_deadline: Instant,
+    pub(super) held: Held,
+    _begun: TaskTrackerToken,
+}
+
+/// A request that is worked on.
+pub(super) struct Admitted {
+    pub(super) arriving: Arriving,
+    pub(super) place: Place,
+}
+
+/// A place among the requests in flight, until it is dropped.
+pub(super) struct Place {
+    buffer: Arc<Buffer>,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.buffer.requests.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
-/// What a request occupies until it is dropped: its place, and the memory of its body.
+/// The memory that a request occupies until it is dropped.
 pub(super) struct Held {
     buffer: Arc<Buffer>,
     bytes: usize,
-    _place: OwnedSemaphorePermit,
 }
 
 impl Held {
     /// Takes memory from the budget of all bodies.
     pub(super) fn reserve(&mut self, bytes: usize) -> Result<(), Refusal> {
-        let Buffer { limit, taken, .. } = &*self.buffer;
-        taken
-            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |taken| Some(taken + bytes).filter(|sum| sum <= limit))
-            .map_err(|_taken| Refusal::TooManyBytes { limit: *limit })?;
+        self.reserve_within(bytes, self.buffer.limit)
+    }
+
+    /// The same for a large body of which nobody knows yet who sends it.
+    pub(super) fn reserve_for_large(&mut self, bytes: usize) -> Result<(), Refusal> {
+        self.reserve_within(bytes, self.buffer.limit - self.buffer.limit / FOR_SMALL)
+    }
+
+    fn reserve_within(&mut self, bytes: usize, limit: usize) -> Result<(), Refusal> {
+        self.buffer
+            .taken
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |taken| Some(taken + bytes).filter(|sum| *sum <= limit))
+            .map_err(|_taken| Refusal::TooManyBytes { limit })?;
         self.bytes += bytes;
         Ok(())
     }
@@ -172,7 +215,6 @@ impl Held {
 
 impl Drop for Held {
     fn drop(&mut self) {
-        self.buffer.requests.fetch_sub(1, Ordering::Relaxed);
         self.buffer.taken.fetch_sub(self.bytes, Ordering::AcqRel);
     }
 }

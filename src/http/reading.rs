@@ -1,23 +1,18 @@
 //! The body of a request: its bytes, whether they may come in, and the ids in them. Within the limits of time and
 //! memory; knows nothing of claims and events.
 
-use std::{
-    panic,
-    sync::Arc,
-    time::{Duration, SystemTime},
-};
+use std::{panic, sync::Arc, time::SystemTime};
 
 use bytes::{Buf, Bytes};
 use futures_util::{Stream, StreamExt};
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, timeout_at};
 use tokio_util::task::AbortOnDropHandle;
 use warp::http::HeaderMap;
 
 use super::{
     Refusal,
     body::Body,
-    limits::{Admitted, Limits},
-    request::Framing,
+    limits::{Admitted, Arriving, Held, Limits},
 };
 use crate::{
     batch::{Batch, BatchError},
@@ -30,10 +25,14 @@ use crate::{
 /// Longest body that is understood by the thread on which it arrived. A longer one is worth waking another for, and
 /// would hold up all other requests of this one. `EspoCRM` sends 50 records at most, about 30 KB.
 const MAX_AT_ONCE: usize = 64 * 1024;
-/// Longest body of a refused request that is read, only for its connection to stay.
-const MAX_DISCARDED: u64 = 64 * 1024;
-/// How long that may take; nearly always it is here already.
-const DISCARD_WITHIN: Duration = Duration::from_millis(250);
+/// Heads up to here are nothing beside what a connection takes anyway. `EspoCRM`'s has some 300 bytes.
+const SMALL_HEAD: usize = 4 * 1024;
+/// What a head takes, over its bytes: what hyper has read, what it made of it, and the copy for the signature.
+const HEAD_TIMES: usize = 3;
+/// Pieces of a body that may be of any size. Each takes as long as a hundred bytes do, whatever is in it.
+const FREE_PIECES: usize = 4096;
+/// Beyond, they have to have so many bytes on average.
+const MIN_PIECE: usize = 16;
 
 /// Whether a body is understood by another thread, so that its sender can hang up meanwhile.
 pub(super) const fn is_large(body: &Bytes) -> bool {
@@ -43,7 +42,7 @@ pub(super) const fn is_large(body: &Bytes) -> bool {
 /// Reads the body, within its limits of size, time and memory.
 pub(super) async fn read_body(
     limits: &Limits,
-    admitted: &mut Admitted,
+    arriving: &mut Arriving,
     length: Option<u64>,
     body: impl Stream<Item = Result<impl Buf, warp::Error>>,
 ) -> Result<Bytes, Refusal> {
@@ -54,9 +53,10 @@ pub(super) async fn read_body(
         Some(Ok(length)) if length <= limit => Some(length),
         Some(_) => return Err(too_large()),
     };
-    let until = admitted.reading_deadline(limits).min(Instant::now() + limits.body_read_timeout);
+    let until = arriving.reading_deadline.min(Instant::now() + limits.body_read_timeout);
     let mut body = std::pin::pin!(body);
     let mut bytes = Body::new(announced.unwrap_or(limit));
+    let mut pieces = 0;
     while let Some(chunk) = timeout_at(until, body.next()).await.map_err(|_elapsed| Refusal::BodyTimeout)? {
         let mut chunk = chunk.map_err(|error| Refusal::BodyUnreadable(root_cause(&error)))?;
         if bytes.len() + chunk.remaining() > limit {
@@ -64,32 +64,24 @@ pub(super) async fn read_body(
         }
         while chunk.has_remaining() {
             let part = chunk.chunk();
-            bytes.extend(&mut admitted.held, part)?;
+            bytes.extend(&mut arriving.held, part)?;
             let length = part.len();
             chunk.advance(length);
+        }
+        pieces += 1;
+        if pieces > FREE_PIECES && bytes.len() < pieces * MIN_PIECE {
+            return Err(Refusal::BodyUnreadable(format!(
+                "it came in {pieces} pieces of less than {MIN_PIECE} bytes on average; send larger chunks, or its length (Content-Length)"
+            )));
         }
     }
     Ok(bytes.into())
 }
 
-/// Reads the body of a request that was refused and keeps nothing of it, if that is soon done: else its connection
-/// has to end, and a sender that is sent away by the thousand comes back over as many new ones. How much it was.
-pub(super) async fn discard(
-    framing: Framing,
-    body: impl Stream<Item = Result<impl Buf, warp::Error>>,
-) -> Option<usize> {
-    if framing.waits || framing.chunked || framing.length.is_some_and(|length| length > MAX_DISCARDED) {
-        return None;
-    }
-    let mut body = std::pin::pin!(body);
-    let all = async {
-        let mut length = 0;
-        while let Some(chunk) = body.next().await {
-            length += chunk.ok()?.remaining();
-        }
-        Some(length)
-    };
-    timeout(DISCARD_WITHIN, all).await.ok().flatten()
+/// Takes the memory of a long head, which stays for as long as its request, from the budget of all bodies.
+pub(super) fn weigh_head(headers: &HeaderMap, held: &mut Held) -> Result<(), Refusal> {
+    let bytes: usize = headers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum();
+    if bytes > SMALL_HEAD { held.reserve_for_large(HEAD_TIMES * bytes) } else { Ok(()) }
 }
 
 /// Where a body has to pass.
@@ -127,7 +119,7 @@ impl Entrance {
 
     /// The same on a thread that serves nobody else, of which there are few.
     pub(super) async fn aside(self, body: Bytes, admitted: Admitted, limits: &Limits) -> Result<Understood, Refusal> {
-        let until = admitted.reading_deadline(limits);
+        let until = admitted.arriving.reading_deadline;
         let late = || Refusal::Deadline(limits.request_deadline);
         let readers = Arc::clone(&limits.readers);
         let Ok(Ok(place)) = timeout_at(until, readers.acquire_owned()).await else { return Err(late()) };
@@ -158,12 +150,12 @@ fn decode(body: &Verified, admitted: &mut Admitted) -> Result<Result<Batch, Batc
     failpoint::panic_with("decode", body.bytes());
     let mut taken = 0;
     let batch = Batch::parse_within(body, |bytes| {
-        admitted.held.reserve(bytes)?;
+        admitted.arriving.held.reserve(bytes)?;
         taken += bytes;
         Ok(())
     })?;
     let kept = batch.as_ref().map_or(0, Batch::allocated_bytes);
-    admitted.held.release(taken.saturating_sub(kept));
+    admitted.arriving.held.release(taken.saturating_sub(kept));
     Ok(batch)
 }
 

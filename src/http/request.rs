@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tokio::time::Instant;
 use warp::{
     Rejection,
-    http::{HeaderMap, StatusCode, header},
+    http::{HeaderMap, Method, StatusCode, header},
 };
 
 use super::refusal::Refusal;
@@ -21,6 +21,8 @@ use crate::{
 pub(super) struct Arrived {
     pub(super) route: Arc<Route>,
     pub(super) metrics: Arc<RouteMetrics>,
+    /// As spans name it.
+    pub(super) method: &'static str,
     pub(super) at: Instant,
     pub(super) began: Option<Began>,
     pub(super) traceparent: Option<Traceparent>,
@@ -31,6 +33,20 @@ pub(super) struct Arrived {
     pub(super) body_bytes: Option<usize>,
 }
 
+/// The name of a method, where it is one that is known: what a sender makes up is shown nowhere.
+pub(super) fn name_of(method: &Method) -> &'static str {
+    match method.as_str() {
+        "POST" => "POST",
+        "GET" => "GET",
+        "HEAD" => "HEAD",
+        "PUT" => "PUT",
+        "PATCH" => "PATCH",
+        "DELETE" => "DELETE",
+        "OPTIONS" => "OPTIONS",
+        _ => "_OTHER",
+    }
+}
+
 /// What a head says of its body.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Framing {
@@ -38,8 +54,6 @@ pub(super) struct Framing {
     pub(super) length: Option<u64>,
     /// Whether it comes in chunks.
     pub(super) chunked: bool,
-    /// Whether it waits for a word (`Expect`) before it comes.
-    pub(super) waits: bool,
 }
 
 impl Framing {
@@ -47,12 +61,10 @@ impl Framing {
     pub(super) fn of(head: &HeaderMap) -> Self {
         let length = head.get(header::CONTENT_LENGTH).map(|length| length.to_str().ok()?.parse().ok());
         match length {
-            Some(None) => Self { length: None, chunked: true, waits: true },
-            None | Some(Some(_)) => Self {
-                length: length.flatten(),
-                chunked: head.contains_key(header::TRANSFER_ENCODING),
-                waits: head.contains_key(header::EXPECT),
-            },
+            Some(None) => Self { length: None, chunked: true },
+            None | Some(Some(_)) => {
+                Self { length: length.flatten(), chunked: head.contains_key(header::TRANSFER_ENCODING) }
+            }
         }
     }
 
@@ -81,6 +93,7 @@ impl Arrived {
             let received = Received {
                 seed: self.seed.unwrap_or_else(TokenSeed::now),
                 route: &self.route,
+                method: self.method,
                 status,
                 error,
                 body_bytes: self.body_bytes,

@@ -101,7 +101,8 @@ impl Heads {
 
     fn end_head(&mut self) {
         let Place::Head(head) = std::mem::replace(&mut self.place, Place::Unknown) else { return };
-        if head.ambiguous || head.chunked && head.length.is_some() {
+        // Nor can a length be followed that is cut off, and nobody writes one like that in good faith.
+        if head.ambiguous || head.cut || head.chunked && head.length.is_some() {
             self.ambiguous.0.store(self.request, Ordering::Relaxed);
             return;
         }
@@ -111,7 +112,6 @@ impl Heads {
         self.request += 1;
         self.place = match head.length {
             None | Some(0) => Place::Head(Head::new()),
-            Some(_) if head.cut => Place::Unknown,
             Some(length) => Place::Body(length),
         };
     }
@@ -209,6 +209,7 @@ mod tests {
             (format!("{}{decoy}", head(chunked)), None),
             (head(&format!("{length}{length}")), Some(0)),
             (head(&format!("{length}{long}")), None),
+            (format!("{}[\n\n]{decoy}", head(&format!("Content-Length: {}4\r\n", "0".repeat(60)))), Some(0)),
             (format!("Content-Length: 1\r\n{chunked}\r\n"), None),
         ];
         for (text, expected) in cases {

@@ -28,8 +28,9 @@ impl Graveyard for Redis {
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or(Duration::ZERO);
         let oldest = u64::try_from(now.saturating_sub(limits.max_age).as_millis()).unwrap_or(0);
         async move {
+            // Should it take long, the connection is still good for claims.
             let _dropped: usize = self
-                .ask(Operation::DeadLetters, async |connection| {
+                .look(Operation::DeadLetters, async |connection| {
                     BURY.call(connection, |call| {
                         call.arg(2).arg(LETTERS).arg(BYTES).arg(limits.max_entries).arg(limits.max_bytes).arg(oldest);
                         for DeadLetter { route, reason, time, raw } in letters {

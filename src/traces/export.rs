@@ -103,7 +103,7 @@ impl Sender {
         loop {
             tokio::select! {
                 received = queued.recv_many(&mut batch, TOGETHER) => if received == 0 { return },
-                _closing = phase.wait_for(|phase| *phase == Phase::Closing), if !queued.is_closed() => {
+                _leaving = phase.wait_for(|phase| *phase >= Phase::Flushing), if !queued.is_closed() => {
                     queued.close();
                     continue;
                 }
@@ -113,7 +113,7 @@ impl Sender {
                 let room = TOGETHER - batch.len();
                 tokio::select! {
                     more = timeout_at(until, queued.recv_many(&mut batch, room)) => if matches!(more, Err(_) | Ok(0)) { break },
-                    _closing = phase.wait_for(|phase| *phase == Phase::Closing) => queued.close(),
+                    _leaving = phase.wait_for(|phase| *phase >= Phase::Flushing) => queued.close(),
                 }
             }
             self.export(std::mem::replace(&mut batch, Vec::with_capacity(TOGETHER))).await;

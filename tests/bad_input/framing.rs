@@ -184,6 +184,15 @@ pub(super) fn found() -> Vec<Row> {
             "GET /x HTTP/1.1\r\nHost: x\r\n\r\n".repeat(100),
             Each(&[(404, 0); 100]),
         ),
+        row(88, "9,000 chunks of a byte", in_bytes(9_000), Status(&[400])),
+        row(88, "4,000 chunks of a byte", in_bytes(4_000), Status(&[200])),
         row(87, "66 headers", request(PATH, &"X: y\r\n".repeat(64), "[]"), Status(&[431])),
     ]
+}
+
+/// A batch of nobody and blanks, so many bytes, each in a chunk of its own.
+fn in_bytes(count: usize) -> Vec<u8> {
+    let body = format!("[{}]", " ".repeat(count - 2));
+    let chunks = body.chars().fold(String::new(), |text, byte| text + "1\r\n" + byte.encode_utf8(&mut [0; 4]) + "\r\n");
+    format!("POST {PATH} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n{chunks}0\r\n\r\n").into_bytes()
 }

@@ -198,6 +198,13 @@ fn values_that_make_no_sense() {
         ("server.request_deadline", "\"100ms\"", "is too short to claim, publish and answer; at least 1s"),
         ("server.max_body_bytes", "0", "is not between 1 and 1073741824"),
         ("server.max_buffered_bytes", "5", "is below server.max_body_bytes (built-in default: 16777216)"),
+        (
+            "server.max_buffered_bytes",
+            "67108863",
+            "is below 4 times server.max_body_bytes (built-in default: 16777216)",
+        ),
+        ("redis.timeout", "\"7600ms\"", "leaves less than 500ms of server.request_deadline (built-in default: \"8s\")"),
+        ("dead_letters.max_item_bytes", "8388609", "is not between 1 and 8388608"),
         ("server.worker_threads", "513", "is not between 0 and 512"),
         ("outbox.max_entries", "0", "is not between 1 and"),
         ("outbox.relay_after", "\"8s\"", "is not above server.request_deadline (built-in default: \"8s\")"),

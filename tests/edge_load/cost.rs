@@ -57,6 +57,12 @@ pub(crate) async fn check() -> u32 {
         };
         failed += line(ratio <= MOST, &format!("CPU {ratio:.1}x of {against} ({cost:.1} ns a byte{beside}): {what}"));
     }
+    // The smallest that are let in, of a body that is ordinary but for them.
+    let body = ordinary(SIZE);
+    let cost = cpu_per_byte_of(&world, &in_chunks(&body, 16), body.len()).await;
+    let ratio = cost / whole;
+    failed +=
+        line(ratio <= MOST, &format!("CPU {ratio:.1}x of whole records ({cost:.1} ns a byte): chunks of 16 bytes"));
     for Crafted { what, body } in crafted(LARGE) {
         let gate = gate(&world, "").await;
         let before = gate.resident_bytes();
@@ -101,17 +107,34 @@ pub(crate) async fn check_together() -> u32 {
 
 /// Of a process that does nothing else and whose ids are all new, in nanoseconds.
 async fn cpu_per_byte(world: &World, body: &[u8]) -> f64 {
+    cpu_per_byte_of(world, &post(PATH, body), body.len()).await
+}
+
+/// A request with that body.
+fn in_chunks(body: &[u8], size: usize) -> Vec<u8> {
+    let head = format!("POST {PATH} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n");
+    let mut request = head.into_bytes();
+    for chunk in body.chunks(size) {
+        request.extend_from_slice(format!("{:x}\r\n", chunk.len()).as_bytes());
+        request.extend_from_slice(chunk);
+        request.extend_from_slice(b"\r\n");
+    }
+    request.extend_from_slice(b"0\r\n\r\n");
+    request
+}
+
+async fn cpu_per_byte_of(world: &World, request: &[u8], length: usize) -> f64 {
     let gate = gate(world, "").await;
     let mut sent = 0;
     let before = gate.cpu();
     while sent < 4 || (sent < 60 && gate.cpu() - before < Duration::from_millis(300)) {
         world.forget().await;
-        gate.post(body).await;
+        gate.exchange(request).await;
         sent += 1;
     }
     let spent = gate.cpu() - before;
     #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
-    let bytes = (body.len() * sent) as f64;
+    let bytes = (length * sent) as f64;
     spent.as_secs_f64() * 1e9 / bytes
 }
 

@@ -1,4 +1,4 @@
-//! Honest requests beside connections that dawdle: half a head each, and a byte now and then.
+//! Honest requests beside connections that dawdle: half a head or half a body each, and a byte now and then.
 
 use std::time::{Duration, Instant};
 
@@ -20,7 +20,11 @@ const ROUNDS: usize = 5;
 const DRIP: Duration = Duration::from_millis(500);
 
 /// They are let in for as long as the measurement takes, which is the worst that they can do.
-const SETTINGS: &str = "server.first_request_timeout = \"120s\"\nlog.filter = \"warn,hookgate::app=info\"\n";
+const SETTINGS: &str = r#"
+server = { first_request_timeout = "120s", body_read_timeout = "120s", request_deadline = "120s" }
+outbox.relay_after = "240s"
+log.filter = "error,hookgate::app=info"
+"#;
 
 pub(crate) async fn check() -> u32 {
     let world = World::start().await;
@@ -44,13 +48,17 @@ pub(crate) async fn check() -> u32 {
     )
 }
 
-/// Connections that send half a head, byte by byte, until they are dropped.
+/// Connections that send half a head, or a head and half of a body, byte by byte, until they are dropped.
 async fn dawdle(gate: &Gate) -> JoinSet<()> {
     let mut dawdlers = JoinSet::new();
     let address = gate.address();
-    for _ in 0..DAWDLERS {
+    for number in 0..DAWDLERS {
+        let begun = match number % 2 {
+            0 => "POST / HTTP/1.1\r\nX: ".to_owned(),
+            _ => format!("POST {PATH} HTTP/1.1\r\nHost: x\r\nContent-Length: 60000\r\n\r\n"),
+        };
         let mut connection = Connection::open(address).await.expect("there is room for it");
-        connection.send(b"POST / HTTP/1.1\r\nX: ").await.expect("hookgate reads");
+        connection.send(begun.as_bytes()).await.expect("hookgate reads");
         dawdlers.spawn(async move {
             let mut pace = tokio::time::interval(DRIP);
             loop {
