@@ -18,7 +18,7 @@ tool() { # name, version, why
 PATH=$tools/bin:$PATH
 
 tool cargo-deny 0.20.2 "licences, sources, crates and advisories"
-for folder in . fuzz; do
+for folder in . fuzz bench; do
     cargo deny --locked --manifest-path "$folder/Cargo.toml" --log-level error --config "$PWD/deny.toml" check licenses bans sources --hide-inclusion-graph
     echo "ok      licences, crates and sources of $folder/Cargo.lock"
 done
@@ -26,7 +26,7 @@ done
 
 mkdir -p target/audit
 failed=0
-for folder in . fuzz; do
+for folder in . fuzz bench; do
     if cargo deny --locked --manifest-path "$folder/Cargo.toml" --log-level error --config "$PWD/deny.toml" check advisories >target/audit/advisories.txt 2>&1; then
         echo "ok      no known vulnerability in $folder/Cargo.lock"
         continue
