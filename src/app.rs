@@ -111,7 +111,7 @@ impl Stores {
 /// # Errors
 /// If serving can't begin. Losing a store is no error.
 pub async fn run(mut settings: Settings) -> Result<Ended, AppError> {
-    settings.connections.max_connections = files::for_connections(settings.connections.max_connections);
+    settings.connections.max_connections = files::for_connections(settings.connections.max_connections, files_beside);
     let mut signals = Signals::new().map_err(AppError::Signals)?;
     let (webhooks, webhooks_address) = listener::bind("server.listen", settings.listen).await?;
     let (probes, probes_address) = listener::bind("admin.listen", settings.admin_listen).await?;
@@ -262,6 +262,12 @@ impl Drain {
         ended(&self.connections, CLOSE_WITHIN, "some connections did not end in time").await;
         if idle { Ended::Drained } else { Ended::CutShort }
     }
+}
+
+/// Files of those connections that are no sender's: of both listeners, and those over their limits.
+const fn files_beside(max_connections: usize) -> usize {
+    let admin = ADMIN_CONNECTIONS.max_connections;
+    listener::refusing_beside(max_connections) + admin + listener::refusing_beside(admin)
 }
 
 /// To the collector, if one is configured.

@@ -48,7 +48,8 @@ use crate::{
 const BACKLOG: u32 = 4096;
 /// How long a connection over the limit may take to hear that it is one.
 const REFUSE_WITHIN: Duration = Duration::from_secs(5);
-/// Connections over the limit that are being told so; beyond, new ones wait in the kernel's queue.
+/// Most connections over the limit that are being told so, an eighth of those within it; beyond, new ones wait in the
+/// kernel's queue.
 const MAX_REFUSING: usize = 512;
 /// The log says at most this often that connections are refused.
 const SAY_EVERY: Duration = Duration::from_secs(10);
@@ -118,7 +119,7 @@ pub async fn serve<S>(
     S::Future: Send,
 {
     let places = Arc::new(Semaphore::new(limits.max_connections));
-    let refusing = Arc::new(Semaphore::new(MAX_REFUSING));
+    let refusing = Arc::new(Semaphore::new(refusing_beside(limits.max_connections)));
     let mut said: Option<Instant> = None;
     let mut accept = async |phase: &mut watch::Receiver<Phase>| loop {
         let accepted = tokio::select! {
@@ -177,6 +178,16 @@ pub async fn serve<S>(
     };
     let name = listener.local_addr().map_or_else(|_| "a listener".to_owned(), |at| format!("the listener at {at}"));
     keep_on!(&name, accept(&mut phase));
+}
+
+/// Connections over a limit that are open at once.
+#[must_use]
+pub const fn refusing_beside(max_connections: usize) -> usize {
+    match max_connections / 8 {
+        0..16 => 16,
+        16..MAX_REFUSING => max_connections / 8,
+        _ => MAX_REFUSING,
+    }
 }
 
 fn builder(limits: &ConnectionLimits) -> http1::Builder {

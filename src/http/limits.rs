@@ -19,6 +19,8 @@ use super::Refusal;
 /// The part of the memory for bodies that large ones leave to small ones until they have shown a good signature: a few
 /// senders of large bodies, who need no secret for that, would refuse everybody else.
 const FOR_SMALL: usize = 4;
+/// The part that long heads leave to requests with short ones.
+const FOR_SHORT_HEADS: usize = 8;
 /// How long a request waits for a place before it is refused. A sender that is refused has only so many attempts.
 const PATIENCE: Duration = Duration::from_millis(500);
 
@@ -84,11 +86,12 @@ impl Limits {
         let all = async {
             self.begun.wait().await;
             // What a sender has left goes on with its place.
-            self.in_flight.acquire_many(self.max_in_flight).await.is_ok()
+            self.in_flight.acquire_many(self.max_in_flight).await
         };
         let all = tokio::time::timeout(limit, all).await;
+        // All places are held until there are none any more.
         self.in_flight.close();
-        all.is_ok()
+        matches!(all, Ok(Ok(_)))
     }
 
     /// What a request that arrived at `at` may take while its body comes: memory, and no place yet. Who never sends what
@@ -197,11 +200,16 @@ impl Held {
         self.reserve_within(bytes, self.buffer.limit - self.buffer.limit / FOR_SMALL)
     }
 
-    fn reserve_within(&mut self, bytes: usize, limit: usize) -> Result<(), Refusal> {
-        self.buffer
-            .taken
-            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |taken| Some(taken + bytes).filter(|sum| *sum <= limit))
-            .map_err(|_taken| Refusal::TooManyBytes { limit })?;
+    /// The same for a long head, of which nobody knows either.
+    pub(super) fn reserve_for_head(&mut self, bytes: usize) -> Result<(), Refusal> {
+        self.reserve_within(bytes, self.buffer.limit - self.buffer.limit / FOR_SHORT_HEADS)
+    }
+
+    fn reserve_within(&mut self, bytes: usize, most: usize) -> Result<(), Refusal> {
+        let Buffer { limit, taken, .. } = &*self.buffer;
+        taken
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |taken| Some(taken + bytes).filter(|sum| *sum <= most))
+            .map_err(|_taken| Refusal::TooManyBytes { limit: *limit })?;
         self.bytes += bytes;
         Ok(())
     }

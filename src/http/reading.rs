@@ -25,12 +25,15 @@ use crate::{
 /// Longest body that is understood by the thread on which it arrived. A longer one is worth waking another for, and
 /// would hold up all other requests of this one. `EspoCRM` sends 50 records at most, about 30 KB.
 const MAX_AT_ONCE: usize = 64 * 1024;
-/// Heads up to here are nothing beside what a connection takes anyway. `EspoCRM`'s has some 300 bytes.
-const SMALL_HEAD: usize = 4 * 1024;
+/// Memory up to which a head is nothing beside what a connection takes anyway. That of `EspoCRM`'s is 4 KiB.
+const SMALL_HEAD: usize = 8 * 1024;
 /// What a head takes, over its bytes: what hyper has read, what it made of it, and the copy for the signature.
 const HEAD_TIMES: usize = 3;
-/// Pieces of a body that may be of any size. Each takes as long as a hundred bytes do, whatever is in it.
-const FREE_PIECES: usize = 4096;
+/// And for each of its lines: its places in the tables of both.
+const HEAD_LINE: usize = 320;
+/// Pieces of a body that may be of any size. Each takes as long as tens of bytes do, whatever is in it; but somebody
+/// may write word by word, and would lose a good batch.
+const FREE_PIECES: usize = 65_536;
 /// Beyond, they have to have so many bytes on average.
 const MIN_PIECE: usize = 16;
 
@@ -57,31 +60,37 @@ pub(super) async fn read_body(
     let mut body = std::pin::pin!(body);
     let mut bytes = Body::new(announced.unwrap_or(limit));
     let mut pieces = 0;
-    while let Some(chunk) = timeout_at(until, body.next()).await.map_err(|_elapsed| Refusal::BodyTimeout)? {
-        let mut chunk = chunk.map_err(|error| Refusal::BodyUnreadable(root_cause(&error)))?;
-        if bytes.len() + chunk.remaining() > limit {
-            return Err(too_large());
+    // One time-out for all of it: with one for each piece, those of a byte cost twice as much.
+    let all = async {
+        while let Some(chunk) = body.next().await {
+            let mut chunk = chunk.map_err(|error| Refusal::BodyUnreadable(root_cause(&error)))?;
+            if bytes.len() + chunk.remaining() > limit {
+                return Err(too_large());
+            }
+            while chunk.has_remaining() {
+                let part = chunk.chunk();
+                bytes.extend(&mut arriving.held, part)?;
+                let length = part.len();
+                chunk.advance(length);
+            }
+            pieces += 1;
+            if pieces > FREE_PIECES && bytes.len() < pieces * MIN_PIECE {
+                return Err(Refusal::BodyUnreadable(format!(
+                    "it came in {pieces} pieces of less than {MIN_PIECE} bytes on average; send larger chunks, or its length (Content-Length)"
+                )));
+            }
         }
-        while chunk.has_remaining() {
-            let part = chunk.chunk();
-            bytes.extend(&mut arriving.held, part)?;
-            let length = part.len();
-            chunk.advance(length);
-        }
-        pieces += 1;
-        if pieces > FREE_PIECES && bytes.len() < pieces * MIN_PIECE {
-            return Err(Refusal::BodyUnreadable(format!(
-                "it came in {pieces} pieces of less than {MIN_PIECE} bytes on average; send larger chunks, or its length (Content-Length)"
-            )));
-        }
-    }
+        Ok(())
+    };
+    timeout_at(until, all).await.map_err(|_elapsed| Refusal::BodyTimeout)??;
     Ok(bytes.into())
 }
 
 /// Takes the memory of a long head, which stays for as long as its request, from the budget of all bodies.
 pub(super) fn weigh_head(headers: &HeaderMap, held: &mut Held) -> Result<(), Refusal> {
     let bytes: usize = headers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum();
-    if bytes > SMALL_HEAD { held.reserve_for_large(HEAD_TIMES * bytes) } else { Ok(()) }
+    let weight = HEAD_TIMES * bytes + HEAD_LINE * headers.len();
+    if weight > SMALL_HEAD { held.reserve_for_head(weight) } else { Ok(()) }
 }
 
 /// Where a body has to pass.

@@ -184,8 +184,8 @@ pub(super) fn found() -> Vec<Row> {
             "GET /x HTTP/1.1\r\nHost: x\r\n\r\n".repeat(100),
             Each(&[(404, 0); 100]),
         ),
-        row(88, "9,000 chunks of a byte", in_bytes(9_000), Status(&[400])),
-        row(88, "4,000 chunks of a byte", in_bytes(4_000), Status(&[200])),
+        row(88, "70,000 chunks of a byte", in_bytes(70_000), Status(&[400])),
+        row(88, "60,000 chunks of a byte", in_bytes(60_000), Status(&[200])),
         row(87, "66 headers", request(PATH, &"X: y\r\n".repeat(64), "[]"), Status(&[431])),
     ]
 }

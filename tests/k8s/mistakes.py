@@ -146,7 +146,7 @@ MISTAKES = [
     Mistake("a token of the API", "dev", without(*HOOKGATE, f"{POD}.automountServiceAccountToken"), "token"),
     Mistake("pod security not enforced", "dev", without("Namespace", "hookgate-dev", "metadata.labels"), "does not enforce"),
     Mistake("too little memory", "dev", setting(*HOOKGATE, f"{BOX}.resources", {"requests": {"cpu": "250m", "memory": "128Mi"}, "limits": {"memory": "192Mi"}}), "memory limit"),
-    Mistake("more buffered than memory", "dev", environment("HOOKGATE__SERVER__MAX_BUFFERED_BYTES", "536870912"), "memory limit"),
+    Mistake("more buffered than memory", "dev", environment("HOOKGATE__SERVER__MAX_BUFFERED_BYTES", "1073741824"), "memory limit"),
     Mistake("no limit of memory", "dev", without(*HOOKGATE, f"{BOX}.resources.limits"), "resources lack"),
     Mistake("an image without a version", "dev", setting(*HOOKGATE, f"{BOX}.image", "hookgate"), "which version"),
     Mistake("an image of another version", "dev", setting(*HOOKGATE, f"{BOX}.image", "hookgate:0.0.9"), "of Cargo.toml"),
