@@ -181,7 +181,7 @@ def listens(port):
     return True
 
 
-def trials(world, report, name, port):
+def trials(world, report, name, port, refused):
     """Each failure and what the sender is told. Leaves both replicas as they were."""
 
     def expect(what, status, *asked, times=1, longest=LADDER):
@@ -196,8 +196,9 @@ def trials(world, report, name, port):
     expect("hookgate's own 400", 400, *request(body=b"{"))
     expect("hookgate's own 404", 404, *request(path="/nothing"))
     expect("hookgate's own 405", 405, *request("GET", body=b""))
-    # hookgate says so early and goes on reading: the ingress is still there to hear it.
-    expect("17 MiB, refused before all of it is read", 413, *request(body=b" " * (17 << 20)), times=8)
+    got, took, answer = exchange(port, *request(body=b" " * (17 << 20)))
+    wrong = [] if got in refused and took <= LADDER else [f"{got} after {took:.1f} s: {answer[:200]!r}"]
+    report.line(f"{name}: 17 MiB, which hookgate refuses before it has read them: one of {refused}", wrong)
     expect("a batch after that", 200)
     expect("60 kB", 200, *request(body=json.dumps([{"id": "long", "name": "x" * 60_000}]).encode()))
     world.kill(0)
@@ -236,7 +237,9 @@ def main():
         cert, tls = certificate(folder), free_port()
         extra = (ROOT / "k8s/ingress/nginx/tls.conf").read_text().replace("/run/secrets/tls", folder)
         port = nginx(world, "nginx", reference, extra.replace("listen 8443", f"listen 127.0.0.1:{tls}"))
-        trials(world, report, "nginx", port)
+        # hookgate says 413 early and reads on, but no more than of a body that it takes (16 MiB). Whoever still writes then
+        # sees the answer or a broken connection: nginx makes two failed tries of that, HAProxy passes it on.
+        trials(world, report, "nginx", port, (413, 503))
         for what, asked in {
             "nginx's own 413, 65 MiB": request(body=b" " * (65 << 20)),
             "nginx's own 400, a head of 200 kB": request(more="".join(f"X-{n}: {'x' * 20_000}\r\n" for n in range(10))),
@@ -252,7 +255,7 @@ def main():
             got, _, answer = exchange(again, *asked)
             wrong = [] if got == 503 and "Retry-After" in answer else [f"{got}: {answer[:300]!r}"]
             report.line(f"again: {what}: 503 and Retry-After", wrong)
-        trials(world, report, "haproxy", haproxy(world))
+        trials(world, report, "haproxy", haproxy(world), (413, 503, None))
         for process in Process.running[::-1]:
             process.kill()
     print(f"{report.passed} passed, {report.failed} failed")
