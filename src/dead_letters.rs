@@ -158,22 +158,23 @@ impl Writer {
             let mut rest = batch.as_slice();
             loop {
                 let (now, later) = rest.split_at(first_call(rest));
-                let written = self.graveyard.bury(now, self.limits).await;
-                match written {
-                    Err(error @ ClaimError::Unknown(_)) if !now.is_empty() => {
-                        warn!(letters = now.len(), %error, "dead letters may not have been kept");
-                    }
-                    Err(error) if !now.is_empty() => {
-                        warn!(lost = now.len(), %error, "dead letters could not be kept");
-                    }
-                    Ok(()) | Err(_) => {}
-                }
+                self.write(now).await;
                 rest = later;
                 if rest.is_empty() {
                     break;
                 }
             }
             batch.clear();
+        }
+    }
+
+    /// With one call, which drops what is too old even where there is nothing to write.
+    async fn write(&self, letters: &[DeadLetter]) {
+        let Err(error) = self.graveyard.bury(letters, self.limits).await else { return };
+        match error {
+            _ if letters.is_empty() => {}
+            ClaimError::Unknown(_) => warn!(letters = letters.len(), %error, "dead letters may not have been kept"),
+            _ => warn!(lost = letters.len(), %error, "dead letters could not be kept"),
         }
     }
 }

@@ -84,7 +84,7 @@ pub(super) fn run(command: &Command, settings: &Settings, output: Output) -> any
             Command::Purge => {
                 let count = graveyard.purge().await.context("drop the dead letters")?;
                 print(&match output {
-                    Output::Json => format!(r#"{{"dropped":{count}}}"#),
+                    Output::Json => serde_json::json!({ "dropped": count }).to_string(),
                     Output::Text => format!("{count} dropped"),
                 });
             }

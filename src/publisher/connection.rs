@@ -41,8 +41,12 @@ impl Status {
 
     /// The last connection on which nothing can be answered any more.
     pub(super) fn over(&self) -> u64 {
-        let open = self.contact == Contact::Up && self.deaf.is_none();
-        if open { self.epoch.saturating_sub(1) } else { self.epoch }
+        if self.problem().is_none() { self.epoch.saturating_sub(1) } else { self.epoch }
+    }
+
+    /// Why what is sent now can't be answered.
+    fn problem(&self) -> Option<&str> {
+        self.contact.problem().or(self.deaf.as_deref())
     }
 }
 
@@ -116,7 +120,7 @@ impl Connection {
     /// Why it can't.
     pub(super) fn usable(&self) -> Result<u64, String> {
         let status = self.status.borrow();
-        match status.contact.problem().or(status.deaf.as_deref()) {
+        match status.problem() {
             None => Ok(status.epoch),
             Some(problem) => Err(problem.to_owned()),
         }

@@ -71,27 +71,30 @@ def places(kubectl, scratch):
                 yield Place(name, render(kubectl, instead(scratch, component.name)), "hookgate", PRODUCTION)
 
 
-def instead(scratch, ingress):
-    """The production overlay with another ingress in the line that names one, as its comment says."""
-    folder = scratch / f"production-{ingress}"
+def production(scratch, name, change):
+    """The production overlay in a folder of its own, its kustomization changed as an operator would."""
+    folder = scratch / name
     shutil.copytree(ROOT / "k8s/overlays/production", folder)
     kustomization = folder / "kustomization.yaml"
-    text, named = kustomization.read_text(), "../../ingress/ingress-nginx"
-    assert text.count(named) == 1, f"{kustomization} names {named} once"
-    text = text.replace(named, f"../../ingress/{ingress}")
+    text = change(kustomization.read_text())
     kustomization.write_text(text.replace("../../", os.path.relpath(ROOT / "k8s", folder) + "/"))
     return folder
 
 
+def instead(scratch, ingress):
+    """The production overlay with another ingress in the line that names one, as its comment says."""
+    named = "../../ingress/ingress-nginx"
+
+    def change(text):
+        assert text.count(named) == 1, f"the overlay names {named} once"
+        return text.replace(named, f"../../ingress/{ingress}")
+
+    return production(scratch, f"production-{ingress}", change)
+
+
 def offered(scratch):
     """The production overlay with every component that it offers in a comment, as an operator would switch them on."""
-    overlay = ROOT / "k8s/overlays/production"
-    folder = scratch / "production-offers"
-    shutil.copytree(overlay, folder)
-    kustomization = folder / "kustomization.yaml"
-    lines = kustomization.read_text().replace("  # - ../../", "  - ../../")
-    kustomization.write_text(lines.replace("../../", os.path.relpath(ROOT / "k8s", folder) + "/"))
-    return folder
+    return production(scratch, "production-offers", lambda text: text.replace("  # - ../../", "  - ../../"))
 
 
 def problems(place, hookgate, before=()):
