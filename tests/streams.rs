@@ -1,8 +1,9 @@
 //! Which stream the events get into: one that is there as it is, or one that hookgate makes.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_nats::jetstream::stream::{Config, DiscardPolicy, StorageType};
+use futures_util::{FutureExt, StreamExt};
 use serde_json::Value;
 
 use crate::support::{Event, NatsServer, World, batch};
@@ -130,6 +131,26 @@ async fn a_stream_that_may_not_be_made_is_waited_for() {
     create(&world.nats, named("CRM", &["vmh.>"])).await;
     gate.wait_ready().await;
     assert_eq!(gate.post(batch(["a"])).await.counts(), (1, 1));
+}
+
+#[tokio::test]
+async fn a_missing_stream_is_looked_for_at_most_every_5_s() {
+    let world = World::start().await;
+    let mut looks = world.nats.client().await.subscribe("$JS.API.STREAM.NAMES").await.expect("NATS takes it");
+    let gate = world.gate_unready("nats.stream = { create = false }\nserver.request_deadline = \"2s\"").await;
+    gate.wait_store("nats", "refused").await;
+    while looks.next().now_or_never().is_some() {}
+    looks.next().await.expect("it is looked for");
+    for posts in [0, 1] {
+        let looked = Instant::now();
+        for _ in 0..posts {
+            // That this one finds none does not have it looked for any sooner.
+            assert_eq!(gate.post(batch(["a"])).await.status, 503);
+        }
+        looks.next().await.expect("it is looked for");
+        let pause = looked.elapsed();
+        assert!(pause > Duration::from_millis(4500), "{pause:?} with {posts} posts");
+    }
 }
 
 #[tokio::test]

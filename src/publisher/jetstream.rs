@@ -37,7 +37,7 @@ use crate::{
 
 /// The stream is looked at again at most this often.
 const LOOK_PAUSE: Duration = Duration::from_secs(5);
-/// While it was not found or not usable.
+/// While nobody could say whether there is one.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
 /// Limit of one request to the JetStream API.
 const API_TIMEOUT: Duration = Duration::from_secs(2);
@@ -228,8 +228,7 @@ impl Keeper {
         loop {
             let now = status.borrow_and_update().clone();
             let pause = if now.contact == Contact::Up {
-                let contact = self.look(&mut warned).await;
-                let pause = if contact == Contact::Up { None } else { Some(RETRY_PAUSE) };
+                let (contact, pause) = self.look(&mut warned).await;
                 // What the look found may be outdated by the end of the connection.
                 if *status.borrow() == now || contact != Contact::Up {
                     self.report.set(contact);
@@ -254,15 +253,16 @@ impl Keeper {
         }
     }
 
-    /// Whether events can be published now.
-    async fn look(&self, warned: &mut stream::Warned) -> Contact {
+    /// Whether events can be published now, and when to look again if they can't.
+    async fn look(&self, warned: &mut stream::Warned) -> (Contact, Option<Duration>) {
         let info = self.connection.client.server_info();
         self.usable.store(info.jetstream, Ordering::Relaxed);
         if !info.jetstream {
-            return Contact::Refused(format!(
+            let problem = format!(
                 "{}: the server runs without JetStream, so nothing would be stored; start it with -js, or set nats.delivery = \"core\" if live delivery is enough",
                 self.names
-            ));
+            );
+            return (Contact::Refused(problem), Some(RETRY_PAUSE));
         }
         let found = stream::ensure(&self.context, &self.stream, &self.routes, warned).await;
         if found.is_ok() {
@@ -270,10 +270,14 @@ impl Keeper {
         }
         let denial = self.connection.status.borrow().denial().map(str::to_owned);
         match (found, denial) {
-            (Ok(()), None) => Contact::Up,
-            (_, Some(denial)) => connection::denied(&self.names, &denial),
-            (Err(error), None) if error.is_refusal() => Contact::Refused(format!("{}: {error}", self.names)),
-            (Err(error), None) => Contact::Unreachable(format!("{}: {error}", self.names)),
+            (Ok(()), None) => (Contact::Up, None),
+            (_, Some(denial)) => (connection::denied(&self.names, &denial), Some(RETRY_PAUSE)),
+            (Err(error), None) => {
+                let problem = format!("{}: {error}", self.names);
+                let contact =
+                    if error.is_refusal() { Contact::Refused(problem) } else { Contact::Unreachable(problem) };
+                (contact, Some(if error.is_absence() { LOOK_PAUSE } else { RETRY_PAUSE }))
+            }
         }
     }
 }

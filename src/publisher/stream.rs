@@ -53,10 +53,12 @@ pub(super) enum StreamError {
 impl StreamError {
     /// Whether waiting won't help.
     pub(super) const fn is_refusal(&self) -> bool {
-        match self {
-            Self::Missing { .. } | Self::Foreign { .. } => true,
-            Self::Api { refused, .. } => *refused,
-        }
+        self.is_absence() || matches!(self, Self::Api { refused: true, .. })
+    }
+
+    /// Whether the streams were seen, and none of them is ours.
+    pub(super) const fn is_absence(&self) -> bool {
+        matches!(self, Self::Missing { .. } | Self::Foreign { .. })
     }
 }
 
