@@ -86,7 +86,7 @@ pub fn webhooks(work: Webhooks) -> impl Filter<Extract = (Response,), Error = In
             let work = Arc::clone(&work);
             // Boxed, or each filter around it would move the room for all of it, several times a request.
             Box::pin(async move {
-                let mut request = find_route(&work, &path, method, &headers)?;
+                let mut request = find_route(&work, &path, &method, &headers)?;
                 match serve(&work, &mut request, headers, body).await {
                     Ok(receipt) => {
                         let answer = answer(&request.route, receipt);
@@ -105,7 +105,7 @@ pub fn webhooks(work: Webhooks) -> impl Filter<Extract = (Response,), Error = In
 }
 
 /// The route of a path, for POST.
-fn find_route(work: &Webhooks, path: &FullPath, method: Method, headers: &HeaderMap) -> Result<Arrived, Rejection> {
+fn find_route(work: &Webhooks, path: &FullPath, method: &Method, headers: &HeaderMap) -> Result<Arrived, Rejection> {
     let framing = Framing::of(headers);
     let Some(route) = work.table.find(path.as_str()) else {
         let refusal = Refusal::UnknownPath { path: path.as_str().chars().take(MAX_SHOWN_PATH).collect() };
@@ -117,7 +117,7 @@ fn find_route(work: &Webhooks, path: &FullPath, method: Method, headers: &Header
     let arrived = Arrived {
         route: Arc::clone(route),
         metrics: Arc::clone(work.metrics.of(route)),
-        method: name_of(&method),
+        method: name_of(method),
         at: Instant::now(),
         began,
         traceparent,
@@ -125,7 +125,11 @@ fn find_route(work: &Webhooks, path: &FullPath, method: Method, headers: &Header
         seed: None,
         body_bytes: None,
     };
-    if method == Method::POST { Ok(arrived) } else { Err(arrived.reject(Refusal::NotPost(method))) }
+    if method == Method::POST {
+        return Ok(arrived);
+    }
+    let refusal = Refusal::NotPost(arrived.method);
+    Err(arrived.reject(refusal))
 }
 
 /// Takes a request through; what is known of it along the way is noted in it.

@@ -18,7 +18,13 @@ use std::{
 };
 
 use futures_util::FutureExt;
-use hyper::{Request, Version, body::Incoming, header::HOST, server::conn::http1, service::Service};
+use hyper::{
+    HeaderMap, Request, Version,
+    body::Incoming,
+    header::{CONNECTION, HOST, HeaderValue, TRANSFER_ENCODING},
+    server::conn::http1,
+    service::Service,
+};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
@@ -228,6 +234,7 @@ pub async fn connection<T, S>(
         hyper::service::service_fn(move |request| {
             let number = requests.fetch_add(1, Ordering::Relaxed);
             let problem = bad_head(&request, number, &ambiguous, max_headers);
+            let chunked = request.headers().contains_key(TRANSFER_ENCODING);
             // What is made in here has its place in here; handed in, it would be copied, and have two.
             let (service, at_work) = (Arc::clone(&service), Arc::clone(&at_work));
             async move {
@@ -237,14 +244,23 @@ pub async fn connection<T, S>(
                     Some(problem) => Err(problem),
                 };
                 at_work.store(0, Ordering::Relaxed);
-                let response = match answer {
-                    Ok(Ok(answer)) => return answer,
-                    // The panic is in the log.
-                    Ok(Err(_panic)) => http::internal_error(),
-                    Err(problem) => http::refuse_head(problem),
+                let mut response = match answer {
+                    Ok(Ok(Ok(answer))) => answer,
+                    problem => {
+                        let response = match problem {
+                            Err(problem) => http::refuse_head(problem),
+                            // The panic is in the log.
+                            Ok(_panic) => http::internal_error(),
+                        };
+                        metrics.unreadable(response.status().as_u16());
+                        response
+                    }
                 };
-                metrics.unreadable(response.status().as_u16());
-                Ok(response)
+                // Where it ends is known to hyper alone: what comes behind it is not looked at (`heads`).
+                if chunked {
+                    response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+                }
+                Ok::<_, Infallible>(response)
             }
         })
     };
@@ -284,7 +300,7 @@ pub async fn connection<T, S>(
 
 /// What hyper serves nevertheless.
 fn bad_head<B>(request: &Request<B>, number: u64, ambiguous: &Ambiguous, max_headers: usize) -> Option<BadHead> {
-    if ambiguous.is(number) {
+    if ambiguous.is(number) || is_chunked_twice(request.headers()) {
         return Some(BadHead::Length);
     }
     if request.uri().path_and_query().is_none() {
@@ -296,6 +312,13 @@ fn bad_head<B>(request: &Request<B>, number: u64, ambiguous: &Ambiguous, max_hea
     }
     let hosts = request.headers().get_all(HOST).iter().count();
     (hosts > 1 || hosts == 0 && request.version() > Version::HTTP_10).then_some(BadHead::Host)
+}
+
+/// Whether the body of a body is in chunks, which RFC 9112 forbids: hyper undoes that once, others may do it twice.
+fn is_chunked_twice(headers: &HeaderMap) -> bool {
+    let lines = headers.get_all(TRANSFER_ENCODING).iter();
+    let codings = lines.flat_map(|line| line.as_bytes().split(|byte| *byte == b','));
+    codings.filter(|coding| coding.trim_ascii().eq_ignore_ascii_case(b"chunked")).count() > 1
 }
 
 /// What hyper has answered by itself to a head that it could not read.

@@ -2,8 +2,8 @@
 //! No JSON and no I/O; the secrets come from `secrets`, which reads them again when their files change.
 //!
 //! Compares in constant time, over the raw bytes, before anything is parsed. A request that fails costs the
-//! same number of MACs over its body whatever is wrong with it, a webhook id that nobody knows included, so
-//! that time tells nothing. One that carries no signature at all costs nothing: it knows that itself.
+//! same number of MACs over its body whatever is wrong with it, webhook ids that nobody knows included, so
+//! that time tells nothing. One that carries no signature that can be read costs nothing: it knows that itself.
 
 mod bearer;
 mod espocrm;
@@ -100,7 +100,9 @@ struct Claimed {
     macs: Vec<[u8; 32]>,
     /// When it was signed, in seconds since 1970, where the scheme says so.
     signed_at: Option<i64>,
-    /// It is about a secret that is not of this scheme's entry: an unknown id.
+    /// Webhooks that it names, where the scheme has them.
+    ids: usize,
+    /// None of them is that of the entry.
     foreign: bool,
 }
 
@@ -188,9 +190,19 @@ impl Verifier {
     }
 
     /// Whether the headers hold anything that a body could be let in for.
-    #[must_use]
-    pub fn is_announced(&self, headers: &HeaderMap) -> bool {
-        self.is_open() || self.entries.iter().any(|(scheme, _)| scheme.read(headers).is_some())
+    ///
+    /// # Errors
+    /// If they don't: there is nothing, or nothing that can be read.
+    pub fn announced(&self, headers: &HeaderMap) -> Result<(), Failure> {
+        let mut failure = Failure::Missing;
+        for (scheme, _) in &self.entries {
+            match scheme.read(headers) {
+                Some(Ok(_)) => return Ok(()),
+                Some(Err(malformed)) => failure = malformed,
+                None => {}
+            }
+        }
+        if self.is_open() { Ok(()) } else { Err(failure) }
     }
 
     /// Lets a body in, or says why not.
@@ -202,25 +214,37 @@ impl Verifier {
             return Ok(Verified(body));
         }
         let mut failure = Failure::Missing;
-        let mut foreign = None;
+        let (mut known, mut webhooks) = (0, None);
         let most = self.entries.iter().map(|(_, secrets)| secrets.borrow().len()).max().unwrap_or_default();
         for (scheme, secrets) in &self.entries {
-            let outcome = match scheme.read(headers) {
+            let claimed = match scheme.read(headers) {
                 None => continue,
-                Some(Err(malformed)) => malformed,
-                Some(Ok(claimed)) if claimed.foreign => {
-                    foreign = Some((scheme, claimed));
-                    Failure::UnknownId
+                Some(Err(malformed)) => {
+                    failure = failure.max(malformed);
+                    continue;
                 }
-                Some(Ok(claimed)) if !claimed.matches(scheme, &secrets.borrow(), &body, most) => Failure::Wrong,
-                Some(Ok(claimed)) if !claimed.fresh(now) => Failure::Expired,
-                Some(Ok(_)) => return Ok(Verified(body)),
+                Some(Ok(claimed)) => claimed,
+            };
+            let outcome = if claimed.foreign {
+                Failure::UnknownId
+            } else if !claimed.matches(scheme, &secrets.borrow(), &body, most) {
+                known += claimed.ids.min(1);
+                Failure::Wrong
+            } else if claimed.fresh(now) {
+                return Ok(Verified(body));
+            } else {
+                Failure::Expired
             };
             failure = failure.max(outcome);
+            if claimed.ids > 0 {
+                webhooks = Some((scheme, claimed));
+            }
         }
-        if let (Failure::UnknownId, Some((scheme, claimed))) = (failure, foreign) {
-            // Nothing comes of it but the time that it takes.
-            let _in_vain = claimed.matches(scheme, &[], &body, most);
+        if let Some((scheme, claimed)) = webhooks {
+            // For those that nobody knows. Nothing comes of it but the time that it takes.
+            for _ in known..claimed.ids {
+                let _in_vain = claimed.matches(scheme, &[], &body, most);
+            }
         }
         Err(failure)
     }

@@ -24,7 +24,8 @@ const DESIGNED: u32 = 63;
 async fn every_bad_input_is_answered_as_it_should_be() {
     let world = World::start().await;
     let mut site = Site::start(&world).await;
-    let rows: Vec<Row> = [framing::rows(), signed::rows(), json::rows(), framing::found(), json::found()].concat();
+    let found = [framing::found(), framing::in_chunks(), json::found()].concat();
+    let rows: Vec<Row> = [framing::rows(), signed::rows(), json::rows(), found].concat();
     let numbers: BTreeSet<u32> = rows.iter().map(|row| row.number).collect();
     assert_eq!((1..=DESIGNED).filter(|number| !numbers.contains(number)).collect::<Vec<_>>(), [0; 0], "rows missing");
     assert!(numbers.iter().filter(|number| **number > DESIGNED).count() >= 10, "and what was found besides");

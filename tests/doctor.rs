@@ -44,6 +44,9 @@ async fn a_good_system_passes() {
     }
     let printed = run(&world.settings(), &["doctor"]).good();
     assert!(printed.lines().all(|line| line.starts_with("ok    ") || line.starts_with("WARN  route ")), "{printed}");
+    let open = "WARN  route vmh/beteiligte/create: ";
+    let open = printed.lines().find(|line| line.starts_with(open)).expect("it is open, and doctor says so");
+    assert!(open.contains("anybody"), "{open}");
 }
 
 #[tokio::test]

@@ -7,6 +7,7 @@ mod edge_load {
     pub(crate) mod bodies;
     pub(crate) mod cost;
     pub(crate) mod dawdlers;
+    pub(crate) mod strangers;
 }
 #[allow(dead_code, unused_imports, reason = "shared with behaviour.rs, which uses the rest")]
 mod support;
@@ -16,7 +17,8 @@ use std::process::ExitCode;
 fn main() -> ExitCode {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     let failed = runtime.expect("a runtime can be made").block_on(async {
-        let mut failed = edge_load::cost::check().await;
+        let mut failed = edge_load::strangers::check().await;
+        failed += edge_load::cost::check().await;
         failed += edge_load::cost::check_together().await;
         failed + edge_load::dawdlers::check().await
     });

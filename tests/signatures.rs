@@ -330,6 +330,10 @@ async fn the_operator_is_told() {
     assert!(checked.remarks.contains("route vmh/open/create takes webhooks from anybody"), "{}", checked.remarks);
     assert!(!checked.remarks.contains("beteiligte"), "{}", checked.remarks);
     assert!(!checked.printed.contains(SECRET) && checked.printed.contains(ID), "{}", checked.printed);
+    let mut gate = world.gate(&mount.settings(&mount.entry(&["current"]))).await;
+    let log = gate.log().await;
+    let said: Vec<_> = log.iter().filter(|line| line.contains("takes webhooks from anybody")).collect();
+    assert!(matches!(said[..], [line] if line.contains("WARN") && line.contains("vmh/open/create")), "{said:?}");
 
     let empty = mount.path("empty");
     fs::write(&empty, "\n").expect("the folder is ours");

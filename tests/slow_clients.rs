@@ -85,3 +85,39 @@ async fn large_bodies_that_do_not_come_take_a_part_of_the_memory() {
         assert_eq!(connection.answer().await.expect("hookgate answers").error(), (400, "body_empty".into()));
     }
 }
+
+/// Small ones that never end, as many as there is memory for: whoever is slow goes as soon as others wait.
+#[tokio::test]
+async fn slow_bodies_that_hold_all_memory_make_room() {
+    const EACH: usize = 60_000;
+    let world = World::start().await;
+    let limit = 1 << 20;
+    let gate = world.gate(&format!("server.max_body_bytes = {EACH}\nserver.max_buffered_bytes = {limit}\n")).await;
+    let head = format!("POST {PATH} HTTP/1.1\r\nHost: x\r\nContent-Length: {EACH}\r\n\r\n");
+    let begun = [head.as_bytes(), &b" ".repeat(EACH - 1)].concat();
+    let mut slow = Vec::new();
+    // Seven eighths are for those of whom nobody knows who they are.
+    for _ in 0..limit / 8 * 7 / EACH {
+        let mut connection = Connection::open(gate.address()).await.expect("hookgate listens");
+        connection.send(&begun).await.expect("hookgate reads");
+        slow.push(connection);
+    }
+    eventually("they are here but for a byte", async || {
+        let status = gate.probe("/v1/status").await.json();
+        (status["limits"]["buffered_bytes"]["used"] == slow.len() * EACH).then_some(())
+    })
+    .await;
+    for id in ["a", "b", "c"] {
+        assert_eq!(gate.post(format!("{:50000}", batch([id]))).await.counts(), (1, 1), "at the first attempt");
+    }
+    let mut finished = 0;
+    for mut connection in slow {
+        // Those that nobody had to wait for were not sent away.
+        let _gone = connection.send(b" ").await;
+        match connection.answer().await.expect("hookgate answers").error() {
+            (400, error) if error == "body_empty" => finished += 1,
+            other => assert_eq!(other, (503, "too_many_bytes".into())),
+        }
+    }
+    assert!(finished > 0, "nobody was left");
+}

@@ -153,6 +153,10 @@ async fn a_user_of_redis_with_a_password() {
     for settings in [login("gate", &wrong), login("nobody", &right)] {
         refused(&world, "redis", &settings, &["redis.username", "redis.password_file"]).await;
     }
+    let in_url =
+        |login: &str| format!("redis.url = \"{}\"\n", world.redis.url().replace("://", &format!("://{login}@")));
+    works(&world, &in_url("gate:right")).await;
+    refused(&world, "redis", &in_url("gate:wrong"), &["the login in redis.url"]).await;
 }
 
 // NATS.

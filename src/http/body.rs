@@ -54,7 +54,13 @@ impl Body {
         }
     }
 
-    /// Adds bytes, and takes their memory from the budget. The caller has checked that they are not too many.
+    /// Most bytes that it will take if it is small, as it is with so many bytes more.
+    pub(super) fn small_with(&self, more: usize) -> Option<usize> {
+        (self.len() + more <= MAX_ON_HEAP).then(|| self.most.min(MAX_ON_HEAP))
+    }
+
+    /// Adds bytes, and takes their memory from the budget. The caller has checked that they are not too many. If there
+    /// is no memory, nothing was done.
     pub(super) fn extend(&mut self, held: &mut Held, part: &[u8]) -> Result<(), Refusal> {
         let needed = self.len() + part.len();
         if needed > MAX_ON_HEAP
@@ -70,7 +76,7 @@ impl Body {
                 let room = bytes.capacity();
                 if needed > room {
                     let target = needed.max((2 * room).min(self.most));
-                    held.reserve(target - room)?;
+                    held.reserve_for_anybody(target - room)?;
                     bytes.reserve_exact(target - bytes.len());
                 }
                 bytes.extend_from_slice(part);

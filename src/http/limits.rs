@@ -9,7 +9,7 @@ use std::{
 };
 
 use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError},
+    sync::{Notify, OwnedSemaphorePermit, Semaphore, TryAcquireError},
     time::{Instant, timeout_at},
 };
 use tokio_util::task::{TaskTracker, task_tracker::TaskTrackerToken};
@@ -19,9 +19,12 @@ use super::Refusal;
 /// The part of the memory for bodies that large ones leave to small ones until they have shown a good signature: a few
 /// senders of large bodies, who need no secret for that, would refuse everybody else.
 const FOR_SMALL: usize = 4;
-/// The part that long heads leave to requests with short ones.
-const FOR_SHORT_HEADS: usize = 8;
-/// How long a request waits for a place before it is refused. A sender that is refused has only so many attempts.
+/// The part that all others of whom nobody knows who they are leave to those whose signature was good.
+const FOR_VERIFIED: usize = 8;
+/// The part that those may need who wait for it.
+const FOR_WAITING: usize = 8;
+/// How long a request waits for a place, or for memory, before it is refused. A sender that is refused has only so many
+/// attempts.
 const PATIENCE: Duration = Duration::from_millis(500);
 
 /// What all requests together may take.
@@ -62,6 +65,8 @@ impl Limits {
             buffer: Arc::new(Buffer {
                 limit: max_buffered_bytes,
                 taken: AtomicUsize::new(0),
+                waiting: AtomicUsize::new(0),
+                room: Notify::new(),
                 requests: AtomicUsize::new(0),
             }),
         }
@@ -124,6 +129,16 @@ impl Limits {
         }
     }
 
+    /// Whether small bodies wait for memory and there is none, so that those who are slow with theirs have to go.
+    pub(super) fn is_short(&self) -> bool {
+        let waiting = self.buffer.waiting.load(Ordering::Relaxed);
+        waiting > 0 && self.buffer.taken.load(Ordering::Relaxed) + waiting > self.buffer.for_anybody()
+    }
+
+    pub(super) fn no_room(&self) -> Refusal {
+        Refusal::TooManyBytes { limit: self.buffer.limit }
+    }
+
     fn place(&self, permit: OwnedSemaphorePermit) -> Place {
         self.buffer.requests.fetch_add(1, Ordering::Relaxed);
         Place { buffer: Arc::clone(&self.buffer), _permit: permit }
@@ -152,7 +167,30 @@ pub struct InUse {
 struct Buffer {
     limit: usize,
     taken: AtomicUsize,
+    /// Bytes of small bodies that find no room.
+    waiting: AtomicUsize,
+    /// For one of them there may be some.
+    room: Notify,
     requests: AtomicUsize,
+}
+
+impl Buffer {
+    /// What is there for those of whom nobody knows who they are.
+    const fn for_anybody(&self) -> usize {
+        self.limit - self.limit / FOR_VERIFIED
+    }
+
+    fn give_back(&self, bytes: usize) {
+        // In one order with what `Waiting` does, or it could miss this room.
+        self.taken.fetch_sub(bytes, Ordering::SeqCst);
+        self.pass_on();
+    }
+
+    fn pass_on(&self) {
+        if self.waiting.load(Ordering::SeqCst) > 0 {
+            self.room.notify_one();
+        }
+    }
 }
 
 /// A request whose body comes, and until when all of it has time.
@@ -190,25 +228,25 @@ pub(super) struct Held {
 }
 
 impl Held {
-    /// Takes memory from the budget of all bodies.
+    /// Takes memory from the budget of all bodies, for somebody who may come in.
     pub(super) fn reserve(&mut self, bytes: usize) -> Result<(), Refusal> {
         self.reserve_within(bytes, self.buffer.limit)
     }
 
-    /// The same for a large body of which nobody knows yet who sends it.
-    pub(super) fn reserve_for_large(&mut self, bytes: usize) -> Result<(), Refusal> {
-        self.reserve_within(bytes, self.buffer.limit - self.buffer.limit / FOR_SMALL)
+    /// The same for a body, or a long head, of which nobody knows yet who sends it.
+    pub(super) fn reserve_for_anybody(&mut self, bytes: usize) -> Result<(), Refusal> {
+        self.reserve_within(bytes, self.buffer.for_anybody())
     }
 
-    /// The same for a long head, of which nobody knows either.
-    pub(super) fn reserve_for_head(&mut self, bytes: usize) -> Result<(), Refusal> {
-        self.reserve_within(bytes, self.buffer.limit - self.buffer.limit / FOR_SHORT_HEADS)
+    /// The same for a large body.
+    pub(super) fn reserve_for_large(&mut self, bytes: usize) -> Result<(), Refusal> {
+        self.reserve_within(bytes, self.buffer.limit - self.buffer.limit / FOR_SMALL)
     }
 
     fn reserve_within(&mut self, bytes: usize, most: usize) -> Result<(), Refusal> {
         let Buffer { limit, taken, .. } = &*self.buffer;
         taken
-            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |taken| Some(taken + bytes).filter(|sum| *sum <= most))
+            .fetch_update(Ordering::SeqCst, Ordering::Relaxed, |taken| Some(taken + bytes).filter(|sum| *sum <= most))
             .map_err(|_taken| Refusal::TooManyBytes { limit: *limit })?;
         self.bytes += bytes;
         Ok(())
@@ -217,12 +255,45 @@ impl Held {
     /// Gives back what was freed before the request is over.
     pub(super) fn release(&mut self, bytes: usize) {
         self.bytes -= bytes;
-        self.buffer.taken.fetch_sub(bytes, Ordering::AcqRel);
+        self.buffer.give_back(bytes);
+    }
+
+    /// A wait for room, that begins now, for a body that will take `bytes`. None if so many wait that those who hold a
+    /// part of what they need would wait for each other.
+    pub(super) fn wait(&self, bytes: usize) -> Option<Waiting> {
+        let Buffer { limit, waiting, .. } = &*self.buffer;
+        let most = limit / FOR_WAITING;
+        waiting
+            .fetch_update(Ordering::SeqCst, Ordering::Relaxed, |sum| Some(sum + bytes).filter(|sum| *sum <= most))
+            .ok()?;
+        Some(Waiting { buffer: Arc::clone(&self.buffer), bytes, until: Instant::now() + PATIENCE })
     }
 }
 
 impl Drop for Held {
     fn drop(&mut self) {
-        self.buffer.taken.fetch_sub(self.bytes, Ordering::AcqRel);
+        self.buffer.give_back(self.bytes);
+    }
+}
+
+/// A small body that waits for memory. Makes those go who hold some and are slow ([`Limits::is_short`]).
+pub(super) struct Waiting {
+    buffer: Arc<Buffer>,
+    bytes: usize,
+    until: Instant,
+}
+
+impl Waiting {
+    /// Returns once there may be room, or not any more: whether trying again makes sense.
+    pub(super) async fn room(&self) -> bool {
+        timeout_at(self.until, self.buffer.room.notified()).await.is_ok()
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.buffer.waiting.fetch_sub(self.bytes, Ordering::SeqCst);
+        // There may be room for the next one too.
+        self.buffer.pass_on();
     }
 }

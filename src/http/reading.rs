@@ -1,7 +1,14 @@
 //! The body of a request: its bytes, whether they may come in, and the ids in them. Within the limits of time and
 //! memory; knows nothing of claims and events.
 
-use std::{panic, sync::Arc, time::SystemTime};
+use std::{
+    panic,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, SystemTime},
+};
 
 use bytes::{Buf, Bytes};
 use futures_util::{Stream, StreamExt};
@@ -12,7 +19,7 @@ use warp::http::HeaderMap;
 use super::{
     Refusal,
     body::Body,
-    limits::{Admitted, Arriving, Held, Limits},
+    limits::{Admitted, Arriving, Held, Limits, Waiting},
 };
 use crate::{
     batch::{Batch, BatchError},
@@ -31,11 +38,13 @@ const SMALL_HEAD: usize = 8 * 1024;
 const HEAD_TIMES: usize = 3;
 /// And for each of its lines: its places in the tables of both.
 const HEAD_LINE: usize = 320;
-/// Pieces of a body that may be of any size. Each takes as long as tens of bytes do, whatever is in it; but somebody
-/// may write word by word, and would lose a good batch.
-const FREE_PIECES: usize = 65_536;
-/// Beyond, they have to have so many bytes on average.
-const MIN_PIECE: usize = 16;
+/// Pieces of a body that may be of any size. Each takes as long as 50 bytes of an ordinary body do, whatever is in it.
+/// But somebody may write word by word, and would lose a good batch: 50 records of 600 bytes are some 4,000 words.
+const FREE_PIECES: usize = 4096;
+/// Beyond, there may be one for so many bytes.
+const MIN_PIECE: usize = 10;
+/// How long a body may take whatever others wait for, and how long until it is asked again whether they do.
+const GRACE: Duration = Duration::from_millis(250);
 
 /// Whether a body is understood by another thread, so that its sender can hang up meanwhile.
 pub(super) const fn is_large(body: &Bytes) -> bool {
@@ -60,7 +69,7 @@ pub(super) async fn read_body(
     let mut body = std::pin::pin!(body);
     let mut bytes = Body::new(announced.unwrap_or(limit));
     let mut pieces = 0;
-    // One time-out for all of it: with one for each piece, those of a byte cost twice as much.
+    let waits = AtomicBool::new(false);
     let all = async {
         while let Some(chunk) = body.next().await {
             let mut chunk = chunk.map_err(|error| Refusal::BodyUnreadable(root_cause(&error)))?;
@@ -69,28 +78,76 @@ pub(super) async fn read_body(
             }
             while chunk.has_remaining() {
                 let part = chunk.chunk();
-                bytes.extend(&mut arriving.held, part)?;
+                if let Err(refusal) = bytes.extend(&mut arriving.held, part) {
+                    let small = bytes.small_with(part.len()).and_then(|most| arriving.held.wait(most));
+                    let Some(waiting) = small else { return Err(refusal) };
+                    // Boxed for the sake of all others.
+                    waits.store(true, Ordering::Relaxed);
+                    Box::pin(extend_soon(&mut bytes, &mut arriving.held, part, waiting)).await?;
+                    waits.store(false, Ordering::Relaxed);
+                }
                 let length = part.len();
                 chunk.advance(length);
             }
             pieces += 1;
-            if pieces > FREE_PIECES && bytes.len() < pieces * MIN_PIECE {
+            if pieces > FREE_PIECES + bytes.len() / MIN_PIECE {
+                let length = bytes.len();
                 return Err(Refusal::BodyUnreadable(format!(
-                    "it came in {pieces} pieces of less than {MIN_PIECE} bytes on average; send larger chunks, or its length (Content-Length)"
+                    "{length} bytes came in {pieces} pieces, which is more than {FREE_PIECES} and one for each {MIN_PIECE} bytes; send larger chunks, or its length (Content-Length)"
                 )));
             }
         }
         Ok(())
     };
-    timeout_at(until, all).await.map_err(|_elapsed| Refusal::BodyTimeout)??;
+    let is_short = || !waits.load(Ordering::Relaxed) && limits.is_short();
+    unless_slow(all, until, is_short).await.map_err(|slow| match slow {
+        Slow::OutOfTime => Refusal::BodyTimeout,
+        Slow::InTheWay => limits.no_room(),
+    })??;
     Ok(bytes.into())
+}
+
+/// Why somebody is not waited for any longer.
+enum Slow {
+    OutOfTime,
+    InTheWay,
+}
+
+/// Waits for a body, until `until`; or until others wait for what it holds, once it has had its grace.
+async fn unless_slow<T>(
+    body: impl Future<Output = T>,
+    until: Instant,
+    is_in_the_way: impl Fn() -> bool,
+) -> Result<T, Slow> {
+    // One time-out for all of it: with one for each piece, those of a byte would cost twice as much.
+    let mut body = std::pin::pin!(body);
+    let mut look = Instant::now() + GRACE;
+    loop {
+        match timeout_at(look.min(until), body.as_mut()).await {
+            Ok(done) => return Ok(done),
+            Err(_elapsed) if look >= until => return Err(Slow::OutOfTime),
+            Err(_elapsed) if is_in_the_way() => return Err(Slow::InTheWay),
+            Err(_elapsed) => look += GRACE,
+        }
+    }
+}
+
+/// Adds a part of a body as soon as there is memory for it.
+async fn extend_soon(bytes: &mut Body, held: &mut Held, part: &[u8], waiting: Waiting) -> Result<(), Refusal> {
+    loop {
+        // Again first: there may be room since.
+        let Err(refusal) = bytes.extend(held, part) else { return Ok(()) };
+        if !waiting.room().await {
+            return Err(refusal);
+        }
+    }
 }
 
 /// Takes the memory of a long head, which stays for as long as its request, from the budget of all bodies.
 pub(super) fn weigh_head(headers: &HeaderMap, held: &mut Held) -> Result<(), Refusal> {
     let bytes: usize = headers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum();
     let weight = HEAD_TIMES * bytes + HEAD_LINE * headers.len();
-    if weight > SMALL_HEAD { held.reserve_for_head(weight) } else { Ok(()) }
+    if weight > SMALL_HEAD { held.reserve_for_anybody(weight) } else { Ok(()) }
 }
 
 /// Where a body has to pass.
@@ -109,12 +166,9 @@ pub(super) struct Understood {
 }
 
 impl Entrance {
-    /// Sends a request away that shows no signature at all, before anything of its body is read.
+    /// Sends a request away that shows no signature that could be good, before anything of its body is read.
     pub(super) fn announced(&self) -> Result<(), Refusal> {
-        if self.verifiers.of(&self.route).is_announced(&self.headers) {
-            return Ok(());
-        }
-        Err(self.unauthenticated(Failure::Missing))
+        self.verifiers.of(&self.route).announced(&self.headers).map_err(|failure| self.unauthenticated(failure))
     }
 
     /// Lets the body in, or says why not, and reads its ids.

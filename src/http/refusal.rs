@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use warp::http::{Method, StatusCode};
+use warp::http::StatusCode;
 
 use crate::{batch::BatchError, metrics::Shed, pipeline::Failure, signature};
 
@@ -12,7 +12,7 @@ pub(super) enum Refusal {
     #[error("no webhook is served at {path:?}; check it for case, slashes and encoding")]
     UnknownPath { path: String },
     #[error("webhooks come as POST, not as {0}")]
-    NotPost(Method),
+    NotPost(&'static str),
     #[error("the body has more than {limit} bytes (server.max_body_bytes)")]
     BodyTooLarge { limit: usize },
     #[error("the body did not arrive in time; send it again")]

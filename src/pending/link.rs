@@ -257,7 +257,7 @@ impl Keeper {
         let refused = || Contact::Refused(problem.to_owned());
         let login_refused = || {
             Contact::Refused(format!(
-                "{problem}; check redis.username and redis.password_file, and what this user may do (k8s/privileges/redis.acl)"
+                "{problem}; check redis.username and redis.password_file, or the login in redis.url, and what this user may do (k8s/privileges/redis.acl)"
             ))
         };
         // What the client library leaves of NOAUTH when it chooses the database.

@@ -25,7 +25,7 @@ pub(super) fn read(headers: &HeaderMap) -> Option<Result<Claimed, Failure>> {
         Err(Failure::Malformed),
         |token| {
             let mac = hmac(KEY, &[token]).finalize().into_bytes().into();
-            Ok(Claimed { prefix: Vec::new(), macs: vec![mac], signed_at: None, foreign: false })
+            Ok(Claimed { prefix: Vec::new(), macs: vec![mac], signed_at: None, ids: 0, foreign: false })
         },
     ))
 }

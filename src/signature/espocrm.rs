@@ -27,7 +27,8 @@ pub(super) fn read(headers: &HeaderMap, id: &str) -> Option<Result<Claimed, Fail
     let own = |(claimed, _): &&(Vec<u8>, [u8; 32])| claimed == id.as_bytes();
     let foreign = !claimed.iter().any(|claim| own(&claim));
     let macs = claimed.iter().filter(|claim| foreign || own(claim)).map(|(_, mac)| *mac).collect();
-    Some(Ok(Claimed { prefix: Vec::new(), macs, signed_at: None, foreign }))
+    let ids = if claimed[0].0 == claimed[claimed.len() - 1].0 { 1 } else { 2 };
+    Some(Ok(Claimed { prefix: Vec::new(), macs, signed_at: None, ids, foreign }))
 }
 
 /// The id, and what comes behind the first colon.

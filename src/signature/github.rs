@@ -10,5 +10,5 @@ const SIGNATURE: HeaderName = HeaderName::from_static("x-hub-signature-256");
 pub(super) fn read(headers: &HeaderMap) -> Option<Result<Claimed, Failure>> {
     let header = single(headers, &SIGNATURE)?;
     let mac = header.and_then(|header| header.strip_prefix(b"sha256=").and_then(unhex).ok_or(Failure::Malformed));
-    Some(mac.map(|mac| Claimed { prefix: Vec::new(), macs: vec![mac], signed_at: None, foreign: false }))
+    Some(mac.map(|mac| Claimed { prefix: Vec::new(), macs: vec![mac], signed_at: None, ids: 0, foreign: false }))
 }

@@ -37,5 +37,5 @@ fn claimed(headers: &HeaderMap, signatures: &[u8]) -> Option<Result<Claimed, Fai
         return None;
     }
     let prefix = [id, b".", timestamp, b"."].concat();
-    Some(Ok(Claimed { prefix, macs, signed_at: Some(signed_at), foreign: false }))
+    Some(Ok(Claimed { prefix, macs, signed_at: Some(signed_at), ids: 0, foreign: false }))
 }

@@ -184,9 +184,41 @@ pub(super) fn found() -> Vec<Row> {
             "GET /x HTTP/1.1\r\nHost: x\r\n\r\n".repeat(100),
             Each(&[(404, 0); 100]),
         ),
-        row(88, "70,000 chunks of a byte", in_bytes(70_000), Status(&[400])),
-        row(88, "60,000 chunks of a byte", in_bytes(60_000), Status(&[200])),
+        row(88, "5,000 chunks of a byte", in_bytes(5_000), Status(&[400])),
+        row(88, "4,500 chunks of a byte", in_bytes(4_500), Status(&[200])),
         row(87, "66 headers", request(PATH, &"X: y\r\n".repeat(64), "[]"), Status(&[431])),
+    ]
+}
+
+/// Of requests whose ends two parties could see in two places.
+pub(super) fn in_chunks() -> Vec<Row> {
+    let posted = "POST PATH HTTP/1.1\nHost: x\n";
+    vec![
+        row(
+            101,
+            "chunks in chunks",
+            text(&format!("{posted}Transfer-Encoding: chunked, Chunked\n\n0\n\n")),
+            Status(&[400]),
+        ),
+        row(
+            101,
+            "chunks in chunks, in two lines",
+            text(&format!("{posted}Transfer-Encoding: chunked\nTransfer-Encoding: chunked\n\n0\n\n")),
+            Status(&[400]),
+        ),
+        row(
+            102,
+            "two lengths behind chunks",
+            [chunked("", "2\n[]\n0\n\n"), text(&format!("{posted}Content-Length: 2\nContent-Length: 2\n\n[]"))]
+                .concat(),
+            TakenThenClosed,
+        ),
+        row(
+            102,
+            "length and chunks behind chunks",
+            [chunked("", "2\n[]\n0\n\n"), chunked("Content-Length: 2\n", "2\n[]\n0\n\n")].concat(),
+            TakenThenClosed,
+        ),
     ]
 }
 
