@@ -13,3 +13,6 @@ mod outbox;
 pub mod redis;
 mod script;
 mod settler;
+
+/// Ids of one call to Redis beyond which no more requests join it, so that none holds up the store.
+const CALL: usize = 1000;

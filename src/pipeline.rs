@@ -36,9 +36,9 @@ pub use self::{
     settlement::Settlement,
 };
 
-/// Ids of one request that are claimed, published and acknowledged together. A batch of EspoCRM has 50; a
-/// larger one goes through in steps of this size, so that no single script call holds up the store.
-pub const STEP: usize = 1000;
+/// Ids of one request that are claimed, published and acknowledged together. A batch of `EspoCRM` has 50; a
+/// larger one goes through in steps of this size, between which others have their turn (`bench/NOTES.md`).
+const STEP: usize = 250;
 
 /// Least time for attempts to publish, of which a request has to have had as much to say anything of the broker.
 const FAIR_TRY: Duration = Duration::from_millis(500);

@@ -3,8 +3,8 @@
 //! A head with both `Content-Length` and `Transfer-Encoding` is read by hyper as chunked, and the length is gone
 //! before anybody can ask for it; of two lengths that are the same one is gone. Whoever stands in front may have
 //! counted by the length, and then two parties disagree where the next request begins; so such a request is refused.
-//! This only finds it: hyper decides what a head is, and where this can't follow it stops looking, which leaves
-//! hyper's own way (chunked, then closed).
+//! This only finds it: hyper decides what a head is. Where a chunked body ends is not followed: its request is the last
+//! one of its connection.
 
 use std::sync::{
     Arc,

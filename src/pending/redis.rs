@@ -23,6 +23,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{debug, warn};
 
 use super::{
+    CALL,
     access::Access,
     link::{Check, Current, Link, means_trouble},
     outbox,
@@ -32,7 +33,7 @@ use super::{
 use crate::{
     failpoint,
     metrics::{Operation, RedisTimes},
-    pipeline::{ClaimError, Claimed, PendingStore, Proposal, STEP, Settlement},
+    pipeline::{ClaimError, Claimed, PendingStore, Proposal, Settlement},
     readiness::Contact,
     route::{Route, RouteTable},
     supervision::keep_on,
@@ -281,7 +282,7 @@ impl Claimer {
         while let Some(first) = jobs.recv().await {
             let mut ids = first.proposal.range.len();
             let mut batch = vec![first];
-            while ids < STEP
+            while ids < CALL
                 && let Ok(job) = jobs.try_recv()
             {
                 ids += job.proposal.range.len();

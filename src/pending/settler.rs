@@ -7,13 +7,14 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 use super::{
+    CALL,
     link::{Current, Link, means_trouble},
     script::{self, SETTLE},
 };
 use crate::{
     failpoint,
     metrics::{Operation, RedisTimes},
-    pipeline::{STEP, Settlement},
+    pipeline::Settlement,
     route::Route,
 };
 
@@ -36,7 +37,7 @@ impl Settler {
                 }
             };
             let Some(mut settlements) = first else { return };
-            while settlements.len() < STEP
+            while settlements.len() < CALL
                 && let Ok(more) = jobs.try_recv()
             {
                 settlements.extend(more);
