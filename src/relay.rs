@@ -23,7 +23,6 @@ use crate::{
     metrics::{Metrics, RelayMetrics},
     pipeline::{ClaimError, Publisher, Settlement},
     publisher::PublishError,
-    readiness::Contact,
     route::{Route, RouteTable},
     shutdown::Phase,
     supervision::keep_on,
@@ -38,6 +37,10 @@ const WALK_EVERY: Duration = Duration::from_secs(1);
 const PAGE_PAUSE: Duration = Duration::from_millis(10);
 /// How long a lease lasts without being renewed.
 const LEASE: Duration = Duration::from_secs(10);
+/// What is left of a lease that is given up.
+const GIVEN_UP: Duration = Duration::from_millis(1);
+/// How long a replica leaves an outbox to others of which it could publish nothing.
+const YIELD: Duration = Duration::from_secs(5);
 /// Between two looks for routes that were removed from the configuration.
 const REMOVED_EVERY: Duration = Duration::from_secs(60);
 
@@ -280,12 +283,9 @@ impl Relay {
         without_lease: WithoutLease,
         walked: &mut Walked,
     ) -> Result<(), RelayError> {
-        // A refusal may be over, and if no sender comes only an attempt can tell.
-        if let Contact::Unreachable(problem) = &*self.publisher.contact().borrow() {
-            return Err(PublishError::Unavailable(problem.clone()).into());
-        }
-        let leased = self.outbox.lease(route, &self.holder, LEASE).await?;
-        if !leased && without_lease == WithoutLease::Yield {
+        let yields = without_lease == WithoutLease::Yield;
+        let leased = !(yields && tracked.yields()) && self.outbox.lease(route, &self.holder, LEASE).await?;
+        if !leased && yields {
             return Err(RelayError::Leased);
         }
         let mut events = Events::of(route);
@@ -299,7 +299,8 @@ impl Relay {
         let began = self.tracer.begin();
         let outcomes = self.publisher.publish(route, events, self.ack_timeout).await;
         failpoint::hit("relay_after_publish");
-        if began.is_some() {
+        let tried = outcomes.iter().any(|outcome| !matches!(outcome, Err(PublishError::Unavailable(_))));
+        if began.is_some() && tried {
             let tokens = due.iter().map(|due| due.token).collect();
             let problem = outcomes.iter().find_map(|outcome| outcome.as_ref().err()).map(ToString::to_string);
             self.tracer.sent(began, Sent { request: None, route, tokens, attempts: 1, problem });
@@ -321,6 +322,13 @@ impl Relay {
                     }
                 }
             }
+        }
+        if leased && settlements.is_empty() {
+            // Perhaps it is only this replica that can't. If it could not even try, it costs nothing to ask again soon.
+            if tried {
+                tracked.yield_for(YIELD);
+            }
+            self.outbox.lease(route, &self.holder, GIVEN_UP).await?;
         }
         walked.published += settlements.len();
         if !settlements.is_empty() {

@@ -158,3 +158,24 @@ async fn with_both_stores_down_the_sender_comes_back() {
     assert_eq!(gate.deliver(batch(["a"])).await.counts(), (1, 1));
     assert_eq!(ids(&world.nats.events().await).iter().filter(|id| *id == "a").count(), 1);
 }
+
+/// A key that somebody else has written costs its own route, and no other.
+#[tokio::test]
+async fn a_key_of_another_kind_is_about_one_route() {
+    let world = World::start().await;
+    let mut connection = world.redis.connection().await;
+    redis::cmd("SET")
+        .arg("vmh:other:create_pending")
+        .arg("x")
+        .exec_async(&mut connection)
+        .await
+        .expect("Redis takes it");
+    let route = |entity: &str| format!("[[routes]]\nflow = \"vmh\"\nentity = \"{entity}\"\naction = \"create\"\n");
+    let settings = format!("redis.on_unavailable = \"reject\"\n{}{}", route("beteiligte"), route("other"));
+    let gate = world.gate(&settings).await;
+    gate.wait_log("a key of this route is something else").await;
+    assert_eq!(gate.post(batch(["a"])).await.counts(), (1, 1));
+    assert_eq!(gate.post(batch(["a"])).await.counts(), (0, 1));
+    let refused = gate.post_to("/vmh/webhook/other/create", batch(["a"])).await;
+    assert_eq!(refused.error(), (503, "pending_store_unavailable".into()));
+}

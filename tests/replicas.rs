@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use futures_util::{StreamExt, stream};
 
-use crate::support::{Event, OUTBOX, PENDING, World, batch};
+use crate::support::{Event, NatsServer, OUTBOX, PENDING, RedisServer, World, batch, in_time};
 
 const BATCHES: usize = 300;
 const IDS: usize = 50;
@@ -38,3 +38,32 @@ async fn three_replicas_race_for_the_same_ids() {
 
 /// 180,000 lines about single ids would tell nothing.
 const QUIET: &str = r#"log.filter = "info,hookgate::entity=warn""#;
+
+/// It renews its lease with every entry that is due again, and could keep all others from the outbox for good.
+#[tokio::test]
+async fn a_replica_that_may_not_publish_leaves_the_outbox_to_others() {
+    const POSTS: usize = 150;
+    let users = r#"
+no_auth_user: "good"
+authorization { users: [
+  { user: "good", password: "x" },
+  { user: "sick", password: "x", permissions: { publish: { deny: "vmh.>" } } },
+] }
+"#;
+    let (redis, nats) = tokio::join!(RedisServer::start(), NatsServer::configured(users));
+    let world = World { redis, nats };
+    let settings = format!(
+        "{QUIET}\nserver.request_deadline = \"1s\"\nnats.ack_timeout = \"500ms\"\noutbox.relay_after = \"2s\"\n"
+    );
+    let _good = world.gate(&settings).await;
+    let url = world.nats.url().replace("://", "://sick:x@");
+    let sick = world.gate(&format!("{settings}nats.url = \"{url}\"\n")).await;
+    // Entries that come due one after the other, so that there is always one.
+    let posts = (0..POSTS).map(|number| {
+        let sick = &sick;
+        async move { assert_eq!(sick.post(batch([format!("id-{number}")])).await.status, 503) }
+    });
+    in_time("the sick replica claims", stream::iter(posts).buffer_unordered(10).count()).await;
+    world.redis.settled(OUTBOX).await;
+    assert_eq!(world.nats.events().await.len(), POSTS);
+}

@@ -6,7 +6,7 @@ use async_nats::jetstream::stream::{Config, DiscardPolicy, StorageType};
 use futures_util::{FutureExt, StreamExt};
 use serde_json::Value;
 
-use crate::support::{Event, NatsServer, World, batch};
+use crate::support::{Event, NatsServer, OUTBOX, RedisServer, World, batch, eventually};
 
 /// The settings of a stream as the server has them, byte for byte.
 async fn raw_config(nats: &NatsServer, name: &str) -> String {
@@ -164,4 +164,54 @@ async fn a_stream_that_was_deleted_is_made_again() {
     let config = world.nats.stream("HOOKGATE").await.expect("it was made again");
     assert_eq!(config.subjects, ["vmh.>"]);
     assert_eq!(world.nats.events().await.iter().map(Event::entity_id).collect::<Vec<_>>(), ["b"]);
+}
+
+/// Whoever subscribes can answer, also where nothing is stored.
+#[tokio::test]
+async fn an_answer_that_is_no_streams_is_no_acknowledgement() {
+    let world = World::start().await;
+    let client = world.nats.client().await;
+    let mut messages = client.subscribe("vmh.>").await.expect("NATS takes it");
+    let gate = world.gate_unready("nats.stream = { create = false }\nserver.request_deadline = \"2s\"").await;
+    gate.wait_store("nats", "refused").await;
+    let answers = async {
+        while let Some(message) = messages.next().await {
+            let reply = message.reply.expect("an acknowledgement is asked for");
+            client.publish(reply, r#"{"status":"ok","seq":7}"#.into()).await.expect("NATS takes it");
+        }
+    };
+    tokio::select! {
+        () = answers => panic!("the subscription ended"),
+        answer = gate.post(batch(["a"])) => assert_eq!(answer.error(), (503, "not_published".into())),
+    }
+    assert_eq!(world.redis.outbox(OUTBOX).await.len(), 1, "it is still to be published");
+}
+
+/// A subscriber takes the place of the server's word that nobody is there.
+#[tokio::test]
+async fn a_stream_that_is_missing_is_made_again_though_somebody_listens() {
+    let world = World::start().await;
+    let _messages = world.nats.client().await.subscribe("vmh.>").await.expect("NATS takes it");
+    let gate = world.gate("server.request_deadline = \"2s\"").await;
+    assert_eq!(gate.post(batch(["a"])).await.counts(), (1, 1));
+    world.nats.jetstream().await.delete_stream("HOOKGATE").await.expect("NATS deletes it");
+    assert_eq!(gate.deliver(batch(["b"])).await.counts().1, 1);
+    assert_eq!(world.nats.events().await.len(), 1, "the second one is in the new stream");
+}
+
+/// What a client refuses to send holds up nothing else.
+#[tokio::test]
+async fn an_event_that_is_too_large_for_the_server_fails_alone() {
+    let (redis, nats) = tokio::join!(RedisServer::start(), NatsServer::configured("max_payload: 500\n"));
+    let world = World { redis, nats };
+    let gate = world.gate("server.request_deadline = \"2s\"").await;
+    let long = "x".repeat(255);
+    let answer = gate.post(batch(["a", &long, "b"])).await;
+    assert_eq!(answer.error(), (503, "not_published".into()));
+    assert_eq!(world.nats.events().await.iter().map(Event::entity_id).collect::<Vec<_>>(), ["a", "b"]);
+    eventually("the others are settled", async || {
+        let left = world.redis.outbox(OUTBOX).await;
+        (left.keys().collect::<Vec<_>>() == [&long]).then_some(())
+    })
+    .await;
 }

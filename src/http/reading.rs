@@ -91,10 +91,7 @@ pub(super) async fn read_body(
             }
             pieces += 1;
             if pieces > FREE_PIECES + bytes.len() / MIN_PIECE {
-                let length = bytes.len();
-                return Err(Refusal::BodyUnreadable(format!(
-                    "{length} bytes came in {pieces} pieces, which is more than {FREE_PIECES} and one for each {MIN_PIECE} bytes; send larger chunks, or its length (Content-Length)"
-                )));
+                return Err(Refusal::TooManyPieces { pieces, bytes: bytes.len() });
             }
         }
         Ok(())

@@ -28,6 +28,10 @@ pub(super) enum Refusal {
         /// What the route asks for.
         scheme: &'static str,
     },
+    #[error(
+        "{bytes} bytes of the body came in {pieces} pieces, which costs too much; send larger chunks, or its length (Content-Length)"
+    )]
+    TooManyPieces { pieces: usize, bytes: usize },
     #[error(transparent)]
     Malformed(BatchError),
     #[error("more than {limit} requests at once (server.max_in_flight); send it again later")]
@@ -68,6 +72,8 @@ pub(super) const fn status(refusal: &Refusal) -> (StatusCode, &'static str) {
         Refusal::Malformed(BatchError::NotJson { .. }) => (StatusCode::BAD_REQUEST, "not_json"),
         // Comes back: nothing is wrong with the batch.
         Refusal::TooManyRequests { .. } => (StatusCode::SERVICE_UNAVAILABLE, "too_many_requests"),
+        // The batch may be a good one, and its sender may be told to write it in another way.
+        Refusal::TooManyPieces { .. } => (StatusCode::SERVICE_UNAVAILABLE, "too_many_pieces"),
         Refusal::TooManyBytes { .. } => (StatusCode::SERVICE_UNAVAILABLE, "too_many_bytes"),
         Refusal::NoMemory(_) => (StatusCode::SERVICE_UNAVAILABLE, "no_memory"),
         Refusal::Draining => (StatusCode::SERVICE_UNAVAILABLE, "shutting_down"),

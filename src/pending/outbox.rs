@@ -54,7 +54,8 @@ pub(super) async fn record(
 
 /// Whether they can be read, as the relay does to find what routes left behind that were removed.
 pub(super) async fn may_read_records(connection: &mut MultiplexedConnection) -> Result<(), RedisError> {
-    let _records: HashMap<String, String> = redis::cmd("HGETALL").arg(ROUTES).query_async(connection).await?;
+    // Bytes: what others have written there is nobody's business now.
+    let _records: HashMap<Vec<u8>, Vec<u8>> = redis::cmd("HGETALL").arg(ROUTES).query_async(connection).await?;
     Ok(())
 }
 

@@ -12,7 +12,10 @@ use std::{
     time::Duration,
 };
 
-use futures_util::{FutureExt, future::BoxFuture};
+use futures_util::{
+    FutureExt,
+    future::{BoxFuture, try_join_all},
+};
 use hashbrown::HashMap;
 use redis::{Cmd, ErrorKind, RedisError, Value, aio::MultiplexedConnection};
 use tokio::{
@@ -20,7 +23,7 @@ use tokio::{
     time::{Instant, error::Elapsed, timeout_at},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tracing::{debug, warn};
+use tracing::{debug, error, warn};
 
 use super::{
     CALL,
@@ -198,15 +201,8 @@ fn check(routes: &RouteTable, options: Options) -> Check {
     Arc::new(move |mut connection| {
         let routes = routes.clone();
         async move {
-            for route in &routes {
-                let probe = |call: &mut Cmd| {
-                    call.arg(4).arg(route.pending_key()).arg(route.outbox_key()).arg(route.lease_key());
-                    call.arg(format!("{}:probe", route.lease_key()));
-                };
-                PROBE.call::<()>(&mut connection, probe).await?;
-                let arguments = |call: &mut Cmd| script::claim(call, route, options.outbox_limit, false, &[]);
-                let _no_states: Vec<Value> = CLAIM.call(&mut connection, arguments).await?;
-            }
+            // All at the same time: one after the other, many routes would take longer than there is.
+            try_join_all(routes.iter().map(|route| check_route(connection.clone(), route, options))).await?;
             if options.durability == Durability::Aof {
                 let wait = redis::cmd("WAITAOF").arg(1).arg(0).arg(1).query_async::<Value>(&mut connection).await;
                 let _no_writes = wait.map_err(without_waitaof)?;
@@ -216,6 +212,27 @@ fn check(routes: &RouteTable, options: Options) -> Check {
         }
         .boxed()
     })
+}
+
+async fn check_route(mut connection: MultiplexedConnection, route: &Route, options: Options) -> Result<(), RedisError> {
+    let probe = |call: &mut Cmd| {
+        call.arg(4).arg(route.pending_key()).arg(route.outbox_key()).arg(route.lease_key());
+        call.arg(format!("{}:probe", route.lease_key()));
+    };
+    let arguments = |call: &mut Cmd| script::claim(call, route, options.outbox_limit, false, &[]);
+    let checked = async {
+        PROBE.call::<()>(&mut connection, probe).await?;
+        CLAIM.call::<Vec<Value>>(&mut connection, arguments).await.map(|_no_states| ())
+    };
+    match checked.await {
+        // The other routes can go on.
+        Err(error) if error.code() == Some("WRONGTYPE") => {
+            error!(%route, pending_key = route.pending_key(), outbox = route.outbox_key(), %error,
+                "a key of this route is something else in Redis, so nothing can be claimed for it; rename that key, or set routes.pending_key");
+            Ok(())
+        }
+        checked => checked,
+    }
 }
 
 /// WAITAOF is unknown before Redis 7.2, refused without an append-only file, and may be denied to the user.

@@ -38,6 +38,18 @@ struct Batch<T> {
     complete: Option<oneshot::Sender<()>>,
 }
 
+impl<T> Batch<T> {
+    fn one_less(&mut self) {
+        self.missing -= 1;
+        if self.missing == 0
+            && let Some(complete) = self.complete.take()
+        {
+            // Nobody waits any more if this fails.
+            let _unheard = complete.send(());
+        }
+    }
+}
+
 impl<T: Send + 'static> Inbox<T> {
     /// Subscribes; the task that takes the answers, each as `read` reads it, ends with the client.
     pub(super) async fn open(
@@ -88,6 +100,13 @@ impl<T> Expected<'_, T> {
         subject
     }
 
+    /// One of the messages is not sent, and not answered.
+    pub(super) fn is_not_sent(&self) {
+        if let Some(batch) = lock(&self.inbox.waiting).batches.get_mut(&self.number) {
+            batch.one_less();
+        }
+    }
+
     /// Waits until all answers are here, or none will come any more.
     pub(super) async fn complete(&mut self) {
         let _complete_or_over = (&mut self.all_here).await;
@@ -119,13 +138,7 @@ async fn collect<T>(answers: &mut Subscriber, read: fn(&Message) -> T, prefix: u
             && let Some(slot @ None) = batch.answers.get_mut(index)
         {
             *slot = Some(read(&answer));
-            batch.missing -= 1;
-            if batch.missing == 0
-                && let Some(complete) = batch.complete.take()
-            {
-                // Nobody waits any more if this fails.
-                let _unheard = complete.send(());
-            }
+            batch.one_less();
         }
     }
 }

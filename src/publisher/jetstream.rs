@@ -111,33 +111,42 @@ impl Publisher for JetStream {
             let mut expected = self.inbox.expect(count, epoch);
             let mut is_sent = false;
             let address = self.addresses.of(route);
+            let mut unsent = Vec::new();
             let exchange = async {
                 for (index, event) in events.iter_mut().enumerate() {
                     let (subject, headers) = (address.subject.clone(), address.headers(event.token));
                     let (reply, payload) = (expected.reply_subject(index), mem::take(&mut event.payload));
-                    self.connection.client.publish_with_reply_and_headers(subject, reply, headers, payload).await?;
+                    let sent = self.connection.client.publish_with_reply_and_headers(subject, reply, headers, payload);
+                    if let Err(error) = sent.await {
+                        // This one, too large for the server perhaps; the others are on their way.
+                        unsent.push((index, PublishError::Refused(error.to_string())));
+                        expected.is_not_sent();
+                    }
                 }
                 failpoint::hit("after_publish");
                 is_sent = true;
                 expected.complete().await;
-                Ok::<_, async_nats::PublishError>(())
             };
             match timeout_at(until, exchange).await {
-                Ok(Ok(())) => {}
-                Ok(Err(error)) => return all(PublishError::Refused(error.to_string())),
+                Ok(()) => {}
                 Err(_elapsed) if is_sent => {}
                 Err(_elapsed) => return all(PublishError::NoAck(limit)),
             }
             let answers = expected.answers();
             self.connection.heard(epoch, answers.iter().any(Option::is_some));
-            let outcomes: Vec<_> = answers
+            let mut outcomes: Vec<_> = answers
                 .into_iter()
                 .map(|answer| match answer {
                     Some(reply) => reply.map_err(|refusal| refusal.on(route)),
                     None => Err(PublishError::NoAck(limit)),
                 })
                 .collect();
-            if outcomes.iter().any(|outcome| matches!(outcome, Err(PublishError::NoStream(_)))) {
+            for (index, problem) in unsent {
+                outcomes[index] = Err(problem);
+            }
+            // Where somebody else listens to the subject, nobody says that there is no stream.
+            let silent = outcomes.iter().all(|outcome| matches!(outcome, Err(PublishError::NoAck(_))));
+            if silent || outcomes.iter().any(|outcome| matches!(outcome, Err(PublishError::NoStream(_)))) {
                 self.look_again.notify_one();
             }
             if outcomes.iter().any(Result::is_ok) {
@@ -165,6 +174,9 @@ pub(super) fn context(client: async_nats::Client) -> jetstream::Context {
 /// What a stream answers to a published message.
 #[derive(Deserialize)]
 struct PubAck {
+    /// Which stream it is; anything else that answers has none.
+    #[serde(default)]
+    stream: String,
     #[serde(default)]
     seq: u64,
     error: Option<ApiError>,
@@ -201,7 +213,10 @@ fn read_reply(answer: &Message) -> Reply {
         return Err(Refusal::NoStream);
     }
     let sequence = match serde_json::from_slice::<PubAck>(&answer.payload) {
-        Ok(PubAck { seq, error: None }) => Ok(seq),
+        Ok(PubAck { stream, error: None, .. }) if stream.is_empty() => {
+            Err("an answer that is no stream's; somebody else answers what is published to the subject".to_owned())
+        }
+        Ok(PubAck { seq, error: None, .. }) => Ok(seq),
         Ok(PubAck { error: Some(error), .. }) => Err(format!("{} (error code {})", error.description, error.err_code)),
         Err(error) => Err(format!("an acknowledgement that can't be read: {error}")),
     };

@@ -31,11 +31,23 @@ pub(super) struct Tracked {
     /// By [`Tracked::name`].
     seen: HashMap<u64, Seen>,
     hasher: RandomState,
+    /// Until when others shall have their turn.
+    yields: Option<Instant>,
 }
 
 impl Tracked {
     pub(super) fn new(after: Duration) -> Self {
-        Self { after, walk: 0, seen: HashMap::new(), hasher: RandomState::new() }
+        Self { after, walk: 0, seen: HashMap::new(), hasher: RandomState::new(), yields: None }
+    }
+
+    /// Leaves the outbox to others for a while.
+    pub(super) fn yield_for(&mut self, time: Duration) {
+        self.yields = Some(Instant::now() + time);
+    }
+
+    /// Whether it is left to others now.
+    pub(super) fn yields(&self) -> bool {
+        self.yields.is_some_and(|until| Instant::now() < until)
     }
 
     /// Begins a walk through the outbox.

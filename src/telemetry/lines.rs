@@ -3,59 +3,70 @@
 //! A write of its own for every line took as long as the rest of a small request. Lines wait 5 ms at most; an error
 //! and everything before it is written before the program goes on, so that the last words of a process that
 //! breaks down are there. What a `kill -9` can take is the lines of these 5 ms, and what nobody has read yet.
+//!
+//! Nobody else ever writes, and nobody waits for long: where standard error is not read any more, requests are answered
+//! all the same, and lines are lost and counted.
 
 use std::{
     io::{self, Write},
+    mem,
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     thread,
     time::Duration,
 };
 
-use tracing::{Level, Metadata};
+use tracing::{Level, Metadata, warn};
 use tracing_subscriber::fmt::MakeWriter;
 
 /// How long lines are gathered.
 const GATHER: Duration = Duration::from_millis(5);
-/// Bytes of lines that are waited with; whoever brings more writes, and waits for who reads.
+/// Bytes of lines that wait at most.
 const MOST: usize = 1024 * 1024;
+/// How long an error is waited with for its being written.
+const PATIENCE: Duration = Duration::from_millis(100);
+/// And the last lines of a process.
+const LAST_PATIENCE: Duration = Duration::from_secs(1);
 
 /// Where lines go.
 #[derive(Clone)]
 pub(super) struct Lines(Arc<Shared>);
 
 struct Shared {
-    waiting: Mutex<Vec<u8>>,
-    first: Condvar,
-    /// Held while lines are written, so that they stay in their order.
-    out: Mutex<Out>,
-    /// Whether somebody writes what waits.
-    gathers: bool,
+    waiting: Mutex<Waiting>,
+    /// There is something to write, or it is urgent now.
+    more: Condvar,
+    /// Something was written.
+    done: Condvar,
+    /// What is written to, where there is no thread that does it.
+    alone: Option<Mutex<Box<dyn Write + Send>>>,
 }
 
-struct Out {
-    to: Box<dyn Write + Send>,
-    /// What is being written; its memory is the next to be filled.
+#[derive(Default)]
+struct Waiting {
     lines: Vec<u8>,
+    /// Lines that found no room since the last write.
+    lost: u64,
+    /// Times that lines were handed to the thread, and those of which all is written.
+    begun: u64,
+    written: u64,
+    /// Not to be gathered with others first.
+    urgent: bool,
+    /// Nobody reads: it is not waited for until somebody does.
+    stuck: bool,
 }
 
 impl Lines {
     /// Starts the thread; without one, every line is written at once.
     pub(super) fn to(to: impl Write + Send + 'static) -> Self {
-        let shared = |gathers| Shared {
-            waiting: Mutex::default(),
-            first: Condvar::new(),
-            out: Mutex::new(Out { to: Box::new(to), lines: Vec::new() }),
-            gathers,
-        };
-        let shared = Arc::new(shared(true));
-        let gathering = Arc::clone(&shared);
-        match thread::Builder::new().name("log".to_owned()).spawn(move || gathering.gather()) {
-            Ok(_runs_to_the_end) => Self(shared),
-            Err(_no_thread) => {
-                // The thread that never was has given its share back.
-                let shared = Arc::into_inner(shared).map(|shared| Shared { gathers: false, ..shared });
-                Self(Arc::new(shared.expect("nobody else has it")))
-            }
+        let shared = |alone| Shared { waiting: Mutex::default(), more: Condvar::new(), done: Condvar::new(), alone };
+        let threaded = Arc::new(shared(None));
+        let gathering = Arc::clone(&threaded);
+        // Not moved into a thread that may never be.
+        let to: Arc<Mutex<Box<dyn Write + Send>>> = Arc::new(Mutex::new(Box::new(to)));
+        let out = Arc::clone(&to);
+        match thread::Builder::new().name("log".to_owned()).spawn(move || gathering.gather(lock(&out).as_mut())) {
+            Ok(_runs_to_the_end) => Self(threaded),
+            Err(_no_thread) => Self(Arc::new(shared(Arc::into_inner(to)))),
         }
     }
 
@@ -64,42 +75,75 @@ impl Lines {
         self.0.take(line, at_once);
     }
 
-    /// Writes everything that waits.
+    /// Writes everything that waits, unless nobody reads it.
     pub(super) fn flush(&self) {
-        self.0.flush();
+        self.0.flush(LAST_PATIENCE);
     }
 }
 
 impl Shared {
-    fn gather(&self) {
+    fn gather(&self, to: &mut dyn Write) {
+        let mut lines = Vec::new();
         loop {
-            let waiting = lock(&self.waiting);
-            drop(self.first.wait_while(waiting, |waiting| waiting.is_empty()).unwrap_or_else(PoisonError::into_inner));
-            thread::sleep(GATHER);
-            self.flush();
+            let lost = {
+                let waiting = lock(&self.waiting);
+                let waiting = unpoisoned(self.more.wait_while(waiting, |waiting| waiting.lines.is_empty()));
+                let gathered = self.more.wait_timeout_while(waiting, GATHER, |waiting| !waiting.urgent);
+                let (mut waiting, _elapsed) = unpoisoned(gathered);
+                mem::swap(&mut waiting.lines, &mut lines);
+                waiting.urgent = false;
+                waiting.begun += 1;
+                mem::take(&mut waiting.lost)
+            };
+            write_whole(to, &lines);
+            lines.clear();
+            {
+                let mut waiting = lock(&self.waiting);
+                waiting.written = waiting.begun;
+                waiting.stuck = false;
+            }
+            self.done.notify_all();
+            if lost > 0 {
+                warn!(lost, "lines of the log were lost: standard error was not read fast enough");
+            }
         }
     }
 
     fn take(&self, line: &[u8], at_once: bool) {
-        let (first, full) = {
+        if let Some(to) = &self.alone {
+            write_whole(lock(to).as_mut(), line);
+            return;
+        }
+        let first = {
             let mut waiting = lock(&self.waiting);
-            let first = waiting.is_empty();
-            waiting.extend_from_slice(line);
-            (first, waiting.len() > MOST)
+            let first = waiting.lines.is_empty();
+            if waiting.lines.len() + line.len() > MOST {
+                waiting.lost += 1;
+            } else {
+                waiting.lines.extend_from_slice(line);
+            }
+            first
         };
-        if at_once || full || !self.gathers {
-            self.flush();
+        if at_once {
+            self.flush(PATIENCE);
         } else if first {
-            self.first.notify_one();
+            self.more.notify_one();
         }
     }
 
-    fn flush(&self) {
-        let mut out = lock(&self.out);
-        let Out { to, lines } = &mut *out;
-        std::mem::swap(&mut *lock(&self.waiting), lines);
-        write_whole(to.as_mut(), lines);
-        lines.clear();
+    fn flush(&self, patience: Duration) {
+        let mut waiting = lock(&self.waiting);
+        let idle = waiting.lines.is_empty() && waiting.written == waiting.begun;
+        if idle || waiting.stuck || self.alone.is_some() {
+            return;
+        }
+        waiting.urgent = true;
+        self.more.notify_one();
+        // What waits now is written by the next round, or by the one after it if one is under way.
+        let round = waiting.begun + u64::from(!waiting.lines.is_empty());
+        let written = self.done.wait_timeout_while(waiting, patience, |waiting| waiting.written < round);
+        let (mut waiting, waited) = unpoisoned(written);
+        waiting.stuck |= waited.timed_out();
     }
 }
 
@@ -119,7 +163,11 @@ fn write_whole(to: &mut dyn Write, mut lines: &[u8]) {
 
 /// Nothing panics half-way through a change.
 fn lock<T>(what: &Mutex<T>) -> MutexGuard<'_, T> {
-    what.lock().unwrap_or_else(PoisonError::into_inner)
+    unpoisoned(what.lock())
+}
+
+fn unpoisoned<T>(result: Result<T, PoisonError<T>>) -> T {
+    result.unwrap_or_else(PoisonError::into_inner)
 }
 
 impl<'a> MakeWriter<'a> for Lines {
@@ -197,5 +245,40 @@ mod tests {
         // By whichever of the two threads: it is all there already.
         let text: Vec<u8> = writes.try_iter().flatten().collect();
         assert_eq!(text, b"before\nthe end\n");
+    }
+
+    /// Takes a write when it is told to.
+    struct Stuck(mpsc::Receiver<()>, mpsc::Sender<Vec<u8>>);
+
+    impl Write for Stuck {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.recv().map_err(io::Error::other)?;
+            self.1.send(bytes.to_vec()).map_err(io::Error::other)?;
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn nobody_waits_for_one_who_does_not_read() {
+        let ((go, told), (sender, writes)) = (mpsc::channel(), mpsc::channel());
+        let lines = Lines::to(Stuck(told, sender));
+        let line = [b"x".repeat(1023), b"\n".to_vec()].concat();
+        // Far more than there is room for, and all of them urgent.
+        for _ in 0..10 * MOST / line.len() {
+            lines.take(&line, true);
+        }
+        lines.flush();
+        for _ in 0..3 {
+            go.send(()).expect("the thread is there");
+        }
+        let mut written = 0;
+        while written < MOST {
+            written += writes.recv_timeout(Duration::from_secs(20)).expect("what found room is written").len();
+        }
+        assert!(written <= 2 * MOST, "{written}");
     }
 }

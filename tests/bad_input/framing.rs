@@ -130,7 +130,7 @@ pub(super) fn found() -> Vec<Row> {
             Status(&[400]),
         ),
         row(68, "trailers of 70 kB", chunked("", &format!("2\n[]\n0\nX: {}\n\n", "x".repeat(LARGE))), Status(&[400])),
-        row(69, "5,000 chunks of one byte", chunked("", &format!("{}0\n\n", "1\n \n".repeat(5_000))), Status(&[400])),
+        row(69, "4,000 chunks of one byte", chunked("", &format!("{}0\n\n", "1\n \n".repeat(4_000))), Status(&[400])),
         row(
             70,
             "a method of 70 kB",
@@ -184,7 +184,7 @@ pub(super) fn found() -> Vec<Row> {
             "GET /x HTTP/1.1\r\nHost: x\r\n\r\n".repeat(100),
             Each(&[(404, 0); 100]),
         ),
-        row(88, "5,000 chunks of a byte", in_bytes(5_000), Status(&[400])),
+        row(88, "5,000 chunks of a byte", in_bytes(5_000), Status(&[503])),
         row(88, "4,500 chunks of a byte", in_bytes(4_500), Status(&[200])),
         row(87, "66 headers", request(PATH, &"X: y\r\n".repeat(64), "[]"), Status(&[431])),
     ]
