@@ -77,7 +77,7 @@ fn judge(info: &str, appendfsync: Option<&str>, stakes: Stakes, durability: Dura
         (policy, limit) => Finding::failure(
             "redis maxmemory-policy",
             format!(
-                "{policy} (maxmemory {limit}): at the limit Redis throws away whole pending SETs and outboxes: every pending id at once is forgotten, its event published again when its webhook comes again, and an in-flight id is published by nobody but the sender's retry; set noeviction"
+                "{policy} (maxmemory {limit}): at the limit Redis throws away whole pending SETs and outboxes: every pending id at once is forgotten, its event published again when its webhook comes again; and with an outbox alone gone, ids look done whose events are in no stream; set noeviction"
             ),
         ),
     });
