@@ -133,7 +133,9 @@ impl Publisher for JetStream {
                 Err(_elapsed) => return all(PublishError::NoAck(limit)),
             }
             let answers = expected.answers();
-            self.connection.heard(epoch, answers.iter().any(Option::is_some));
+            if unsent.len() < count {
+                self.connection.heard(epoch, answers.iter().any(Option::is_some));
+            }
             let mut outcomes: Vec<_> = answers
                 .into_iter()
                 .map(|answer| match answer {
