@@ -27,11 +27,11 @@ use warp::{
 };
 
 pub use self::{
-    answer::{BadHead, internal_error, refuse_head, too_many_connections},
+    answer::{BadHead, internal_error, last, refuse_head, too_many_connections},
     limits::{InUse, Limits},
 };
 use self::{
-    answer::{answer, last, refused},
+    answer::{answer, refused},
     limits::{Admitted, Arriving},
     reading::{Entrance, Understood, is_large, read_body, weigh_head},
     refusal::{Refusal, shed, status},

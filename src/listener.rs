@@ -21,7 +21,7 @@ use futures_util::FutureExt;
 use hyper::{
     HeaderMap, Request, Version,
     body::Incoming,
-    header::{CONNECTION, HOST, HeaderValue, TRANSFER_ENCODING},
+    header::{HOST, TRANSFER_ENCODING},
     server::conn::http1,
     service::Service,
 };
@@ -244,7 +244,7 @@ pub async fn connection<T, S>(
                     Some(problem) => Err(problem),
                 };
                 at_work.store(0, Ordering::Relaxed);
-                let mut response = match answer {
+                let response = match answer {
                     Ok(Ok(Ok(answer))) => answer,
                     problem => {
                         let response = match problem {
@@ -257,10 +257,7 @@ pub async fn connection<T, S>(
                     }
                 };
                 // Where it ends is known to hyper alone: what comes behind it is not looked at (`heads`).
-                if chunked {
-                    response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
-                }
-                Ok::<_, Infallible>(response)
+                Ok::<_, Infallible>(if chunked { http::last(response) } else { response })
             }
         })
     };

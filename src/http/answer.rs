@@ -47,7 +47,8 @@ pub(super) fn refused(code: StatusCode, error: &str, message: &str) -> Response 
 }
 
 /// The last answer of its connection.
-pub(super) fn last(mut response: Response) -> Response {
+#[must_use]
+pub fn last(mut response: Response) -> Response {
     response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     response
 }
