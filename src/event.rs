@@ -14,7 +14,32 @@ use uuid::{NoContext, Timestamp, Uuid, Version};
 
 use crate::{batch::EntityId, rfc3339, route::Route};
 
-/// What the tokens of one call to the pending store have in common: a version 7 UUID, made before the call.
+/// Places of one attempt: more ids than any request brings through before its deadline.
+const PLACES: usize = 10_000_000;
+
+/// Which try of a claim proposes a token. A token is proposed in one claim call only: the call may be carried out long
+/// after its answer was given up, when a consumer has already released the id.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Attempt(usize);
+
+impl Attempt {
+    /// The first try.
+    pub const FIRST: Self = Self(0);
+    /// No try: the event goes out without a claim, so its token is never proposed.
+    pub const UNCLAIMED: Self = Self(9);
+
+    /// The try after this one.
+    ///
+    /// # Panics
+    /// After eight tries.
+    #[must_use]
+    pub fn next(self) -> Self {
+        assert!(self.0 + 1 < Self::UNCLAIMED.0, "a claim is tried a few times");
+        Self(self.0 + 1)
+    }
+}
+
+/// What the tokens of one request have in common: a version 7 UUID, made before the pending store is asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TokenSeed(Uuid);
 
@@ -45,10 +70,14 @@ impl TokenSeed {
         self.0.get_version() == Some(Version::SortRand) && time.is_some_and(|(seconds, _)| seconds < YEAR_10000)
     }
 
-    /// The token of the id at a place of the batch.
+    /// The token that a try proposes for the id at a place of the batch.
+    ///
+    /// # Panics
+    /// At the ten millionth place, which no request reaches before its deadline.
     #[must_use]
-    pub const fn token(self, index: usize) -> Token {
-        Token { seed: self, index }
+    pub const fn token(self, attempt: Attempt, place: usize) -> Token {
+        assert!(place < PLACES, "a request has fewer ids");
+        Token { seed: self, index: attempt.0 * PLACES + place }
     }
 }
 
@@ -59,14 +88,27 @@ impl fmt::Display for TokenSeed {
     }
 }
 
-/// The name of one claim: unique, repeated by every retry, and the `Nats-Msg-Id` of its event.
+/// The name of one claim: unique, repeated by whoever publishes that claim again, and the `Nats-Msg-Id` of its event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Token {
     seed: TokenSeed,
+    /// The place of the id in its batch, above it the attempt.
     index: usize,
 }
 
 impl Token {
+    /// The number behind the seed.
+    #[must_use]
+    pub const fn index(self) -> usize {
+        self.index
+    }
+
+    /// Whether both were proposed for the same id by the same request, perhaps by different tries.
+    #[must_use]
+    pub fn is_of_same_request(self, other: Self) -> bool {
+        self.seed == other.seed && self.index % PLACES == other.index % PLACES
+    }
+
     /// When the claim was proposed.
     #[must_use]
     pub fn time(self) -> SystemTime {
@@ -227,7 +269,7 @@ mod tests {
 
     #[test]
     fn what_hookgate_never_wrote_is_no_token() {
-        let token = TokenSeed::now().token(7).to_string();
+        let token = TokenSeed::now().token(Attempt::FIRST, 7).to_string();
         let last = "e677d21fdbff7000a000000000000000-0";
         assert_eq!(last.parse::<Token>().map(|token| token.to_string()), Ok(last.to_owned()));
         let with = |from: &str, to: &str| token.replacen(from, to, 1);
@@ -254,12 +296,27 @@ mod tests {
     #[test]
     fn a_token_is_its_seed_and_its_place() {
         let seed = TokenSeed::now();
-        for index in [0, 9, 10, 999, usize::MAX] {
-            let token = seed.token(index);
+        for index in [0, 9, 10, 999, PLACES - 1] {
+            let token = seed.token(Attempt::FIRST, index);
             let text = format!("{}-{index}", seed.0.simple());
             assert_eq!(token.to_string(), text);
             assert_eq!(text.parse(), Ok(token));
             assert_eq!(token.traceparent(), format!("00-{}-{:016x}-01", seed.0.simple(), span_id(text.as_bytes())));
+        }
+    }
+
+    #[test]
+    fn each_try_has_a_token_of_its_own_in_the_same_trace() {
+        let seed = TokenSeed::now();
+        let attempts = [Attempt::FIRST, Attempt::FIRST.next(), Attempt::UNCLAIMED];
+        let tokens = attempts.map(|attempt| seed.token(attempt, 7));
+        assert_eq!(tokens.map(|token| token.to_string().split_off(33)), ["7", "10000007", "90000007"]);
+        for token in tokens {
+            assert_eq!(token.to_string().parse(), Ok(token));
+            assert_eq!((token.trace_id(), token.time()), (seed, tokens[0].time()));
+            assert!(token.is_of_same_request(tokens[0]));
+            assert!(!token.is_of_same_request(seed.token(Attempt::FIRST, 8)), "another id");
+            assert!(!token.is_of_same_request(TokenSeed::now().token(Attempt::FIRST, 7)), "another request");
         }
     }
 }

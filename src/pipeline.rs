@@ -4,7 +4,7 @@
 //!
 //! A sender who hangs up can't stop the work half-way: it goes on in a task of its own. A claim is
 //! never taken back: what NATS did not acknowledge stays *in flight* in the outbox, the answer is an error
-//! that makes the sender come back, and the retry publishes the event again under the same token.
+//! that makes the sender come back, and the retry publishes the event again under the token of the claim.
 
 mod ports;
 mod settlement;
@@ -20,7 +20,7 @@ use tracing::{error, info, warn};
 use crate::{
     batch::Batch,
     breaker::{Breaker, Open},
-    event::{Event, Events, TokenSeed},
+    event::{Attempt, Event, Events, TokenSeed},
     failpoint,
     metrics::{Metrics, Via},
     publisher::PublishError,
@@ -207,7 +207,7 @@ impl Pipeline {
         let (seed, deadline) = (*seed, *deadline);
         let proposal = Proposal { batch: Arc::clone(&job.batch), range, seed };
         if tracing::enabled!(target: "hookgate::entity", tracing::Level::INFO) {
-            for (id, _) in proposal.ids() {
+            for id in proposal.ids() {
                 info!(target: "hookgate::entity", route = %route, entity_id = %id, trace_id = %seed,
                     "{} Entity ID gefunden: {id}", route.action_title());
             }
@@ -221,20 +221,21 @@ impl Pipeline {
         let (Claimed { states, durable }, undeduplicated) = match claimed {
             Ok(claimed) => (claimed, None),
             Err(error) if self.policy.without_claim == WithoutClaim::Publish => {
-                (Claimed { states: vec![State::New; proposal.range.len()], durable: false }, Some(error))
+                let states = proposal.tokens(Attempt::UNCLAIMED).map(State::New).collect();
+                (Claimed { states, durable: false }, Some(error))
             }
             Err(error) => return Err(Failure::Unclaimed(error)),
         };
         let via = if undeduplicated.is_some() { Via::Undeduplicated } else { Via::Direct };
-        self.metrics.of(route).claimed(proposal.ids().map(|(id, _)| id).zip(states.iter().copied()), via);
+        self.metrics.of(route).claimed(proposal.ids().zip(states.iter().copied()), via);
         let mut new = 0;
         let mut full = 0;
         let mut claims = Vec::new();
-        for ((id, proposed), state) in proposal.ids().zip(states) {
+        for (id, state) in proposal.ids().zip(states) {
             let token = match state {
-                State::New => {
+                State::New(token) => {
                     new += 1;
-                    proposed
+                    token
                 }
                 State::InFlight(token) => token,
                 State::Done => continue,
@@ -330,7 +331,10 @@ impl Pipeline {
                     info!(route = %route, "events are acknowledged again");
                 }
                 self.metrics.of(route).published(via, settled.iter().map(Settlement::id));
-                self.pending.settle(route, settled);
+                // What went out without a claim has nothing to settle.
+                if via != Via::Undeduplicated {
+                    self.pending.settle(route, settled);
+                }
             }
             let Some(last) = last else { return Ok(()) };
             open = again;
@@ -371,7 +375,7 @@ fn claimed_span<'a>(route: &'a Route, proposal: &Proposal, claimed: &Result<Clai
         start: proposal.range.start,
         route,
         ids: proposal.range.len(),
-        new: count(|state| *state == State::New),
+        new: count(|state| matches!(state, State::New(_))),
         in_flight: count(|state| matches!(state, State::InFlight(_))),
         problem: claimed.as_ref().err().map(ToString::to_string),
     }

@@ -8,8 +8,8 @@ use std::{
 
 use futures_util::future::join_all;
 use hookgate::{
-    batch::Batch,
-    event::{Token, TokenSeed},
+    batch::{Batch, EntityId},
+    event::{Attempt, Token, TokenSeed},
     pending::redis::{Durability, Options, Redis},
     pipeline::{PendingStore, Proposal, State},
     readiness::Contact,
@@ -65,7 +65,7 @@ struct Expected {
 impl Expected {
     /// One id after the other.
     fn claim(&mut self, proposal: &Proposal) -> Vec<State> {
-        let decide = |(id, token): (_, Token)| {
+        let decide = |(id, token): (EntityId<'_>, Token)| {
             let id = format!("{id}");
             let found = self.outbox.get(&id).map(String::as_str);
             match (self.pending.contains(&id), found) {
@@ -78,9 +78,9 @@ impl Expected {
             }
             self.outbox.insert(id.clone(), token.text());
             self.pending.insert(id);
-            State::New
+            State::New(token)
         };
-        proposal.ids().map(decide).collect()
+        proposal.ids().zip(proposal.tokens(Attempt::FIRST)).map(decide).collect()
     }
 }
 
@@ -176,7 +176,8 @@ async fn a_claim_that_ends_half_way_leaves_nothing_without_its_token() {
     }
     eventually("all are claimed", async || {
         let states = store.claim(&route, proposal(&ids)).await.ok()?.states;
-        assert_eq!(states, [State::New; 100]);
+        assert_eq!(states.len(), 100);
+        assert!(states.iter().all(|state| matches!(state, State::New(_))), "{states:?}");
         Some(())
     })
     .await;

@@ -18,6 +18,7 @@ mod faults {
     pub(crate) mod redis_more;
     pub(crate) mod rig;
     pub(crate) mod storm;
+    pub(crate) mod tokens;
     pub(crate) mod wire;
 }
 #[allow(dead_code, unused_imports, reason = "shared with behaviour.rs, which uses the rest")]
@@ -79,6 +80,7 @@ fn scenarios() -> Vec<Scenario> {
         faults::edge::scenarios(),
         faults::edge_more::scenarios(),
         faults::storm::scenarios(),
+        faults::tokens::scenarios(),
     ];
     files.into_iter().flatten().collect()
 }

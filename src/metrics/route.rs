@@ -166,8 +166,8 @@ impl RouteMetrics {
         let mut counts = [0; RESULTS.len()];
         for (_, state) in states.clone() {
             match state {
-                State::New if via == Via::Undeduplicated => counts[UNDEDUPLICATED] += 1,
-                State::New => counts[NEW] += 1,
+                State::New(_) if via == Via::Undeduplicated => counts[UNDEDUPLICATED] += 1,
+                State::New(_) => counts[NEW] += 1,
                 State::InFlight(_) => counts[IN_FLIGHT] += 1,
                 State::Done => counts[DUPLICATE] += 1,
                 State::OutboxFull => {}

@@ -12,7 +12,10 @@ use super::{
     redis::{Durability, Options},
     script::{self, CLAIM, PROBE},
 };
-use crate::route::{Route, RouteTable};
+use crate::{
+    event::Attempt,
+    route::{Route, RouteTable},
+};
 
 /// What a new connection has to be able to do: all that keeps events from being lost, on each route's keys. It
 /// also leaves the script of the claim in Redis, and the record of the routes.
@@ -39,7 +42,7 @@ async fn check_route(mut connection: MultiplexedConnection, route: &Route, optio
         call.arg(4).arg(route.pending_key()).arg(route.outbox_key()).arg(route.lease_key());
         call.arg(format!("{}:probe", route.lease_key()));
     };
-    let arguments = |call: &mut Cmd| script::claim(call, route, options.outbox_limit, false, &[]);
+    let arguments = |call: &mut Cmd| script::claim(call, route, options.outbox_limit, false, &[], Attempt::FIRST);
     let checked = async {
         PROBE.call::<()>(&mut connection, probe).await?;
         CLAIM.call::<Vec<Value>>(&mut connection, arguments).await.map(|_no_states| ())

@@ -11,7 +11,7 @@ use tokio::sync::watch;
 
 use crate::{
     dead_letters::{Buried, DeadLetter, DeadLetterLimits, Graveyard},
-    event::Token,
+    event::{Attempt, Token},
     metrics::census::{Held, Holdings},
     pipeline::{ClaimError, Claimed, PendingStore, Proposal, Settlement, State},
     readiness::Contact,
@@ -75,6 +75,7 @@ impl PendingStore for Memory {
         let states = self.with(route, |Claims { pending, outbox }| {
             proposal
                 .ids()
+                .zip(proposal.tokens(Attempt::FIRST))
                 .map(|(id, token)| {
                     let id = id.as_str();
                     if pending.contains(id) {
@@ -84,7 +85,7 @@ impl PendingStore for Memory {
                     } else {
                         outbox.insert(id.to_owned(), token);
                         pending.insert(id.to_owned());
-                        State::New
+                        State::New(token)
                     }
                 })
                 .collect()

@@ -31,6 +31,7 @@ use super::{
     settler::Settler,
 };
 use crate::{
+    event::Attempt,
     failpoint,
     metrics::{Operation, RedisTimes},
     pipeline::{ClaimError, Claimed, PendingStore, Proposal, Settlement},
@@ -275,23 +276,22 @@ impl Claimer {
         }
     }
 
-    /// One script call. If the connection breaks, once more over the next one: the tokens are the same, so
-    /// that it does no harm if the first call was carried out.
+    /// One script call. If the connection breaks, once more over the next one, with other tokens: the first call may
+    /// be carried out at any time, also after its ids were claimed, published and released by somebody else.
     async fn claim(&self, proposals: &[&Proposal]) -> Result<Claimed, ClaimError> {
         let Options { timeout, outbox_limit, durability } = self.options;
         let touch = durability != Durability::None;
         let until = Instant::now() + timeout;
         let next = timeout_at(until, self.link.current_or_next()).await.unwrap_or(None);
         let mut current = next.ok_or_else(|| ClaimError::Down(self.link.problem()))?;
-        let mut tries = 0;
+        let mut attempt = Attempt::FIRST;
         loop {
-            tries += 1;
-            let arguments = |call: &mut Cmd| script::claim(call, &self.route, outbox_limit, touch, proposals);
+            let arguments = |call: &mut Cmd| script::claim(call, &self.route, outbox_limit, touch, proposals, attempt);
             let answer = timeout_at(until, CLAIM.call::<Vec<Value>>(&mut current.connection, arguments));
             let answer = self.times.time(Operation::Claim, answer).await;
             let error = match answer {
                 Ok(Ok(answers)) => {
-                    let states = script::read_states(&answers, proposals)?;
+                    let states = script::read_states(&answers, proposals, attempt)?;
                     return Ok(Claimed { states, durable: self.durable(&mut current).await });
                 }
                 Ok(Err(error)) => error,
@@ -306,9 +306,10 @@ impl Claimer {
             if !error.is_io_error() {
                 return Err(ClaimError::Refused(error.to_string()));
             }
-            if tries == 2 || error.is_timeout() {
+            if attempt != Attempt::FIRST || error.is_timeout() {
                 return Err(ClaimError::Unknown(error.to_string()));
             }
+            attempt = attempt.next();
             current = match timeout_at(until, self.link.connected_after(&current)).await {
                 Ok(Some(next)) => next,
                 Ok(None) | Err(_) => return Err(ClaimError::Unknown(error.to_string())),

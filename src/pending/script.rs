@@ -5,7 +5,7 @@ use std::sync::LazyLock;
 use redis::{Cmd, ErrorKind, FromRedisValue, RedisError, ServerErrorKind, Value, aio::MultiplexedConnection};
 
 use crate::{
-    event::Token,
+    event::{Attempt, Token},
     pipeline::{ClaimError, Proposal, Settlement, State},
     route::Route,
 };
@@ -47,27 +47,41 @@ impl Script {
     }
 }
 
-/// The arguments of a claim; `touch` writes in-flight entries again.
-pub(super) fn claim(call: &mut Cmd, route: &Route, outbox_limit: usize, touch: bool, proposals: &[&Proposal]) {
+/// The arguments of a try of a claim; `touch` writes in-flight entries again.
+pub(super) fn claim(
+    call: &mut Cmd,
+    route: &Route,
+    outbox_limit: usize,
+    touch: bool,
+    proposals: &[&Proposal],
+    attempt: Attempt,
+) {
     call.arg(2).arg(route.pending_key()).arg(route.outbox_key()).arg(outbox_limit).arg(u8::from(touch));
     call.arg(proposals.len());
     for proposal in proposals {
-        call.arg(proposal.seed.to_string()).arg(proposal.range.start).arg(proposal.range.len());
+        let first = proposal.seed.token(attempt, proposal.range.start);
+        call.arg(proposal.seed.to_string()).arg(first.index()).arg(proposal.range.len());
     }
     for proposal in proposals {
-        for (id, _) in proposal.ids() {
+        for id in proposal.ids() {
             call.arg(id.as_str());
         }
     }
 }
 
-/// The answer to a claim: a letter for each id, then the tokens of those in flight.
-pub(super) fn read_states(answers: &[Value], proposals: &[&Proposal]) -> Result<Vec<State>, ClaimError> {
+/// The answer to a try of a claim: a letter for each id, then the tokens of those in flight.
+pub(super) fn read_states(
+    answers: &[Value],
+    proposals: &[&Proposal],
+    attempt: Attempt,
+) -> Result<Vec<State>, ClaimError> {
     let expected = proposals.iter().map(|proposal| proposal.range.len()).sum::<usize>();
     let states = answers.split_first().and_then(|(letters, tokens)| {
         let Value::BulkString(letters) = letters else { return None };
         let mut tokens = tokens.iter().map(read_token);
-        let states: Option<Vec<State>> = letters.iter().map(|letter| read_state(*letter, &mut tokens)).collect();
+        let proposed = proposals.iter().flat_map(|proposal| proposal.tokens(attempt));
+        let read = |(letter, proposed): (&u8, Token)| read_state(*letter, proposed, &mut tokens);
+        let states: Option<Vec<State>> = letters.iter().zip(proposed).map(read).collect();
         states.filter(|states| states.len() == expected && tokens.next().is_none())
     });
     states.ok_or_else(|| {
@@ -75,9 +89,9 @@ pub(super) fn read_states(answers: &[Value], proposals: &[&Proposal]) -> Result<
     })
 }
 
-fn read_state(letter: u8, tokens: &mut impl Iterator<Item = Option<Token>>) -> Option<State> {
+fn read_state(letter: u8, proposed: Token, tokens: &mut impl Iterator<Item = Option<Token>>) -> Option<State> {
     match letter {
-        b'n' => Some(State::New),
+        b'n' => Some(State::New(proposed)),
         b'd' => Some(State::Done),
         b'f' => Some(State::OutboxFull),
         b'i' => tokens.next()?.map(State::InFlight),

@@ -8,36 +8,45 @@ use tokio::sync::watch;
 use super::Settlement;
 use crate::{
     batch::{Batch, EntityId},
-    event::{Event, Token, TokenSeed},
+    event::{Attempt, Event, Token, TokenSeed},
     publisher::{Ack, PublishError},
     readiness::Contact,
     route::Route,
 };
 
-/// Some ids of a batch, to be claimed under the tokens `seed.token(index)`.
+/// Some ids of a batch, to be claimed under the tokens `seed.token(attempt, place)`.
 #[derive(Debug, Clone)]
 pub struct Proposal {
     /// The batch.
     pub batch: Arc<Batch>,
     /// Places of the ids in the batch.
     pub range: Range<usize>,
-    /// Where the tokens come from; the same for every try of this proposal.
+    /// Where the tokens come from; each try makes its own.
     pub seed: TokenSeed,
 }
 
 impl Proposal {
-    /// The ids with the tokens proposed for them.
+    /// The ids.
     #[must_use]
-    pub fn ids(&self) -> impl ExactSizeIterator<Item = (EntityId<'_>, Token)> + Clone {
-        self.range.clone().map(|index| (self.batch.id(index), self.seed.token(index)))
+    pub fn ids(&self) -> impl ExactSizeIterator<Item = EntityId<'_>> + Clone {
+        self.range.clone().map(|place| self.batch.id(place))
     }
 
-    /// What the store said, as this proposal has to take it: a claim that was answered on its second try finds
-    /// its own token in flight, and is new.
+    /// The tokens that a try proposes for them.
+    #[must_use]
+    pub fn tokens(&self, attempt: Attempt) -> impl ExactSizeIterator<Item = Token> + Clone + use<> {
+        let seed = self.seed;
+        self.range.clone().map(move |place| seed.token(attempt, place))
+    }
+
+    /// What the store said, as this proposal has to take it: a second try finds in flight what the first one claimed,
+    /// and that is new.
     pub(super) fn recognize(&self, mut claimed: Claimed) -> Claimed {
-        for (state, (_, own)) in claimed.states.iter_mut().zip(self.ids()) {
-            if *state == State::InFlight(own) {
-                *state = State::New;
+        for (state, own) in claimed.states.iter_mut().zip(self.tokens(Attempt::FIRST)) {
+            if let State::InFlight(token) = *state
+                && token.is_of_same_request(own)
+            {
+                *state = State::New(token);
             }
         }
         claimed
@@ -47,8 +56,8 @@ impl Proposal {
 /// What the pending store knows of an id, after the claim.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum State {
-    /// It was not pending: claimed now, under the proposed token.
-    New,
+    /// It was not pending: claimed now, under this token.
+    New(Token),
     /// Claimed before under this token, and its event not yet acknowledged as far as the store knows.
     InFlight(Token),
     /// Claimed before, and its event acknowledged.
@@ -83,7 +92,8 @@ pub enum ClaimError {
 /// Where ids are claimed. An id is in one of three states for everybody at once: *new* (absent), *in
 /// flight* (present, with a token in the outbox), *done* (present, without).
 pub trait PendingStore: Send + Sync {
-    /// Claims ids atomically, each at most once among all replicas, and answers for each in their order.
+    /// Claims ids atomically, each at most once among all replicas, and answers for each in their order. A token is
+    /// proposed in one call only: whoever tries again takes those of the next [`Attempt`].
     fn claim(&self, route: &Arc<Route>, proposal: Proposal) -> BoxFuture<'_, Result<Claimed, ClaimError>>;
 
     /// Empties the outbox of acknowledged claims, each only if it still holds that very token. Happens in
