@@ -209,7 +209,7 @@ impl Entrance {
 fn decode(body: &Verified, admitted: &mut Admitted) -> Result<Result<Batch, BatchError>, Refusal> {
     failpoint::panic_with("decode", body.bytes());
     let mut taken = 0;
-    let batch = Batch::parse_within(body, |bytes| {
+    let batch = Batch::parse_within(body.bytes(), |bytes| {
         admitted.arriving.held.reserve(bytes)?;
         taken += bytes;
         Ok(())
