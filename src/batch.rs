@@ -163,6 +163,22 @@ pub enum BatchError {
     },
 }
 
+impl BatchError {
+    /// Codes of all of them.
+    pub const CODES: [&str; 3] = ["body_empty", "neither_array_nor_object", "not_json"];
+
+    /// Machine-readable name, for answers, dead letters and metrics.
+    #[must_use]
+    pub const fn code(&self) -> &'static str {
+        let [empty, neither, not_json] = Self::CODES;
+        match self {
+            Self::Empty => empty,
+            Self::NeitherArrayNorObject => neither,
+            Self::NotJson { .. } => not_json,
+        }
+    }
+}
+
 /// The distinct ids of a body, in the order in which they first appear.
 ///
 /// They lie in one buffer: a body of the smallest possible items costs a small multiple of its own size.

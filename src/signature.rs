@@ -187,7 +187,7 @@ impl Verifier {
     ///
     /// # Errors
     /// If they don't: there is nothing, or nothing that can be read.
-    pub fn announced(&self, headers: &HeaderMap) -> Result<(), Failure> {
+    pub fn precheck(&self, headers: &HeaderMap) -> Result<(), Failure> {
         let mut failure = Failure::Missing;
         for (scheme, _) in &self.entries {
             match scheme.read(headers) {

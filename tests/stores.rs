@@ -36,7 +36,7 @@ pub(crate) fn routes() -> RouteTable {
 /// The store of these routes in Redis, which may not be connected yet.
 pub(crate) fn open(redis: &RedisServer, options: Options) -> Redis {
     let access = Access::plain(redis.client().get_connection_info().clone());
-    Redis::open(&access, options, &routes(), Metrics::new(&routes()).0.redis())
+    Redis::open(&access, options, &routes(), Metrics::new(&routes(), &[]).0.redis())
 }
 
 /// What goes with the store under test.
@@ -72,7 +72,8 @@ impl Bench {
             without_ack: WithoutAck::Reject,
             ack_timeout: Duration::from_millis(500),
         };
-        let pipeline = Pipeline::new(store, publisher, policy, &routes, Metrics::new(&routes).0, Tracer::default());
+        let pipeline =
+            Pipeline::new(store, publisher, policy, &routes, Metrics::new(&routes, &[]).0, Tracer::default());
         let route = Arc::clone(&routes.routes()[0]);
         Self { nats, route, pipeline: Arc::new(pipeline), broker, _tasks: tasks }
     }
