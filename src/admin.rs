@@ -17,7 +17,7 @@ use warp::{
 };
 
 use crate::{
-    http::Limits,
+    admission::Limits,
     metrics::{Exposition, Metrics, census::Census},
     pipeline::Publisher,
     readiness::Contact,

@@ -9,10 +9,10 @@ use tracing::{error, info, warn};
 
 use crate::{
     admin::{self, Health, Known},
+    admission::Limits,
     dead_letters::{DeadLetters, Graveyard},
     files,
-    http::{self, Limits, Webhooks},
-    listener::{self, BindError, ConnectionLimits, Unwanted},
+    listener::{self, BindError, ConnectionLimits, LingerLimits},
     metrics::{
         ConnectionMetrics, Live, Metrics,
         census::{Census, Holdings},
@@ -25,11 +25,13 @@ use crate::{
     publisher::{core::Core, jetstream::JetStream, servers::Servers},
     readiness::first_contact,
     relay::{Outbox, Relay},
+    reply,
     route::RouteTable,
     secrets,
     settings::{Delivery, PendingBackend, Settings},
     shutdown::{Phase, Shutdown, Signals},
     traces::Tracer,
+    webhooks::{self, Webhooks},
 };
 
 /// How long acknowledged ids may take to leave the outbox at the end.
@@ -39,12 +41,14 @@ const CLOSE_WITHIN: Duration = Duration::from_secs(2);
 /// Limits of the operator's address: a probe is one small request.
 const ADMIN_CONNECTIONS: ConnectionLimits = ConnectionLimits {
     max_connections: 256,
+    max_connections_setting: "the fixed limit of admin.listen",
     first_request_timeout: Duration::from_secs(10),
     // A probe comes over a connection of its own, and who keeps one shall not keep it from the next.
     header_read_timeout: Duration::from_secs(5),
     max_header_bytes: 16 * 1024,
     max_headers: 64,
-    unwanted: Unwanted { max_bytes: 64 * 1024, timeout: Duration::from_secs(1) },
+    write_timeout: ConnectionLimits::WRITE_TIMEOUT,
+    linger: LingerLimits { max_bytes: 64 * 1024, timeout: Duration::from_secs(1) },
 };
 
 /// Why the process can't serve.
@@ -113,15 +117,15 @@ impl Stores {
 pub async fn run(mut settings: Settings) -> Result<Ended, AppError> {
     settings.connections.max_connections = files::for_connections(settings.connections.max_connections, files_beside);
     let mut signals = Signals::new().map_err(AppError::Signals)?;
-    let (webhooks, webhooks_address) = listener::bind("server.listen", settings.listen).await?;
+    let (senders, senders_address) = listener::bind("server.listen", settings.listen).await?;
     let (probes, probes_address) = listener::bind("admin.listen", settings.admin_listen).await?;
-    announce(&settings, webhooks_address, probes_address);
+    announce(&settings, senders_address, probes_address);
 
     let background = TaskTracker::new();
     let shutdown = Shutdown::default();
     let (connections, burying, exporting) = (TaskTracker::new(), TaskTracker::new(), TaskTracker::new());
     let tracer = open_tracer(&settings, &shutdown, &exporting)?;
-    let (metrics, mut exposition) = Metrics::new(&settings.routes);
+    let (metrics, mut exposition) = Metrics::new(&settings.routes, &reply::SHED);
     let Stores { pending, outbox, graveyard, holdings } =
         Stores::open(settings.pending, settings.claims, &settings.routes, &metrics);
     let publisher = open_publisher(&settings.nats, &settings.delivery, &settings.routes, &background).await?;
@@ -148,7 +152,7 @@ pub async fn run(mut settings: Settings) -> Result<Ended, AppError> {
     let census = Census::default();
     background.spawn(census.clone().run(holdings, metrics.clone(), pending.contact(), shutdown.watch()));
     let health = Health { ready: ready.subscribe(), redis: pending.contact(), nats: publisher.contact() };
-    exposition.watch(Live { redis: pending.contact(), nats: publisher.contact(), limits: settings.limits.clone() });
+    exposition.watch(live(&*pending, &*publisher, settings.limits.clone()));
     let known = Known {
         health,
         exposition,
@@ -160,7 +164,7 @@ pub async fn run(mut settings: Settings) -> Result<Ended, AppError> {
         phase: shutdown.watch(),
     };
     let dead_letters = DeadLetters::start(graveyard, settings.dead_letters, shutdown.watch(), &burying);
-    let filters = http::webhooks(Webhooks {
+    let filters = webhooks::webhooks(Webhooks {
         table: Arc::new(settings.routes),
         verifiers: Arc::new(settings.verifiers),
         pipeline,
@@ -171,7 +175,7 @@ pub async fn run(mut settings: Settings) -> Result<Ended, AppError> {
         tracer,
     });
     background.spawn(listener::serve(
-        webhooks,
+        senders,
         TowerToHyperService::new(warp::service(filters)),
         settings.connections,
         shutdown.watch(),
@@ -210,6 +214,12 @@ pub async fn run(mut settings: Settings) -> Result<Ended, AppError> {
             Ok(Ended::CutShort)
         }
     }
+}
+
+/// What `/metrics` reads at the moment of looking.
+fn live(pending: &dyn PendingStore, publisher: &dyn Publisher, limits: Limits) -> Live {
+    let requests_in_flight = Box::new(move || limits.requests_in_flight());
+    Live { redis: pending.contact(), nats: publisher.contact(), requests_in_flight }
 }
 
 /// Says what is served, and how.

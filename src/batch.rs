@@ -8,8 +8,6 @@ mod reader;
 
 use std::{convert::Infallible, fmt, ops::Range};
 
-use crate::signature::Verified;
-
 /// Most bytes of an id.
 pub const MAX_ID_BYTES: usize = 255;
 
@@ -165,6 +163,22 @@ pub enum BatchError {
     },
 }
 
+impl BatchError {
+    /// Codes of all of them.
+    pub const CODES: [&str; 3] = ["body_empty", "neither_array_nor_object", "not_json"];
+
+    /// Machine-readable name, for answers, dead letters and metrics.
+    #[must_use]
+    pub const fn code(&self) -> &'static str {
+        let [empty, neither, not_json] = Self::CODES;
+        match self {
+            Self::Empty => empty,
+            Self::NeitherArrayNorObject => neither,
+            Self::NotJson { .. } => not_json,
+        }
+    }
+}
+
 /// The distinct ids of a body, in the order in which they first appear.
 ///
 /// They lie in one buffer: a body of the smallest possible items costs a small multiple of its own size.
@@ -183,7 +197,7 @@ impl Batch {
     ///
     /// # Panics
     /// If the body has 4 GiB or more; the limit on bodies lies far below.
-    pub fn parse(body: &Verified) -> Result<Self, BatchError> {
+    pub fn parse(body: &[u8]) -> Result<Self, BatchError> {
         let Ok(batch) = Self::parse_within(body, |_bytes| Ok::<_, Infallible>(()));
         batch
     }
@@ -197,10 +211,9 @@ impl Batch {
     /// # Panics
     /// If the body has 4 GiB or more; the limit on bodies lies far below.
     pub fn parse_within<E>(
-        body: &Verified,
+        body: &[u8],
         reserve: impl FnMut(usize) -> Result<(), E>,
     ) -> Result<Result<Self, BatchError>, E> {
-        let body = body.bytes();
         assert!(u32::try_from(body.len()).is_ok(), "a body is limited to less than 4 GiB");
         reader::read(body, reserve)
     }

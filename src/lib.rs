@@ -4,8 +4,8 @@
 //! The way of the data is one line, each station a module that knows only its own thing:
 //!
 //! ```text
-//! listener → http → batch → pipeline: claim → publish → settle → receipt → http
-//!            (route)          pending ↑   publisher ↑   ↑ pending
+//! listener → webhooks → batch → pipeline: claim → publish → settle → receipt → reply
+//!            (route)              pending ↑   publisher ↑   ↑ pending
 //! ```
 //!
 //! | module | owns | must not know |
@@ -21,7 +21,9 @@
 //! | [`publisher`] | events into JetStream or core NATS | HTTP, Redis |
 //! | [`relay`] | publishes what stayed in the outbox | HTTP, Redis, NATS |
 //! | [`dead_letters`] | rejected items and bodies, on their way to a person | HTTP, Redis |
-//! | [`http`] | filters, limits of a request, the one match from outcome to status code | Redis, NATS |
+//! | [`webhooks`] | the chain of filters that a webhook passes | Redis, NATS |
+//! | [`admission`] | budget of memory, permits, deadlines | routes, batches, answers |
+//! | [`reply`] | answers, the one match from outcome to status code | who answers |
 //! | [`listener`] | connections: number, time-outs, end | webhooks |
 //! | [`admin`] | probes, metrics, status and the page that shows it | webhooks |
 //! | [`metrics`] | every series, its name, and the handles that count | – |
@@ -37,6 +39,7 @@
 //! What is promised, and why it holds, is in ARCHITECTURE.md.
 
 pub mod admin;
+pub mod admission;
 pub mod app;
 pub mod batch;
 pub mod breaker;
@@ -45,7 +48,6 @@ pub mod event;
 pub mod failpoint;
 pub mod files;
 pub mod finding;
-pub mod http;
 pub mod listener;
 pub mod metrics;
 pub mod pending;
@@ -53,6 +55,7 @@ pub mod pipeline;
 pub mod publisher;
 pub mod readiness;
 pub mod relay;
+pub mod reply;
 mod rfc3339;
 pub mod route;
 pub mod secrets;
@@ -63,3 +66,4 @@ mod supervision;
 pub mod telemetry;
 pub mod tls;
 pub mod traces;
+pub mod webhooks;

@@ -1,18 +1,16 @@
 //! Accepts connections and bounds them in number and time; warp's own server does neither.
 
 mod heads;
-mod wire;
+mod lingering;
 
 use std::{
     convert::Infallible,
-    future::poll_fn,
+    future::{poll_fn, ready},
     io,
     net::SocketAddr,
     panic::AssertUnwindSafe,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+    pin::pin,
+    sync::Arc,
     task::Poll,
     time::Duration,
 };
@@ -28,23 +26,24 @@ use hyper::{
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
-    net::{TcpListener, TcpSocket},
-    sync::{Semaphore, watch},
+    net::{TcpListener, TcpSocket, TcpStream},
+    sync::{OwnedSemaphorePermit, Semaphore, watch},
     time::Instant,
 };
 use tokio_util::task::TaskTracker;
 use tracing::{debug, error, info, warn};
 use warp::reply::Response;
 
-pub use self::wire::{HungUp, Unwanted};
+pub use self::lingering::{HungUp, LingerLimits};
 use self::{
     heads::Ambiguous,
-    wire::{Wire, hung_up},
+    lingering::{LingeringStream, Progress, hung_up},
 };
 use crate::{
+    event::TokenSeed,
     failpoint,
-    http::{self, BadHead},
     metrics::ConnectionMetrics,
+    reply::{self, Refusal},
     shutdown::Phase,
     supervision::keep_on,
 };
@@ -52,18 +51,17 @@ use crate::{
 /// Connections that may wait to be accepted; the system has a limit of its own (`net.core.somaxconn`, 4096 by
 /// default). One that finds no room tries again after a second.
 const BACKLOG: u32 = 4096;
-/// How long a connection over the limit may take to hear that it is one.
+/// How long a connection over the limit may take to get its 503.
 const REFUSE_WITHIN: Duration = Duration::from_secs(5);
-/// Most connections over the limit that are being told so, an eighth of those within it; beyond, new ones wait in the
-/// kernel's queue.
+/// Most connections over the limit that get their 503 at once; beyond, new ones wait in the kernel's queue.
 const MAX_REFUSING: usize = 512;
-/// The log says at most this often that connections are refused.
+/// How often the log says at most that connections are refused.
 const SAY_EVERY: Duration = Duration::from_secs(10);
 /// Pause after an error that will not go away at once, such as too many open files.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Most lines of a head for which hyper has room on the stack. It is not told of a lower limit, for then it would copy
-/// that room twice for each request.
+/// Most lines of a head for which hyper has room on the stack. It gets no lower limit: it would copy that room twice for
+/// each request.
 const HEADERS_ON_STACK: usize = 100;
 /// Least room for what a connection sends; hyper takes no less.
 const MIN_BUFFER: usize = 8 * 1024;
@@ -73,6 +71,8 @@ const MIN_BUFFER: usize = 8 * 1024;
 pub struct ConnectionLimits {
     /// At once; one more is accepted, answered 503 and closed.
     pub max_connections: usize,
+    /// What sets that limit, for the log.
+    pub max_connections_setting: &'static str,
     /// From accepting to the end of the first request's head.
     pub first_request_timeout: Duration,
     /// From a response to the end of the next request's head.
@@ -81,11 +81,33 @@ pub struct ConnectionLimits {
     pub max_header_bytes: usize,
     /// Lines of a head.
     pub max_headers: usize,
+    /// How long the other side may take nothing of an answer.
+    pub write_timeout: Duration,
     /// Of a body that comes behind its answer.
-    pub unwanted: Unwanted,
+    pub linger: LingerLimits,
 }
 
-/// A bound address failed to be bound.
+impl ConnectionLimits {
+    /// A `write_timeout` that only a sender reaches which has stopped reading.
+    pub const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
+
+    #[cfg(test)]
+    pub(crate) const fn for_tests() -> Self {
+        let timeout = Duration::from_secs(10);
+        Self {
+            max_connections: 1,
+            max_connections_setting: "the test",
+            first_request_timeout: timeout,
+            header_read_timeout: timeout,
+            max_header_bytes: MIN_BUFFER,
+            max_headers: 10,
+            write_timeout: timeout,
+            linger: LingerLimits { max_bytes: 1000, timeout },
+        }
+    }
+}
+
+/// An address could not be bound.
 #[derive(Debug, thiserror::Error)]
 #[error("listen on {address} ({key}): {problem}")]
 pub struct BindError {
@@ -112,81 +134,137 @@ pub async fn bind(key: &'static str, address: SocketAddr) -> Result<(TcpListener
     bound.await.map_err(|problem| BindError { address, key, problem })
 }
 
-/// Serves connections until the process closes; then waits for none of them. `connections` owns the tasks.
+/// Accepts connections until the process closes. Then it waits for none of them: `connections` owns their tasks.
 pub async fn serve<S>(
     listener: TcpListener,
     service: S,
     limits: ConnectionLimits,
-    mut phase: watch::Receiver<Phase>,
+    phase: watch::Receiver<Phase>,
     connections: TaskTracker,
     metrics: ConnectionMetrics,
 ) where
     S: Service<Request<Incoming>, Response = Response, Error = Infallible> + Clone + Send + Sync + 'static,
     S::Future: Send,
 {
-    let places = Arc::new(Semaphore::new(limits.max_connections));
-    let refusing = Arc::new(Semaphore::new(refusing_beside(limits.max_connections)));
-    let mut said: Option<Instant> = None;
-    let mut accept = async |phase: &mut watch::Receiver<Phase>| loop {
-        let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
-            _closing = phase.wait_for(|phase| *phase == Phase::Closing) => return,
-        };
-        failpoint::hit("in_accept");
-        let stream = match accepted {
-            Ok((stream, _peer)) => stream,
-            Err(error) if is_about_one_connection(&error) => continue,
-            Err(error) => {
-                error!(%error, "cannot accept connections; trying again");
-                tokio::time::sleep(ACCEPT_PAUSE).await;
-                continue;
+    let name = listener.local_addr().map_or_else(|_| "a listener".to_owned(), |at| format!("the listener at {at}"));
+    let mut acceptor = Acceptor {
+        permits: Arc::new(Semaphore::new(limits.max_connections)),
+        refusing: Arc::new(Semaphore::new(refusing_beside(limits.max_connections))),
+        said: None,
+        listener,
+        service,
+        limits,
+        phase,
+        connections,
+        metrics,
+    };
+    keep_on!(&name, acceptor.run());
+}
+
+/// Accepts connections. Outlives its panics.
+struct Acceptor<S> {
+    listener: TcpListener,
+    service: S,
+    limits: ConnectionLimits,
+    phase: watch::Receiver<Phase>,
+    connections: TaskTracker,
+    metrics: ConnectionMetrics,
+    /// One for each connection within the limit.
+    permits: Arc<Semaphore>,
+    /// One for each connection over the limit that is getting its 503.
+    refusing: Arc<Semaphore>,
+    /// When the log said last that connections are refused, and under which trace id.
+    said: Option<(Instant, TokenSeed)>,
+}
+
+impl<S> Acceptor<S>
+where
+    S: Service<Request<Incoming>, Response = Response, Error = Infallible> + Clone + Send + Sync + 'static,
+    S::Future: Send,
+{
+    /// Accepts until the process closes.
+    async fn run(&mut self) {
+        loop {
+            let accepted = tokio::select! {
+                accepted = self.listener.accept() => accepted,
+                _closing = self.phase.wait_for(|phase| *phase == Phase::Closing) => return,
+            };
+            failpoint::hit("in_accept");
+            match accepted {
+                Ok((stream, _peer)) => self.take(stream).await,
+                Err(error) if is_about_one_connection(&error) => {}
+                Err(error) => {
+                    error!(%error, "cannot accept connections; trying again");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
             }
-        };
+        }
+    }
+
+    /// Serves a connection, or refuses it. Waits while too many are being refused.
+    async fn take(&mut self, stream: TcpStream) {
         // Answers are one small write each.
         if let Err(error) = stream.set_nodelay(true) {
             debug!(%error, "connection is gone already");
-            continue;
+        } else if let Ok(permit) = Arc::clone(&self.permits).try_acquire_owned() {
+            self.serve(stream, permit);
+        } else if let Ok(permit) = Arc::clone(&self.refusing).acquire_owned().await {
+            self.refuse(stream, permit);
         }
-        if let Ok(place) = Arc::clone(&places).try_acquire_owned() {
-            let (service, limits, phase) = (service.clone(), limits.clone(), phase.clone());
-            let metrics = metrics.clone();
-            connections.spawn(async move {
-                let _open = metrics.opened();
-                connection(stream, hung_up, service, &limits, phase, &metrics).await;
-                drop(place);
-            });
-        } else if let Ok(place) = Arc::clone(&refusing).acquire_owned().await {
-            if said.is_none_or(|at| at.elapsed() >= SAY_EVERY) {
-                said = Some(Instant::now());
-                warn!(
-                    limit = limits.max_connections,
-                    code = "too_many_connections",
-                    "connections over server.max_connections are answered 503; said at most every {SAY_EVERY:?}"
-                );
-            }
-            let (limits, metrics) = (limits.clone(), metrics.clone());
-            connections.spawn(async move {
-                let limit = limits.max_connections;
-                let service = hyper::service::service_fn(move |_request: Request<Incoming>| {
-                    metrics.refused();
-                    std::future::ready(Ok::<_, Infallible>(http::too_many_connections(limit)))
-                });
-                let told = builder(&limits).keep_alive(false).serve_connection(
-                    TokioIo::new(Wire::new(stream, hung_up, Arc::default(), limits.unwanted)),
-                    service,
-                );
-                if tokio::time::timeout(REFUSE_WITHIN, told).await.is_err() {
-                    debug!("a connection over the limit did not wait for its answer");
-                }
-                drop(place);
-            });
+    }
+
+    fn serve(&self, stream: TcpStream, permit: OwnedSemaphorePermit) {
+        let (service, limits, phase) = (self.service.clone(), self.limits.clone(), self.phase.clone());
+        let metrics = self.metrics.clone();
+        self.connections.spawn(async move {
+            let _open = metrics.opened();
+            connection(stream, hung_up, service, &limits, phase, &metrics).await;
+            drop(permit);
+        });
+    }
+
+    fn refuse(&mut self, stream: TcpStream, permit: OwnedSemaphorePermit) {
+        let trace_id = self.say_that_connections_are_refused();
+        let (limits, metrics) = (self.limits.clone(), self.metrics.clone());
+        self.connections.spawn(async move {
+            refuse(stream, &limits, metrics, trace_id).await;
+            drop(permit);
+        });
+    }
+
+    /// Returns the trace id under which the log says so: one for all connections that are refused in the same 10 s.
+    fn say_that_connections_are_refused(&mut self) -> TokenSeed {
+        if let Some((at, trace_id)) = self.said
+            && at.elapsed() < SAY_EVERY
+        {
+            return trace_id;
         }
-    };
-    let name = listener.local_addr().map_or_else(|_| "a listener".to_owned(), |at| format!("the listener at {at}"));
-    keep_on!(&name, accept(&mut phase));
+        let trace_id = TokenSeed::now();
+        self.said = Some((Instant::now(), trace_id));
+        let ConnectionLimits { max_connections: limit, max_connections_setting: setting, .. } = self.limits;
+        let code = Refusal::TooManyConnections { limit, setting }.status().1;
+        warn!(limit, code, %trace_id, "connections over {setting} are answered 503; said at most every {SAY_EVERY:?}");
+        trace_id
+    }
 }
 
-/// Connections over a limit that are open at once.
+/// Answers the first request of a connection over the limit.
+async fn refuse(stream: TcpStream, limits: &ConnectionLimits, metrics: ConnectionMetrics, trace_id: TokenSeed) {
+    let (limit, setting) = (limits.max_connections, limits.max_connections_setting);
+    let service = hyper::service::service_fn(move |_request: Request<Incoming>| {
+        let refusal = Refusal::TooManyConnections { limit, setting };
+        let response = reply::last(refusal.response(trace_id));
+        metrics.answered(response.status().as_u16(), refusal.shed());
+        ready(Ok::<_, Infallible>(response))
+    });
+    let stream = LingeringStream::new(stream, hung_up, Arc::default(), limits);
+    let told = builder(limits).keep_alive(false).serve_connection(TokioIo::new(stream), service);
+    if tokio::time::timeout(REFUSE_WITHIN, told).await.is_err() {
+        debug!("a connection over the limit did not wait for its answer");
+    }
+}
+
+/// Most connections over a limit that are open at once: an eighth of the limit, within bounds.
 #[must_use]
 pub const fn refusing_beside(max_connections: usize) -> usize {
     match max_connections / 8 {
@@ -201,10 +279,10 @@ fn builder(limits: &ConnectionLimits) -> http1::Builder {
     builder
         .timer(TokioTimer::new())
         .header_read_timeout(limits.header_read_timeout)
-        // `Wire` looks for the end of a connection while a request is worked on.
+        // `LingeringStream` notices the end of a connection while a request is worked on.
         .half_close(true)
-        // No more room than for a head: hyper's own limit of 400 KiB would be 400 MiB for a thousand connections, on
-        // nobody's account. A body is read in pieces of this size.
+        // No more room than for a head, outside of any budget: hyper's own limit of 400 KiB would be 400 MiB for a
+        // thousand connections. A body is read in pieces of this size.
         .max_buf_size(limits.max_header_bytes.max(MIN_BUFFER))
         .max_header_size(limits.max_header_bytes);
     if limits.max_headers > HEADERS_ON_STACK {
@@ -225,68 +303,18 @@ pub async fn connection<T, S>(
     T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     S: Service<Request<Incoming>, Response = Response, Error = Infallible>,
 {
-    let at_work = Arc::new(AtomicU64::new(0));
-    let wire = Wire::new(stream, hung_up, Arc::clone(&at_work), limits.unwanted);
-    let requests = Arc::new(AtomicU64::new(0));
-    let service = {
-        let service = Arc::new(service);
-        let (requests, ambiguous, max_headers) = (Arc::clone(&requests), wire.ambiguous(), limits.max_headers);
-        hyper::service::service_fn(move |request| {
-            let number = requests.fetch_add(1, Ordering::Relaxed);
-            let problem = bad_head(&request, number, &ambiguous, max_headers);
-            let chunked = request.headers().contains_key(TRANSFER_ENCODING);
-            // What is made in here has its place in here; handed in, it would be copied, and have two.
-            let (service, at_work) = (Arc::clone(&service), Arc::clone(&at_work));
-            async move {
-                at_work.store(number + 1, Ordering::Relaxed);
-                let answer = match problem {
-                    None => Ok(AssertUnwindSafe(service.call(request)).catch_unwind().await),
-                    Some(problem) => Err(problem),
-                };
-                at_work.store(0, Ordering::Relaxed);
-                let response = match answer {
-                    Ok(Ok(Ok(answer))) => answer,
-                    problem => {
-                        let response = match problem {
-                            Err(problem) => http::refuse_head(problem),
-                            // The panic is in the log.
-                            Ok(_panic) => http::internal_error(),
-                        };
-                        metrics.unreadable(response.status().as_u16());
-                        response
-                    }
-                };
-                // Where it ends is known to hyper alone: what comes behind it is not looked at (`heads`).
-                Ok::<_, Infallible>(if chunked { http::last(response) } else { response })
-            }
-        })
-    };
-    let serving = builder(limits).serve_connection(TokioIo::new(wire), service);
-    let mut serving = std::pin::pin!(serving);
-    let first_head = tokio::time::sleep(limits.first_request_timeout);
-    let mut first_head = std::pin::pin!(first_head);
-    // Looked at no more once something was asked, which each turn of a connection would pay for.
-    let silent =
-        poll_fn(|cx| if requests.load(Ordering::Relaxed) == 0 { first_head.as_mut().poll(cx) } else { Poll::Pending });
-    let mut silent = std::pin::pin!(silent);
+    let progress = Arc::<Progress>::default();
+    let stream = LingeringStream::new(stream, hung_up, Arc::clone(&progress), limits);
+    let (ambiguous, max_headers) = (stream.ambiguous(), limits.max_headers);
+    let answering = Arc::new(Answering { service, progress: Arc::clone(&progress), ambiguous, max_headers, metrics });
+    let service = hyper::service::service_fn(move |request| answering.answer(request));
+    let mut serving = pin!(builder(limits).serve_connection(TokioIo::new(stream), service));
+    let mut silent = pin!(silent(limits.first_request_timeout, &progress));
     let mut open = true;
     loop {
         tokio::select! {
-            ended = serving.as_mut() => {
-                if let Err(error) = ended {
-                    if let Some(status) = answered_to(&error) {
-                        metrics.unreadable(status);
-                        info!(status, %error, "request refused: its head can't be read");
-                    } else {
-                        debug!(%error, "connection ended early");
-                    }
-                }
-                return;
-            }
-            () = silent.as_mut() => {
-                debug!("closed a connection that asked nothing in time");
-                return;
-            }
+            ended = serving.as_mut() => return log_end(ended, metrics),
+            () = silent.as_mut() => return debug!("closed a connection that asked nothing in time"),
             _closing = phase.wait_for(|phase| *phase == Phase::Closing), if open => {
                 open = false;
                 serving.as_mut().graceful_shutdown();
@@ -295,23 +323,95 @@ pub async fn connection<T, S>(
     }
 }
 
-/// What hyper serves nevertheless.
-fn bad_head<B>(request: &Request<B>, number: u64, ambiguous: &Ambiguous, max_headers: usize) -> Option<BadHead> {
+/// Answers the requests of one connection.
+struct Answering<'a, S> {
+    service: S,
+    progress: Arc<Progress>,
+    ambiguous: Ambiguous,
+    max_headers: usize,
+    metrics: &'a ConnectionMetrics,
+}
+
+impl<'a, S> Answering<'a, S>
+where
+    S: Service<Request<Incoming>, Response = Response, Error = Infallible>,
+{
+    fn answer(
+        self: &Arc<Self>,
+        request: Request<Incoming>,
+    ) -> impl Future<Output = Result<Response, Infallible>> + use<'a, S> {
+        let this = Arc::clone(self);
+        let number = this.progress.begin();
+        let problem = bad_head(&request, number, &this.ambiguous, this.max_headers);
+        let chunked = request.headers().contains_key(TRANSFER_ENCODING);
+        // Build the service's future here; passing it in would copy it.
+        async move {
+            this.progress.works_on(number);
+            let response = match problem {
+                Some(refusal) => this.refuse(&refusal),
+                None => match AssertUnwindSafe(this.service.call(request)).catch_unwind().await {
+                    Ok(Ok(response)) => response,
+                    // A closed connection would be final for some senders.
+                    Err(_panic) => {
+                        this.refuse(&Refusal::Internal("the request panicked; the panic is logged before".to_owned()))
+                    }
+                },
+            };
+            this.progress.rests();
+            // Only hyper knows where a chunked body ends: what comes behind it is not looked at (`heads`).
+            Ok(if chunked { reply::last(response) } else { response })
+        }
+    }
+
+    /// Answers a request that no filter has answered.
+    fn refuse(&self, refusal: &Refusal) -> Response {
+        let ((code, error), trace_id) = (refusal.status(), TokenSeed::now());
+        let status = code.as_u16();
+        self.metrics.answered(status, None);
+        if code.is_server_error() {
+            error!(status, code = error, %trace_id, "request refused: {refusal}");
+            return refusal.response(trace_id);
+        }
+        info!(status, code = error, "request refused: {refusal}");
+        reply::last(refusal.response(trace_id))
+    }
+}
+
+/// Resolves if no head was read in time. Not polled on once there was one, which each turn of a connection would pay for.
+async fn silent(timeout: Duration, progress: &Progress) {
+    let mut first_head = pin!(tokio::time::sleep(timeout));
+    poll_fn(|cx| if progress.is_silent() { first_head.as_mut().poll(cx) } else { Poll::Pending }).await;
+}
+
+/// Counts and logs a head that hyper could not read.
+fn log_end(ended: hyper::Result<()>, metrics: &ConnectionMetrics) {
+    let Err(error) = ended else { return };
+    if let Some(status) = answered_to(&error) {
+        metrics.answered(status, None);
+        info!(status, %error, "request refused: its head can't be read");
+    } else {
+        debug!(%error, "connection ended early");
+    }
+}
+
+/// What is wrong with a head that hyper serves all the same: two readers may understand it in two ways, the filters can't
+/// read it, or it is over a limit. Boxed: the rare refusal would enlarge every request's future.
+fn bad_head<B>(request: &Request<B>, number: u64, ambiguous: &Ambiguous, max_headers: usize) -> Option<Box<Refusal>> {
     if ambiguous.is(number) || is_chunked_twice(request.headers()) {
-        return Some(BadHead::Length);
+        return Some(Box::new(Refusal::LengthUnclear));
     }
     if request.uri().path_and_query().is_none() {
-        return Some(BadHead::NoPath);
+        return Some(Box::new(Refusal::NoPath));
     }
     let lines = request.headers().len();
     if lines > max_headers {
-        return Some(BadHead::TooManyHeaders { lines, limit: max_headers });
+        return Some(Box::new(Refusal::TooManyHeaders { lines, limit: max_headers }));
     }
     let hosts = request.headers().get_all(HOST).iter().count();
-    (hosts > 1 || hosts == 0 && request.version() > Version::HTTP_10).then_some(BadHead::Host)
+    (hosts > 1 || hosts == 0 && request.version() > Version::HTTP_10).then(|| Box::new(Refusal::HostUnclear))
 }
 
-/// Whether the body of a body is in chunks, which RFC 9112 forbids: hyper undoes that once, others may do it twice.
+/// Whether the body is chunked twice, which RFC 9112 forbids: hyper decodes that once, others may do it twice.
 fn is_chunked_twice(headers: &HeaderMap) -> bool {
     let lines = headers.get_all(TRANSFER_ENCODING).iter();
     let codings = lines.flat_map(|line| line.as_bytes().split(|byte| *byte == b','));

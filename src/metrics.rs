@@ -44,36 +44,6 @@ pub const REVISION: &str = match option_env!("HOOKGATE_REVISION") {
     None => "unknown",
 };
 
-/// Why a request was sent away before anything was done with it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Shed {
-    /// `server.max_connections`
-    Connections,
-    /// `server.max_in_flight`
-    Requests,
-    /// `server.max_buffered_bytes`
-    Bytes,
-    /// `outbox.max_entries`
-    Outbox,
-    /// The process takes leave.
-    Draining,
-}
-
-impl Shed {
-    const ALL: [Self; 5] = [Self::Connections, Self::Requests, Self::Bytes, Self::Outbox, Self::Draining];
-
-    /// The same words as in the answer to the sender.
-    const fn code(self) -> &'static str {
-        match self {
-            Self::Connections => "too_many_connections",
-            Self::Requests => "too_many_requests",
-            Self::Bytes => "too_many_bytes",
-            Self::Outbox => "outbox_full",
-            Self::Draining => "shutting_down",
-        }
-    }
-}
-
 /// Where the rooms find their handles.
 #[derive(Debug, Clone)]
 pub struct Metrics(Arc<Handles>);
@@ -84,16 +54,16 @@ struct Handles {
     /// By pending key.
     routes: HashMap<String, Arc<RouteMetrics>>,
     elsewhere: Arc<Answers>,
-    shed: [Counter; Shed::ALL.len()],
+    shed: Vec<(&'static str, Counter)>,
     connections: Gauge,
     adopted: Mutex<Vec<Arc<Adopted>>>,
     feed: Arc<Feed>,
 }
 
 impl Metrics {
-    /// Makes every series of every route, at 0, and what shows them.
+    /// Makes every series of every route, at 0, and what shows them. `shed` are the codes under which requests are shed.
     #[must_use]
-    pub fn new(routes: &RouteTable) -> (Self, Exposition) {
+    pub fn new(routes: &RouteTable, shed: &[&'static str]) -> (Self, Exposition) {
         let (families, exposition) = Families::register();
         let feed = Arc::<Feed>::default();
         let known = routes.routes().iter().map(|route| {
@@ -103,7 +73,10 @@ impl Metrics {
         let handles = Handles {
             routes: known.collect(),
             elsewhere: Arc::new(Answers::new(&families, ELSEWHERE)),
-            shed: Shed::ALL.map(|reason| families.shed.get_or_create_owned(&[("reason", reason.code().to_owned())])),
+            shed: shed
+                .iter()
+                .map(|code| (*code, families.shed.get_or_create_owned(&[("reason", (*code).to_owned())])))
+                .collect(),
             connections: families.connections.clone(),
             adopted: Mutex::default(),
             feed,
@@ -132,9 +105,13 @@ impl Metrics {
         &self.0.elsewhere
     }
 
-    /// A request was sent away.
-    pub fn shed(&self, reason: Shed) {
-        self.0.shed[reason as usize].inc();
+    /// A request was refused to protect the process, under one of the codes that the metrics were made with.
+    pub fn shed(&self, code: &'static str) {
+        let known = self.0.shed.iter().find(|(known, _)| *known == code);
+        debug_assert!(known.is_some(), "{code} is no code of a request that is shed");
+        if let Some((_, counter)) = known {
+            counter.inc();
+        }
     }
 
     /// The handle of a listener whose connections are counted.
@@ -208,18 +185,13 @@ impl ConnectionMetrics {
         Open(self.open.clone())
     }
 
-    /// A request was answered 503 because there are too many connections.
-    pub fn refused(&self) {
-        if let Some(metrics) = &self.refusals {
-            metrics.shed(Shed::Connections);
-            metrics.elsewhere().answered_at_once(503);
-        }
-    }
-
-    /// What came was no HTTP that can be served, and was answered so before anybody saw a request.
-    pub fn unreadable(&self, code: u16) {
-        if let Some(metrics) = &self.refusals {
-            metrics.elsewhere().answered_at_once(code);
+    /// The listener answered a request by itself, with this status code. `shed` is the code under which the request was
+    /// shed, if it was.
+    pub fn answered(&self, status: u16, shed: Option<&'static str>) {
+        let Some(metrics) = &self.refusals else { return };
+        metrics.elsewhere().answered_at_once(status);
+        if let Some(code) = shed {
+            metrics.shed(code);
         }
     }
 }

@@ -36,9 +36,9 @@ pub use self::{
     redaction::without_credentials,
 };
 use crate::{
+    admission::Limits,
     dead_letters::{self, DeadLetterLimits},
-    http::Limits,
-    listener::{ConnectionLimits, Unwanted},
+    listener::{ConnectionLimits, LingerLimits},
     pending::{access::Access, redis as store},
     pipeline::Policy,
     publisher::{StreamSettings, servers::Servers},
@@ -287,10 +287,12 @@ fn times(check: &Check<'_>, configuration: &Configuration) -> Result<(), Setting
 const fn connections(server: &sections::Server) -> ConnectionLimits {
     ConnectionLimits {
         max_connections: server.max_connections,
+        max_connections_setting: "server.max_connections",
         first_request_timeout: server.first_request_timeout.0,
         header_read_timeout: server.header_read_timeout.0,
         max_header_bytes: server.max_header_bytes,
         max_headers: server.max_headers,
-        unwanted: Unwanted { max_bytes: server.max_body_bytes, timeout: server.body_read_timeout.0 },
+        write_timeout: ConnectionLimits::WRITE_TIMEOUT,
+        linger: LingerLimits { max_bytes: server.max_body_bytes, timeout: server.body_read_timeout.0 },
     }
 }

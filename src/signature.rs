@@ -15,9 +15,9 @@ use std::{fmt, sync::Arc, time::SystemTime};
 use bytes::Bytes;
 use hashbrown::HashMap;
 use hmac::{Hmac, Mac};
+use http::{HeaderMap, HeaderName};
 use sha2::Sha256;
 use tokio::sync::watch;
-use warp::http::{HeaderMap, HeaderName};
 
 use crate::route::Route;
 
@@ -148,12 +148,6 @@ impl Failure {
 pub struct Verified(Bytes);
 
 impl Verified {
-    /// A body that nobody has to sign: of a route without `auth`.
-    #[must_use]
-    pub fn unsigned(body: impl Into<Bytes>) -> Self {
-        Self(body.into())
-    }
-
     /// The bytes as they came.
     #[must_use]
     pub const fn bytes(&self) -> &Bytes {
@@ -193,7 +187,7 @@ impl Verifier {
     ///
     /// # Errors
     /// If they don't: there is nothing, or nothing that can be read.
-    pub fn announced(&self, headers: &HeaderMap) -> Result<(), Failure> {
+    pub fn precheck(&self, headers: &HeaderMap) -> Result<(), Failure> {
         let mut failure = Failure::Missing;
         for (scheme, _) in &self.entries {
             match scheme.read(headers) {

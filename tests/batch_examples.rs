@@ -3,24 +3,18 @@
 
 use std::fmt::Write;
 
-use hookgate::{
-    batch::{Batch, BatchError, EntityId, MAX_ID_BYTES, MAX_REJECTED_PLACES, Reason},
-    signature::Verified,
-};
+use hookgate::batch::{Batch, BatchError, EntityId, MAX_ID_BYTES, MAX_REJECTED_PLACES, Reason};
 
 /// Ids and reasons of a body that is read.
 fn read(body: impl AsRef<[u8]>) -> (Vec<String>, Vec<(Reason, usize)>) {
     let body = body.as_ref();
-    let batch = Batch::parse(&Verified::unsigned(body.to_vec()))
-        .unwrap_or_else(|error| panic!("{}: {error}", String::from_utf8_lossy(body)));
+    let batch = Batch::parse(body).unwrap_or_else(|error| panic!("{}: {error}", String::from_utf8_lossy(body)));
     (batch.ids().map(|id| id.as_str().to_owned()).collect(), batch.rejected().by_reason().collect())
 }
 
 fn refused(body: impl AsRef<[u8]>) -> BatchError {
     let body = body.as_ref();
-    Batch::parse(&Verified::unsigned(body.to_vec()))
-        .err()
-        .unwrap_or_else(|| panic!("{} is read", String::from_utf8_lossy(body)))
+    Batch::parse(body).err().unwrap_or_else(|| panic!("{} is read", String::from_utf8_lossy(body)))
 }
 
 fn not_json(body: impl AsRef<[u8]>) -> bool {
@@ -208,7 +202,7 @@ fn row_57_a_byte_order_mark_is_no_json() {
 #[test]
 fn row_58_only_the_first_places_of_a_flood_are_kept() {
     let number = MAX_REJECTED_PLACES + 5;
-    let batch = Batch::parse(&Verified::unsigned(format!("[{}1]", "1,".repeat(number)))).expect("it is JSON");
+    let batch = Batch::parse(format!("[{}1]", "1,".repeat(number)).as_bytes()).expect("it is JSON");
     assert_eq!((batch.rejected().count(), batch.rejected().places().len()), (number + 1, MAX_REJECTED_PLACES));
     assert_eq!(batch.rejected().places()[1], (Reason::NotAnObject, 3..4));
 }
@@ -271,7 +265,7 @@ fn a_refusal_names_the_place() {
 #[test]
 fn places_are_those_of_the_rejected_items() {
     let body = "[ 1 , {\"id\":\"a\"},\n{ \"id\" : 1.5 } ,\"\u{fc}\"\t, {\"id\":\"\"}]";
-    let batch = Batch::parse(&Verified::unsigned(body)).expect("it is JSON");
+    let batch = Batch::parse(body.as_bytes()).expect("it is JSON");
     let items: Vec<_> = batch.rejected().places().iter().map(|(_, place)| &body[place.clone()]).collect();
     assert_eq!(items, ["1", "{ \"id\" : 1.5 }", "\"\u{fc}\"", "{\"id\":\"\"}"]);
     let text = batch.rejected().to_string();

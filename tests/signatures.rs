@@ -16,7 +16,7 @@ use tempfile::TempDir;
 use tokio::sync::watch;
 use warp::http::{HeaderMap, HeaderName, HeaderValue};
 
-use crate::support::{Answer, Gate, PATH, PENDING, World, batch, eventually, run, try_exchange};
+use crate::support::{Answer, Gate, PATH, PENDING, World, batch, eventually, field, run, try_exchange};
 
 /// What a real `EspoCRM` sent.
 const ID: &str = "65f0c1d2e3a4b5c6d";
@@ -261,7 +261,13 @@ async fn one_by_one_against_the_binary() {
     };
     let counts = ["missing", "malformed", "unknown_id", "expired", "wrong"].map(counted);
     assert_eq!(counts, [Some(3), Some(6), Some(2), Some(0), Some(2 + BODY.len())]);
-    let log = gate.log().await.join("\n");
+    let log = gate.log().await;
+    let logged = |reason: &str| {
+        let refused = log.iter().filter(|line| line.contains("request refused"));
+        Some(refused.filter(|line| field(line, "reason").as_deref() == Some(reason)).count())
+    };
+    assert_eq!(["missing", "malformed", "unknown_id", "expired", "wrong"].map(logged), counts, "the log says which");
+    let log = log.join("\n");
     for secret in [SECRET, "other-secret", &good, X_SIGNATURE, "6601aa0b1c2d3e4f5\",\"name"] {
         assert!(!log.contains(secret), "{secret} is in the log");
     }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use crate::support::{Answer, Connection, PATH, PENDING, World, batch, eventually, post, post_and_stay};
+use crate::support::{Answer, Connection, PATH, PENDING, World, batch, eventually, field, post, post_and_stay};
 
 /// What a sender does next depends on the code alone, so the code has to be right.
 async fn assert_nothing_happened(world: &World) {
@@ -59,11 +59,7 @@ async fn a_head_of_more_lines_than_allowed_is_431() {
         assert_eq!(answer.status, 431, "one more than {limit}");
         if limit == 64 {
             assert_eq!(answer.error(), (431, "too_many_headers".into()));
-            assert!(
-                answer.text().contains("65 lines, which is more than 64 (server.max_headers)"),
-                "{}",
-                answer.text()
-            );
+            assert!(answer.text().contains("65 lines, which is more than 64; send fewer"), "{}", answer.text());
         }
     }
 }
@@ -295,6 +291,7 @@ async fn a_connection_too_many_is_told_503() {
     assert_eq!(second.header("connection"), Some("close"));
     let said = gate.wait_log("too_many_connections").await;
     assert!(said.contains("server.max_connections are answered 503"), "{said}");
+    assert_eq!(field(&said, "trace_id").as_deref(), second.json()["trace_id"].as_str(), "{said}");
     assert_eq!(gate.post("[]").await.status, 503);
 
     drop(first);
@@ -311,6 +308,24 @@ async fn stores_that_are_down_are_503() {
     assert_eq!(gate.post(batch(["a"])).await.error(), (503, "not_published".into()));
     world.redis.kill();
     assert_eq!(gate.post(batch(["b"])).await.error(), (503, "pending_store_unavailable".into()));
+}
+
+/// An outsider learns from a 503 nothing of the inside ([`Answer::error`] looks at the message); an operator finds the
+/// reason in the log, once, under the trace id of the answer.
+#[tokio::test]
+async fn the_reason_of_a_503_is_in_the_log_under_its_trace_id() {
+    let mut world = World::start().await;
+    let mut gate = world.gate("server.request_deadline = \"2s\"\nredis.on_unavailable = \"reject\"").await;
+    world.redis.kill();
+    let answer = gate.post(batch(["a"])).await;
+    assert_eq!(answer.error(), (503, "pending_store_unavailable".into()));
+    let trace_id = answer.json()["trace_id"].as_str().expect("a 503 has one").to_owned();
+
+    let log = gate.log().await;
+    let of_trace = log.iter().filter(|line| field(line, "trace_id").is_some_and(|id| id == trace_id));
+    let reasons: Vec<_> = of_trace.filter(|line| line.contains("request refused")).collect();
+    let [reason] = reasons[..] else { panic!("it is said once: {reasons:?}") };
+    assert!(reason.contains("WARN") && reason.contains("redis.on_unavailable"), "{reason}");
 }
 
 #[tokio::test]

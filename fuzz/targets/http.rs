@@ -8,19 +8,21 @@ use std::{cell::RefCell, sync::Arc, task::Poll, time::Duration};
 
 use futures_util::{FutureExt, future::BoxFuture};
 use hookgate::{
+    admission::Limits,
     dead_letters::{DeadLetterLimits, DeadLetters},
     event::Event,
-    http::{self, Webhooks},
     listener::{self, HungUp},
     metrics::{ConnectionMetrics, Metrics},
     pending::memory::Memory,
     pipeline::{Pipeline, Policy, Publisher, WithoutAck, WithoutClaim},
     publisher::{Ack, PublishError},
     readiness::Contact,
+    reply,
     route::Route,
     settings::{Layers, Settings},
     shutdown::Shutdown,
     traces::Tracer,
+    webhooks::{self, Webhooks},
 };
 use hyper_util::service::TowerToHyperService;
 use libfuzzer_sys::{Corpus, fuzz_target};
@@ -83,7 +85,7 @@ struct World {
     runtime: Runtime,
     filters: BoxedFilter<(Response,)>,
     limits: listener::ConnectionLimits,
-    in_use: http::Limits,
+    in_use: Limits,
     shutdown: Shutdown,
     metrics: ConnectionMetrics,
     inputs: usize,
@@ -103,7 +105,7 @@ impl World {
         std::fs::remove_file(secret).expect("it is there");
         let guard = runtime.enter();
         let shutdown = Shutdown::default();
-        let (metrics, _exposition) = Metrics::new(&settings.routes);
+        let (metrics, _exposition) = Metrics::new(&settings.routes, &reply::SHED);
         let policy = Policy {
             without_claim: WithoutClaim::Publish,
             without_ack: WithoutAck::Accept,
@@ -126,7 +128,7 @@ impl World {
             max_age: Duration::from_secs(60),
         };
         let in_use = settings.limits.clone();
-        let webhooks = http::webhooks(Webhooks {
+        let webhooks = webhooks::webhooks(Webhooks {
             table: Arc::new(settings.routes),
             verifiers: Arc::new(settings.verifiers),
             pipeline: Arc::new(pipeline),

@@ -108,7 +108,7 @@ async fn relay(
     let tasks = TaskTracker::new();
     let publisher = app::open_publisher(&settings.nats, &settings.delivery, &settings.routes, &tasks).await?;
     store::up("NATS", publisher.contact()).await?;
-    let (metrics, _) = Metrics::new(&settings.routes);
+    let (metrics, _) = Metrics::new(&settings.routes, &[]);
     let relay =
         Relay::new(outbox, publisher, settings.relay_after, settings.policy.ack_timeout, metrics, Tracer::default());
     let mut failed = 0;

@@ -30,7 +30,7 @@ pub(super) async fn open(settings: &Settings) -> anyhow::Result<Arc<Redis>> {
             "redis.url is \"memory:\": claims are in the memory of the serving process, where no command can see them"
         );
     };
-    let (metrics, _) = Metrics::new(&settings.routes);
+    let (metrics, _) = Metrics::new(&settings.routes, &[]);
     let redis = Redis::open(access, settings.claims, &settings.routes, metrics.redis());
     up("Redis", redis.contact()).await?;
     Ok(Arc::new(redis))

@@ -9,17 +9,16 @@ use prometheus_client::{
 };
 use tokio::sync::watch;
 
-use crate::{http::Limits, readiness::Contact};
+use crate::readiness::Contact;
 
 /// The state of the process's surroundings.
-#[derive(Clone)]
 pub struct Live {
     /// The pending store.
     pub redis: watch::Receiver<Contact>,
     /// The broker.
     pub nats: watch::Receiver<Contact>,
-    /// What all requests take.
-    pub limits: Limits,
+    /// How many requests are in flight.
+    pub requests_in_flight: Box<dyn Fn() -> usize + Send + Sync>,
 }
 
 impl fmt::Debug for Live {
@@ -31,7 +30,7 @@ impl fmt::Debug for Live {
 impl Collector for Live {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let up = |contact: &watch::Receiver<Contact>| i64::from(*contact.borrow() == Contact::Up);
-        let in_flight = i64::try_from(self.limits.in_use().requests).unwrap_or(i64::MAX);
+        let in_flight = i64::try_from((self.requests_in_flight)()).unwrap_or(i64::MAX);
         for (name, help, value) in [
             ("hookgate_redis_up", "Whether Redis answers and does what it is asked.", up(&self.redis)),
             ("hookgate_nats_up", "Whether NATS answers and takes events.", up(&self.nats)),

@@ -9,7 +9,7 @@ use super::{
     registry::{Age, Families},
 };
 use crate::{
-    batch::{EntityId, Reason, Rejected},
+    batch::{BatchError, EntityId, Reason, Rejected},
     pipeline::State,
     route::Route,
     signature::Failure,
@@ -27,9 +27,6 @@ const IN_FLIGHT: usize = 1;
 const DUPLICATE: usize = 2;
 const UNDEDUPLICATED: usize = 4;
 const REJECTED: usize = 5;
-
-/// Why a body is a dead letter as a whole; items have their [`Reason`].
-const BODY_REASONS: [&str; 3] = ["body_empty", "neither_array_nor_object", "not_json"];
 
 /// On which way an event reached NATS.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -137,7 +134,7 @@ impl RouteMetrics {
         let name = route.name();
         let one = || [("route", name.to_owned())];
         let with = |label, value: &str| [("route", name.to_owned()), (label, value.to_owned())];
-        let reasons = Reason::ALL.into_iter().map(Reason::code).chain(BODY_REASONS);
+        let reasons = Reason::ALL.into_iter().map(Reason::code).chain(BatchError::CODES);
         Self {
             answers: Answers::new(families, name),
             oldest: families.outbox_age.get_or_create_owned(&one()),

@@ -2,8 +2,8 @@
 //! request can send others.
 
 use hmac::{Hmac, Mac};
+use http::{HeaderMap, HeaderName};
 use sha2::Sha256;
-use warp::http::{HeaderMap, HeaderName};
 
 use super::{Claimed, Failure, Secret, hmac, single};
 

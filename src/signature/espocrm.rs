@@ -2,7 +2,7 @@
 //! until version 11, `X-Signature`, base64 of id, colon and the MAC itself (read in its source and tried).
 
 use base64::{Engine, engine::general_purpose::STANDARD};
-use warp::http::{HeaderMap, HeaderName};
+use http::{HeaderMap, HeaderName};
 
 use super::{Claimed, Failure, single, unhex};
 

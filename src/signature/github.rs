@@ -1,7 +1,7 @@
 //! GitHub: `X-Hub-Signature-256: sha256=` and the MAC of the body in hex digits, see
 //! <https://docs.github.com/en/webhooks/using-webhooks/validating-webhook-deliveries>.
 
-use warp::http::{HeaderMap, HeaderName};
+use http::{HeaderMap, HeaderName};
 
 use super::{Claimed, Failure, single, unhex};
 

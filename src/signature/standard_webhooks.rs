@@ -2,7 +2,7 @@
 //! body, joined by dots; see <https://github.com/standard-webhooks/standard-webhooks>.
 
 use base64::{Engine, engine::general_purpose::STANDARD};
-use warp::http::{HeaderMap, HeaderName};
+use http::{HeaderMap, HeaderName};
 
 use super::{Claimed, Failure, Secret, single};
 

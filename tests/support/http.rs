@@ -57,9 +57,16 @@ impl Answer {
     pub(crate) fn error(&self) -> (u16, String) {
         let body = self.json();
         let members: Vec<_> = body.as_object().expect("a refusal is an object").keys().map(String::as_str).collect();
-        assert_eq!(members, ["error", "message", "status"], "members of {body}");
         assert_eq!(body["status"], "error");
-        assert!(body["message"].as_str().is_some_and(|message| message.len() > 10), "{body} says what to do");
+        if self.status == 503 {
+            assert_eq!(members, ["error", "message", "status", "trace_id"], "members of {body}");
+            assert_eq!(body["message"], "temporarily unavailable, retry later", "and nothing of the inside");
+            let trace_id = body["trace_id"].as_str().expect("the log can be searched for it");
+            assert!(trace_id.len() == 32 && trace_id.bytes().all(|digit| digit.is_ascii_hexdigit()), "{body}");
+        } else {
+            assert_eq!(members, ["error", "message", "status"], "members of {body}");
+            assert!(body["message"].as_str().is_some_and(|message| message.len() > 10), "{body} says what to do");
+        }
         assert_eq!(self.header("content-type"), Some("application/json"));
         let retry_after = self.header("retry-after").and_then(|seconds| seconds.parse::<u32>().ok());
         assert_eq!(retry_after.is_some(), self.status == 503, "whoever shall come back is told when: {self:?}");

@@ -7,7 +7,7 @@
 use bytes::Bytes;
 use memmap2::{MmapMut, MmapOptions};
 
-use super::{Refusal, limits::Held};
+use crate::admission::{AdmissionError, Allowance};
 
 /// Bodies up to here lie on the heap. `EspoCRM` sends 50 records at most, about 30 KB.
 const MAX_ON_HEAP: usize = 64 * 1024;
@@ -15,7 +15,7 @@ const MAX_ON_HEAP: usize = 64 * 1024;
 const STEP: usize = 64 * 1024;
 
 /// A body of which more may come.
-pub(super) struct Body {
+pub(super) struct Buffer {
     bytes: Storage,
     /// Most bytes it may get.
     most: usize,
@@ -39,7 +39,7 @@ impl AsRef<[u8]> for Pages {
     }
 }
 
-impl Body {
+impl Buffer {
     /// A body of which nothing is here yet, and which gets at most `most` bytes. What is only announced takes
     /// no memory.
     pub(super) const fn new(most: usize) -> Self {
@@ -61,14 +61,14 @@ impl Body {
 
     /// Adds bytes, and takes their memory from the budget. The caller has checked that they are not too many. If there
     /// is no memory, nothing was done.
-    pub(super) fn extend(&mut self, held: &mut Held, part: &[u8]) -> Result<(), Refusal> {
+    pub(super) fn extend(&mut self, allowance: &mut Allowance, part: &[u8]) -> Result<(), AdmissionError> {
         let needed = self.len() + part.len();
         if needed > MAX_ON_HEAP
             && let Storage::Heap(start) = &self.bytes
         {
-            let mut pages = Pages::new(self.most.max(needed)).map_err(Refusal::NoMemory)?;
-            pages.extend(held, start)?;
-            held.release(start.capacity());
+            let mut pages = Pages::new(self.most.max(needed)).map_err(AdmissionError::NoMemory)?;
+            pages.extend(allowance, start)?;
+            allowance.release(start.capacity());
             self.bytes = Storage::Pages(pages);
         }
         match &mut self.bytes {
@@ -76,19 +76,19 @@ impl Body {
                 let room = bytes.capacity();
                 if needed > room {
                     let target = needed.max((2 * room).min(self.most));
-                    held.reserve_for_anybody(target - room)?;
+                    allowance.reserve_for_anybody(target - room)?;
                     bytes.reserve_exact(target - bytes.len());
                 }
                 bytes.extend_from_slice(part);
                 Ok(())
             }
-            Storage::Pages(pages) => pages.extend(held, part),
+            Storage::Pages(pages) => pages.extend(allowance, part),
         }
     }
 }
 
-impl From<Body> for Bytes {
-    fn from(body: Body) -> Self {
+impl From<Buffer> for Bytes {
+    fn from(body: Buffer) -> Self {
         match body.bytes {
             Storage::Heap(bytes) => bytes.into(),
             Storage::Pages(pages) => Self::from_owner(pages),
@@ -110,11 +110,11 @@ impl Pages {
         Ok(Self { map, length: 0, reserved: 0 })
     }
 
-    fn extend(&mut self, held: &mut Held, part: &[u8]) -> Result<(), Refusal> {
+    fn extend(&mut self, allowance: &mut Allowance, part: &[u8]) -> Result<(), AdmissionError> {
         let end = self.length + part.len();
         if end > self.reserved {
             let target = end.next_multiple_of(STEP).min(self.map.len());
-            held.reserve_for_large(target - self.reserved)?;
+            allowance.reserve_for_large(target - self.reserved)?;
             self.reserved = target;
         }
         self.map[self.length..end].copy_from_slice(part);

@@ -1,0 +1,169 @@
+//! The body of a request, read within its limits of size, time and memory.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use bytes::{Buf, Bytes};
+use futures_util::{FutureExt, Stream, StreamExt};
+use tokio::time::{Instant, timeout_at};
+
+use super::{
+    Later,
+    buffer::Buffer,
+    request::{BodyReceived, Request},
+};
+use crate::{
+    admission::{AdmissionError, Allowance, Limits, MemoryWait},
+    reply::Refusal,
+};
+
+/// Pieces of a body that may be of any size. Each takes as long as 50 bytes of an ordinary body do, whatever is in it.
+/// But somebody may write word by word, and would lose a good batch: 50 records of 600 bytes are some 4,000 words.
+const FREE_PIECES: usize = 4096;
+/// Beyond, there may be one piece for so many bytes.
+const MIN_PIECE: usize = 10;
+/// How long a body may take whatever others wait for, and how often others are looked at after that.
+const GRACE: Duration = Duration::from_millis(250);
+
+/// Reads the body. Proves: all of it is here, in memory from the budget.
+pub(super) fn body<S, B>((request, mut allowance): (Arc<Request>, Allowance), stream: S) -> Later<BodyReceived>
+where
+    S: Stream<Item = Result<B, warp::Error>> + Send + 'static,
+    B: Buf + Send,
+{
+    async move {
+        let limits = &request.webhooks.limits;
+        match read(limits, &mut allowance, request.framing.length, stream).await {
+            Ok(body) => {
+                request.body_read(body.len());
+                Ok(BodyReceived { request, allowance, body })
+            }
+            Err(refusal) => Err(request.reject(refusal)),
+        }
+    }
+    .boxed()
+}
+
+async fn read<B: Buf>(
+    limits: &Limits,
+    allowance: &mut Allowance,
+    length: Option<u64>,
+    stream: impl Stream<Item = Result<B, warp::Error>>,
+) -> Result<Bytes, Refusal> {
+    let limit = limits.max_body_bytes();
+    let announced = match length.map(usize::try_from) {
+        None => None,
+        Some(Ok(length)) if length <= limit => Some(length),
+        Some(_) => return Err(Refusal::BodyTooLarge { limit }),
+    };
+    let until = allowance.reading_deadline().min(Instant::now() + limits.body_read_timeout());
+    let waits_for_memory = AtomicBool::new(false);
+    let reader = Reader {
+        buffer: Buffer::new(announced.unwrap_or(limit)),
+        allowance,
+        limit,
+        pieces: 0,
+        waits: &waits_for_memory,
+    };
+    // A body that waits for memory itself does not have to go for others that do.
+    let is_in_the_way = || !waits_for_memory.load(Ordering::Relaxed) && limits.is_short();
+    match unless_slow(reader.read(stream), until, is_in_the_way).await {
+        Ok(body) => body,
+        Err(Slow::OutOfTime) => Err(Refusal::BodyTimeout),
+        Err(Slow::InTheWay) => Err(limits.no_budget().into()),
+    }
+}
+
+/// A body of which more may come.
+struct Reader<'a> {
+    buffer: Buffer,
+    allowance: &'a mut Allowance,
+    /// Most bytes of a body.
+    limit: usize,
+    pieces: usize,
+    /// Whether it waits for memory at the moment.
+    waits: &'a AtomicBool,
+}
+
+impl Reader<'_> {
+    async fn read<B: Buf>(mut self, stream: impl Stream<Item = Result<B, warp::Error>>) -> Result<Bytes, Refusal> {
+        let mut stream = std::pin::pin!(stream);
+        while let Some(chunk) = stream.next().await {
+            let mut chunk = chunk.map_err(|error| Refusal::BodyUnreadable(root_cause(&error)))?;
+            if self.buffer.len() + chunk.remaining() > self.limit {
+                return Err(Refusal::BodyTooLarge { limit: self.limit });
+            }
+            while chunk.has_remaining() {
+                let part = chunk.chunk();
+                if let Err(error) = self.buffer.extend(self.allowance, part) {
+                    // Boxed: the rare branch would enlarge every request's future.
+                    Box::pin(self.extend_soon(part, error)).await?;
+                }
+                let length = part.len();
+                chunk.advance(length);
+            }
+            self.pieces += 1;
+            let (pieces, bytes) = (self.pieces, self.buffer.len());
+            if pieces > FREE_PIECES + bytes / MIN_PIECE {
+                return Err(Refusal::TooManyPieces { pieces, bytes });
+            }
+        }
+        Ok(self.buffer.into())
+    }
+
+    /// Adds a part of a small body once there is memory for it. Large bodies do not wait.
+    async fn extend_soon(&mut self, part: &[u8], error: AdmissionError) -> Result<(), AdmissionError> {
+        let Some(wait) = self.memory_wait(part) else { return Err(error) };
+        self.waits.store(true, Ordering::Relaxed);
+        // Try first: memory may have become free before the wait began.
+        while let Err(error) = self.buffer.extend(self.allowance, part) {
+            if !wait.room().await {
+                return Err(error);
+            }
+        }
+        self.waits.store(false, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn memory_wait(&self, part: &[u8]) -> Option<MemoryWait> {
+        self.buffer.small_with(part.len()).and_then(|most| self.allowance.wait_for(most))
+    }
+}
+
+/// Why a body is not waited for any longer.
+enum Slow {
+    OutOfTime,
+    InTheWay,
+}
+
+/// Waits for a body until `until`. Once its grace is over, only as long as others do not need its memory.
+async fn unless_slow<T>(
+    body: impl Future<Output = T>,
+    until: Instant,
+    is_in_the_way: impl Fn() -> bool,
+) -> Result<T, Slow> {
+    // One time-out for all pieces: with one each, pieces of a byte would cost twice as much.
+    let mut body = std::pin::pin!(body);
+    let mut look = Instant::now() + GRACE;
+    loop {
+        match timeout_at(look.min(until), body.as_mut()).await {
+            Ok(done) => return Ok(done),
+            Err(_elapsed) if look >= until => return Err(Slow::OutOfTime),
+            Err(_elapsed) if is_in_the_way() => return Err(Slow::InTheWay),
+            Err(_elapsed) => look += GRACE,
+        }
+    }
+}
+
+fn root_cause(error: &dyn std::error::Error) -> String {
+    let mut cause = error;
+    while let Some(next) = cause.source() {
+        cause = next;
+    }
+    cause.to_string()
+}
