@@ -143,10 +143,6 @@ async fn relay(
     Ok(ExitCode::SUCCESS)
 }
 
-fn is_zero(count: &usize) -> bool {
-    *count == 0
-}
-
 #[derive(Serialize)]
 struct Relayed<'a> {
     route: &'a str,
@@ -155,8 +151,8 @@ struct Relayed<'a> {
     poison: usize,
     #[serde(skip_serializing_if = "Option::is_none")]
     reason: Option<String>,
-    #[serde(skip_serializing_if = "is_zero")]
-    unsettled: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    unsettled: Option<usize>,
     #[serde(skip_serializing_if = "Option::is_none")]
     refusal: Option<String>,
 }
@@ -165,13 +161,14 @@ impl<'a> Relayed<'a> {
     fn new(route: &'a Route, walked: &Walked) -> Self {
         let Walked { published, failed, poison, reason, unsettled, refusal } = walked;
         let reason = reason.as_ref().map(ToString::to_string);
+        let unsettled = Some(*unsettled).filter(|unsettled| *unsettled > 0);
         Self {
             route: route.name(),
             published: *published,
             failed: *failed,
             poison: *poison,
             reason,
-            unsettled: *unsettled,
+            unsettled,
             refusal: refusal.clone(),
         }
     }

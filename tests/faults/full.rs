@@ -1,6 +1,8 @@
 //! A Redis that answers and takes no writes: full (OOM), unable to save (MISCONF), or without its replicas (NOREPLICAS).
 //! What lies in its outbox has to reach NATS all the same.
 
+use std::time::{Duration, SystemTime};
+
 use super::{
     crm::Sent,
     redis::tell,
@@ -8,7 +10,7 @@ use super::{
 };
 use crate::{
     Scenario, scenario,
-    support::{Gate, OUTBOX, RedisServer, batch, eventually, run},
+    support::{Gate, OUTBOX, PENDING, RedisServer, batch, eventually, run},
 };
 
 /// The scenarios of this file.
@@ -18,6 +20,7 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
         scenario!(full_redis_is_drained_by_the_command),
         scenario!(no_replicas_publishes_once),
         scenario!(failed_save_publishes_once),
+        scenario!(large_outbox_is_drained, alone),
     ]
 }
 
@@ -199,4 +202,39 @@ async fn failed_save_publishes_once() -> Report {
         .await;
     };
     publishes_once(fail, async |redis| tell(redis, &["CONFIG", "SET", "save", ""]).await, "MISCONF").await
+}
+
+/// Entries of an outbox that was left behind, and how many of them share the seed of a batch.
+const LEFT: usize = 100_000;
+const OF_A_BATCH: usize = 50;
+
+/// Three replicas find what others left two hours ago. None of them waits until it has seen an entry for an hour, and
+/// nothing goes out twice.
+async fn large_outbox_is_drained() -> Report {
+    let mut rig = Rig::start(0, "").await;
+    let made = SystemTime::now() - Duration::from_secs(2 * 3600);
+    let millis = made.duration_since(SystemTime::UNIX_EPOCH).expect("it is after 1970").as_millis();
+    let mut connection = rig.world.redis.connection().await;
+    let mut sent = Sent::default();
+    for batch in 0..LEFT / OF_A_BATCH {
+        let (mut outbox, mut pending) = (redis::cmd("HSET"), redis::cmd("SADD"));
+        outbox.arg(OUTBOX);
+        pending.arg(PENDING);
+        for index in 0..OF_A_BATCH {
+            let id = format!("left-{}", batch * OF_A_BATCH + index);
+            outbox.arg(&id).arg(format!("{millis:012x}70008{batch:015x}-{index}"));
+            pending.arg(&id);
+            sent.accepted.insert(id);
+        }
+        redis::pipe().add_command(outbox).add_command(pending).exec_async(&mut connection).await.expect("Redis writes");
+    }
+    for _ in 0..3 {
+        rig.gates.push(rig.world.gate("outbox.relay_after = \"1h\"\n").await);
+    }
+    eventually("half of the outbox is published", async || {
+        let left: usize = redis::cmd("HLEN").arg(OUTBOX).query_async(&mut connection).await.expect("it is a HASH");
+        (left < LEFT / 2).then_some(())
+    })
+    .await;
+    rig.judge(sent, Bounds::default()).await
 }
