@@ -24,7 +24,7 @@ use crate::{
     pipeline::{PendingStore, Pipeline, Publisher},
     publisher::{core::Core, jetstream::JetStream, servers::Servers},
     readiness::first_contact,
-    relay::{Outbox, Relay},
+    relay::{Outbox, Relay, Repeats},
     reply,
     route::RouteTable,
     secrets,
@@ -143,6 +143,7 @@ pub async fn run(mut settings: Settings) -> Result<Ended, AppError> {
         outbox,
         Arc::clone(&publisher),
         settings.relay_after,
+        repeats(&settings.delivery),
         settings.policy.ack_timeout,
         metrics.clone(),
         tracer.clone(),
@@ -311,6 +312,15 @@ pub async fn open_publisher(
         }
         Delivery::Core => Arc::new(Core::open(servers, routes, tasks).await.map_err(AppError::Nats)?),
     })
+}
+
+/// What a broker does with an event that comes twice.
+#[must_use]
+pub const fn repeats(delivery: &Delivery) -> Repeats {
+    match delivery {
+        Delivery::JetStream(_) => Repeats::Dropped,
+        Delivery::Core => Repeats::Delivered,
+    }
 }
 
 /// Turns ready once both stores have been met, unless the process is leaving by then.

@@ -17,7 +17,7 @@ pub use stream::StreamSettings;
 
 /// Proof that a broker has taken an event. Made from a broker's answer, in this module's adapters, and
 /// nowhere else.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[must_use = "an acknowledgement settles a claim"]
 pub struct Ack(());
 

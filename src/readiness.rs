@@ -15,6 +15,9 @@ pub const READY_WITHOUT_STORE: Duration = Duration::from_secs(60);
 pub enum Contact {
     /// It answers and does what it is asked to.
     Up,
+    /// It answers and takes no writes now (full, or unable to save or to replicate), which passes. What is in it can be
+    /// read, so the process is of use.
+    NoWrites(String),
     /// Nothing answers there, or not in time.
     Unreachable(String),
     /// It answers, but won't do what is needed: credentials, permissions, a missing feature. Waiting does
@@ -28,6 +31,7 @@ impl Contact {
     pub const fn code(&self) -> &'static str {
         match self {
             Self::Up => "up",
+            Self::NoWrites(_) => "no_writes",
             Self::Unreachable(_) => "unreachable",
             Self::Refused(_) => "refused",
         }
@@ -38,8 +42,14 @@ impl Contact {
     pub fn problem(&self) -> Option<&str> {
         match self {
             Self::Up => None,
-            Self::Unreachable(reason) | Self::Refused(reason) => Some(reason),
+            Self::NoWrites(reason) | Self::Unreachable(reason) | Self::Refused(reason) => Some(reason),
         }
+    }
+
+    /// Whether it answers, and to hookgate: it is up, or will be without anybody's help from here.
+    #[must_use]
+    pub const fn answers(&self) -> bool {
+        matches!(self, Self::Up | Self::NoWrites(_))
     }
 }
 
@@ -66,6 +76,7 @@ impl Reporter {
             }
             match &now {
                 Contact::Up => info!(store, "store is up"),
+                Contact::NoWrites(reason) => warn!(store, %reason, "store takes no writes now"),
                 Contact::Unreachable(reason) => warn!(store, %reason, "store is unreachable"),
                 Contact::Refused(reason) => error!(store, %reason, "store refuses to work with hookgate"),
             }
@@ -81,13 +92,13 @@ impl Reporter {
     }
 }
 
-/// Waits for first contact with a store: until it was up once, or has been unreachable for
+/// Waits for first contact with a store: until it answered once (what it can't take now is no reason to wait), or has been unreachable for
 /// [`READY_WITHOUT_STORE`] without a break. Ends early, without contact, if the store's owner is gone.
 pub async fn first_contact(mut store: watch::Receiver<Contact>) {
     let mut unreachable_since = None;
     loop {
         let patience = match &*store.borrow_and_update() {
-            Contact::Up => return,
+            Contact::Up | Contact::NoWrites(_) => return,
             Contact::Unreachable(_) => {
                 let since = *unreachable_since.get_or_insert_with(Instant::now);
                 Some(since + READY_WITHOUT_STORE)

@@ -6,7 +6,9 @@
 //! JetStream drops; so it may die at any instant. A lease keeps replicas from doing the same work at once,
 //! and nothing rests on it.
 
+mod publish;
 mod tracked;
+mod walk;
 
 use std::{sync::Arc, time::Duration};
 
@@ -15,25 +17,26 @@ use tokio::{sync::watch, time::Instant};
 use tokio_util::task::TaskTracker;
 use tracing::{debug, info, warn};
 
-use self::tracked::{Due, Tracked};
+pub use self::{tracked::Repeats, walk::Walked};
+use self::{
+    tracked::{MAX_TRACKED, Tracked},
+    walk::{Ended, Walk, WithoutLease},
+};
 use crate::{
-    batch::EntityId,
-    event::{Event, Events},
-    failpoint,
     metrics::{Metrics, RelayMetrics},
     pipeline::{ClaimError, Publisher, Settlement},
     publisher::PublishError,
     route::{Route, RouteTable},
     shutdown::Phase,
     supervision::keep_on,
-    traces::{Sent, Tracer},
+    traces::Tracer,
 };
 
 /// Entries of one look into the outbox, published together.
 pub const PAGE: usize = 500;
 /// Shortest time between the beginnings of two walks through an outbox.
 const WALK_EVERY: Duration = Duration::from_secs(1);
-/// Between two pages on which nothing was due, so that a long outbox does not keep the store busy.
+/// Between two pages on which nothing was to be done, so that a long outbox does not keep the store busy.
 const PAGE_PAUSE: Duration = Duration::from_millis(10);
 /// How long a lease lasts without being renewed.
 const LEASE: Duration = Duration::from_secs(10);
@@ -89,24 +92,12 @@ pub trait Outbox: Send + Sync {
     fn recorded_routes(&self) -> BoxFuture<'_, Result<Vec<Route>, ClaimError>>;
 }
 
-/// What became of the due entries of a walk.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Walked {
-    /// Acknowledged, and out of the outbox.
-    pub published: usize,
-    /// Not acknowledged; they stay.
-    pub failed: usize,
-    /// What NATS said of the last of these.
-    pub reason: Option<PublishError>,
-    /// Entries that can't be published, because they were not written by hookgate.
-    pub poison: usize,
-}
-
 /// The relay of a process.
 pub struct Relay {
     outbox: Arc<dyn Outbox>,
     publisher: Arc<dyn Publisher>,
     after: Duration,
+    repeats: Repeats,
     ack_timeout: Duration,
     metrics: Metrics,
     tracer: Tracer,
@@ -127,28 +118,21 @@ pub enum RelayError {
     Leased,
 }
 
-/// What to do while another replica has the lease.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum WithoutLease {
-    /// Leave the work to it.
-    Yield,
-    /// Do the same work beside it.
-    GoOn,
-}
-
 impl Relay {
-    /// A relay that takes an entry over after `after`. `ack_timeout` bounds one attempt to publish.
+    /// A relay that takes an entry over after `after`. `repeats` says what a broker does with an event that comes twice;
+    /// `ack_timeout` bounds one attempt to publish.
     #[must_use]
     pub fn new(
         outbox: Arc<dyn Outbox>,
         publisher: Arc<dyn Publisher>,
         after: Duration,
+        repeats: Repeats,
         ack_timeout: Duration,
         metrics: Metrics,
         tracer: Tracer,
     ) -> Arc<Self> {
         let holder = uuid::Uuid::now_v7().simple().to_string();
-        Arc::new(Self { outbox, publisher, after, ack_timeout, metrics, tracer, holder })
+        Arc::new(Self { outbox, publisher, after, repeats, ack_timeout, metrics, tracer, holder })
     }
 
     /// Starts a task per route, and one that looks for outboxes of routes that are configured no more.
@@ -165,7 +149,7 @@ impl Relay {
 
     async fn keep_serving(self: Arc<Self>, route: Arc<Route>, phase: watch::Receiver<Phase>) {
         let metrics = self.metrics.relay(&route);
-        let mut tracked = Tracked::new(self.after);
+        let mut tracked = Tracked::new(self.after, self.repeats, MAX_TRACKED);
         let name = format!("the relay of route {route}");
         keep_on!(&name, self.serve(&route, &mut tracked, &metrics, phase.clone()));
     }
@@ -179,20 +163,12 @@ impl Relay {
         mut phase: watch::Receiver<Phase>,
     ) {
         let work = async {
+            let mut trouble = None;
             loop {
                 let began = Instant::now();
-                let walked = self.walk(route, tracked, metrics, WithoutLease::Yield).await;
-                metrics.oldest(tracked.oldest(matches!(walked, Err(RelayError::Leased))));
-                match walked {
-                    Ok(Walked { published: 0, failed: 0, .. }) => {}
-                    Ok(Walked { published, failed, reason: Some(reason), .. }) => {
-                        warn!(route = %route, published, failed, %reason, "NATS refuses events of the outbox; they stay, and the relay tries again");
-                    }
-                    Ok(Walked { published, failed, .. }) => {
-                        info!(route = %route, published, failed, "relay published what stayed in the outbox");
-                    }
-                    Err(error) => debug!(route = %route, %error, "relay could not go on"),
-                }
+                let ended = Walk::new(self, route, tracked, metrics, WithoutLease::Yield).run().await;
+                metrics.oldest(tracked.oldest(matches!(ended.stopped, Some(RelayError::Leased))));
+                tell(route, &ended, &mut trouble);
                 tokio::time::sleep_until(began + WALK_EVERY).await;
             }
         };
@@ -237,105 +213,67 @@ impl Relay {
         }
     }
 
-    /// One walk through an outbox with the ages in `tracked`; publishes what is due, page by page, each
-    /// page's acknowledgements awaited before the next page is read.
-    async fn walk(
-        &self,
-        route: &Route,
-        tracked: &mut Tracked,
-        metrics: &RelayMetrics,
-        without_lease: WithoutLease,
-    ) -> Result<Walked, RelayError> {
-        let mut walked = Walked::default();
-        let mut cursor = 0;
-        tracked.begin_walk();
-        loop {
-            let page = self.outbox.page(route, cursor).await?;
-            let due = tracked.due(route, page.entries, &mut walked);
-            if due.is_empty() {
-                tokio::time::sleep(PAGE_PAUSE).await;
-            } else {
-                self.publish(route, due, tracked, metrics, without_lease, &mut walked).await?;
-            }
-            cursor = page.next;
-            if cursor == 0 {
-                tracked.end_walk();
-                return Ok(walked);
-            }
-        }
-    }
-
     /// Publishes the whole outbox of a route now, whatever the age of its entries and whoever has the lease: a stream
     /// drops what comes twice. Without one (`core`) an event that a replica publishes at that moment goes out twice.
     ///
     /// # Errors
     /// If the outbox can't be read or NATS takes nothing.
     pub async fn relay_now(&self, route: &Arc<Route>) -> Result<Walked, RelayError> {
-        self.walk(route, &mut Tracked::new(Duration::ZERO), &self.metrics.relay(route), WithoutLease::GoOn).await
+        let mut tracked = Tracked::new(Duration::ZERO, self.repeats, usize::MAX);
+        let metrics = self.metrics.relay(route);
+        let Ended { walked, stopped } = Walk::new(self, route, &mut tracked, &metrics, WithoutLease::GoOn).run().await;
+        stopped.map_or(Ok(walked), Err)
     }
 
-    async fn publish(
-        &self,
-        route: &Route,
-        due: Vec<Due>,
-        tracked: &mut Tracked,
-        metrics: &RelayMetrics,
-        without_lease: WithoutLease,
-        walked: &mut Walked,
-    ) -> Result<(), RelayError> {
-        let yields = without_lease == WithoutLease::Yield;
-        let leased = !(yields && tracked.yields()) && self.outbox.lease(route, &self.holder, LEASE).await?;
-        if !leased && yields {
-            return Err(RelayError::Leased);
-        }
-        let mut events = Events::of(route);
-        let events: Vec<Event> =
-            due.iter().filter_map(|Due { id, token, .. }| Some(events.event(EntityId::parse(id)?, *token))).collect();
-        // Now, not when they have failed: should this page not come to its end, the next walk gets past it.
-        for Due { name, .. } in &due {
-            tracked.back_off(*name);
-        }
-        failpoint::hit("relay_before_publish");
-        let began = self.tracer.begin();
-        let outcomes = self.publisher.publish(route, events, self.ack_timeout).await;
-        failpoint::hit("relay_after_publish");
-        let tried = outcomes.iter().any(|outcome| !matches!(outcome, Err(PublishError::Unavailable(_))));
-        if began.is_some() && tried {
-            let tokens = due.iter().map(|due| due.token).collect();
-            let problem = outcomes.iter().find_map(|outcome| outcome.as_ref().err()).map(ToString::to_string);
-            self.tracer.sent(began, Sent { request: None, route, tokens, attempts: 1, problem });
-        }
-        let mut settlements = Vec::new();
-        let mut trouble = None;
-        for (Due { name, id, token }, outcome) in due.into_iter().zip(outcomes) {
-            match outcome {
-                Ok(ack) => settlements.push(Settlement::acknowledged(id, token, ack)),
-                Err(error) => {
-                    walked.failed += 1;
-                    if matches!(error, PublishError::Unavailable(_)) {
-                        tracked.was_not_tried(name);
-                    }
-                    if matches!(error, PublishError::Refused(_)) {
-                        walked.reason = Some(error);
-                    } else {
-                        trouble = Some(error);
-                    }
-                }
-            }
-        }
-        if leased && settlements.is_empty() {
-            // Perhaps it is only this replica that can't. If it could not even try, it costs nothing to ask again soon.
-            if tried {
-                tracked.yield_for(YIELD);
-            }
-            self.outbox.lease(route, &self.holder, GIVEN_UP).await?;
-        }
-        walked.published += settlements.len();
-        if !settlements.is_empty() {
-            metrics.published(settlements.iter().map(Settlement::id));
-            self.outbox.settle_now(route, &settlements).await?;
-        }
-        // Not this or that event: everything. The others would only wait in the same way.
-        trouble.map_or(Ok(()), |trouble| Err(trouble.into()))
+    async fn take_lease(&self, route: &Route) -> Result<bool, ClaimError> {
+        self.outbox.lease(route, &self.holder, LEASE).await
     }
+
+    async fn give_up_lease(&self, route: &Route) -> Result<bool, ClaimError> {
+        self.outbox.lease(route, &self.holder, GIVEN_UP).await
+    }
+}
+
+/// Says what came of a walk; what keeps the relay from its work once when it begins and once when it ends.
+fn tell(route: &Route, Ended { walked, stopped }: &Ended, trouble: &mut Option<Trouble>) {
+    match walked {
+        Walked { published: 0, failed: 0, .. } => {}
+        Walked { published, failed, reason: Some(reason), .. } => {
+            warn!(route = %route, published, failed, %reason, "NATS refuses events of the outbox; they stay, and the relay tries again");
+        }
+        Walked { published: 0, .. } => {}
+        Walked { published, failed, .. } => {
+            info!(route = %route, published, failed, "relay published what stayed in the outbox");
+        }
+    }
+    let now = match (stopped, &walked.refusal) {
+        (Some(RelayError::Leased), None) => {
+            debug!(route = %route, "another replica relays this outbox");
+            return;
+        }
+        (Some(RelayError::Outbox(_) | RelayError::Publish(_)), _) => Some(Trouble::Stopped),
+        (_, Some(_)) => Some(Trouble::Unsettled),
+        (None, None) => None,
+    };
+    if std::mem::replace(trouble, now) == now {
+        return;
+    }
+    match (now, stopped, &walked.refusal) {
+        (Some(Trouble::Stopped), Some(error), _) => {
+            warn!(route = %route, %error, "the relay can't go on: what is in the outbox stays there, and it is tried again every second");
+        }
+        (_, _, Some(refusal)) => {
+            warn!(route = %route, entries = walked.unsettled, %refusal, "NATS has events whose entries of the outbox can't be deleted now; this replica does not publish them again, and deletes them once Redis lets it");
+        }
+        _ => info!(route = %route, "the relay goes on"),
+    }
+}
+
+/// What keeps the relay from its work.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Trouble {
+    /// The outbox can't be read, or NATS takes nothing.
+    Stopped,
+    /// Nothing can be deleted from the outbox.
+    Unsettled,
 }

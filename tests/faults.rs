@@ -11,6 +11,7 @@ mod faults {
     pub(crate) mod disk;
     pub(crate) mod edge;
     pub(crate) mod edge_more;
+    pub(crate) mod full;
     pub(crate) mod nats;
     pub(crate) mod oracle;
     pub(crate) mod process;
@@ -79,6 +80,7 @@ fn scenarios() -> Vec<Scenario> {
         faults::cluster::scenarios(),
         faults::edge::scenarios(),
         faults::edge_more::scenarios(),
+        faults::full::scenarios(),
         faults::storm::scenarios(),
         faults::tokens::scenarios(),
     ];

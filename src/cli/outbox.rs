@@ -109,26 +109,36 @@ async fn relay(
     let publisher = app::open_publisher(&settings.nats, &settings.delivery, &settings.routes, &tasks).await?;
     store::up("NATS", publisher.contact()).await?;
     let (metrics, _) = Metrics::new(&settings.routes, &[]);
-    let relay =
-        Relay::new(outbox, publisher, settings.relay_after, settings.policy.ack_timeout, metrics, Tracer::default());
-    let mut failed = 0;
+    let repeats = app::repeats(&settings.delivery);
+    let (after, ack_timeout) = (settings.relay_after, settings.policy.ack_timeout);
+    let relay = Relay::new(outbox, publisher, after, repeats, ack_timeout, metrics, Tracer::default());
+    let (mut failed, mut unsettled) = (0, 0);
     for route in routes {
         let walked =
             relay.relay_now(&Arc::new(route.clone())).await.with_context(|| format!("relay the outbox of {route}"))?;
         failed += walked.failed + walked.poison;
+        unsettled += walked.unsettled;
         print(&match output {
             Output::Json => serde_json::to_string(&Relayed::new(route, &walked)).context("print")?,
             Output::Text => {
-                let Walked { published, failed, poison, reason } = &walked;
+                let Walked { published, failed, poison, reason, unsettled, refusal } = &walked;
                 let said = reason.as_ref().map_or_else(String::new, |reason| format!(" (NATS: {reason})"));
+                let left = refusal.as_ref().map_or_else(String::new, |refusal| {
+                    format!(", {unsettled} published and still in the outbox (Redis: {refusal})")
+                });
                 format!(
-                    "{route}: {published} published, {failed} not acknowledged{said}, {poison} not written by hookgate"
+                    "{route}: {published} published, {failed} not acknowledged{said}, {poison} not written by hookgate{left}"
                 )
             }
         });
     }
     if failed > 0 {
         bail!("{failed} entries are still in the outbox; `hookgate outbox list` shows them");
+    }
+    if unsettled > 0 {
+        bail!(
+            "NATS has {unsettled} events whose entries Redis can't delete now; they leave the outbox once it can, published once more"
+        );
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -141,12 +151,25 @@ struct Relayed<'a> {
     poison: usize,
     #[serde(skip_serializing_if = "Option::is_none")]
     reason: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    unsettled: Option<usize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    refusal: Option<String>,
 }
 
 impl<'a> Relayed<'a> {
     fn new(route: &'a Route, walked: &Walked) -> Self {
-        let Walked { published, failed, poison, reason } = walked;
+        let Walked { published, failed, poison, reason, unsettled, refusal } = walked;
         let reason = reason.as_ref().map(ToString::to_string);
-        Self { route: route.name(), published: *published, failed: *failed, poison: *poison, reason }
+        let unsettled = Some(*unsettled).filter(|unsettled| *unsettled > 0);
+        Self {
+            route: route.name(),
+            published: *published,
+            failed: *failed,
+            poison: *poison,
+            reason,
+            unsettled,
+            refusal: refusal.clone(),
+        }
     }
 }

@@ -36,13 +36,17 @@ pub(super) async fn open(settings: &Settings) -> anyhow::Result<Arc<Redis>> {
     Ok(Arc::new(redis))
 }
 
-/// Waits until a store can be worked with.
+/// Waits until a store can be worked with; says so if it takes no writes now.
 pub(super) async fn up(name: &str, mut contact: watch::Receiver<Contact>) -> anyhow::Result<()> {
     let ended = tokio::time::timeout(PATIENCE, async {
         contact.wait_for(|now| !matches!(now, Contact::Unreachable(_))).await.map(|now| now.clone())
     });
     match ended.await {
         Ok(Ok(Contact::Up)) => Ok(()),
+        Ok(Ok(Contact::NoWrites(problem))) => {
+            eprintln!("hookgate: {name} takes no writes now: {problem}");
+            Ok(())
+        }
         Ok(Ok(other)) => bail!("{name}: {}", other.problem().unwrap_or_default()),
         Ok(Err(_)) => bail!("{name}: the connection ended"),
         Err(_elapsed) => bail!("{name}: {}", contact.borrow().problem().unwrap_or("no answer")),

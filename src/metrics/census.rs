@@ -76,7 +76,7 @@ impl Census {
         let work = async {
             let mut warned = false;
             loop {
-                if contact.wait_for(|contact| *contact == Contact::Up).await.is_err() {
+                if contact.wait_for(Contact::answers).await.is_err() {
                     return;
                 }
                 match self.look(store, metrics).await {

@@ -1,4 +1,4 @@
-//! What a new connection to Redis is asked before it is used.
+//! What a new connection to Redis is asked before it is used: "may I" first, then "can you now".
 
 use std::sync::Arc;
 
@@ -7,7 +7,7 @@ use redis::{Cmd, ErrorKind, RedisError, Value, aio::MultiplexedConnection};
 use tracing::error;
 
 use super::{
-    link::Check,
+    link::{Check, takes_no_writes},
     outbox,
     redis::{Durability, Options},
     script::{self, CLAIM, PROBE},
@@ -18,41 +18,54 @@ use crate::{
 };
 
 /// What a new connection has to be able to do: all that keeps events from being lost, on each route's keys. It
-/// also leaves the script of the claim in Redis, and the record of the routes.
+/// also leaves the script of the claim in Redis, and the record of the routes. Answers why Redis takes no writes now,
+/// if that is so: what is in the outbox can still be published.
 pub(super) fn check(routes: &RouteTable, options: Options) -> Check {
     let routes = routes.routes().to_vec();
     Arc::new(move |mut connection| {
         let routes = routes.clone();
         async move {
             // All at the same time: one after the other, many routes would take longer than there is.
-            try_join_all(routes.iter().map(|route| check_route(connection.clone(), route, options))).await?;
+            let checks = routes.iter().map(|route| check_route(connection.clone(), route, options));
+            let mut refusal = try_join_all(checks).await?.into_iter().find(|refusal| !refusal.is_empty());
             if options.durability == Durability::Aof {
                 let wait = redis::cmd("WAITAOF").arg(1).arg(0).arg(1).query_async::<Value>(&mut connection).await;
                 let _no_writes = wait.map_err(without_waitaof)?;
             }
-            outbox::record(&mut connection, &routes).await?;
-            outbox::may_read_records(&mut connection).await
+            if refusal.is_none() {
+                match outbox::record(&mut connection, &routes).await {
+                    Err(error) if takes_no_writes(&error) => refusal = Some(error.to_string()),
+                    recorded => recorded?,
+                }
+            }
+            outbox::may_read_records(&mut connection).await?;
+            Ok(refusal)
         }
         .boxed()
     })
 }
 
-async fn check_route(mut connection: MultiplexedConnection, route: &Route, options: Options) -> Result<(), RedisError> {
+/// Why Redis takes no writes now; empty if it does.
+async fn check_route(
+    mut connection: MultiplexedConnection,
+    route: &Route,
+    options: Options,
+) -> Result<String, RedisError> {
     let probe = |call: &mut Cmd| {
         call.arg(4).arg(route.pending_key()).arg(route.outbox_key()).arg(route.lease_key());
         call.arg(format!("{}:probe", route.lease_key()));
     };
     let arguments = |call: &mut Cmd| script::claim(call, route, options.outbox_limit, false, &[], Attempt::FIRST);
     let checked = async {
-        PROBE.call::<()>(&mut connection, probe).await?;
-        CLAIM.call::<Vec<Value>>(&mut connection, arguments).await.map(|_no_states| ())
+        let refusal = PROBE.call::<String>(&mut connection, probe).await?;
+        CLAIM.call::<Vec<Value>>(&mut connection, arguments).await.map(|_no_states| refusal)
     };
     match checked.await {
         // The other routes can go on.
         Err(error) if error.code() == Some("WRONGTYPE") => {
             error!(%route, pending_key = route.pending_key(), outbox = route.outbox_key(), %error,
                 "a key of this route is something else in Redis, so nothing can be claimed for it; rename that key, or set routes.pending_key");
-            Ok(())
+            Ok(String::new())
         }
         checked => checked,
     }

@@ -53,8 +53,9 @@ struct Trouble {
     news: Notify,
 }
 
-/// Proves on a new connection that what hookgate needs is allowed.
-pub(super) type Check = Arc<dyn Fn(MultiplexedConnection) -> BoxFuture<'static, Result<(), RedisError>> + Send + Sync>;
+/// Proves on a new connection that what hookgate needs is allowed. Answers why Redis takes no writes now, if it does not.
+pub(super) type Check =
+    Arc<dyn Fn(MultiplexedConnection) -> BoxFuture<'static, Result<Option<String>, RedisError>> + Send + Sync>;
 
 impl Link {
     /// The link, and the task that keeps it, to be spawned by the owner.
@@ -125,6 +126,13 @@ impl Link {
         self.report.subscribe()
     }
 
+    /// Redis refused a write that it will take later. The connection is good; the task that keeps it looks for the end.
+    pub(super) fn report_no_writes(&self, error: &RedisError) {
+        if *self.report.subscribe().borrow() == Contact::Up {
+            self.report.set(no_writes(error));
+        }
+    }
+
     /// This connection failed somebody: replace it.
     pub(super) fn report_trouble(&self, failed: &Current) {
         self.trouble.epoch.fetch_max(failed.epoch, Ordering::SeqCst);
@@ -156,9 +164,9 @@ impl Keeper {
             *epoch += 1;
             let epoch = *epoch;
             let contact = match self.connect().await {
-                Ok(connection) => {
+                Ok((connection, refusal)) => {
                     self.current.send_replace(Some(Current { connection: connection.clone(), epoch }));
-                    self.report.set(Contact::Up);
+                    self.report.set(refusal.map_or(Contact::Up, no_writes));
                     let ended = self.watch(connection, epoch).await;
                     self.current.send_replace(None);
                     ended
@@ -175,7 +183,8 @@ impl Keeper {
         }
     }
 
-    async fn connect(&self) -> Result<MultiplexedConnection, Contact> {
+    /// A connection that may do everything, and why Redis takes no writes now, if that is so.
+    async fn connect(&self) -> Result<(MultiplexedConnection, Option<String>), Contact> {
         let config = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(self.timeout))
             .set_response_timeout(Some(self.timeout));
@@ -185,12 +194,12 @@ impl Keeper {
         })?;
         let attempt = async {
             let connection = client.get_multiplexed_async_connection_with_config(&config).await?;
-            (self.check)(connection.clone()).await?;
-            Ok::<_, RedisError>(connection)
+            let refusal = (self.check)(connection.clone()).await?;
+            Ok::<_, RedisError>((connection, refusal))
         };
         // Connecting, logging in and the check each have the time-out; together they get twice of it.
         match tokio::time::timeout(self.timeout * 2, attempt).await {
-            Ok(Ok(connection)) => Ok(connection),
+            Ok(Ok(proven)) => Ok(proven),
             Ok(Err(error)) if error.is_timeout() => Err(self.silent(self.timeout)),
             // As a port does where TLS is spoken; or Redis is just leaving.
             Ok(Err(error)) if error.is_connection_dropped() && !self.access.is_tls() => {
@@ -223,9 +232,31 @@ impl Keeper {
     /// Redis is.
     async fn probe(&self, mut connection: MultiplexedConnection) -> Result<(), Option<Contact>> {
         tokio::time::sleep(PROBE_EVERY).await;
+        if matches!(&*self.report.subscribe().borrow(), Contact::NoWrites(_)) {
+            return self.look_for_writes(connection).await;
+        }
         let ping = redis::cmd("PING");
         match tokio::time::timeout(self.timeout, ping.query_async::<String>(&mut connection)).await {
             Ok(Ok(_pong)) => Ok(()),
+            // A Redis that can't save refuses even that.
+            Ok(Err(error)) if takes_no_writes(&error) => {
+                self.report.set(no_writes(error));
+                Ok(())
+            }
+            Ok(Err(error)) if error.is_io_error() && !error.is_timeout() => Err(None),
+            Ok(Err(error)) => Err(Some(self.contact_after(&error))),
+            Err(_elapsed) => Err(Some(self.unreachable(&format!("no answer within {:?}", self.timeout)))),
+        }
+    }
+
+    /// Asks a Redis that took no writes again for everything that a new connection has to be able to do.
+    async fn look_for_writes(&self, connection: MultiplexedConnection) -> Result<(), Option<Contact>> {
+        match tokio::time::timeout(self.timeout, (self.check)(connection)).await {
+            Ok(Ok(Some(_still))) => Ok(()),
+            Ok(Ok(None)) => {
+                self.report.set(Contact::Up);
+                Ok(())
+            }
             Ok(Err(error)) if error.is_io_error() && !error.is_timeout() => Err(None),
             Ok(Err(error)) => Err(Some(self.contact_after(&error))),
             Err(_elapsed) => Err(Some(self.unreachable(&format!("no answer within {:?}", self.timeout)))),
@@ -274,6 +305,22 @@ impl Keeper {
             _ => contact,
         }
     }
+}
+
+/// Whether Redis refused because it takes no writes now, which passes: no memory left under `maxmemory` (it still
+/// deletes), a failed snapshot, or too few replicas (it does not). READONLY is none of these: another connection may
+/// find the primary. Inside a script, Redis 6.2 has the words further behind.
+pub(super) fn takes_no_writes(error: &RedisError) -> bool {
+    matches!(error.code(), Some("OOM" | "MISCONF" | "NOREPLICAS"))
+        || error.detail().is_some_and(|detail| {
+            ["OOM command not allowed", "MISCONF Redis", "NOREPLICAS Not"].iter().any(|words| detail.contains(words))
+        })
+}
+
+fn no_writes(refusal: impl Display) -> Contact {
+    Contact::NoWrites(format!(
+        "{refusal}; Redis is there and refuses claims until that is over; the outbox is published meanwhile"
+    ))
 }
 
 /// Whether another connection may do better: this one is broken, or what is behind it is not, or no longer,

@@ -26,7 +26,7 @@ use super::{
     CALL,
     access::Access,
     check::check,
-    link::{Current, Link, means_trouble},
+    link::{Current, Link, means_trouble, takes_no_writes},
     script::{self, CLAIM},
     settler::Settler,
 };
@@ -144,7 +144,7 @@ impl Redis {
                 if means_trouble(&error) {
                     self.link.report_trouble(&current);
                 }
-                Err(ClaimError::Refused(error.to_string()))
+                Err(refused(&self.link, &error))
             }
             Err(_elapsed) => {
                 self.link.report_trouble(&current);
@@ -233,6 +233,15 @@ impl PendingStore for Redis {
     }
 }
 
+/// What an error that Redis answered means. That it takes no writes now is said to who keeps the connection.
+fn refused(link: &Link, error: &RedisError) -> ClaimError {
+    if takes_no_writes(error) {
+        link.report_no_writes(error);
+        return ClaimError::NoWrites(error.to_string());
+    }
+    ClaimError::Refused(error.to_string())
+}
+
 /// Claims for one route.
 struct Claimer {
     link: Arc<Link>,
@@ -304,7 +313,7 @@ impl Claimer {
                 self.link.report_trouble(&current);
             }
             if !error.is_io_error() {
-                return Err(ClaimError::Refused(error.to_string()));
+                return Err(refused(&self.link, &error));
             }
             if attempt != Attempt::FIRST || error.is_timeout() {
                 return Err(ClaimError::Unknown(error.to_string()));

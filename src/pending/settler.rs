@@ -4,11 +4,11 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
 
 use super::{
     CALL,
-    link::{Current, Link, means_trouble},
+    link::{Current, Link, means_trouble, takes_no_writes},
     script::{self, SETTLE},
 };
 use crate::{
@@ -17,6 +17,9 @@ use crate::{
     pipeline::Settlement,
     route::Route,
 };
+
+/// Between two attempts while Redis takes no writes.
+const NO_WRITES_PAUSE: Duration = Duration::from_secs(1);
 
 /// Settles for one route.
 pub(super) struct Settler {
@@ -50,13 +53,25 @@ impl Settler {
     /// Tries until Redis has taken it: meanwhile the queue fills up, and then newer ones are left to the
     /// relay.
     async fn settle(&self, settlements: &[Settlement]) {
+        let mut waits = false;
         while let Some(mut current) = self.link.connected().await {
             let call =
                 SETTLE.call::<usize>(&mut current.connection, |call| script::settle(call, &self.route, settlements));
             match self.times.time(Operation::Settle, tokio::time::timeout(self.timeout, call)).await {
                 Ok(Ok(settled)) => {
+                    if waits {
+                        info!(route = %self.route, "acknowledged ids can be settled again");
+                    }
                     debug!(route = %self.route, settled, "settled");
                     return;
+                }
+                Ok(Err(error)) if takes_no_writes(&error) => {
+                    self.link.report_no_writes(&error);
+                    if !waits {
+                        warn!(route = %self.route, count = settlements.len(), %error, "acknowledged ids can't be settled now; it is tried again until Redis takes it");
+                    }
+                    waits = true;
+                    tokio::time::sleep(NO_WRITES_PAUSE).await;
                 }
                 Ok(Err(error)) if !means_trouble(&error) => {
                     warn!(route = %self.route, count = settlements.len(), %error, "Redis refused to settle; these ids stay in the outbox");

@@ -84,6 +84,9 @@ pub enum ClaimError {
     /// The store did not answer. What was asked may have been carried out.
     #[error("the pending store did not answer: {0}")]
     Unknown(String),
+    /// The store takes no writes now, which passes: it is full, or can't save or replicate.
+    #[error("the pending store takes no writes now: {0}")]
+    NoWrites(String),
     /// The store answered with an error.
     #[error("the pending store refused: {0}")]
     Refused(String),
