@@ -17,7 +17,9 @@ use super::{
 use crate::support::{Gate, OUTBOX, PENDING, World, eventually, within};
 
 /// Shortened so that a scenario takes seconds: the answers have to come within a second beyond the deadline.
-const SETTINGS: &str = "server.request_deadline = \"3s\"\nserver.body_read_timeout = \"2s\"\nnats.ack_timeout = \"1s\"\noutbox.relay_after = \"4s\"\nlog.filter = \"info,hookgate::entity=warn\"\n";
+const SETTINGS: &str = "server.request_deadline = \"3s\"\nserver.body_read_timeout = \"2s\"\nnats.ack_timeout = \"1s\"\noutbox.relay_after = \"4s\"\n";
+/// Unless a scenario has another one.
+const LOG: &str = "log.filter = \"info,hookgate::entity=warn\"\n";
 /// Beyond the deadline of the settings above.
 const LONGEST_ANSWER: Duration = Duration::from_secs(4);
 
@@ -78,7 +80,8 @@ impl Rig {
     pub(crate) async fn reading(urls: Vec<String>, world: World, replicas: usize, settings: &str) -> Self {
         let history = Arc::<Mutex<History>>::default();
         let oracle = Oracle::start(urls, Arc::clone(&history));
-        let settings = format!("{SETTINGS}{settings}");
+        let log = if settings.contains("log.filter") { "" } else { LOG };
+        let settings = format!("{SETTINGS}{log}{settings}");
         let (gates, consumers) = (Vec::new(), JoinSet::new());
         let mut rig = Self { world, gates, oracle, history, faults_ended: None, consumers, settings };
         for _ in 0..replicas {

@@ -193,7 +193,7 @@ impl Storm {
             nats_wire.port()
         );
         // Neither the stream nor the logs may fill the machine.
-        let small = "nats.stream.max_age = \"5m\"\nnats.stream.duplicate_window = \"5m\"\nlog.filter = \"warn\"\n";
+        let small = "nats.stream.max_age = \"5m\"\nnats.stream.duplicate_window = \"5m\"\nlog.filter = \"info,hookgate::entity=warn,hookgate::pipeline=warn\"\n";
         let rig = Rig::with(world, 3, &format!("{wires}{small}{}", plan.settings)).await;
         let (redis, nats) = (Health::Up, Health::Up);
         Self {
