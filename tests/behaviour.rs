@@ -13,6 +13,7 @@ mod dead_letters;
 mod disconnect;
 mod doctor;
 mod drain;
+mod fault_judge;
 mod log_lines;
 mod main_job;
 mod metrics;

@@ -12,6 +12,7 @@ mod faults {
     pub(crate) mod edge;
     pub(crate) mod edge_more;
     pub(crate) mod full;
+    pub(crate) mod judge;
     pub(crate) mod nats;
     pub(crate) mod oracle;
     pub(crate) mod process;
@@ -45,6 +46,8 @@ pub(crate) struct Scenario {
     quick: bool,
     /// Has the machine to itself: it measures time, or needs a port or a name that is there once.
     alone: bool,
+    /// Goes on for as long as `--minutes` says.
+    long: bool,
     run: fn() -> Report,
 }
 
@@ -56,6 +59,7 @@ macro_rules! scenario {
             name: stringify!($name),
             quick: false,
             alone: false,
+            long: false,
             run: || $crate::to_its_end($name()),
         };
         $( scenario.$flag = true; )*
@@ -105,6 +109,13 @@ fn main() -> ExitCode {
                     return ExitCode::from(2);
                 }
             },
+            "--minutes" => match arguments.next().and_then(|minutes| minutes.parse().ok()) {
+                Some(minutes) => faults::storm::minutes(minutes),
+                None => {
+                    eprintln!("faults: --minutes wants a number");
+                    return ExitCode::from(2);
+                }
+            },
             "--list" => {
                 for scenario in scenarios() {
                     println!("{}{}", scenario.name, if scenario.quick { " (quick)" } else { "" });
@@ -114,7 +125,7 @@ fn main() -> ExitCode {
             name if !name.starts_with('-') => names.push(name.to_owned()),
             other => {
                 eprintln!(
-                    "faults: {other} is none of --quick, --privileges, --jobs N, --seed N, --list, or part of a scenario's name"
+                    "faults: {other} is none of --quick, --privileges, --jobs N, --seed N, --minutes N, --list, or part of a scenario's name"
                 );
                 return ExitCode::from(2);
             }
@@ -167,14 +178,15 @@ async fn one(scenario: Scenario) -> bool {
     let began = Instant::now();
     let mut task = JoinSet::new();
     task.spawn_blocking(scenario.run);
-    let outcome = tokio::time::timeout(LIMIT, task.join_next()).await;
+    let limit = LIMIT + faults::storm::length().filter(|_| scenario.long).unwrap_or_default();
+    let outcome = tokio::time::timeout(limit, task.join_next()).await;
     let took = began.elapsed();
     let report = match outcome {
         Ok(Some(Ok(report))) => report,
         Ok(Some(Err(panic))) => {
             Report { violations: vec![format!("did not come to its end: {panic}")], ..Report::default() }
         }
-        Ok(None) | Err(_) => Report { violations: vec![format!("took longer than {LIMIT:?}")], ..Report::default() },
+        Ok(None) | Err(_) => Report { violations: vec![format!("took longer than {limit:?}")], ..Report::default() },
     };
     let Report { accepted, lost, stuck, duplicates, statuses, longest, violations } = report;
     println!(

@@ -9,15 +9,17 @@ use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     io::ErrorKind,
     net::SocketAddr,
+    ops::Range,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use tokio::task::JoinSet;
 
+use super::judge::{Span, Webhook};
 use crate::support::{PATH, batch, post, try_exchange};
 
 /// What is sent, and how.
@@ -50,11 +52,77 @@ impl Default for Load {
     }
 }
 
+/// Ids that come again: a record of the CRM changes more than once.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Reuse {
+    /// How many there are at a time.
+    pub(crate) ids: usize,
+    /// How many of a batch are such ones; the others are new.
+    pub(crate) of_a_batch: usize,
+    /// What the choice of ids is a function of.
+    pub(crate) seed: u64,
+}
+
+/// Most uses of an id before another one takes its place. Without an end, the next event of an id would hide that the one
+/// before is missing.
+const MOST_USES: u64 = 40;
+
+/// The ids that come again.
+struct Pool {
+    dice: Dice,
+    /// How many ids had this place before, and how often the present one will come.
+    places: Vec<(u64, u64)>,
+}
+
+impl Pool {
+    fn new(Reuse { ids, seed, .. }: Reuse) -> Self {
+        let mut dice = Dice(seed);
+        let places = (0..ids).map(|_| (0, dice.roll(1..MOST_USES))).collect();
+        Self { dice, places }
+    }
+
+    /// Different ids.
+    fn draw(&mut self, count: usize) -> Vec<String> {
+        let mut drawn = BTreeSet::new();
+        while drawn.len() < count.min(self.places.len()) {
+            let places = u64::try_from(self.places.len()).expect("few");
+            drawn.insert(usize::try_from(self.dice.roll(0..places)).expect("few"));
+        }
+        let draw = |place: usize| {
+            let (before, left) = &mut self.places[place];
+            let id = format!("again{place}-{before}");
+            *left -= 1;
+            if *left == 0 {
+                *before += 1;
+                *left = self.dice.roll(1..MOST_USES);
+            }
+            id
+        };
+        drawn.into_iter().map(draw).collect()
+    }
+}
+
+/// splitmix64, so that what is chosen is a function of a seed.
+pub(super) struct Dice(pub(super) u64);
+
+impl Dice {
+    pub(super) fn roll(&mut self, range: Range<u64>) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        range.start + (mixed ^ (mixed >> 31)) % (range.end - range.start)
+    }
+}
+
 /// What came of it.
 #[derive(Debug, Default, Clone)]
 pub(crate) struct Sent {
-    /// Ids whose batch was answered 2xx.
+    /// Ids whose batch was answered 2xx, but for those that were taken before.
     pub(crate) accepted: BTreeSet<String>,
+    /// Requests that were answered 2xx, but for those that were taken before.
+    pub(crate) webhooks: Vec<Webhook>,
+    /// How many accepted ids were taken before.
+    pub(crate) taken: usize,
     /// Ids that the sender gave up: for good at once, or after its last attempt.
     pub(crate) given_up: BTreeSet<String>,
     /// Claims that answers with 200 have counted as new.
@@ -78,6 +146,7 @@ struct Shared {
     made: AtomicUsize,
     stopping: AtomicBool,
     paused: AtomicBool,
+    pool: Option<(Reuse, Mutex<Pool>)>,
     sent: Mutex<Sent>,
 }
 
@@ -90,6 +159,11 @@ struct Batch {
 impl Crm {
     /// Starts to send to replicas in turn.
     pub(crate) fn start(replicas: Vec<SocketAddr>, load: Load) -> Self {
+        Self::reusing(replicas, load, None)
+    }
+
+    /// The same with ids that come again.
+    pub(crate) fn reusing(replicas: Vec<SocketAddr>, load: Load, reuse: Option<Reuse>) -> Self {
         let shared = Arc::new(Shared {
             load,
             replicas: Mutex::new(replicas),
@@ -97,6 +171,7 @@ impl Crm {
             made: AtomicUsize::new(0),
             stopping: AtomicBool::new(false),
             paused: AtomicBool::new(false),
+            pool: reuse.map(|reuse| (reuse, Mutex::new(Pool::new(reuse)))),
             sent: Mutex::default(),
         });
         let mut workers = JoinSet::new();
@@ -111,9 +186,17 @@ impl Crm {
         *lock(&self.shared.replicas) = replicas;
     }
 
-    /// Ids accepted so far.
+    /// Ids accepted so far; one that came again after it was taken counts again.
     pub(crate) fn accepted(&self) -> usize {
-        lock(&self.shared.sent).accepted.len()
+        let sent = lock(&self.shared.sent);
+        sent.taken + sent.accepted.len()
+    }
+
+    /// Takes what was accepted so far, so that it does not fill the memory.
+    pub(crate) fn take(&self) -> Vec<Webhook> {
+        let mut sent = lock(&self.shared.sent);
+        sent.taken += std::mem::take(&mut sent.accepted).len();
+        std::mem::take(&mut sent.webhooks)
     }
 
     /// Answers with this status so far.
@@ -150,8 +233,11 @@ async fn work(shared: Arc<Shared>, worker: usize) {
             Some(first) if first.due <= Instant::now() => waiting.pop_front().expect("it has a front"),
             // A sender with much to repeat makes nothing new, and the load of an outage stays bounded.
             _ if !stopping && !shared.paused.load(Ordering::SeqCst) && waiting.len() < 20 => {
-                let ids = (0..load.batch).map(|_| format!("w{worker}-{}", shared.made.fetch_add(1, Ordering::Relaxed)));
-                Batch { ids: ids.collect(), attempts: 0, due: Instant::now() }
+                let mut ids =
+                    shared.pool.as_ref().map_or_else(Vec::new, |(reuse, pool)| lock(pool).draw(reuse.of_a_batch));
+                let new = || format!("w{worker}-{}", shared.made.fetch_add(1, Ordering::Relaxed));
+                ids.resize_with(load.batch, new);
+                Batch { ids, attempts: 0, due: Instant::now() }
             }
             Some(first) => {
                 tokio::time::sleep_until(first.due.into()).await;
@@ -163,15 +249,14 @@ async fn work(shared: Arc<Shared>, worker: usize) {
                 continue;
             }
         };
-        let body = batch(&next.ids);
-        let verdict = send(&shared, &body).await.map_or(Verdict::Again, decide);
+        let verdict = send(&shared, &next.ids).await.map_or(Verdict::Again, decide);
         next.attempts += 1;
         match verdict {
             Verdict::Delivered => {
-                lock(&shared.sent).accepted.extend(next.ids);
+                lock(&shared.sent).accepted.extend(next.ids.iter().cloned());
                 delivered += 1;
                 if load.repeat_every > 0 && delivered.is_multiple_of(load.repeat_every) {
-                    send(&shared, &body).await;
+                    send(&shared, &next.ids).await;
                 }
             }
             Verdict::Again if next.attempts < load.attempts => {
@@ -199,16 +284,18 @@ const fn decide(status: u16) -> Verdict {
     }
 }
 
-/// Sends a body to the next replica that takes connections; the status, 0 for a connection that was cut.
+/// Sends a batch to the next replica that takes connections; the status, 0 for a connection that was cut.
 /// Nothing if there is no replica, for which an ingress answers 503.
-async fn send(shared: &Shared, body: &str) -> Option<u16> {
-    let request = post(PATH, body.as_bytes());
+async fn send(shared: &Shared, ids: &[String]) -> Option<u16> {
+    let request = post(PATH, batch(ids).as_bytes());
     let replicas = lock(&shared.replicas).clone();
     let first = shared.next.fetch_add(1, Ordering::Relaxed);
     let began = Instant::now();
     let mut answer = None;
     let mut claimed = 0;
+    let mut from = SystemTime::now();
     for turn in 0..replicas.len() {
+        from = SystemTime::now();
         answer = match try_exchange(replicas[(first + turn) % replicas.len()], &request).await {
             Ok(answer) => {
                 if answer.status == 200 {
@@ -223,6 +310,9 @@ async fn send(shared: &Shared, body: &str) -> Option<u16> {
     }
     let status = answer?;
     let mut sent = lock(&shared.sent);
+    if matches!(decide(status), Verdict::Delivered) {
+        sent.webhooks.push(Webhook { ids: ids.to_vec(), time: Span { from, to: SystemTime::now() } });
+    }
     *sent.statuses.entry(status).or_default() += 1;
     sent.claimed += claimed;
     sent.longest = sent.longest.max(began.elapsed());

@@ -1,15 +1,25 @@
 //! Servers, replicas, load and oracle of a scenario, and the verdict at its end.
 
-use std::{collections::BTreeSet, net::SocketAddr, time::Duration};
+use std::{
+    collections::BTreeSet,
+    net::SocketAddr,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, SystemTime},
+};
+
+use tokio::task::JoinSet;
 
 use super::{
     crm::{Crm, Load, Sent},
+    judge::{History, IN_TIME, Span, WhilePending},
     oracle::Oracle,
 };
-use crate::support::{Gate, OUTBOX, PENDING, World, eventually};
+use crate::support::{Gate, OUTBOX, PENDING, World, eventually, within};
 
 /// Shortened so that a scenario takes seconds: the answers have to come within a second beyond the deadline.
-const SETTINGS: &str = "server.request_deadline = \"3s\"\nserver.body_read_timeout = \"2s\"\nnats.ack_timeout = \"1s\"\noutbox.relay_after = \"4s\"\nlog.filter = \"info,hookgate::entity=warn\"\n";
+const SETTINGS: &str = "server.request_deadline = \"3s\"\nserver.body_read_timeout = \"2s\"\nnats.ack_timeout = \"1s\"\noutbox.relay_after = \"4s\"\n";
+/// Unless a scenario has another one.
+const LOG: &str = "log.filter = \"info,hookgate::entity=warn\"\n";
 /// Beyond the deadline of the settings above.
 const LONGEST_ANSWER: Duration = Duration::from_secs(4);
 
@@ -18,6 +28,10 @@ pub(crate) struct Rig {
     pub(crate) world: World,
     pub(crate) gates: Vec<Gate>,
     pub(crate) oracle: Oracle,
+    history: Arc<Mutex<History>>,
+    /// When the last fault ended, if it did before the load.
+    faults_ended: Option<SystemTime>,
+    consumers: JoinSet<()>,
     settings: String,
 }
 
@@ -64,8 +78,12 @@ impl Rig {
 
     /// The same with an oracle that reads from any of several servers.
     pub(crate) async fn reading(urls: Vec<String>, world: World, replicas: usize, settings: &str) -> Self {
-        let oracle = Oracle::start(urls);
-        let mut rig = Self { world, gates: Vec::new(), oracle, settings: format!("{SETTINGS}{settings}") };
+        let history = Arc::<Mutex<History>>::default();
+        let oracle = Oracle::start(urls, Arc::clone(&history));
+        let log = if settings.contains("log.filter") { "" } else { LOG };
+        let settings = format!("{SETTINGS}{log}{settings}");
+        let (gates, consumers) = (Vec::new(), JoinSet::new());
+        let mut rig = Self { world, gates, oracle, history, faults_ended: None, consumers, settings };
         for _ in 0..replicas {
             rig.add_replica().await;
         }
@@ -98,6 +116,55 @@ impl Rig {
         Crm::start(self.addresses(), load)
     }
 
+    /// A consumer that releases each id as soon as its event is in the stream, from now to the end. Its own way to Redis
+    /// has no wire.
+    pub(crate) fn consume(&mut self) {
+        let (mut events, redis) = (self.oracle.subscribe(), self.world.redis.client());
+        let history = Arc::clone(&self.history);
+        self.consumers.spawn(async move {
+            let mut ids = Vec::new();
+            while events.recv_many(&mut ids, 500).await > 0 {
+                // Redis may be gone or frozen: what it did not confirm is tried again.
+                loop {
+                    let began = SystemTime::now();
+                    let release = async {
+                        let mut connection = redis.get_multiplexed_async_connection().await.ok()?;
+                        redis::cmd("SREM").arg(PENDING).arg(&ids).exec_async(&mut connection).await.ok()
+                    };
+                    let answer = tokio::time::timeout(Duration::from_secs(1), release).await;
+                    let confirmed = matches!(answer, Ok(Some(()))).then(SystemTime::now);
+                    for id in &ids {
+                        lock(&history).release(id, began, confirmed);
+                    }
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                    if confirmed.is_some() {
+                        break;
+                    }
+                }
+                ids.clear();
+            }
+        });
+    }
+
+    /// From then until now Redis lost everything.
+    pub(crate) fn wiped_since(&self, from: SystemTime) {
+        lock(&self.history).wipe(Span { from, to: SystemTime::now() });
+    }
+
+    /// The last fault has ended.
+    pub(crate) fn faults_end(&mut self) {
+        self.faults_ended = Some(SystemTime::now());
+    }
+
+    /// Judges what can be judged of a long load, and forgets it.
+    pub(crate) fn digest(&self, crm: &Crm) {
+        let mut history = lock(&self.history);
+        for webhook in crm.take() {
+            history.webhook(webhook);
+        }
+        history.forget(WhilePending::Skip, self.faults_ended, SystemTime::now());
+    }
+
     /// Waits until so many more ids were accepted.
     pub(crate) async fn progress(&self, crm: &Crm, ids: usize) {
         let goal = crm.accepted() + ids;
@@ -111,26 +178,45 @@ impl Rig {
     }
 
     /// The same for a load that was ended before.
-    pub(crate) async fn judge(&self, sent: Sent, bounds: Bounds) -> Report {
-        // What is left in flight is the relay's.
-        let relayed = async {
-            eventually("the outbox is empty", async || self.world.redis.outbox(OUTBOX).await.is_empty().then_some(()))
-                .await;
+    pub(crate) async fn judge(&self, mut sent: Sent, bounds: Bounds) -> Report {
+        let ended = SystemTime::now();
+        let faults_ended = self.faults_ended.unwrap_or(ended);
+        for webhook in sent.webhooks.drain(..) {
+            lock(&self.history).webhook(webhook);
+        }
+        let consumed = !self.consumers.is_empty();
+        // What is left in flight is the relay's, and what is pending the consumers'.
+        let limit = IN_TIME + ended.duration_since(faults_ended).unwrap_or_default();
+        let calm = async || {
+            let left = !self.world.redis.outbox(OUTBOX).await.is_empty()
+                || (consumed && !self.world.redis.pending(PENDING).await.is_empty());
+            let mut history = lock(&self.history);
+            history.forget(WhilePending::Skip, Some(faults_ended), SystemTime::now());
+            (!left && history.violations(WhilePending::Skip, faults_ended).is_empty()).then_some(())
         };
-        relayed.await;
+        let _either = within(limit, calm).await;
+        let mut read = true;
         if let Ok(mut stream) = self.world.nats.jetstream().await.get_stream("HOOKGATE").await {
             let last = stream.info().await.map_or(0, |info| info.state.last_sequence);
-            self.oracle.catch_up(last).await;
+            read = self.oracle.catch_up(last).await;
         }
         let stream = self.oracle.ids();
         let pending = self.world.redis.pending(PENDING).await;
+        let outbox = self.world.redis.outbox(OUTBOX).await;
         let missing: BTreeSet<_> = sent.accepted.difference(&stream).collect();
-        let stuck: BTreeSet<_> = pending.difference(&stream).collect();
+        let missing = if sent.taken > 0 { BTreeSet::new() } else { missing };
+        let history = lock(&self.history);
+        let violations = history.violations(WhilePending::Skip, faults_ended);
+        let without: BTreeSet<_> = violations.iter().map(|violation| &violation.id).collect();
+        // Whoever is pending now, and in no outbox, is released by nobody: its consumer is through with it, or it never
+        // had an event.
+        let stuck: BTreeSet<_> = pending.iter().filter(|id| consumed || !stream.contains(*id)).collect();
         let (by_id, by_token) = self.oracle.copies();
         let statuses: Vec<_> = sent.statuses.iter().map(|(status, count)| format!("{status}: {count}")).collect();
         let mut report = Report {
-            accepted: sent.accepted.len(),
-            lost: missing.len() + sent.given_up.len(),
+            accepted: sent.taken + sent.accepted.len(),
+            lost: missing.iter().copied().chain(without.iter().copied()).collect::<BTreeSet<_>>().len()
+                + sent.given_up.len(),
             stuck: stuck.len(),
             duplicates: by_id,
             statuses: statuses.join(", "),
@@ -142,14 +228,30 @@ impl Rig {
                 report.violations.push(violation);
             }
         };
-        claim(!sent.accepted.is_empty(), "nothing was accepted: the scenario shows nothing".to_owned());
+        claim(
+            sent.taken > 0 || !sent.accepted.is_empty(),
+            "nothing was accepted: the scenario shows nothing".to_owned(),
+        );
         claim(missing.is_empty(), format!("accepted, but not in the stream: {:?}", first(&missing)));
         claim(sent.given_up.is_empty(), format!("given up by the sender: {:?}", first(&sent.given_up)));
-        claim(stuck.is_empty(), format!("pending, but not in the stream: {:?}", first(&stuck)));
+        let some = violations.iter().take(5).map(|violation| format!("\n        {violation}")).collect::<String>();
+        let count = violations.len();
+        claim(count == 0, format!("{count} accepted webhooks, of {} ids, without their event:{some}", without.len()));
+        let some = stuck.iter().take(5).map(|id| {
+            let token = outbox
+                .get(*id)
+                .map_or_else(|| "not in the outbox".to_owned(), |token| format!("in the outbox as {token}"));
+            format!("\n        {}, {token}", history.story(id))
+        });
+        let what = if consumed { "nobody releases them" } else { "not in the stream" };
+        claim(stuck.is_empty(), format!("{} ids are pending, but {what}:{}", stuck.len(), some.collect::<String>()));
+        drop(history);
+        claim(outbox.is_empty(), format!("{} entries stayed in the outbox: {:?}", outbox.len(), outbox.iter().next()));
+        claim(read, "the oracle could not read the stream to its end".to_owned());
         claim(by_token == 0, format!("{by_token} messages repeat a token"));
         // Each of those claims has a token of its own, and with it a message: that of an id which was there before it, and
         // was released, is none of it.
-        let messages = self.oracle.events().len();
+        let messages = self.oracle.messages();
         let claimed = usize::try_from(sent.claimed).expect("few");
         claim(claimed <= messages, format!("{claimed} claims were answered as new, {messages} messages are there"));
         claim(by_id <= bounds.duplicates, format!("{by_id} duplicates, allowed are {}", bounds.duplicates));
@@ -170,6 +272,10 @@ pub(super) fn published(line: &str, text: &str) -> usize {
     let line: serde_json::Value = serde_json::from_str(line).expect("the log is JSON");
     let published = line["published"].as_u64().unwrap_or_else(|| panic!("no number in {line}"));
     usize::try_from(published).expect("it is small")
+}
+
+fn lock(history: &Mutex<History>) -> MutexGuard<'_, History> {
+    history.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn first<T: Clone>(set: &BTreeSet<T>) -> Vec<T> {

@@ -1,36 +1,44 @@
 //! Everything at once and in any order: stores, wires and replicas fail by the roll of dice, over each other, while
 //! senders repeat themselves and consumers release ids.
 //!
+//! In most of them ids come again, and consumers release them, so that an id which nobody will release any more, or a
+//! webhook without its event, shows. They can go on for long: `--minutes N`.
+//!
 //! A schedule has a seed, which stands in the row; `--seed N` rolls it again. What the machine makes of it differs.
 
 use std::{
     hash::{BuildHasher, Hasher, RandomState},
     mem,
-    ops::Range,
     sync::OnceLock,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
-use tokio::task::JoinSet;
-
 use super::{
-    crm::{Crm, Load},
-    redis::{Policy, port, tell},
+    crm::{Crm, Dice, Load, Reuse},
+    redis::{port, tell},
     rig::{Bounds, Report, Rig},
     wire::{Mode, Wire},
 };
 use crate::{
     Scenario, scenario,
-    support::{PENDING, World, within},
+    support::{World, within},
 };
 
 /// The scenarios of this file.
 pub(crate) fn scenarios() -> Vec<Scenario> {
-    vec![scenario!(storm_reject), scenario!(storm_publish), scenario!(storm_accept), scenario!(storm_with_consumers)]
+    vec![
+        scenario!(storm_reject, long),
+        scenario!(storm_publish, long),
+        scenario!(storm_accept, long),
+        scenario!(storm_without_consumers_reject),
+        scenario!(storm_without_consumers_accept),
+    ]
 }
 
-/// Changes of the weather.
+/// Changes of the weather, unless it is told how long to go on.
 const CHANGES: usize = 40;
+/// Ids that come again; few, so that each of them meets many faults.
+const AGAIN: usize = 300;
 /// Longest time of one of them.
 const LASTS: Duration = Duration::from_millis(1500);
 /// Changes after which a replica that is frozen is thawed: senders wait for ten seconds.
@@ -39,23 +47,24 @@ const FROZEN: usize = 2;
 const ANY_NUMBER: usize = usize::MAX;
 
 static SEED: OnceLock<u64> = OnceLock::new();
+static MINUTES: OnceLock<u64> = OnceLock::new();
 
 /// Rolls the same schedules again.
 pub(crate) fn seed(seed: u64) {
     SEED.get_or_init(|| seed);
 }
 
-/// splitmix64, so that a schedule is a function of its seed.
-struct Dice(u64);
+/// Has storms with consumers go on for so long.
+pub(crate) fn minutes(minutes: u64) {
+    MINUTES.get_or_init(|| minutes);
+}
+
+/// How long they go on, if that was said.
+pub(crate) fn length() -> Option<Duration> {
+    MINUTES.get().map(|minutes| Duration::from_secs(60 * minutes))
+}
 
 impl Dice {
-    fn roll(&mut self, range: Range<u64>) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        range.start + (mixed ^ (mixed >> 31)) % (range.end - range.start)
-    }
-
     fn mode(&mut self) -> Mode {
         match self.roll(0..6) {
             0 => Mode::Stall,
@@ -86,6 +95,7 @@ impl Health {
 /// What the weather is like.
 struct Storm {
     rig: Rig,
+    plan: Plan,
     dice: Dice,
     redis_wire: Wire,
     nats_wire: Wire,
@@ -97,50 +107,82 @@ struct Storm {
     kills: u64,
 }
 
+/// What a storm is about.
+#[derive(Debug, Clone, Copy)]
+struct Plan {
+    settings: &'static str,
+    /// Ids come again and are released.
+    consumed: bool,
+    /// Redis may lose everything: what is accepted is in the stream.
+    wipes: bool,
+    duplicates: usize,
+}
+
+const REJECT: &str = "redis.on_unavailable = \"reject\"\n";
+const PUBLISH: &str = "redis.on_unavailable = \"publish\"\n";
+const ACCEPT: &str = "redis.on_unavailable = \"reject\"\nnats.on_unavailable = \"accept\"\n";
+
+/// An id that was released is claimed anew by a sender who comes back.
 async fn storm_reject() -> Report {
-    storm(Policy::Reject.settings(), 0, false).await
+    storm(Plan { settings: REJECT, consumed: true, wipes: true, duplicates: ANY_NUMBER }).await
 }
 
 /// What goes out without a claim has a token of its own each time.
 async fn storm_publish() -> Report {
-    storm(Policy::Publish.settings(), ANY_NUMBER, false).await
+    storm(Plan { settings: PUBLISH, consumed: true, wipes: true, duplicates: ANY_NUMBER }).await
 }
 
 async fn storm_accept() -> Report {
-    storm(&format!("{}nats.on_unavailable = \"accept\"\n", Policy::Reject.settings()), 0, false).await
+    storm(Plan { settings: ACCEPT, consumed: true, wipes: false, duplicates: ANY_NUMBER }).await
 }
 
-/// An id that was released is claimed anew by a sender who comes back.
-async fn storm_with_consumers() -> Report {
-    storm(Policy::Reject.settings(), ANY_NUMBER, true).await
+/// Each id is announced once.
+async fn storm_without_consumers_reject() -> Report {
+    storm(Plan { settings: REJECT, consumed: false, wipes: false, duplicates: 0 }).await
 }
 
-async fn storm(settings: &str, duplicates: usize, consumed: bool) -> Report {
+async fn storm_without_consumers_accept() -> Report {
+    storm(Plan { settings: ACCEPT, consumed: false, wipes: false, duplicates: 0 }).await
+}
+
+async fn storm(plan: Plan) -> Report {
     let seed = *SEED.get().unwrap_or(&RandomState::new().build_hasher().finish());
     // At once: a storm that does not come to its end has no row.
-    eprintln!("storm ({}, consumers: {consumed}): seed {seed}", settings.trim_end().replace('\n', ", "));
-    let mut storm = Storm::gather(settings, seed).await;
-    let load = Load { workers: 8, attempts: 1000, ..Load::default() };
-    let crm = storm.rig.load(load);
-    let consumers = consumed.then(|| consume(&storm.rig));
-    for _ in 0..CHANGES {
+    eprintln!("storm ({}, consumers: {}): seed {seed}", plan.settings.trim_end().replace('\n', ", "), plan.consumed);
+    let mut storm = Storm::gather(plan, seed).await;
+    let load = Load { workers: 8, attempts: 100_000, ..Load::default() };
+    let reuse = plan.consumed.then_some(Reuse { ids: AGAIN, of_a_batch: 5, seed });
+    let crm = Crm::reusing(storm.rig.addresses(), load, reuse);
+    let until = length().filter(|_| plan.consumed).map(|length| Instant::now() + length);
+    if plan.consumed {
+        storm.rig.oracle.keep_no_events();
+        storm.rig.consume();
+    }
+    for change in 0.. {
+        if until.map_or(change >= CHANGES, |until| Instant::now() >= until) {
+            break;
+        }
         storm.change(&crm).await;
         storm.last(&crm).await;
+        if plan.consumed {
+            storm.rig.digest(&crm);
+        }
     }
     storm.calm(&crm).await;
+    storm.rig.faults_end();
     storm.rig.progress(&crm, 300).await;
     let cut = storm.kills * u64::try_from(load.workers).expect("few");
     // A replica that is frozen answers late by as long, and a request may meet the end of one freeze and the next.
-    let bounds = Bounds { duplicates, cut, longest: Bounds::default().longest + 2 * storm.longest_freeze };
+    let longest = Bounds::default().longest + 2 * storm.longest_freeze;
+    let bounds = Bounds { duplicates: plan.duplicates, cut, longest };
     let mut report = storm.rig.verdict(crm, bounds).await;
-    drop(consumers);
     report.statuses = format!("{}, seed {seed}", report.statuses);
     report
 }
 
 impl Storm {
     /// Fine weather: three replicas behind wires to servers.
-    async fn gather(settings: &str, seed: u64) -> Self {
+    async fn gather(plan: Plan, seed: u64) -> Self {
         let world = World::start().await;
         durable(&world).await;
         let redis_wire = Wire::to(port(&world.redis)).await;
@@ -150,10 +192,13 @@ impl Storm {
             redis_wire.port(),
             nats_wire.port()
         );
-        let rig = Rig::with(world, 3, &format!("{wires}{settings}")).await;
+        // Neither the stream nor the logs may fill the machine.
+        let small = "nats.stream.max_age = \"5m\"\nnats.stream.duplicate_window = \"5m\"\nlog.filter = \"info,hookgate::entity=warn,hookgate::pipeline=warn\"\n";
+        let rig = Rig::with(world, 3, &format!("{wires}{small}{}", plan.settings)).await;
         let (redis, nats) = (Health::Up, Health::Up);
         Self {
             rig,
+            plan,
             dice: Dice(seed),
             redis_wire,
             nats_wire,
@@ -195,9 +240,17 @@ impl Storm {
                     self.freeze(place);
                 }
             }
+            8 if self.redis == Health::Up && self.plan.wipes && self.dice.roll(0..3) == 0 => self.wipe().await,
             8 if self.redis == Health::Up => tell(&self.rig.world.redis, &["SCRIPT", "FLUSH"]).await,
             _ => self.calm(crm).await,
         }
+    }
+
+    /// Redis forgets everything.
+    async fn wipe(&self) {
+        let began = SystemTime::now();
+        tell(&self.rig.world.redis, &["FLUSHALL"]).await;
+        self.rig.wiped_since(began);
     }
 
     /// One of the replicas.
@@ -293,28 +346,4 @@ impl Storm {
 /// Makes a kill of Redis take nothing that it has answered.
 async fn durable(world: &World) {
     tell(&world.redis, &["CONFIG", "SET", "appendfsync", "always"]).await;
-}
-
-/// Releases each id as soon as its event is in the stream, until it is dropped.
-fn consume(rig: &Rig) -> JoinSet<()> {
-    let (events, redis) = (rig.oracle.ids_as_they_come(), rig.world.redis.client());
-    let mut task = JoinSet::new();
-    task.spawn(async move {
-        let mut done = 0;
-        loop {
-            let news = events(done);
-            let release = async {
-                let mut connection = redis.get_multiplexed_async_connection().await.ok()?;
-                for id in &news {
-                    redis::cmd("SREM").arg(PENDING).arg(id).query_async::<()>(&mut connection).await.ok()?;
-                    done += 1;
-                }
-                Some(())
-            };
-            // Redis may be gone or frozen; the next round goes on where this one ended.
-            let _released = tokio::time::timeout(Duration::from_secs(1), release).await;
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    });
-    task
 }
