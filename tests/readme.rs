@@ -6,7 +6,7 @@ use std::{
     process::Command,
 };
 
-use crate::support::{PENDING, SUBJECT, World};
+use crate::support::{Authority, PENDING, SUBJECT, World};
 
 const README: &str = include_str!("../README.md");
 
@@ -70,7 +70,11 @@ fn configurations_are_valid_but_for_the_secrets() {
             for secret in whole.split('"').filter(|word| word.starts_with("/run/secrets/")) {
                 let file = PathBuf::from(secret.replace("/run/secrets", &folder));
                 fs::create_dir_all(file.parent().expect("a file is in a folder")).expect("the folder is ours");
-                fs::write(file, "word\n").expect("likewise");
+                if file.extension().is_some_and(|extension| extension == "pem") {
+                    fs::copy(Authority::new().ca(), file).expect("likewise");
+                } else {
+                    fs::write(file, "word\n").expect("likewise");
+                }
             }
             let config = files.path().join("example.toml");
             fs::write(&config, whole.replace("/run/secrets", &folder)).expect("likewise");
