@@ -1,9 +1,12 @@
 //! Whether it is worth waiting for the broker. Pure: knows time, and nothing of brokers.
 //!
-//! A broker that elects a leader or starts again costs patience, not a refusal: each request tries until its
-//! deadline. Only when a whole request went by without any acknowledgement on its route does the breaker
-//! open: then one request at a time tries, as a probe, and the others wait a moment for the outcome and are
-//! refused soon instead of at their deadline. The first acknowledgement closes it, for everybody who waits.
+//! A leader election or a restart of the broker costs patience, not a refusal: each request tries until its deadline.
+//! The breaker of a route opens once a whole request reached its deadline and nothing was acknowledged on the route
+//! since the request began. Then ids are still claimed, so that the relay brings the event even if the sender gives
+//! up. But only one request in 250 ms tries, as a probe; the others wait 500 ms for its outcome and are refused. The
+//! first acknowledgement closes the breaker, also for those who wait.
+//!
+//! Shown by `make faults ONLY=both_frozen_1000_requests`: of a second thousand, 950 are answered within 3 s.
 
 use std::{
     sync::{Mutex, MutexGuard, PoisonError},

@@ -1,4 +1,12 @@
 //! The brokers' side of the pipeline: what an acknowledgement is, and why one is missing. Knows no Redis.
+//!
+//! The client's `publish` says Ok into a queue, so nothing counts but an acknowledgement. All publishes of a step go
+//! out together, with replies below one inbox, and are awaited together for `nats.ack_timeout`. What is missing then
+//! is published again, until the deadline. A connection that breaks ends the wait early.
+//!
+//! If NATS withdraws the permission to read answers, nothing more is sent: it would be stored and acknowledged to
+//! nobody. A new connection is tried every 5 s, since a withdrawn subscription does not come back with the
+//! permission. The same happens after 10 s without any answer on a connection that looks well.
 
 mod address;
 mod connection;

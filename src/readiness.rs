@@ -1,5 +1,9 @@
-//! Whether the process may get traffic. A latch: once ready, only draining ends it, because a pod without
-//! a ready sibling answers nobody, and a refused connection loses a batch that a 503 would have saved.
+//! Whether the process may get traffic. A latch: once ready, only draining ends it, because a pod without a ready
+//! sibling answers nobody, and a refused connection loses a batch that a 503 would have saved.
+//!
+//! With both stores down at the start, the process starts, answers 503, and becomes ready when they appear or after
+//! 60 s without any answer. Wrong credentials, missing permissions or a server without JetStream keep it unready, so
+//! that a bad rollout stops.
 
 use std::time::Duration;
 

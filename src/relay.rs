@@ -1,10 +1,16 @@
 //! Publishes what stayed in the outbox: claims whose request ended before NATS acknowledged their event.
 //!
-//! Runs in every replica and works through the ports only. It needs no clock but its own: an entry is due
-//! once this replica has seen it for a while, so that a request in progress is left alone. Whatever it
-//! does twice, or at the same time as another replica or the sender's retry, repeats the same token, which
-//! JetStream drops; so it may die at any instant. A lease keeps replicas from doing the same work at once,
-//! and nothing rests on it.
+//! Runs in every replica and works through the ports only. It needs no clock but its own: an entry is due once this
+//! replica has seen it for `outbox.relay_after`, so that a request in progress is left alone. Whatever it does twice,
+//! or at the same time as another replica or the sender's retry, repeats the same token, which JetStream drops; so it
+//! may die at any instant.
+//!
+//! It publishes page by page and awaits each page's acknowledgements. It goes past entries that it can't publish, and
+//! tries a refused one ever more rarely. An entry is put off before it is published, so that a page that panics each
+//! time does not hold up the ones behind it.
+//!
+//! A lease keeps replicas from doing the same work at once; nothing rests on it. A replica that could publish nothing
+//! of a page gives the lease up and leaves the outbox to others for 5 s.
 
 mod publish;
 mod tracked;

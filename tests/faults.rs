@@ -1,6 +1,13 @@
-//! The proof that nothing accepted is lost: real processes are killed, frozen, cut off and wiped under load
-//! from a model of the CRM, and then everything is counted. `make faults` runs all of it and prints a table;
-//! `--quick` is the part that `make test` runs.
+//! The proof that nothing accepted is lost: real processes are killed, frozen, cut off and wiped under load from a
+//! model of the CRM, and then everything is counted. `make faults` runs all of it and prints a table; `--quick` is
+//! the part that `make test` runs.
+//!
+//! Processes are killed at random and at each named point (`src/failpoint.rs`). Storms (`faults/storm.rs`) roll dice
+//! over three replicas, both stores and the wires to them. Other scenarios: a cluster of three NATS servers whose
+//! leader dies and whose servers are restarted in turn, a Redis whose machine loses power (`faults/synced.c` records
+//! what was on its disk), and a clock that is set back under hookgate (libfaketime). `tests/servers/run` repeats the
+//! behaviours and the quick part on recent servers; everything else takes Debian's, but for one Redis that knows
+//! WAITAOF.
 //!
 //! A scenario is a function that returns a [`Report`]; the invariants are in `faults/rig.rs`.
 

@@ -126,10 +126,10 @@ async fn with_one_permission_of_nats_less_something_fails() {
 }
 
 #[test]
-fn the_readme_has_the_same_lists() {
-    let readme = include_str!("../README.md");
-    let start = readme.find("### Credentials, TLS and permissions").expect("the section is there");
-    let section = readme[start..].split("\n## ").next().expect("it ends");
+fn the_page_on_permissions_has_the_same_lists() {
+    let page = include_str!("../docs/permissions.md");
+    let start = page.find("hookgate's user of Redis:").expect("the lists are there");
+    let section = page[start..].split("What is denied").next().expect("they end");
     let block = section.split("```").nth(1).expect("there is a block");
     let listed: Vec<_> = block.split_whitespace().filter(|word| *word != "-@all").collect();
     assert_eq!(listed, Acl::hookgate().grants());

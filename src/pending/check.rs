@@ -1,4 +1,8 @@
-//! What a new connection to Redis is asked before it is used: "may I" first, then "can you now".
+//! What a new connection to Redis is asked before it is used: may it do everything that keeps events from being lost, and
+//! can it now?
+//!
+//! A user without SADD would else be found by the first webhook, which would be published without a claim. The probe
+//! runs on each route's keys (`probe.lua`). Shown by `tests/privileges.rs`, which takes one right away at a time.
 
 use std::sync::Arc;
 

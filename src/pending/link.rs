@@ -1,9 +1,10 @@
-//! One connection to Redis. A caller waits for it only while it is made for the first time or is just being
-//! replaced; where Redis is known to be down, the caller is told so at once.
+//! One connection to Redis. A caller waits for it only while it is made for the first time or is just being replaced,
+//! inside `redis.timeout`; where Redis is known to be down, the caller is told so at once.
 //!
-//! A task makes it, asks it once a second whether it lives, and replaces it whenever somebody reports
-//! trouble. The manager that comes with the client library was not enough: it can keep a connection that
-//! no longer works (after a demotion, a changed password, a silent network), and makes callers wait.
+//! A task makes the connection, asks it once a second whether it lives, and replaces it when somebody reports
+//! trouble. After the first time-out all callers fail fast, until a fresh connection has run the claim script. The
+//! client library's own manager was not enough: it can keep a connection that no longer works (after a demotion, a
+//! changed password, a silent network), and makes callers wait.
 
 use std::{
     fmt::Display,

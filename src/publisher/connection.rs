@@ -1,8 +1,9 @@
 //! The connection to NATS, and what the client's events mean.
 //!
-//! Facts behind the options: `publish` of the client is Ok into a queue while the server is dead, a frozen
-//! server shows as connected until pings stay unanswered, and a wrong password loops silently; only the
-//! events tell.
+//! Facts behind the options: `publish` of the client is Ok into a queue while the server is dead, a frozen server
+//! shows as connected until pings stay unanswered, and a wrong password loops silently; only the events tell. The
+//! client says why it could not connect only where it asks which server to try next. Of a server's permissions it
+//! says nothing but what they deny.
 
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
