@@ -30,6 +30,8 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
         scenario!(storm_reject, long),
         scenario!(storm_publish, long),
         scenario!(storm_accept, long),
+        scenario!(released_over_a_bad_wire_reject),
+        scenario!(released_over_a_bad_wire_publish),
         scenario!(storm_without_consumers_reject),
         scenario!(storm_without_consumers_accept),
     ]
@@ -143,6 +145,36 @@ async fn storm_without_consumers_reject() -> Report {
 
 async fn storm_without_consumers_accept() -> Report {
     storm(Plan { settings: ACCEPT, consumed: false, wipes: false, duplicates: 0 }).await
+}
+
+async fn released_over_a_bad_wire_reject() -> Report {
+    bad_wire(REJECT).await
+}
+
+async fn released_over_a_bad_wire_publish() -> Report {
+    bad_wire(PUBLISH).await
+}
+
+/// The smallest storm: the wire to Redis holds packets back or swallows answers, again and again, while consumers release
+/// what was published, and senders come back with the same ids.
+async fn bad_wire(settings: &'static str) -> Report {
+    let plan = Plan { settings, consumed: true, wipes: false, duplicates: ANY_NUMBER };
+    let mut storm = Storm::gather(plan, 1).await;
+    let load = Load { workers: 8, ..Load::default() };
+    let crm = Crm::reusing(storm.rig.addresses(), load, Some(Reuse { ids: AGAIN, of_a_batch: 5, seed: 1 }));
+    storm.rig.oracle.keep_no_events();
+    storm.rig.consume();
+    for round in 0..10 {
+        storm.rig.progress(&crm, 100).await;
+        storm.redis_wire.set(if round % 2 == 0 { Mode::Stall } else { Mode::SwallowAnswers });
+        // Longer than a claim waits, and than a consumer needs.
+        let _never = within(Duration::from_millis(1500), async || None::<()>).await;
+        storm.redis_wire.set(Mode::Pass);
+        storm.rig.digest(&crm);
+    }
+    storm.rig.faults_end();
+    storm.rig.progress(&crm, 300).await;
+    storm.rig.verdict(crm, Bounds { duplicates: ANY_NUMBER, ..Bounds::default() }).await
 }
 
 async fn storm(plan: Plan) -> Report {
