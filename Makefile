@@ -27,7 +27,7 @@ test: tools ## all tests, on a real Redis and a real NATS that they start themse
 test-all: ## what needs more than that: manifests, image and all else in tests/*/run; installs its tools itself
 	@scripts/test-all.sh $(ONLY)
 
-faults: ## kill, freeze and cut off real processes under load, then count; a table
+faults: ## kill, freeze and cut off real processes under load, then count; ONLY="storm --minutes 25" for some
 	@scripts/ensure-tools.sh faults
 	cargo test --locked --features failpoints --test faults -- $(ONLY)
 

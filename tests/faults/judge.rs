@@ -195,7 +195,7 @@ impl History {
 
     /// What is known of an id, for a person.
     pub(crate) fn story(&self, id: &str) -> String {
-        let Some(life) = self.lives.get(id) else { return format!("{id}: nothing is known") };
+        let Some(life) = self.lives.get(id) else { return format!("{id}: what it had is judged and forgotten") };
         let event =
             life.events.last().map_or_else(|| "no event".to_owned(), |stored| format!("last event {}", at(*stored)));
         let release =

@@ -87,6 +87,11 @@ impl Oracle {
         lock(&self.read).events = None;
     }
 
+    /// Whether messages and their ids can be looked at.
+    pub(crate) fn keeps_events(&self) -> bool {
+        lock(&self.read).events.is_some()
+    }
+
     /// The messages seen so far.
     ///
     /// # Panics

@@ -4,6 +4,8 @@
 //! `publish`, makes at most one for each message that went out without a claim; hookgate's log counts these
 //! exactly.
 
+use std::time::SystemTime;
+
 use redis::Cmd;
 
 use super::{
@@ -190,10 +192,12 @@ async fn redis_wiped() -> Report {
     rig.gates[0].deliver(batch(&known)).await;
     rig.progress(&crm, 300).await;
     let data: Vec<String> = say(&rig.world.redis, &["CONFIG", "GET", "dir"]).await;
+    let began = SystemTime::now();
     rig.world.redis.kill();
     Policy::Reject.shows(&rig, &crm).await;
     std::fs::remove_dir_all(format!("{}/appendonlydir", data[1])).expect("Redis keeps its data there");
     rig.world.redis.start_again().await;
+    rig.wiped_since(began);
     for gate in &rig.gates {
         gate.deliver(batch(&known)).await;
     }

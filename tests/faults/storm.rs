@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     Scenario, scenario,
-    support::{World, within},
+    support::{Gate, World, within},
 };
 
 /// The scenarios of this file.
@@ -30,6 +30,8 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
         scenario!(storm_reject, long),
         scenario!(storm_publish, long),
         scenario!(storm_accept, long),
+        scenario!(released_before_the_second_try),
+        scenario!(released_before_a_late_claim),
         scenario!(storm_without_consumers_reject),
         scenario!(storm_without_consumers_accept),
     ]
@@ -39,6 +41,7 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
 const CHANGES: usize = 40;
 /// Ids that come again; few, so that each of them meets many faults.
 const AGAIN: usize = 300;
+const REPLICAS: u64 = 3;
 /// Longest time of one of them.
 const LASTS: Duration = Duration::from_millis(1500);
 /// Changes after which a replica that is frozen is thawed: senders wait for ten seconds.
@@ -97,7 +100,8 @@ struct Storm {
     rig: Rig,
     plan: Plan,
     dice: Dice,
-    redis_wire: Wire,
+    /// One for each replica.
+    redis_wires: Vec<Wire>,
     nats_wire: Wire,
     redis: Health,
     nats: Health,
@@ -145,6 +149,47 @@ async fn storm_without_consumers_accept() -> Report {
     storm(Plan { settings: ACCEPT, consumed: false, wipes: false, duplicates: 0 }).await
 }
 
+/// One replica's claim is carried out and its answer lost; another one publishes the id, and a consumer releases it, before
+/// the first one tries again.
+async fn released_before_the_second_try() -> Report {
+    let plan = Plan { settings: REJECT, consumed: true, wipes: false, duplicates: ANY_NUMBER };
+    let mut storm = Storm::gather(plan, 1).await;
+    let crm = storm.few_ids(20);
+    for _ in 0..30 {
+        storm.rig.progress(&crm, 20).await;
+        storm.redis_wires[0].set(Mode::SwallowAnswers);
+        // Longer than a consumer needs, shorter than a claim waits.
+        pause(Duration::from_millis(250)).await;
+        storm.redis_wires[0].set(Mode::Pass);
+        pause(Duration::from_millis(250)).await;
+        storm.rig.digest(&crm);
+    }
+    storm.judged(crm).await
+}
+
+/// No packet reaches Redis for longer than a claim waits: its ids are published without it, and a consumer releases them
+/// before the network delivers the claim.
+async fn released_before_a_late_claim() -> Report {
+    let plan = Plan { settings: PUBLISH, consumed: true, wipes: false, duplicates: ANY_NUMBER };
+    let mut storm = Storm::gather(plan, 1).await;
+    let crm = storm.few_ids(AGAIN);
+    storm.rig.progress(&crm, 100).await;
+    for wire in &storm.redis_wires {
+        wire.set(Mode::Stall);
+    }
+    // Longer than a claim waits, and than a consumer needs after that.
+    pause(Duration::from_millis(1500)).await;
+    for wire in &storm.redis_wires {
+        wire.set(Mode::Pass);
+    }
+    storm.judged(crm).await
+}
+
+/// A fault lasts for so long.
+async fn pause(time: Duration) {
+    let _never = within(time, async || None::<()>).await;
+}
+
 async fn storm(plan: Plan) -> Report {
     let seed = *SEED.get().unwrap_or(&RandomState::new().build_hasher().finish());
     // At once: a storm that does not come to its end has no row.
@@ -185,22 +230,26 @@ impl Storm {
     async fn gather(plan: Plan, seed: u64) -> Self {
         let world = World::start().await;
         durable(&world).await;
-        let redis_wire = Wire::to(port(&world.redis)).await;
+        let mut redis_wires = Vec::new();
+        for _ in 0..REPLICAS {
+            redis_wires.push(Wire::to(port(&world.redis)).await);
+        }
         let nats_wire = Wire::to(world.nats.port()).await;
-        let wires = format!(
-            "redis.url = \"redis://127.0.0.1:{}\"\nnats.url = \"nats://127.0.0.1:{}\"\n",
-            redis_wire.port(),
-            nats_wire.port()
-        );
+        let wire = format!("nats.url = \"nats://127.0.0.1:{}\"\n", nats_wire.port());
         // Neither the stream nor the logs may fill the machine.
         let small = "nats.stream.max_age = \"5m\"\nnats.stream.duplicate_window = \"5m\"\nlog.filter = \"info,hookgate::entity=warn,hookgate::pipeline=warn\"\n";
-        let rig = Rig::with(world, 3, &format!("{wires}{small}{}", plan.settings)).await;
+        let mut rig = Rig::with(world, 0, &format!("{wire}{small}{}", plan.settings)).await;
+        for redis_wire in &redis_wires {
+            let gate = replica(&rig, redis_wire).await;
+            gate.wait_ready().await;
+            rig.gates.push(gate);
+        }
         let (redis, nats) = (Health::Up, Health::Up);
         Self {
             rig,
             plan,
             dice: Dice(seed),
-            redis_wire,
+            redis_wires,
             nats_wire,
             redis,
             nats,
@@ -208,6 +257,21 @@ impl Storm {
             longest_freeze: Duration::ZERO,
             kills: 0,
         }
+    }
+
+    /// A load of ids of which most come again, with consumers.
+    fn few_ids(&mut self, ids: usize) -> Crm {
+        self.rig.oracle.keep_no_events();
+        self.rig.consume();
+        let load = Load { workers: 8, attempts: 1000, ..Load::default() };
+        Crm::reusing(self.rig.addresses(), load, Some(Reuse { ids, of_a_batch: 8, seed: 1 }))
+    }
+
+    /// Goes on for a while without faults, and judges.
+    async fn judged(mut self, crm: Crm) -> Report {
+        self.rig.faults_end();
+        self.rig.progress(&crm, 500).await;
+        self.rig.verdict(crm, Bounds { duplicates: ANY_NUMBER, ..Bounds::default() }).await
     }
 
     /// One thing gets worse or better.
@@ -221,7 +285,14 @@ impl Storm {
             }
         }
         match self.dice.roll(0..10) {
-            0 | 1 => self.redis_wire.set(self.dice.mode()),
+            0 | 1 => {
+                let (place, mode) = (self.place(), self.dice.mode());
+                // That of one replica, or all of them.
+                let all = self.dice.roll(0..2) == 0;
+                for wire in self.redis_wires.iter().enumerate().filter(|(other, _)| all || *other == place) {
+                    wire.1.set(mode);
+                }
+            }
             2 | 3 => self.nats_wire.set(self.dice.mode()),
             4 => {
                 let worse = self.worse();
@@ -255,7 +326,7 @@ impl Storm {
 
     /// One of the replicas.
     fn place(&mut self) -> usize {
-        usize::try_from(self.dice.roll(0..3)).expect("a small number")
+        usize::try_from(self.dice.roll(0..REPLICAS)).expect("a small number")
     }
 
     fn worse(&mut self) -> Health {
@@ -294,7 +365,7 @@ impl Storm {
         let place = self.place();
         // It takes a while.
         self.thaw();
-        let next = self.rig.world.gate_unready(self.rig.settings()).await;
+        let next = replica(&self.rig, &self.redis_wires[place]).await;
         let mut last = mem::replace(&mut self.rig.gates[place], next);
         if self.dice.roll(0..2) == 0 {
             self.kills += 1;
@@ -330,7 +401,9 @@ impl Storm {
 
     /// All is well again.
     async fn calm(&mut self, crm: &Crm) {
-        self.redis_wire.set(Mode::Pass);
+        for wire in &self.redis_wires {
+            wire.set(Mode::Pass);
+        }
         self.nats_wire.set(Mode::Pass);
         if self.redis != Health::Up {
             self.turn_redis(Health::Dead).await;
@@ -341,6 +414,12 @@ impl Storm {
         self.thaw();
         self.rig.progress(crm, 20).await;
     }
+}
+
+/// A replica that listens, on a wire of its own to Redis.
+async fn replica(rig: &Rig, redis_wire: &Wire) -> Gate {
+    let url = format!("redis://127.0.0.1:{}", redis_wire.port());
+    Gate::start_with(&rig.world.settings(), rig.settings(), &[("HOOKGATE__REDIS__URL", url)]).await
 }
 
 /// Makes a kill of Redis take nothing that it has answered.
