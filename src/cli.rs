@@ -11,9 +11,8 @@ mod tail;
 
 use std::{path::PathBuf, process::ExitCode};
 
-use anyhow::Context;
 use clap::{Parser, Subcommand, ValueEnum};
-use hookgate::settings::{self, Layers, Settings, sections::Configuration};
+use hookgate::settings::{self, AuthSecrets, Settings, SettingsErrors, sections::Configuration};
 
 /// Takes webhooks, claims every entity id once in Redis and publishes each new one as an event on NATS.
 ///
@@ -61,12 +60,24 @@ enum Command {
 }
 
 pub(crate) fn run(arguments: Arguments) -> ExitCode {
-    let configured = match configure(&arguments.config) {
+    let command = arguments.command.unwrap_or(Command::Serve);
+    let configured = match configure(&arguments.config, command.auth_secrets()) {
         Ok(configured) => configured,
-        Err(error) => return fail(&error, 2),
+        Err(errors) => {
+            for error in errors.iter() {
+                eprintln!("hookgate: configuration: {error}");
+            }
+            return ExitCode::from(2);
+        }
     };
+    // `serve` logs them, and `doctor` counts them among its findings.
+    if !matches!(command, Command::Serve | Command::Doctor) {
+        for warning in &configured.settings.warnings {
+            eprintln!("hookgate: warning: {warning}");
+        }
+    }
     let output = arguments.output;
-    let outcome = match arguments.command.unwrap_or(Command::Serve) {
+    let outcome = match command {
         Command::Serve => serve::run(configured.settings),
         Command::Check => check::run(&configured.configuration, &configured.settings, output),
         Command::Routes => routes::run(&configured.settings, output),
@@ -78,6 +89,16 @@ pub(crate) fn run(arguments: Arguments) -> ExitCode {
     outcome.unwrap_or_else(|error| fail(&error, 1))
 }
 
+impl Command {
+    /// Whether it needs the secrets of `auth`. An operator's command must not fail because of one.
+    const fn auth_secrets(&self) -> AuthSecrets {
+        match self {
+            Self::Serve | Self::Check => AuthSecrets::Read,
+            Self::Routes | Self::Tail(_) | Self::Doctor | Self::Outbox(_) | Self::DeadLetters(_) => AuthSecrets::Leave,
+        }
+    }
+}
+
 /// What has to be said of a route without `auth`.
 const UNSIGNED: &str = "takes webhooks from anybody who reaches it: it has no auth";
 
@@ -87,13 +108,10 @@ struct Configured {
     settings: Settings,
 }
 
-fn configure(files: &[PathBuf]) -> anyhow::Result<Configured> {
-    let load = || {
-        let (configuration, layers): (Configuration, Layers) = settings::load(files, settings::environment())?;
-        let settings = Settings::check(&configuration, &layers)?;
-        Ok::<_, settings::SettingsError>(Configured { configuration, settings })
-    };
-    load().context("configuration")
+fn configure(files: &[PathBuf], secrets: AuthSecrets) -> Result<Configured, SettingsErrors> {
+    let (configuration, layers) = settings::load(files, settings::environment());
+    let settings = Settings::check(&configuration, layers, secrets)?;
+    Ok(Configured { configuration, settings })
 }
 
 fn fail(error: &anyhow::Error, code: u8) -> ExitCode {

@@ -15,7 +15,8 @@ pub(super) fn run(configuration: &Configuration, settings: &Settings, output: Ou
     };
     print(text.trim_end());
     for route in settings.open_routes() {
-        eprintln!("hookgate: route {route} {UNSIGNED}");
+        eprintln!("hookgate: warning: route {route} {UNSIGNED}");
     }
+    eprintln!("hookgate: the configuration is valid");
     Ok(ExitCode::SUCCESS)
 }

@@ -17,6 +17,7 @@ use super::{Output, UNSIGNED, print, store};
 
 pub(super) fn run(settings: &Settings, output: Output) -> anyhow::Result<ExitCode> {
     let mut findings = vec![Finding::ok("configuration", format!("{} routes", settings.routes.routes().len()))];
+    findings.extend(settings.warnings.iter().map(|warning| Finding::warning("configuration", warning.as_str())));
     for route in settings.open_routes() {
         let text = format!("{UNSIGNED}; give it one (routes.auth), or let nobody but the CRM reach it");
         findings.push(Finding::warning(format!("route {route}"), text));

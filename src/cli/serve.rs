@@ -9,9 +9,13 @@ use hookgate::{
     telemetry,
 };
 use tokio::runtime::{Builder, Runtime};
+use tracing::warn;
 
 pub(super) fn run(settings: Settings) -> anyhow::Result<ExitCode> {
     let _log = telemetry::init(settings.log_format, settings.log_filter.clone());
+    for warning in &settings.warnings {
+        warn!("{warning}");
+    }
     let runtime = runtime(settings.worker_threads).context("start the runtime")?;
     let ended = runtime.block_on(app::run(settings))?;
     // What is still running by now was given up in so many words.

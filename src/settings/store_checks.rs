@@ -22,31 +22,58 @@ use crate::{
 /// A key and the file it names.
 type FileKey<'a> = (&'static str, &'a Option<PathBuf>);
 
-impl Check<'_> {
+impl Check {
     fn bad_secret(&self, key: &'static str, path: &Path, problem: std::io::Error) -> SettingsError {
-        SettingsError::Secret { source_name: self.layers.origin(key), key, path: path.to_owned(), problem }
+        SettingsError::Secret { source_name: self.origin(key), key, path: path.to_owned(), problem }
     }
 
     fn secret(&self, key: &'static str, path: &Path) -> Result<String, SettingsError> {
         secrets::text(path).map_err(|problem| self.bad_secret(key, path, problem))
     }
 
-    pub(super) fn pending(&self, redis: &sections::Redis) -> Result<PendingBackend, SettingsError> {
-        const KEY: &str = "redis.url";
-        let shown = format!("{:?}", without_credentials(&redis.url));
-        let tls = self.tls_files(
+    pub(super) fn pending(&mut self, redis: &sections::Redis) -> Option<PendingBackend> {
+        let tls = self.note(self.tls_files(
             ("redis.ca_file", &redis.ca_file),
             ("redis.client_cert_file", &redis.client_cert_file),
             ("redis.client_key_file", &redis.client_key_file),
-        )?;
+        ));
+        let known = ["redis://", "rediss://"].iter().any(|scheme| redis.url.starts_with(scheme));
         if redis.url == "memory:" {
-            return Ok(PendingBackend::Memory);
+            return tls.map(|_| PendingBackend::Memory);
         }
-        if !redis.url.starts_with("redis://") && !redis.url.starts_with("rediss://") {
+        if !known {
             let problem =
                 "this version of hookgate knows redis://host:port/db, rediss://host:port/db (TLS) and memory:";
-            return Err(self.value(KEY, shown, problem.to_owned()));
+            let shown = format!("{:?}", without_credentials(&redis.url));
+            self.refuse(self.value("redis.url", shown, problem.to_owned()));
         }
+        let password = self.note(self.redis_password(redis));
+        if !known {
+            return None;
+        }
+        let access = self.access(redis, tls?, password?);
+        self.note(access).map(Box::new).map(PendingBackend::Redis)
+    }
+
+    /// The password in a file of its own.
+    fn redis_password(&self, redis: &sections::Redis) -> Result<Option<String>, SettingsError> {
+        let alone = redis.username.is_some() && redis.password_file.is_none();
+        if alone && self.are_read(&["redis.username", "redis.password_file"]) {
+            let problem = "needs redis.password_file beside it".to_owned();
+            return Err(self.value("redis.username", in_toml(&redis.username), problem));
+        }
+        redis.password_file.as_deref().map(|path| self.secret("redis.password_file", path)).transpose()
+    }
+
+    /// Where Redis is, and how to log in.
+    fn access(
+        &self,
+        redis: &sections::Redis,
+        tls: TlsFiles,
+        password: Option<String>,
+    ) -> Result<Access, SettingsError> {
+        const KEY: &str = "redis.url";
+        let shown = format!("{:?}", without_credentials(&redis.url));
         let wrong = |error: &dyn std::fmt::Display| {
             let problem = format!("is not the address of a Redis server ({error}); write redis://host:6379/1");
             self.value(KEY, &shown, problem)
@@ -61,16 +88,12 @@ impl Check<'_> {
             // Consumers of the replaced system look there.
             login = login.set_db(1);
         }
-        if redis.username.is_some() && redis.password_file.is_none() {
-            let problem = "needs redis.password_file beside it".to_owned();
-            return Err(self.value("redis.username", in_toml(&redis.username), problem));
-        }
-        if let Some(path) = &redis.password_file {
+        if let (Some(path), Some(password)) = (&redis.password_file, password) {
             if url.password().is_some() {
                 let problem = "the url holds a password too; keep one".to_owned();
                 return Err(self.value("redis.password_file", in_toml(path), problem));
             }
-            login = login.set_password(self.secret("redis.password_file", path)?);
+            login = login.set_password(password);
         }
         if let Some(username) = &redis.username {
             login = login.set_username(username);
@@ -80,44 +103,51 @@ impl Check<'_> {
             self.authorities(KEY, &shown, &tls, "redis.ca_file")?;
             Access::tls(info, tls)
         } else {
-            for (key, path) in [("redis.ca_file", &redis.ca_file), ("redis.client_cert_file", &redis.client_cert_file)]
-            {
-                if path.is_some() {
-                    let problem = format!("has no effect without TLS; write rediss:// in redis.url ({shown})");
-                    return Err(self.value(key, in_toml(path), problem));
-                }
+            let files = [("redis.ca_file", &redis.ca_file), ("redis.client_cert_file", &redis.client_cert_file)];
+            let useless = files.into_iter().find(|(key, path)| path.is_some() && self.are_read(&[KEY, key]));
+            if let Some((key, path)) = useless {
+                let problem = format!("has no effect without TLS; write rediss:// in redis.url ({shown})");
+                return Err(self.value(key, in_toml(path), problem));
             }
             Access::plain(info)
         };
         access.client().map_err(|error| wrong(&error))?;
-        Ok(PendingBackend::Redis(Box::new(access)))
+        Ok(access)
     }
 
-    pub(super) fn servers(&self, nats: &sections::Nats) -> Result<Servers, SettingsError> {
-        let login = self.nats_login(nats)?;
-        let tls = self.tls_files(
+    pub(super) fn servers(&mut self, nats: &sections::Nats) -> Option<Servers> {
+        let login = self.note(self.nats_login(nats));
+        let tls = self.note(self.tls_files(
             ("nats.ca_file", &nats.ca_file),
             ("nats.client_cert_file", &nats.client_cert_file),
             ("nats.client_key_file", &nats.client_key_file),
-        )?;
+        ));
         let shown: Vec<_> = nats.url.split(',').map(without_credentials).collect();
         let shown = format!("{:?}", shown.join(","));
-        let servers = Servers::parse(&nats.url, login, tls.clone())
-            .map_err(|error| self.value("nats.url", &shown, error.to_string()))?;
-        if servers.wants_tls() {
-            self.authorities("nats.url", &shown, &tls, "nats.ca_file")?;
+        let whole = login.is_some() && tls.is_some();
+        let tls = tls.unwrap_or_default();
+        let servers = Servers::parse(&nats.url, login.unwrap_or_default(), tls.clone())
+            .map_err(|error| self.value("nats.url", &shown, error.to_string()));
+        let servers = self.note(servers)?;
+        if whole && servers.wants_tls() {
+            self.note(self.authorities("nats.url", &shown, &tls, "nats.ca_file"))?;
         }
-        Ok(servers)
+        whole.then_some(servers)
     }
 
     /// The one way to log in to NATS.
     fn nats_login(&self, nats: &sections::Nats) -> Result<Login, SettingsError> {
         let password: FileKey<'_> = ("nats.password_file", &nats.password_file);
-        if let (Some(user), None) = (&nats.user, &nats.password_file) {
-            return Err(self.value("nats.user", format!("{user:?}"), "needs nats.password_file beside it".to_owned()));
-        }
-        if let (None, Some(path)) = (&nats.user, &nats.password_file) {
-            return Err(self.value("nats.password_file", in_toml(path), "needs nats.user beside it".to_owned()));
+        let both = self.are_read(&["nats.user", "nats.password_file"]);
+        match (&nats.user, &nats.password_file) {
+            (Some(user), None) if both => {
+                let problem = "needs nats.password_file beside it".to_owned();
+                return Err(self.value("nats.user", format!("{user:?}"), problem));
+            }
+            (None, Some(path)) if both => {
+                return Err(self.value("nats.password_file", in_toml(path), "needs nats.user beside it".to_owned()));
+            }
+            _ => {}
         }
         let files: [FileKey<'_>; 4] = [
             password,
@@ -153,6 +183,7 @@ impl Check<'_> {
         let client = match (cert.1, key.1) {
             (Some(cert), Some(key)) => Some((cert.clone(), key.clone())),
             (None, None) => None,
+            (Some(_), None) | (None, Some(_)) if !self.are_read(&[cert.0, key.0]) => None,
             (Some(path), None) => {
                 return Err(self.value(cert.0, in_toml(path), format!("needs {} beside it", key.0)));
             }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use hookgate::settings::{Delivery, Layers, PendingBackend, Settings};
+use hookgate::settings::{AuthSecrets, Delivery, Layers, PendingBackend, Settings};
 use serde_json::json;
 
 use super::Trial;
@@ -95,11 +95,74 @@ fn variables_without_two_underscores_are_none_of_ours() {
     assert_eq!(trial.check(&[]), before);
 }
 
+/// Kubernetes makes variables of the same family for each service whose name begins with hookgate.
+#[test]
+fn a_key_with_wrong_underscores_is_warned_about_with_the_right_spelling() {
+    for (name, right) in [
+        ("HOOKGATE_REDIS_URL", "HOOKGATE__REDIS__URL"),
+        ("HOOKGATE_REDIS__URL", "HOOKGATE__REDIS__URL"),
+        ("HOOKGATE_REDIS_PASSWORD_FILE", "HOOKGATE__REDIS__PASSWORD_FILE"),
+        ("HOOKGATE_DEAD_LETTERS_MAX_AGE", "HOOKGATE__DEAD_LETTERS__MAX_AGE"),
+        ("HOOKGATE_NATS_STREAM_DUPLICATE_WINDOW", "HOOKGATE__NATS__STREAM__DUPLICATE_WINDOW"),
+        ("HOOKGATE_SERVER_MAX_HEADERS", "HOOKGATE__SERVER__MAX_HEADERS"),
+        ("HOOKGATE_NATS_STREAM_CREATE", "HOOKGATE__NATS__STREAM__CREATE"),
+        ("HOOKGATE_LOG_FORMAT", "HOOKGATE__LOG__FORMAT"),
+        ("HOOKGATE_ROUTES", "HOOKGATE__ROUTES"),
+    ] {
+        let output = Trial::new(&[]).with(name, "1").run(&["routes"]);
+        let said = String::from_utf8(output.stderr).expect("it is text");
+        assert_eq!(output.status.code(), Some(0), "{said}");
+        let expected = format!("hookgate: warning: environment variable {name} has no effect: the key is {right}\n");
+        assert_eq!(said, expected);
+    }
+    // One with two underscores is ours, so it is an error.
+    let complaint = Trial::new(&[]).with("HOOKGATE__REDIS_URL", "redis://h").complaint(&["check"]);
+    assert!(complaint.contains("HOOKGATE__REDIS_URL: ") && complaint.contains("HOOKGATE__REDIS__URL"), "{complaint}");
+    for name in [
+        "HOOKGATE_SERVICE_HOST",
+        "HOOKGATE_SERVICE_PORT",
+        "HOOKGATE_SERVICE_PORT_ADMIN",
+        "HOOKGATE_PORT",
+        "HOOKGATE_PORT_3000_TCP",
+        "HOOKGATE_PORT_3000_TCP_ADDR",
+        "HOOKGATE_ADMIN_SERVICE_HOST",
+        "HOOKGATE_ADMIN_PORT_9090_TCP_PROTO",
+        "HOOKGATE_REDIS_SERVICE_PORT",
+        "HOOKGATE_REDIS_PORT",
+        "HOOKGATE_NATS_PORT_4222_TCP",
+        "HOOKGATE_",
+        "HOOKGATE",
+    ] {
+        let said = Trial::new(&[]).with(name, "tcp://10.0.0.1:3000").run(&["routes"]).stderr;
+        assert_eq!(String::from_utf8_lossy(&said), "", "{name}");
+    }
+}
+
+#[test]
+fn files_can_be_named_by_the_environment() {
+    let files = [
+        ("one.toml", "server.max_headers = 10\nserver.max_in_flight = 11"),
+        ("two.toml", "server.max_headers = 20"),
+        ("config/default.toml", "server.max_in_flight = 77"),
+    ];
+    let seen = |trial: &Trial, named: &[&str]| {
+        let server = trial.check(named)["server"].clone();
+        ["max_headers", "max_in_flight"].map(|key| server[key].clone())
+    };
+    let both = Trial::new(&files).with("HOOKGATE_CONFIG", "one.toml:two.toml");
+    assert_eq!(seen(&both, &[]), [20, 11], "later ones win");
+    assert_eq!(seen(&both, &["one.toml"]), [10, 11], "--config counts more");
+    assert_eq!(seen(&both.with("HOOKGATE__SERVER__MAX_HEADERS", "30"), &[]), [30, 11], "variables come last");
+    assert_eq!(seen(&Trial::new(&files).with("HOOKGATE_CONFIG", ""), &[]), [64, 77], "as if it was not there");
+    let complaint = Trial::new(&files).with("HOOKGATE_CONFIG", "one.toml:nowhere.toml").complaint(&["check"]);
+    assert!(complaint.contains("read configuration file \"nowhere.toml\": No such file"), "{complaint}");
+}
+
 fn settings(text: &str) -> Settings {
     let mut layers = Layers::default();
-    layers.add_text("test", text).expect("it can be read");
-    let configuration = layers.merge().expect("it can be merged");
-    Settings::check(&configuration, &layers).expect("it makes sense")
+    layers.add_text("test", text);
+    let configuration = layers.merge();
+    Settings::check(&configuration, layers, AuthSecrets::Read).expect("it makes sense")
 }
 
 fn redis_login(text: &str) -> redis::RedisConnectionInfo {
