@@ -7,6 +7,7 @@ mod hearing;
 mod inbox;
 pub mod inspect;
 pub mod jetstream;
+pub mod live;
 pub mod login;
 pub mod servers;
 mod stream;

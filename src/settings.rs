@@ -36,20 +36,20 @@ use self::{
 pub use self::{
     error::{SettingsError, SettingsErrors},
     layers::Layers,
-    redaction::without_credentials,
+    sections::{Delivery, Durability, Stream},
     variables::{Environment, environment},
 };
 use crate::{
     dead_letters::{self, DeadLetterLimits},
     http::Limits,
     listener::{ConnectionLimits, Unwanted},
-    pending::{access::Access, redis as store},
     pipeline::Policy,
-    publisher::{StreamSettings, servers::Servers},
+    publisher::servers::Servers,
     route::{Route, RouteTable},
-    secrets::SecretFiles,
+    secrets::{Secret, SecretFiles},
     signature::Verifiers,
     telemetry,
+    tls::TlsFiles,
     traces::Collector,
 };
 
@@ -65,20 +65,28 @@ const BUFFERED_TIMES: usize = 4;
 
 /// Where claims are kept.
 #[derive(Debug, Clone)]
-pub enum PendingBackend {
-    /// In this process (`memory:`).
+pub enum ClaimsIn {
+    /// In the memory of this process (`memory:`).
     Memory,
     /// In Redis.
-    Redis(Box<Access>),
+    Redis(RedisAddress),
 }
 
-/// How events are delivered.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Delivery {
-    /// Into a stream, acknowledged.
-    JetStream(StreamSettings),
-    /// To whoever is subscribed.
-    Core,
+/// A Redis, and how to log in.
+#[derive(Debug, Clone)]
+pub struct RedisAddress {
+    /// Name or address.
+    pub host: String,
+    /// Port.
+    pub port: u16,
+    /// Its number.
+    pub database: i64,
+    /// ACL user.
+    pub username: Option<String>,
+    /// Password.
+    pub password: Option<Secret>,
+    /// With TLS, and these files.
+    pub tls: Option<TlsFiles>,
 }
 
 /// A configuration that was checked.
@@ -99,15 +107,21 @@ pub struct Settings {
     /// How long everything is still served after a signal.
     pub drain_delay: Duration,
     /// Where claims are kept.
-    pub pending: PendingBackend,
-    /// How claims are made.
-    pub claims: store::Options,
+    pub claims_in: ClaimsIn,
+    /// Limit of a claim, connecting again included.
+    pub redis_timeout: Duration,
+    /// What a claim has to survive where an answer rests on it alone.
+    pub durability: Durability,
+    /// Most ids of a route in flight at once.
+    pub outbox_limit: usize,
     /// What the pipeline does when a store fails.
     pub policy: Policy,
     /// The NATS servers and how to log in.
     pub nats: Servers,
     /// How events are delivered.
     pub delivery: Delivery,
+    /// What is created where no stream covers a subject.
+    pub stream: Stream,
     /// Age at which the relay takes an entry of the outbox over.
     pub relay_after: Duration,
     /// Limits of rejected items and bodies.
@@ -176,14 +190,14 @@ impl Settings {
             check.refuse(check.value("redis.durability", in_toml(&redis.durability), problem.to_owned()));
         }
         let (verifiers, secret_files) = check.verifiers(routes, secrets);
-        let pending = check.pending(redis);
+        let claims_in = check.claims_in(redis);
         let servers = check.servers(nats);
-        let delivery = check.delivery(nats);
+        check.stream(&nats.stream);
         let collector = check.note(check.collector(tracing));
         let log_filter = check.note(check.log_filter(log));
         let table = check.routes(routes);
-        let parts = (pending, servers, collector, log_filter, table);
-        let (Some(pending), Some(servers), Some(collector), Some(log_filter), Some(table)) = parts else {
+        let parts = (claims_in, servers, collector, log_filter, table);
+        let (Some(claims_in), Some(servers), Some(collector), Some(log_filter), Some(table)) = parts else {
             return Err(check.into_errors());
         };
         let warnings = check.end()?;
@@ -207,19 +221,18 @@ impl Settings {
             ),
             request_deadline: server.request_deadline.0,
             drain_delay: server.drain_delay.0,
-            pending,
-            claims: store::Options {
-                timeout: redis.timeout.0,
-                outbox_limit: outbox.max_entries,
-                durability: redis.durability.into(),
-            },
+            claims_in,
+            redis_timeout: redis.timeout.0,
+            durability: redis.durability,
+            outbox_limit: outbox.max_entries,
             policy: Policy {
                 without_claim: redis.on_unavailable.into(),
                 without_ack: nats.on_unavailable.into(),
                 ack_timeout: nats.ack_timeout.0,
             },
             nats: servers,
-            delivery,
+            delivery: nats.delivery,
+            stream: nats.stream.clone(),
             relay_after: outbox.relay_after.0,
             dead_letters: DeadLetterLimits {
                 max_entries: dead_letters.max_entries,

@@ -6,12 +6,11 @@ use serde::Serialize;
 use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 
 use super::{
-    AuthSecrets, Delivery, Layers, SettingsError, SettingsErrors,
+    AuthSecrets, Layers, SettingsError, SettingsErrors,
     sections::{self, Auth, RouteSection, SchemeName, WhilePending},
-    without_credentials,
 };
 use crate::{
-    publisher::StreamSettings,
+    redaction::without_credentials,
     route::{Route, RouteError, RouteSpec, RouteTable},
     secrets::{self, Secret, SecretFiles, Secrets},
     signature::{Scheme, Verifier, Verifiers},
@@ -123,8 +122,7 @@ impl Check {
         })
     }
 
-    pub(super) fn delivery(&mut self, nats: &sections::Nats) -> Delivery {
-        let stream = &nats.stream;
+    pub(super) fn stream(&mut self, stream: &sections::Stream) {
         let good = |c: char| c.is_ascii_graphic() && !matches!(c, '.' | '*' | '>' | '/' | '\\');
         if stream.name.is_empty() || !stream.name.chars().all(good) {
             let problem = "is no name of a stream: visible ASCII without '.', '*', '>', '/' and '\\'".to_owned();
@@ -135,16 +133,6 @@ impl Check {
         if comparable && !stream.max_age.0.is_zero() && stream.max_age.0 < stream.duplicate_window.0 {
             let problem = "is shorter than nats.stream.duplicate_window, which NATS refuses".to_owned();
             self.refuse(self.value("nats.stream.max_age", stream.max_age, problem));
-        }
-        match nats.delivery {
-            sections::Delivery::Core => Delivery::Core,
-            sections::Delivery::Jetstream => Delivery::JetStream(StreamSettings {
-                name: stream.name.clone(),
-                create: stream.create,
-                replicas: stream.replicas,
-                max_age: stream.max_age.0,
-                duplicate_window: stream.duplicate_window.0,
-            }),
         }
     }
 

@@ -1,23 +1,28 @@
 //! How the stores are reached: addresses, logins, TLS.
 
-use std::path::{Path, PathBuf};
-
-use redis::{ConnectionAddr, IntoConnectionInfo};
+use std::{
+    fmt::Display,
+    net::IpAddr,
+    path::{Path, PathBuf},
+};
 
 use super::{
-    PendingBackend, SettingsError,
+    ClaimsIn, RedisAddress, SettingsError,
     checks::{Check, in_toml},
-    sections, without_credentials,
+    sections,
 };
 use crate::{
-    pending::access::Access,
     publisher::{
         login::{Login, LoginError},
         servers::Servers,
     },
-    secrets,
+    redaction::without_credentials,
+    secrets::{self, Secret},
     tls::{TlsFiles, system_has_authorities},
 };
+
+/// Where Redis listens unless the address says otherwise.
+const REDIS_PORT: u16 = 6379;
 
 /// A key and the file it names.
 type FileKey<'a> = (&'static str, &'a Option<PathBuf>);
@@ -31,7 +36,7 @@ impl Check {
         secrets::text(path).map_err(|problem| self.bad_secret(key, path, problem))
     }
 
-    pub(super) fn pending(&mut self, redis: &sections::Redis) -> Option<PendingBackend> {
+    pub(super) fn claims_in(&mut self, redis: &sections::Redis) -> Option<ClaimsIn> {
         let tls = self.note(self.tls_files(
             ("redis.ca_file", &redis.ca_file),
             ("redis.client_cert_file", &redis.client_cert_file),
@@ -39,7 +44,7 @@ impl Check {
         ));
         let known = ["redis://", "rediss://"].iter().any(|scheme| redis.url.starts_with(scheme));
         if redis.url == "memory:" {
-            return tls.map(|_| PendingBackend::Memory);
+            return tls.map(|_| ClaimsIn::Memory);
         }
         if !known {
             let problem =
@@ -51,8 +56,8 @@ impl Check {
         if !known {
             return None;
         }
-        let access = self.access(redis, tls?, password?);
-        self.note(access).map(Box::new).map(PendingBackend::Redis)
+        let address = self.redis_address(redis, tls?, password?);
+        self.note(address).map(ClaimsIn::Redis)
     }
 
     /// The password in a file of its own.
@@ -66,42 +71,52 @@ impl Check {
     }
 
     /// Where Redis is, and how to log in.
-    fn access(
+    fn redis_address(
         &self,
         redis: &sections::Redis,
         tls: TlsFiles,
         password: Option<String>,
-    ) -> Result<Access, SettingsError> {
+    ) -> Result<RedisAddress, SettingsError> {
         const KEY: &str = "redis.url";
         let shown = format!("{:?}", without_credentials(&redis.url));
-        let wrong = |error: &dyn std::fmt::Display| {
-            let problem = format!("is not the address of a Redis server ({error}); write redis://host:6379/1");
+        let wrong = |problem: &dyn Display| {
+            let problem = format!("is not the address of a Redis server ({problem}); write redis://host:6379/1");
             self.value(KEY, &shown, problem)
         };
         let url = url::Url::parse(&redis.url).map_err(|error| wrong(&error))?;
         if url.fragment().is_some() {
             return Err(wrong(&"it has something behind a #; certificates are always checked"));
         }
-        let info = redis.url.as_str().into_connection_info().map_err(|error| wrong(&error))?;
-        let mut login = info.redis_settings().clone();
-        if matches!(url.path(), "" | "/") {
+        if url.query().is_some() {
+            return Err(wrong(&"it has something behind a ?"));
+        }
+        // An address in brackets is one of IP version 6; what else stands there is a name or an address as it is.
+        let host = match url.host() {
+            Some(url::Host::Domain(name)) => name.to_owned(),
+            Some(url::Host::Ipv4(address)) => address.to_string(),
+            Some(url::Host::Ipv6(address)) => address.to_string(),
+            None => String::new(),
+        };
+        if host.is_empty() {
+            return Err(wrong(&"it names no host"));
+        }
+        if host.parse::<IpAddr>().is_ok_and(|address| address.is_unspecified()) {
+            return Err(wrong(&"it names no host, but any address"));
+        }
+        let database = match url.path().trim_matches('/') {
             // Consumers of the replaced system look there.
-            login = login.set_db(1);
+            "" => 1,
+            number => number.parse::<u32>().map_err(|_not| wrong(&"the database is a number"))?.into(),
+        };
+        if let (Some(path), Some(_)) = (&redis.password_file, url.password()) {
+            let problem = "the url holds a password too; keep one".to_owned();
+            return Err(self.value("redis.password_file", in_toml(path), problem));
         }
-        if let (Some(path), Some(password)) = (&redis.password_file, password) {
-            if url.password().is_some() {
-                let problem = "the url holds a password too; keep one".to_owned();
-                return Err(self.value("redis.password_file", in_toml(path), problem));
-            }
-            login = login.set_password(password);
-        }
-        if let Some(username) = &redis.username {
-            login = login.set_username(username);
-        }
-        let info = info.set_redis_settings(login);
-        let access = if matches!(info.addr(), ConnectionAddr::TcpTls { .. }) {
+        let in_url = Some(url.username()).filter(|name| !name.is_empty()).map(percent_decode);
+        let password = password.or_else(|| url.password().map(percent_decode));
+        let tls = if url.scheme() == "rediss" {
             self.authorities(KEY, &shown, &tls, "redis.ca_file")?;
-            Access::tls(info, tls)
+            Some(tls)
         } else {
             let files = [("redis.ca_file", &redis.ca_file), ("redis.client_cert_file", &redis.client_cert_file)];
             let useless = files.into_iter().find(|(key, path)| path.is_some() && self.are_read(&[KEY, key]));
@@ -109,10 +124,16 @@ impl Check {
                 let problem = format!("has no effect without TLS; write rediss:// in redis.url ({shown})");
                 return Err(self.value(key, in_toml(path), problem));
             }
-            Access::plain(info)
+            None
         };
-        access.client().map_err(|error| wrong(&error))?;
-        Ok(access)
+        Ok(RedisAddress {
+            host,
+            port: url.port().unwrap_or(REDIS_PORT),
+            database,
+            username: redis.username.clone().or(in_url),
+            password: password.as_deref().map(Secret::from),
+            tls,
+        })
     }
 
     pub(super) fn servers(&mut self, nats: &sections::Nats) -> Option<Servers> {
@@ -209,4 +230,11 @@ impl Check {
         );
         Err(self.value(key, shown, problem))
     }
+}
+
+/// A part of an address; `url` keeps it encoded.
+fn percent_decode(text: &str) -> String {
+    let text = format!("x={}", text.replace('+', "%2B"));
+    let decoded = url::form_urlencoded::parse(text.as_bytes()).next();
+    decoded.map_or_else(String::new, |(_, value)| value.into_owned())
 }

@@ -1,6 +1,6 @@
 //! Mistakes in the words of the configuration instead of those of Rust, without secrets.
 
-use super::redaction::hide_credentials;
+use crate::redaction::hide_credentials;
 
 /// Longest value that a message repeats.
 const MAX_SHOWN: usize = 80;

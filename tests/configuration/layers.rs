@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use hookgate::settings::{AuthSecrets, Delivery, Layers, PendingBackend, Settings};
+use hookgate::settings::{AuthSecrets, ClaimsIn, Delivery, Layers, RedisAddress, Settings};
 use serde_json::json;
 
 use super::Trial;
@@ -165,16 +165,16 @@ fn settings(text: &str) -> Settings {
     Settings::check(&configuration, layers, AuthSecrets::Read).expect("it makes sense")
 }
 
-fn redis_login(text: &str) -> redis::RedisConnectionInfo {
-    match settings(text).pending {
-        PendingBackend::Redis(access) => access.info().redis_settings().clone(),
-        PendingBackend::Memory => panic!("{text} is no Redis"),
+fn redis_address(text: &str) -> RedisAddress {
+    match settings(text).claims_in {
+        ClaimsIn::Redis(address) => address,
+        ClaimsIn::Memory => panic!("{text} is no Redis"),
     }
 }
 
 #[test]
 fn claims_are_in_database_1_unless_the_address_says_otherwise() {
-    assert_eq!(redis_login("").db(), 1);
+    assert_eq!(redis_address("").database, 1);
     for (url, database) in [
         ("redis://h", 1),
         ("redis://h/", 1),
@@ -185,24 +185,40 @@ fn claims_are_in_database_1_unless_the_address_says_otherwise() {
         ("redis://h:6380/1", 1),
         ("redis://h/7", 7),
     ] {
-        assert_eq!(redis_login(&format!("redis.url = \"{url}\"")).db(), database, "{url}");
+        assert_eq!(redis_address(&format!("redis.url = \"{url}\"")).database, database, "{url}");
     }
-    assert!(matches!(settings("redis.url = \"memory:\"").pending, PendingBackend::Memory));
+    assert!(matches!(settings("redis.url = \"memory:\"").claims_in, ClaimsIn::Memory));
 }
 
 #[test]
 fn a_password_comes_from_its_file_without_the_line_break() {
     let trial = Trial::new(&[("password", " ge heim\r\n")]);
     let path = toml::Value::from(trial.path("password").display().to_string());
-    let login = redis_login(&format!("redis.username = \"u\"\nredis.password_file = {path}"));
-    assert_eq!((login.username(), login.password()), (Some("u"), Some(" ge heim")));
-    let login = redis_login("redis.url = \"redis://u%40x:ge%2Fheim@h\"");
-    assert_eq!((login.username(), login.password()), (Some("u@x"), Some("ge/heim")), "or from the address");
+    let login = |text: &str| {
+        let RedisAddress { username, password, .. } = redis_address(text);
+        (username, password.map(|password| String::from_utf8_lossy(password.bytes()).into_owned()))
+    };
+    let both = |name: &str, password: &str| (Some(name.to_owned()), Some(password.to_owned()));
+    let in_a_file = format!("redis.username = \"u\"\nredis.password_file = {path}");
+    assert_eq!(login(&in_a_file), both("u", " ge heim"));
+    assert_eq!(login("redis.url = \"redis://u%40x:ge%2Fheim+@h\""), both("u@x", "ge/heim+"), "or from the address");
+    assert_eq!(login("redis.url = \"redis://:p@h\""), (None, Some("p".to_owned())));
+}
+
+#[test]
+fn the_address_of_redis_is_taken_apart() {
+    for (url, host, port) in
+        [("redis://h", "h", 6379), ("redis://[::1]:1/2", "::1", 1), ("redis://10.0.0.1", "10.0.0.1", 6379)]
+    {
+        let address = redis_address(&format!("redis.url = \"{url}\""));
+        assert_eq!((address.host.as_str(), address.port), (host, port), "{url}");
+        assert!(address.tls.is_none());
+    }
 }
 
 #[test]
 fn what_is_written_is_what_is_used() {
-    let Settings { request_deadline, drain_delay, relay_after, delivery, .. } = settings(
+    let Settings { request_deadline, drain_delay, relay_after, delivery, stream, .. } = settings(
         r#"
         server.request_deadline = "3.5s"
         server.drain_delay = "0s"
@@ -212,8 +228,8 @@ fn what_is_written_is_what_is_used() {
     );
     assert_eq!(request_deadline, Duration::from_millis(3500));
     assert_eq!((drain_delay, relay_after), (Duration::ZERO, Duration::from_secs(4)));
-    let Delivery::JetStream(stream) = delivery else { panic!("JetStream is the default") };
+    assert_eq!(delivery, Delivery::Jetstream, "the default");
     assert_eq!((stream.name.as_str(), stream.create, stream.replicas), ("S", false, 5));
-    assert_eq!((stream.max_age, stream.duplicate_window), (Duration::ZERO, Duration::from_secs(3600)));
+    assert_eq!((stream.max_age.0, stream.duplicate_window.0), (Duration::ZERO, Duration::from_secs(3600)));
     assert_eq!(settings("nats.delivery = \"core\"").delivery, Delivery::Core);
 }
