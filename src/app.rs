@@ -1,5 +1,8 @@
 //! The process: puts the parts together, serves, and takes leave without losing anything.
 
+pub mod operator;
+mod parts;
+
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use hyper_util::service::TowerToHyperService;
@@ -17,18 +20,13 @@ use crate::{
         ConnectionMetrics, Live, Metrics,
         census::{Census, Holdings},
     },
-    pending::{
-        memory::Memory,
-        redis::{Options, Redis},
-    },
+    pending::{memory::Memory, redis::Redis},
     pipeline::{PendingStore, Pipeline, Publisher},
-    publisher::{core::Core, jetstream::JetStream, servers::Servers},
+    publisher::{core::Core, jetstream::JetStream},
     readiness::first_contact,
     relay::{Outbox, Relay, Repeats},
-    reply,
-    route::RouteTable,
-    secrets,
-    settings::{Delivery, PendingBackend, Settings},
+    reply, secrets,
+    settings::{ClaimsIn, Delivery, Settings},
     shutdown::{Phase, Shutdown, Signals},
     traces::Tracer,
     webhooks::{self, Webhooks},
@@ -87,10 +85,13 @@ struct Stores {
 }
 
 impl Stores {
-    fn open(backend: PendingBackend, options: Options, routes: &RouteTable, metrics: &Metrics) -> Self {
-        match backend {
-            PendingBackend::Redis(access) => Self::in_one(Redis::open(&access, options, routes, metrics.redis())),
-            PendingBackend::Memory => {
+    fn open(settings: &Settings, metrics: &Metrics) -> Self {
+        let options = parts::claim_options(settings);
+        match &settings.claims_in {
+            ClaimsIn::Redis(address) => {
+                Self::in_one(Redis::open(&parts::access(address), options, &settings.routes, metrics.redis()))
+            }
+            ClaimsIn::Memory => {
                 warn!(
                     "redis.url is \"memory:\": claims are forgotten at exit and not shared with other processes; for trials only"
                 );
@@ -100,7 +101,10 @@ impl Stores {
     }
 
     fn in_one(store: impl PendingStore + Outbox + Graveyard + Holdings + 'static) -> Self {
-        let store = Arc::new(store);
+        Self::shared(Arc::new(store))
+    }
+
+    fn shared(store: Arc<impl PendingStore + Outbox + Graveyard + Holdings + 'static>) -> Self {
         Self {
             pending: Arc::clone(&store) as _,
             outbox: Arc::clone(&store) as _,
@@ -126,9 +130,8 @@ pub async fn run(mut settings: Settings) -> Result<Ended, AppError> {
     let (connections, burying, exporting) = (TaskTracker::new(), TaskTracker::new(), TaskTracker::new());
     let tracer = open_tracer(&settings, &shutdown, &exporting)?;
     let (metrics, mut exposition) = Metrics::new(&settings.routes, &reply::SHED);
-    let Stores { pending, outbox, graveyard, holdings } =
-        Stores::open(settings.pending, settings.claims, &settings.routes, &metrics);
-    let publisher = open_publisher(&settings.nats, &settings.delivery, &settings.routes, &background).await?;
+    let Stores { pending, outbox, graveyard, holdings } = Stores::open(&settings, &metrics);
+    let publisher = open_publisher(&settings, &background).await?;
     let publisher: Arc<dyn Publisher> = Arc::new(metrics.time_publishing(publisher));
     let pipeline = Arc::new(Pipeline::new(
         Arc::clone(&pending),
@@ -227,7 +230,7 @@ fn live(pending: &dyn PendingStore, publisher: &dyn Publisher, limits: Limits) -
 fn announce(settings: &Settings, webhooks: SocketAddr, probes: SocketAddr) {
     for route in settings.routes.routes() {
         let auth: Vec<_> = settings.verifiers.of(route).schemes().collect();
-        info!(route = %route, path = route.path(), subject = route.subject(), pending_key = route.pending_key(), auth = auth.join(","), "route");
+        info!(route = %route, path = route.path(), subject = route.subject(), pending_key = route.pending_key(), auth = if auth.is_empty() { "none".to_owned() } else { auth.join(",") }, "route");
         if auth.is_empty() {
             warn!(route = %route, "this route takes webhooks from anybody who reaches it: it has no auth");
         }
@@ -300,17 +303,11 @@ async fn ended(tasks: &TaskTracker, within: Duration, otherwise: &str) {
 ///
 /// # Errors
 /// If the client can't be set up at all.
-pub async fn open_publisher(
-    servers: &Servers,
-    delivery: &Delivery,
-    routes: &RouteTable,
-    tasks: &TaskTracker,
-) -> Result<Arc<dyn Publisher>, AppError> {
-    Ok(match delivery {
-        Delivery::JetStream(stream) => {
-            Arc::new(JetStream::open(servers, stream.clone(), routes, tasks).await.map_err(AppError::Nats)?)
-        }
-        Delivery::Core => Arc::new(Core::open(servers, routes, tasks).await.map_err(AppError::Nats)?),
+pub async fn open_publisher(settings: &Settings, tasks: &TaskTracker) -> Result<Arc<dyn Publisher>, AppError> {
+    let (servers, routes) = (&settings.nats, &settings.routes);
+    Ok(match parts::stream(settings) {
+        Some(stream) => Arc::new(JetStream::open(servers, stream, routes, tasks).await.map_err(AppError::Nats)?),
+        None => Arc::new(Core::open(servers, routes, tasks).await.map_err(AppError::Nats)?),
     })
 }
 
@@ -318,7 +315,7 @@ pub async fn open_publisher(
 #[must_use]
 pub const fn repeats(delivery: &Delivery) -> Repeats {
     match delivery {
-        Delivery::JetStream(_) => Repeats::Dropped,
+        Delivery::Jetstream => Repeats::Dropped,
         Delivery::Core => Repeats::Delivered,
     }
 }

@@ -7,20 +7,29 @@ mod outbox;
 mod routes;
 mod serve;
 mod store;
+mod table;
 mod tail;
+mod texts;
 
 use std::{path::PathBuf, process::ExitCode};
 
-use anyhow::Context;
 use clap::{Parser, Subcommand, ValueEnum};
-use hookgate::settings::{self, Layers, Settings, sections::Configuration};
+use hookgate::settings::{self, AuthSecrets, Settings, SettingsErrors, sections::Configuration};
+
+/// For people who look for a command.
+const EXAMPLES: &str = "Examples:
+  hookgate init > hookgate.toml                a configuration to start from
+  hookgate check --config hookgate.toml        whether it is valid, and what it amounts to
+  hookgate --config hookgate.toml              serve
+  hookgate doctor --config hookgate.toml       whether Redis and NATS lose nothing
+  hookgate tail                                events as they are published";
 
 /// Takes webhooks, claims every entity id once in Redis and publishes each new one as an event on NATS.
 ///
 /// Without a command it serves. The configuration comes from --config files and from environment
 /// variables: `HOOKGATE__REDIS__URL` is the key `redis.url`. `hookgate check` shows what it amounts to.
 #[derive(Debug, Parser)]
-#[command(version, max_term_width = 100)]
+#[command(version, max_term_width = 100, after_help = EXAMPLES)]
 pub(crate) struct Arguments {
     #[command(subcommand)]
     command: Option<Command>,
@@ -51,31 +60,68 @@ enum Command {
     /// Print events as they are published, like `nats sub`.
     Tail(tail::Arguments),
     /// Look at Redis, NATS and the stream, and say what to change.
-    Doctor,
+    Doctor(doctor::Arguments),
     /// Look at claims that NATS has not acknowledged yet, and publish them.
     #[command(subcommand)]
     Outbox(outbox::Command),
     /// Look at items and bodies that could not be processed.
     #[command(subcommand)]
     DeadLetters(dead_letters::Command),
+    /// Print a commented configuration to start from.
+    Init,
+    /// Print the completions of a shell.
+    Completions {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
+    /// Print the manual page.
+    Man,
 }
 
 pub(crate) fn run(arguments: Arguments) -> ExitCode {
-    let configured = match configure(&arguments.config) {
-        Ok(configured) => configured,
-        Err(error) => return fail(&error, 2),
+    let command = match arguments.command.unwrap_or(Command::Serve) {
+        Command::Init => return texts::init(),
+        Command::Completions { shell } => return texts::completions(shell),
+        Command::Man => return texts::man(),
+        command => command,
     };
+    let configured = match configure(&arguments.config, command.auth_secrets()) {
+        Ok(configured) => configured,
+        Err(errors) => {
+            for error in errors.iter() {
+                eprintln!("hookgate: configuration: {error}");
+            }
+            return ExitCode::from(2);
+        }
+    };
+    // `serve` logs them, and `doctor` counts them among its findings.
+    if !matches!(command, Command::Serve | Command::Doctor(_)) {
+        for warning in &configured.settings.warnings {
+            eprintln!("hookgate: warning: {warning}");
+        }
+    }
     let output = arguments.output;
-    let outcome = match arguments.command.unwrap_or(Command::Serve) {
+    let outcome = match command {
         Command::Serve => serve::run(configured.settings),
         Command::Check => check::run(&configured.configuration, &configured.settings, output),
         Command::Routes => routes::run(&configured.settings, output),
-        Command::Doctor => doctor::run(&configured.settings, output),
+        Command::Doctor(arguments) => doctor::run(&arguments, &configured.settings, output),
         Command::Outbox(command) => outbox::run(&command, &configured.settings, output),
         Command::DeadLetters(command) => dead_letters::run(&command, &configured.settings, output),
         Command::Tail(arguments) => tail::run(arguments, &configured.settings, output),
+        Command::Init | Command::Completions { .. } | Command::Man => Ok(ExitCode::SUCCESS),
     };
     outcome.unwrap_or_else(|error| fail(&error, 1))
+}
+
+impl Command {
+    /// Whether it needs the secrets of `auth`. An operator's command must not fail because of one.
+    const fn auth_secrets(&self) -> AuthSecrets {
+        match self {
+            Self::Serve | Self::Check => AuthSecrets::Read,
+            _ => AuthSecrets::Leave,
+        }
+    }
 }
 
 /// What has to be said of a route without `auth`.
@@ -87,13 +133,10 @@ struct Configured {
     settings: Settings,
 }
 
-fn configure(files: &[PathBuf]) -> anyhow::Result<Configured> {
-    let load = || {
-        let (configuration, layers): (Configuration, Layers) = settings::load(files, settings::environment())?;
-        let settings = Settings::check(&configuration, &layers)?;
-        Ok::<_, settings::SettingsError>(Configured { configuration, settings })
-    };
-    load().context("configuration")
+fn configure(files: &[PathBuf], secrets: AuthSecrets) -> Result<Configured, SettingsErrors> {
+    let (configuration, layers) = settings::load(files, settings::environment());
+    let settings = Settings::check(&configuration, layers, secrets)?;
+    Ok(Configured { configuration, settings })
 }
 
 fn fail(error: &anyhow::Error, code: u8) -> ExitCode {

@@ -28,6 +28,7 @@
 //! | [`admin`] | probes, metrics, status and the page that shows it | webhooks |
 //! | [`metrics`] | every series, its name, and the handles that count | – |
 //! | [`readiness`] | what is known of the stores; when the process is ready | how it is found out |
+//! | [`redaction`] | addresses without their passwords | – |
 //! | [`files`] | how many files the process may open | what they are |
 //! | [`tls`] | files of TLS, and what a failed handshake asks for | the stores |
 //! | [`traces`] | spans, on their way to a collector | where they are measured |
@@ -54,6 +55,7 @@ pub mod pending;
 pub mod pipeline;
 pub mod publisher;
 pub mod readiness;
+pub mod redaction;
 pub mod relay;
 pub mod reply;
 mod rfc3339;

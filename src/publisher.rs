@@ -15,6 +15,7 @@ mod hearing;
 mod inbox;
 pub mod inspect;
 pub mod jetstream;
+pub mod live;
 pub mod login;
 pub mod servers;
 mod stream;

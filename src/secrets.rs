@@ -1,9 +1,11 @@
-//! Secrets in files, read again when the files change: a Kubernetes secret mount swaps a symbolic link, an
-//! operator moves a file. What can't be read keeps its last value, and is said once; but a file that stays away, or
-//! empty, while another one of the same entry can be read, was taken away on purpose, and its secret is good no more.
+//! Secrets in files, read again when the files change: a Kubernetes secret mount swaps a symbolic link, an operator
+//! moves a file. Knows nothing of what a secret is for.
+//!
+//! A file that can't be read keeps its last secret. Deleting or emptying a file revokes its secret within seconds, if
+//! another one remains. One that is missing at the start is taken in as soon as it is there.
 
 use std::{
-    io,
+    fmt, io,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
@@ -12,11 +14,7 @@ use std::{
 use tokio::sync::watch;
 use tracing::{info, warn};
 
-use crate::{
-    shutdown::Phase,
-    signature::{Scheme, Secret, Secrets},
-    supervision::survived,
-};
+use crate::{shutdown::Phase, supervision::survived};
 
 /// Between two looks at the files. They are small and few; looking at contents misses no change, whatever a
 /// file system says of times.
@@ -24,16 +22,57 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// After so many looks a file that is not there is taken for one that shall not be there.
 const WITHDRAWN_AFTER: u32 = 5;
 
-/// Files that hold the secrets of one entry of `auth`.
-#[derive(Debug)]
+/// A secret that is never shown.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(Vec<u8>);
+
+impl Secret {
+    /// The secret itself.
+    #[must_use]
+    pub fn bytes(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str("Secret(***)")
+    }
+}
+
+impl From<&str> for Secret {
+    fn from(text: &str) -> Self {
+        Self(text.as_bytes().to_vec())
+    }
+}
+
+/// Those that hold at the moment, the present one and the ones it replaced.
+pub type Secrets = watch::Receiver<Arc<[Secret]>>;
+
+/// None at all: nobody knows one.
+#[must_use]
+pub fn none() -> Secrets {
+    watch::Sender::new(Arc::from([])).subscribe()
+}
+
+/// Says what is wrong with a secret, without showing it.
+type Fitness = Box<dyn Fn(&Secret) -> Result<(), &'static str> + Send + Sync>;
+
+/// Files that hold the secrets of one owner; any of them is good.
 pub struct SecretFiles {
-    /// For messages: which route's.
+    /// For messages.
     owner: String,
-    scheme: Scheme,
+    fits: Fitness,
     paths: Vec<PathBuf>,
     /// What is known of each.
     known: Mutex<Vec<Known>>,
     present: watch::Sender<Arc<[Secret]>>,
+}
+
+impl fmt::Debug for SecretFiles {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.debug_struct("SecretFiles").field("owner", &self.owner).field("paths", &self.paths).finish_non_exhaustive()
+    }
 }
 
 /// What is known of a file.
@@ -47,31 +86,64 @@ struct Known {
     absent: u32,
 }
 
+impl Known {
+    const fn good(secret: Secret) -> Self {
+        Self { secret: Some(secret), failing: false, absent: 0 }
+    }
+
+    /// Never there so far.
+    const fn missing() -> Self {
+        Self { secret: None, failing: true, absent: WITHDRAWN_AFTER }
+    }
+}
+
 /// A file that holds no secret.
 #[derive(Debug, thiserror::Error)]
 #[error("secret file {path:?}: {problem}")]
 pub struct SecretError {
     path: PathBuf,
+    #[source]
     problem: io::Error,
 }
 
 impl SecretError {
     /// Whether there is no file, or nothing in it.
-    fn is_absence(&self) -> bool {
+    #[must_use]
+    pub fn is_absence(&self) -> bool {
         matches!(self.problem.kind(), io::ErrorKind::NotFound | io::ErrorKind::UnexpectedEof)
     }
 }
 
 impl SecretFiles {
-    /// Reads the files for the first time.
+    /// Reads the files for the first time. Those that are missing or empty beside a good one are named in the other
+    /// part of the answer.
     ///
     /// # Errors
-    /// The first file that can't be read, is empty, or holds no secret of the scheme.
-    pub fn open(owner: String, scheme: Scheme, paths: Vec<PathBuf>) -> Result<Self, SecretError> {
-        let secrets = paths.iter().map(|path| read(&scheme, path)).collect::<Result<Arc<[_]>, _>>()?;
-        let known = secrets.iter().map(|secret| Known { secret: Some(secret.clone()), failing: false, absent: 0 });
-        let known = Mutex::new(known.collect());
-        Ok(Self { owner, scheme, paths, known, present: watch::Sender::new(secrets) })
+    /// Each file that can't be read or holds no fitting secret; missing and empty ones only if none is good.
+    pub fn open(
+        owner: String,
+        paths: Vec<PathBuf>,
+        fits: impl Fn(&Secret) -> Result<(), &'static str> + Send + Sync + 'static,
+    ) -> Result<(Self, Vec<SecretError>), Vec<SecretError>> {
+        let (mut known, mut absent, mut bad) = (Vec::new(), Vec::new(), Vec::new());
+        for path in &paths {
+            match read(&fits, path) {
+                Ok(secret) => known.push(Known::good(secret)),
+                Err(error) => {
+                    known.push(Known::missing());
+                    if error.is_absence() { absent.push(error) } else { bad.push(error) }
+                }
+            }
+        }
+        let secrets: Arc<[Secret]> = known.iter().filter_map(|known| known.secret.clone()).collect();
+        if secrets.is_empty() {
+            bad.append(&mut absent);
+        }
+        if !bad.is_empty() {
+            return Err(bad);
+        }
+        let (known, present) = (Mutex::new(known), watch::Sender::new(secrets));
+        Ok((Self { owner, fits: Box::new(fits), paths, known, present }, absent))
     }
 
     /// What holds at the moment, kept up to date by [`follow`].
@@ -83,32 +155,33 @@ impl SecretFiles {
     /// Looks at the files; what can't be read stays as it was, for a while or for good.
     fn look(&self) {
         let before = Arc::clone(&self.present.borrow());
-        let read: Vec<_> = self.paths.iter().map(|path| read(&self.scheme, path)).collect();
+        let read: Vec<_> = self.paths.iter().map(|path| read(&self.fits, path)).collect();
         let any = read.iter().any(Result::is_ok);
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         for (known, read) in known.iter_mut().zip(read) {
             let error = match read {
                 Ok(secret) => {
-                    *known = Known { secret: Some(secret), failing: false, absent: 0 };
+                    *known = Known::good(secret);
                     continue;
                 }
                 Err(error) => error,
             };
-            known.absent = if any && error.is_absence() { known.absent + 1 } else { 0 };
+            if known.absent > 0 && !error.is_absence() {
+                // It was missing, and now something bad is there.
+                known.failing = false;
+            }
+            known.absent = if any && error.is_absence() { known.absent.saturating_add(1) } else { 0 };
             if known.absent >= WITHDRAWN_AFTER && known.secret.take().is_some() {
-                warn!(route = self.owner, %error, "a secret was withdrawn: its file is gone or empty, and another one is there; take it out of secret_files too, for no start gets past it");
+                warn!(owner = self.owner, %error, "a secret was revoked: its file is missing or empty, and another one is good");
             } else if !std::mem::replace(&mut known.failing, true) {
-                warn!(route = self.owner, %error, "a secret can't be read again; the one read before still holds");
+                let rest = if known.secret.is_some() { "the one read before still holds" } else { "none of it holds" };
+                warn!(owner = self.owner, %error, "a secret can't be read; {rest}");
             }
         }
         let now: Arc<[Secret]> = known.iter().filter_map(|known| known.secret.clone()).collect();
         drop(known);
         if now != before {
-            info!(
-                route = self.owner,
-                scheme = self.scheme.name(),
-                "secrets have changed; the new ones hold from now on"
-            );
+            info!(owner = self.owner, "secrets have changed; the new ones hold from now on");
             self.present.send_replace(now);
         }
     }
@@ -147,9 +220,9 @@ pub(crate) fn text(path: &Path) -> io::Result<String> {
     }
 }
 
-fn read(scheme: &Scheme, path: &Path) -> Result<Secret, SecretError> {
+fn read(fits: &dyn Fn(&Secret) -> Result<(), &'static str>, path: &Path) -> Result<Secret, SecretError> {
     let wrong = |problem| SecretError { path: path.to_owned(), problem };
     let secret = Secret::from(text(path).map_err(wrong)?.as_str());
-    scheme.check(&secret).map_err(|problem| wrong(io::Error::other(problem)))?;
+    fits(&secret).map_err(|problem| wrong(io::Error::other(problem)))?;
     Ok(secret)
 }

@@ -8,6 +8,7 @@
 mod checks;
 mod error;
 mod layers;
+mod reading;
 mod redaction;
 mod route_section;
 pub mod sections;
@@ -15,6 +16,8 @@ mod span;
 mod store_checks;
 mod store_sections;
 mod table;
+mod variables;
+mod wording;
 
 use std::{
     net::SocketAddr,
@@ -31,21 +34,22 @@ use self::{
     sections::Configuration,
 };
 pub use self::{
-    error::SettingsError,
-    layers::{Environment, Layers, environment},
-    redaction::without_credentials,
+    error::{SettingsError, SettingsErrors},
+    layers::Layers,
+    sections::{Delivery, Durability, Stream},
+    variables::{Environment, environment},
 };
 use crate::{
     admission::Limits,
     dead_letters::{self, DeadLetterLimits},
     listener::{ConnectionLimits, LingerLimits},
-    pending::{access::Access, redis as store},
     pipeline::Policy,
-    publisher::{StreamSettings, servers::Servers},
+    publisher::servers::Servers,
     route::{Route, RouteTable},
-    secrets::SecretFiles,
+    secrets::{Secret, SecretFiles},
     signature::Verifiers,
     telemetry,
+    tls::TlsFiles,
     traces::Collector,
 };
 
@@ -61,20 +65,28 @@ const BUFFERED_TIMES: usize = 4;
 
 /// Where claims are kept.
 #[derive(Debug, Clone)]
-pub enum PendingBackend {
-    /// In this process (`memory:`).
+pub enum ClaimsIn {
+    /// In the memory of this process (`memory:`).
     Memory,
     /// In Redis.
-    Redis(Box<Access>),
+    Redis(RedisAddress),
 }
 
-/// How events are delivered.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Delivery {
-    /// Into a stream, acknowledged.
-    JetStream(StreamSettings),
-    /// To whoever is subscribed.
-    Core,
+/// A Redis, and how to log in.
+#[derive(Debug, Clone)]
+pub struct RedisAddress {
+    /// Name or address.
+    pub host: String,
+    /// Port.
+    pub port: u16,
+    /// Its number.
+    pub database: i64,
+    /// ACL user.
+    pub username: Option<String>,
+    /// Password.
+    pub password: Option<Secret>,
+    /// With TLS, and these files.
+    pub tls: Option<TlsFiles>,
 }
 
 /// A configuration that was checked.
@@ -95,15 +107,21 @@ pub struct Settings {
     /// How long everything is still served after a signal.
     pub drain_delay: Duration,
     /// Where claims are kept.
-    pub pending: PendingBackend,
-    /// How claims are made.
-    pub claims: store::Options,
+    pub claims_in: ClaimsIn,
+    /// Limit of a claim, connecting again included.
+    pub redis_timeout: Duration,
+    /// What a claim has to survive where an answer rests on it alone.
+    pub durability: Durability,
+    /// Most ids of a route in flight at once.
+    pub outbox_limit: usize,
     /// What the pipeline does when a store fails.
     pub policy: Policy,
     /// The NATS servers and how to log in.
     pub nats: Servers,
     /// How events are delivered.
     pub delivery: Delivery,
+    /// What is created where no stream covers a subject.
+    pub stream: Stream,
     /// Age at which the relay takes an entry of the outbox over.
     pub relay_after: Duration,
     /// Limits of rejected items and bodies.
@@ -120,41 +138,69 @@ pub struct Settings {
     pub verifiers: Verifiers,
     /// The files behind these.
     pub secret_files: Vec<SecretFiles>,
+    /// What is odd, but stops nothing.
+    pub warnings: Vec<String>,
 }
 
-/// Reads and merges the layers: built-in defaults, files (or [`DEFAULT_FILE`] if none is named and it
-/// exists), environment.
-///
-/// # Errors
-/// What is wrong in which layer.
-pub fn load(files: &[PathBuf], environment: Environment) -> Result<(Configuration, Layers), SettingsError> {
+/// Whether the secrets of `auth` are read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AuthSecrets {
+    /// They are, and it is an error if they can't be.
+    Read,
+    /// They are left alone: what is made of the settings lets nobody in on a route with `auth`.
+    Leave,
+}
+
+/// Reads and merges the layers: built-in defaults, files, environment. Without `files` those of the variable
+/// `HOOKGATE_CONFIG` are read, else [`DEFAULT_FILE`] if it exists. What is wrong with them, [`Settings::check`] says.
+#[must_use]
+pub fn load(files: &[PathBuf], environment: Environment) -> (Configuration, Layers) {
+    let named = environment.iter().find(|(name, _)| name == variables::FILES).map_or("", |(_, files)| files);
     let default = Path::new(DEFAULT_FILE);
     let mut layers = Layers::default();
-    if files.is_empty() && default.exists() {
-        layers.add_file(default)?;
+    if !files.is_empty() {
+        for file in files {
+            layers.add_file(file);
+        }
+    } else if !named.is_empty() {
+        for file in named.split(':').filter(|file| !file.is_empty()) {
+            layers.add_file(Path::new(file));
+        }
+    } else if default.exists() {
+        layers.add_file(default);
     }
-    for file in files {
-        layers.add_file(file)?;
-    }
-    layers.add_environment(environment)?;
-    Ok((layers.merge()?, layers))
+    layers.add_environment(environment);
+    (layers.merge(), layers)
 }
 
 impl Settings {
     /// Checks a merged configuration; `layers` tell where a bad value came from.
     ///
     /// # Errors
-    /// The first value that makes no sense.
-    pub fn check(configuration: &Configuration, layers: &Layers) -> Result<Self, SettingsError> {
+    /// All that is wrong with it.
+    pub fn check(configuration: &Configuration, layers: Layers, secrets: AuthSecrets) -> Result<Self, SettingsErrors> {
         let Configuration { server, admin, redis, nats, outbox, dead_letters, tracing, log, routes } = configuration;
-        let check = Check { layers };
-        sizes(&check, configuration)?;
-        times(&check, configuration)?;
-        if redis.durability != sections::Durability::None && nats.on_unavailable == sections::WithoutNats::Reject {
+        let mut check = Check::new(layers);
+        sizes(&mut check, configuration);
+        times(&mut check, configuration);
+        let comparable = check.are_read(&["redis.durability", "nats.on_unavailable"]);
+        let rests_on_nats = nats.on_unavailable == sections::WithoutNats::Reject;
+        if comparable && redis.durability != sections::Durability::None && rests_on_nats {
             let problem = "changes nothing unless nats.on_unavailable is \"accept\", the one mode in which an answer rests on Redis";
-            return Err(check.value("redis.durability", in_toml(&redis.durability), problem.to_owned()));
+            check.refuse(check.value("redis.durability", in_toml(&redis.durability), problem.to_owned()));
         }
-        let (verifiers, secret_files) = check.verifiers(routes)?;
+        let (verifiers, secret_files) = check.verifiers(routes, secrets);
+        let claims_in = check.claims_in(redis);
+        let servers = check.servers(nats);
+        check.stream(&nats.stream);
+        let collector = check.note(check.collector(tracing));
+        let log_filter = check.note(check.log_filter(log));
+        let table = check.routes(routes);
+        let parts = (claims_in, servers, collector, log_filter, table);
+        let (Some(claims_in), Some(servers), Some(collector), Some(log_filter), Some(table)) = parts else {
+            return Err(check.into_errors());
+        };
+        let warnings = check.end()?;
         // 0: as many as there are cores.
         let worker_threads = NonZero::new(server.worker_threads)
             .or_else(|| std::thread::available_parallelism().ok())
@@ -175,19 +221,18 @@ impl Settings {
             ),
             request_deadline: server.request_deadline.0,
             drain_delay: server.drain_delay.0,
-            pending: check.pending(redis)?,
-            claims: store::Options {
-                timeout: redis.timeout.0,
-                outbox_limit: outbox.max_entries,
-                durability: redis.durability.into(),
-            },
+            claims_in,
+            redis_timeout: redis.timeout.0,
+            durability: redis.durability,
+            outbox_limit: outbox.max_entries,
             policy: Policy {
                 without_claim: redis.on_unavailable.into(),
                 without_ack: nats.on_unavailable.into(),
                 ack_timeout: nats.ack_timeout.0,
             },
-            nats: check.servers(nats)?,
-            delivery: check.delivery(nats)?,
+            nats: servers,
+            delivery: nats.delivery,
+            stream: nats.stream.clone(),
             relay_after: outbox.relay_after.0,
             dead_letters: DeadLetterLimits {
                 max_entries: dead_letters.max_entries,
@@ -195,12 +240,13 @@ impl Settings {
                 max_bytes: dead_letters.max_bytes,
                 max_age: dead_letters.max_age.0,
             },
-            collector: check.collector(tracing)?,
+            collector,
             log_format: log.format,
-            log_filter: check.log_filter(log)?,
-            routes: check.routes(routes)?,
+            log_filter,
+            routes: table,
             verifiers,
             secret_files,
+            warnings,
         })
     }
 
@@ -212,43 +258,44 @@ impl Settings {
 }
 
 /// Numbers and bytes.
-fn sizes(check: &Check<'_>, configuration: &Configuration) -> Result<(), SettingsError> {
+fn sizes(check: &mut Check, configuration: &Configuration) {
     let Configuration { server, outbox, dead_letters, .. } = configuration;
-    let layers = check.layers;
-    check.range("server.max_body_bytes", server.max_body_bytes, 1, 1 << 30)?;
-    check.range("server.max_buffered_bytes", server.max_buffered_bytes, 1, 1 << 40)?;
-    check.at_least(
-        ("server.max_buffered_bytes", server.max_buffered_bytes),
-        ("server.max_body_bytes", server.max_body_bytes),
-    )?;
-    if server.max_buffered_bytes / BUFFERED_TIMES < server.max_body_bytes {
+    for (key, value, low, high) in [
+        ("server.max_body_bytes", server.max_body_bytes, 1, 1 << 30),
+        ("server.max_buffered_bytes", server.max_buffered_bytes, 1, 1 << 40),
+        ("server.max_in_flight", server.max_in_flight as usize, 1, 1_000_000),
+        ("server.max_connections", server.max_connections, 1, 1_000_000),
+        ("server.max_header_bytes", server.max_header_bytes, 512, 1 << 20),
+        ("server.max_headers", server.max_headers, 8, 1000),
+        ("server.worker_threads", server.worker_threads, 0, 512),
+        ("outbox.max_entries", outbox.max_entries, 1, 1 << 40),
+        ("dead_letters.max_entries", dead_letters.max_entries, 0, 10_000_000),
+        ("dead_letters.max_item_bytes", dead_letters.max_item_bytes, 1, dead_letters::MAX_ITEM_BYTES),
+        ("dead_letters.max_bytes", dead_letters.max_bytes, 1, 1 << 40),
+    ] {
+        check.note(check.range(key, value, low, high));
+    }
+    let (buffered, body) = ("server.max_buffered_bytes", "server.max_body_bytes");
+    let room = check.note(check.at_least((buffered, server.max_buffered_bytes), (body, server.max_body_bytes)));
+    let too_few = server.max_buffered_bytes / BUFFERED_TIMES < server.max_body_bytes;
+    if room.is_some() && too_few && check.are_read(&[buffered, body]) {
         let problem = format!(
-            "is below {BUFFERED_TIMES} times server.max_body_bytes ({}: {}), which is what reading one body may take: it would be told to come back for ever; raise the one or lower the other",
-            layers.origin("server.max_body_bytes"),
+            "is below {BUFFERED_TIMES} times {body} ({}: {}), which is what reading one body may take: such a body would never be read; raise the one or lower the other",
+            check.origin(body),
             server.max_body_bytes
         );
-        return Err(check.value("server.max_buffered_bytes", server.max_buffered_bytes, problem));
+        check.refuse(check.value(buffered, server.max_buffered_bytes, problem));
     }
-    check.range("server.max_in_flight", server.max_in_flight as usize, 1, 1_000_000)?;
-    check.range("server.max_connections", server.max_connections, 1, 1_000_000)?;
-    check.range("server.max_header_bytes", server.max_header_bytes, 512, 1 << 20)?;
-    check.range("server.max_headers", server.max_headers, 8, 1000)?;
-    check.range("server.worker_threads", server.worker_threads, 0, 512)?;
-    check.range("outbox.max_entries", outbox.max_entries, 1, 1 << 40)?;
-    check.range("dead_letters.max_entries", dead_letters.max_entries, 0, 10_000_000)?;
-    check.range("dead_letters.max_item_bytes", dead_letters.max_item_bytes, 1, dead_letters::MAX_ITEM_BYTES)?;
-    check.range("dead_letters.max_bytes", dead_letters.max_bytes, 1, 1 << 40)?;
-    check.at_least(
+    check.note(check.at_least(
         ("dead_letters.max_bytes", dead_letters.max_bytes),
         ("dead_letters.max_item_bytes", dead_letters.max_item_bytes),
-    )?;
-    Ok(())
+    ));
 }
 
 /// Times, each alone and beside the others.
-fn times(check: &Check<'_>, configuration: &Configuration) -> Result<(), SettingsError> {
+fn times(check: &mut Check, configuration: &Configuration) {
+    const DEADLINE: &str = "server.request_deadline";
     let Configuration { server, redis, nats, outbox, dead_letters, .. } = configuration;
-    let layers = check.layers;
     for (key, value) in [
         ("dead_letters.max_age", dead_letters.max_age),
         ("server.first_request_timeout", server.first_request_timeout),
@@ -258,29 +305,29 @@ fn times(check: &Check<'_>, configuration: &Configuration) -> Result<(), Setting
         ("nats.ack_timeout", nats.ack_timeout),
         ("nats.stream.duplicate_window", nats.stream.duplicate_window),
     ] {
-        check.positive(key, value.0)?;
+        check.note(check.positive(key, value.0));
     }
-    if server.request_deadline.0 < MIN_REQUEST_DEADLINE {
+    let deadline = server.request_deadline;
+    if deadline.0 < MIN_REQUEST_DEADLINE {
         let problem = format!("is too short to claim, publish and answer; at least {MIN_REQUEST_DEADLINE:?}");
-        return Err(check.value("server.request_deadline", server.request_deadline, problem));
+        check.refuse(check.value(DEADLINE, deadline, problem));
+        // The others are measured by it.
+        return;
     }
-    if redis.timeout.0 + TIME_TO_PUBLISH > server.request_deadline.0 {
+    if redis.timeout.0 + TIME_TO_PUBLISH > deadline.0 && check.are_read(&["redis.timeout", DEADLINE]) {
         let problem = format!(
-            "leaves less than {TIME_TO_PUBLISH:?} of server.request_deadline ({}: {}) to publish after a claim that gets no answer; lower the one or raise the other",
-            layers.origin("server.request_deadline"),
-            server.request_deadline
+            "leaves less than {TIME_TO_PUBLISH:?} of {DEADLINE} ({}: {deadline}) to publish after a claim that gets no answer; lower the one or raise the other",
+            check.origin(DEADLINE),
         );
-        return Err(check.value("redis.timeout", redis.timeout, problem));
+        check.refuse(check.value("redis.timeout", redis.timeout, problem));
     }
-    if outbox.relay_after.0 <= server.request_deadline.0 {
+    if outbox.relay_after.0 <= deadline.0 && check.are_read(&["outbox.relay_after", DEADLINE]) {
         let problem = format!(
-            "is not above server.request_deadline ({}: {}): the relay would publish what a request is still working on",
-            layers.origin("server.request_deadline"),
-            server.request_deadline
+            "is not above {DEADLINE} ({}: {deadline}): the relay would publish what a request is still working on",
+            check.origin(DEADLINE),
         );
-        return Err(check.value("outbox.relay_after", outbox.relay_after, problem));
+        check.refuse(check.value("outbox.relay_after", outbox.relay_after, problem));
     }
-    Ok(())
 }
 
 /// Limits of the connections of senders.

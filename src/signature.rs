@@ -10,35 +10,16 @@ mod espocrm;
 mod github;
 mod standard_webhooks;
 
-use std::{fmt, sync::Arc, time::SystemTime};
+use std::time::SystemTime;
 
 use bytes::Bytes;
 use hashbrown::HashMap;
 use hmac::{Hmac, Mac};
 use http::{HeaderMap, HeaderName};
 use sha2::Sha256;
-use tokio::sync::watch;
 
 use crate::route::Route;
-
-/// A secret that is never shown.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Secret(Vec<u8>);
-
-impl fmt::Debug for Secret {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        out.write_str("Secret(***)")
-    }
-}
-
-impl From<&str> for Secret {
-    fn from(text: &str) -> Self {
-        Self(text.as_bytes().to_vec())
-    }
-}
-
-/// Those that hold at the moment, the present one and the ones it replaced.
-pub type Secrets = watch::Receiver<Arc<[Secret]>>;
+pub use crate::secrets::{Secret, Secrets};
 
 /// How a sender shows that it knows a secret.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -276,7 +257,7 @@ impl Claimed {
 
     /// Whether one of the secrets made one of the MACs; if none did, at the price of `most` MACs over the body.
     fn matches(&self, scheme: &Scheme, secrets: &[Secret], body: &[u8], most: usize) -> bool {
-        let dummy = Secret(Vec::new());
+        let dummy = Secret::from("");
         for index in 0..most.max(secrets.len()) {
             let secret = secrets.get(index).unwrap_or(&dummy);
             let mac = match scheme {
@@ -284,7 +265,7 @@ impl Claimed {
                 Scheme::StandardWebhooks => {
                     hmac(&standard_webhooks::key(secret).unwrap_or_default(), &[&self.prefix, body])
                 }
-                Scheme::EspoCrm { .. } | Scheme::GitHub => hmac(&secret.0, &[&self.prefix, body]),
+                Scheme::EspoCrm { .. } | Scheme::GitHub => hmac(secret.bytes(), &[&self.prefix, body]),
             };
             // `verify` compares in constant time.
             let mut equal = false;

@@ -232,11 +232,12 @@ fn each_mistake_is_named_with_its_source() {
 fn routes_are_listed_for_people_and_programs() {
     let trial = Trial::new(&[("example.toml", EXAMPLE)]);
     let text = String::from_utf8(trial.run(&["routes", "--config", "example.toml"]).stdout).expect("it is text");
-    for part in ["vmh/beteiligte/update", "POST /hooks/calls", "sales.calls.new", "sales:calls:pending"] {
+    for part in ["vmh/beteiligte/update", "  /hooks/calls  ", "sales.calls.new", "sales:calls:pending"] {
         assert!(text.contains(part), "{part} is in {text}");
     }
     let json = trial.run(&["routes", "--config", "example.toml", "--output", "json"]).stdout;
-    let rows: Value = serde_json::from_slice(&json).expect("it is JSON");
+    let text = String::from_utf8(json).expect("it is text");
+    let rows: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).expect("it is JSON")).collect();
     assert_eq!(rows[2]["subject"], "vmh.beteiligte.delete");
     assert_eq!(rows[3]["pending_key"], "sales:lead:create_pending");
     assert_eq!(rows[3]["label"], "SALES Webhook Lead Create");

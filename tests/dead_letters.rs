@@ -132,7 +132,7 @@ async fn an_operator_lists_shows_and_drops_them() {
     let world = World::start().await;
     let settings = world.settings();
     let gate = world.gate("").await;
-    assert_eq!(run(&settings, &["dead-letters", "list"]).good(), "");
+    assert_eq!(run(&settings, &["dead-letters", "list"]).good(), "no dead letters\n");
 
     gate.post(batch(["fine"])).await;
     gate.post("[\"first\"]").await;
@@ -148,16 +148,21 @@ async fn an_operator_lists_shows_and_drops_them() {
     assert_eq!(rows[1]["bytes"], 7);
     let newest = run(&settings, &["dead-letters", "list", "--count", "1"]).good();
     let entry = text(&rows[0], "entry");
-    assert_eq!(newest.trim_end(), format!("{entry}  {}  {ROUTE}  not_json  8 bytes", text(&rows[0], "time")));
+    let lines: Vec<Vec<_>> = newest.lines().map(|line| line.split_whitespace().collect()).collect();
+    let time = text(&rows[0], "time");
+    assert_eq!(lines, [["NAME", "TIME", "ROUTE", "REASON", "BYTES"], [&entry, &time, ROUTE, "not_json", "8"]]);
 
     assert_eq!(run(&settings, &["dead-letters", "show", &entry]).good(), "\u{fffd}[31mred\n", "nothing for a terminal");
     let shown = run(&settings, &["dead-letters", "show", &entry, "--output", "json"]).rows();
     assert_eq!((text(&shown[0], "raw"), text(&shown[0], "route")), ("\u{1b}[31mred".into(), ROUTE.into()));
-    let missing = run(&settings, &["dead-letters", "show", "1-1"]).bad();
-    assert!(missing.contains("1-1") && missing.contains("list"), "{missing}");
+    for name in ["1-1", "nope"] {
+        let missing = run(&settings, &["dead-letters", "show", name]).bad();
+        let said = format!("hookgate: no dead letter is named {name:?}; `hookgate dead-letters list` has the names\n");
+        assert_eq!(missing, said);
+    }
 
-    assert_eq!(run(&settings, &["dead-letters", "purge"]).good(), "2 dropped\n");
-    assert_eq!(run(&settings, &["dead-letters", "list"]).good(), "");
+    assert_eq!(run(&settings, &["dead-letters", "purge", "--yes"]).good(), "2 dropped\n");
+    assert_eq!(run(&settings, &["dead-letters", "list"]).good(), "no dead letters\n");
     gate.post("[\"after\"]").await;
     wait_contents(&world, &["\"after\""]).await;
 }

@@ -43,7 +43,12 @@ async fn a_good_system_passes() {
         world.gate("").await;
     }
     let printed = run(&world.settings(), &["doctor"]).good();
-    assert!(printed.lines().all(|line| line.starts_with("ok    ") || line.starts_with("WARN  route ")), "{printed}");
+    let (lines, summary) = printed.trim_end().split_once("\n\n").expect("a summary comes last");
+    assert!(lines.lines().all(|line| line.starts_with("ok    ") || line.starts_with("WARN  route ")), "{printed}");
+    let ok = lines.lines().filter(|line| line.starts_with("ok")).count();
+    assert_eq!(summary, format!("{ok} ok, 1 warning, 0 failures"));
+    let strict = run(&world.settings(), &["doctor", "--strict"]);
+    assert_eq!(strict.code, Some(1), "a route without auth is a warning\n{}", strict.printed);
     let open = "WARN  route vmh/beteiligte/create: ";
     let open = printed.lines().find(|line| line.starts_with(open)).expect("it is open, and doctor says so");
     assert!(open.contains("anybody"), "{open}");

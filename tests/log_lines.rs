@@ -166,3 +166,16 @@ async fn nothing_of_a_record_but_its_id_is_logged_at_any_level() {
         "the log was as talkative as it can be"
     );
 }
+
+#[tokio::test]
+async fn the_first_line_says_which_hookgate_it_is() {
+    let world = World::start().await;
+    let mut gate = world.gate("").await;
+    let log = gate.log().await;
+    let first: serde_json::Value = serde_json::from_str(&log[0]).expect("a line is an object");
+    assert_eq!((&first["message"], &first["level"]), (&"hookgate starts".into(), &"INFO".into()), "{first}");
+    assert_eq!(first["version"], env!("CARGO_PKG_VERSION"));
+    assert!(first["revision"].as_str().is_some_and(|revision| !revision.is_empty()), "{first}");
+    let route = log.iter().find(|line| line.contains("\"message\":\"route\"")).expect("each route is said");
+    assert!(route.contains("\"auth\":\"none\""), "{route}");
+}

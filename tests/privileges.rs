@@ -168,7 +168,7 @@ async fn operate(world: &World, access: &Access) -> Result<(), String> {
         &["outbox", "list"],
         &["outbox", "relay"],
         &["dead-letters", "list"],
-        &["dead-letters", "purge"],
+        &["dead-letters", "purge", "--yes"],
     ] {
         let ran = run(&settings, arguments);
         let lines = ran.printed.lines().filter(|line| !line.starts_with("WARN  route "));

@@ -235,7 +235,7 @@ async fn one_by_one_against_the_binary() {
     assert_eq!(send(&gate, PATH, &[], "no JSON").await.status, 401, "what is not signed is not even read");
     assert!(world.redis.pending(PENDING).await.is_empty());
     assert_eq!(world.nats.events().await, []);
-    assert_eq!(run(&world.settings(), &["dead-letters", "list"]).good(), "", "nor kept");
+    assert_eq!(run(&world.settings(), &["dead-letters", "list"]).good(), "no dead letters\n", "nor kept");
 
     let fine = [
         vec![("Signature", good.as_str())],
@@ -315,8 +315,8 @@ async fn a_secret_that_is_taken_away_is_good_no_more() {
     mount.swap(&[("current", "second"), ("other", "other-secret")]);
     gate.wait_log("the one read before still holds").await;
     eventually("the old secret is withdrawn", async || (status("first").await == 401).then_some(())).await;
-    let said = gate.wait_log("a secret was withdrawn").await;
-    assert!(said.contains("previous") && said.contains("take it out of secret_files"), "{said}");
+    let said = gate.wait_log("a secret was revoked").await;
+    assert!(said.contains("previous") && said.contains("its file is missing or empty"), "{said}");
     assert_eq!(status("second").await, 200);
 
     mount.swap(&[("current", "second"), ("previous", "first"), ("other", "other-secret")]);
@@ -324,6 +324,24 @@ async fn a_secret_that_is_taken_away_is_good_no_more() {
     mount.swap(&[("current", ""), ("previous", "first"), ("other", "other-secret")]);
     eventually("the emptied one is withdrawn", async || (status("second").await == 401).then_some(())).await;
     assert_eq!(status("first").await, 200);
+}
+
+/// After a rotation `previous` is deleted, and the pod starts again. The next rotation brings it back.
+#[tokio::test]
+async fn a_restart_without_the_previous_secret_starts_and_takes_the_next_one_in() {
+    let (world, mut mount) = (World::start().await, Mount::new());
+    mount.swap(&[("current", "second"), ("other", "other-secret")]);
+    let gate = world.gate(&mount.settings(&mount.entry(&["current", "previous"]))).await;
+    let said = gate.wait_log("is not accepted until the file holds one").await;
+    assert!(said.contains("WARN") && said.contains("previous"), "{said}");
+    let status = async |secret: &str| {
+        let body = batch(["a"]);
+        send(&gate, PATH, &[("Signature", &sign(ID, secret, &body))], &body).await.status
+    };
+    assert_eq!([status("second").await, status("first").await], [200, 401]);
+    mount.swap(&[("current", "third"), ("previous", "second"), ("other", "other-secret")]);
+    eventually("the new secret holds", async || (status("third").await == 200).then_some(())).await;
+    eventually("beside the previous one", async || (status("second").await == 200).then_some(())).await;
 }
 
 #[tokio::test]

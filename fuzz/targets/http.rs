@@ -19,7 +19,7 @@ use hookgate::{
     readiness::Contact,
     reply,
     route::Route,
-    settings::{Layers, Settings},
+    settings::{AuthSecrets, Layers, Settings},
     shutdown::Shutdown,
     traces::Tracer,
     webhooks::{self, Webhooks},
@@ -98,10 +98,9 @@ impl World {
         let secret = std::env::temp_dir().join(format!("hookgate-fuzz-{}", std::process::id()));
         std::fs::write(&secret, "It's a Secret to Everybody").expect("it can be written");
         let mut layers = Layers::default();
-        layers
-            .add_text("settings", &SETTINGS.replace("SECRET", &secret.display().to_string()))
-            .expect("they are right");
-        let settings = Settings::check(&layers.merge().expect("they are right"), &layers).expect("they make sense");
+        layers.add_text("settings", &SETTINGS.replace("SECRET", &secret.display().to_string()));
+        let configuration = layers.merge();
+        let settings = Settings::check(&configuration, layers, AuthSecrets::Read).expect("they make sense");
         std::fs::remove_file(secret).expect("it is there");
         let guard = runtime.enter();
         let shutdown = Shutdown::default();

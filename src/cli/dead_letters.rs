@@ -2,15 +2,12 @@
 
 use std::process::ExitCode;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow};
 use clap::Subcommand;
-use hookgate::{
-    dead_letters::{Buried, Graveyard},
-    settings::Settings,
-};
+use hookgate::{dead_letters::Buried, settings::Settings};
 use serde::Serialize;
 
-use super::{Output, print, store};
+use super::{Output, print, store, table::Table};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
@@ -25,8 +22,12 @@ pub(crate) enum Command {
         /// Its name, from the list.
         entry: String,
     },
-    /// Drop all of them.
-    Purge,
+    /// Drop all of them. On a terminal it asks first.
+    Purge {
+        /// Don't ask.
+        #[arg(long)]
+        yes: bool,
+    },
 }
 
 #[derive(Serialize)]
@@ -54,35 +55,34 @@ impl<'a> Row<'a> {
 }
 
 pub(super) fn run(command: &Command, settings: &Settings, output: Output) -> anyhow::Result<ExitCode> {
+    if let Command::Purge { yes: false } = command
+        && !confirm("drop all dead letters?")?
+    {
+        return Ok(ExitCode::from(2));
+    }
     store::block_on(async {
-        let graveyard = store::open(settings).await?;
+        let letters = store::open(settings).await?.dead_letters;
         match command {
             Command::List { count } => {
-                for buried in graveyard.letters(*count, None).await.context("read the dead letters")? {
-                    let row = Row::new(&buried, false);
-                    let line = match output {
-                        Output::Json => serde_json::to_string(&row).context("print")?,
-                        Output::Text => {
-                            format!("{}  {}  {}  {}  {} bytes", row.entry, row.time, row.route, row.reason, row.bytes)
-                        }
-                    };
-                    if !print(&line) {
-                        break;
-                    }
-                }
+                let found = letters.letters(*count, None).await.context("read the dead letters")?;
+                list(found.iter().map(|letter| Row::new(letter, false)), output)?;
             }
             Command::Show { entry } => {
-                let found = graveyard.letters(1, Some(entry)).await.context("read the dead letters")?;
-                let Some(buried) = found.first() else { bail!("there is no dead letter {entry:?}; see the list") };
-                let row = Row::new(buried, true);
+                let missing =
+                    || anyhow!("no dead letter is named {entry:?}; `hookgate dead-letters list` has the names");
+                if !is_name(entry) {
+                    return Err(missing());
+                }
+                let found = letters.letters(1, Some(entry)).await.context("read the dead letters")?;
+                let row = Row::new(found.first().ok_or_else(missing)?, true);
                 print(&match output {
                     Output::Json => serde_json::to_string(&row).context("print")?,
                     // What somebody sent must not steer the terminal.
                     Output::Text => row.raw.unwrap_or_default().chars().map(printable).collect(),
                 });
             }
-            Command::Purge => {
-                let count = graveyard.purge().await.context("drop the dead letters")?;
+            Command::Purge { yes: _ } => {
+                let count = letters.purge().await.context("drop the dead letters")?;
                 print(&match output {
                     Output::Json => serde_json::json!({ "dropped": count }).to_string(),
                     Output::Text => format!("{count} dropped"),
@@ -91,6 +91,45 @@ pub(super) fn run(command: &Command, settings: &Settings, output: Output) -> any
         }
         Ok(ExitCode::SUCCESS)
     })
+}
+
+fn list<'a>(rows: impl Iterator<Item = Row<'a>>, output: Output) -> anyhow::Result<()> {
+    match output {
+        Output::Json => {
+            for row in rows {
+                if !print(&serde_json::to_string(&row).context("print")?) {
+                    break;
+                }
+            }
+        }
+        Output::Text => {
+            let mut table = Table::new(["NAME", "TIME", "ROUTE", "REASON", "BYTES"]);
+            let cells =
+                |row: Row<'_>| [row.entry, row.time, row.route, row.reason, &row.bytes.to_string()].map(str::to_owned);
+            table.rows(&rows.map(cells).collect::<Vec<_>>());
+            table.end("no dead letters");
+        }
+    }
+    Ok(())
+}
+
+/// The store names them so, and would not say which name it can't read.
+fn is_name(entry: &str) -> bool {
+    let number = |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
+    entry.split_once('-').is_some_and(|(time, counter)| number(time) && number(counter))
+}
+
+/// Asks on a terminal; elsewhere only `--yes` will do.
+fn confirm(question: &str) -> anyhow::Result<bool> {
+    use std::io::IsTerminal;
+    if !std::io::stdin().is_terminal() || !std::io::stderr().is_terminal() {
+        eprintln!("hookgate: {question} There is nobody to ask; say --yes");
+        return Ok(false);
+    }
+    eprint!("{question} [y/N] ");
+    let mut answer = String::new();
+    std::io::stdin().read_line(&mut answer).context("read the answer")?;
+    Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
 }
 
 fn printable(c: char) -> char {

@@ -4,25 +4,38 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use hookgate::{
+    app::operator,
     finding::{Finding, Level},
-    pending::inspect::Stakes,
-    pipeline::{ClaimError, WithoutAck},
-    publisher,
-    relay::Outbox,
+    pipeline::ClaimError,
     route::Route,
-    settings::{PendingBackend, Settings},
+    settings::{ClaimsIn, Settings},
 };
 
-use super::{Output, UNSIGNED, print, store};
+use super::{Output, UNSIGNED, print, store, table::counted};
 
-pub(super) fn run(settings: &Settings, output: Output) -> anyhow::Result<ExitCode> {
-    let mut findings = vec![Finding::ok("configuration", format!("{} routes", settings.routes.routes().len()))];
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Exit code: 0 if all is well or only warned about, 1 if something fails.
+
+Examples:
+  hookgate doctor
+  hookgate doctor --strict                     in a pipeline: warnings fail too
+  hookgate doctor --output json | jq 'select(.level != \"ok\")'")]
+pub(crate) struct Arguments {
+    /// End with exit code 1 on warnings too.
+    #[arg(long)]
+    strict: bool,
+}
+
+pub(super) fn run(arguments: &Arguments, settings: &Settings, output: Output) -> anyhow::Result<ExitCode> {
+    let routes = counted(settings.routes.routes().len(), "route", "routes");
+    let mut findings = vec![Finding::ok("configuration", routes)];
+    findings.extend(settings.warnings.iter().map(|warning| Finding::warning("configuration", warning.as_str())));
     for route in settings.open_routes() {
         let text = format!("{UNSIGNED}; give it one (routes.auth), or let nobody but the CRM reach it");
         findings.push(Finding::warning(format!("route {route}"), text));
     }
     store::block_on(async {
-        let (mut redis, nats) = tokio::join!(redis(settings), nats(settings));
+        let (mut redis, nats) = tokio::join!(redis(settings), operator::inspect_broker(settings));
         findings.append(&mut redis);
         findings.extend(nats);
         Ok(())
@@ -40,30 +53,32 @@ pub(super) fn run(settings: &Settings, output: Output) -> anyhow::Result<ExitCod
             }
         });
     }
-    let failed = findings.iter().any(|finding| finding.level == Level::Failure);
+    let [ok, warnings, failures] = [Level::Ok, Level::Warning, Level::Failure]
+        .map(|level| findings.iter().filter(|finding| finding.level == level).count());
+    if output == Output::Text {
+        let (warned, failed) = (counted(warnings, "warning", "warnings"), counted(failures, "failure", "failures"));
+        print(&format!("\n{ok} ok, {warned}, {failed}"));
+    }
+    let failed = failures > 0 || arguments.strict && warnings > 0;
     Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
 async fn redis(settings: &Settings) -> Vec<Finding> {
-    if matches!(settings.pending, PendingBackend::Memory) {
+    if matches!(settings.claims_in, ClaimsIn::Memory) {
         let text =
             "redis.url is \"memory:\": claims are forgotten at exit and not shared between replicas; for trials only";
         return vec![Finding::failure("redis", text)];
     }
-    let redis = match store::open(settings).await {
-        Ok(redis) => redis,
+    let store = match store::open(settings).await {
+        Ok(store) => store,
         Err(error) => return vec![Finding::failure("redis", format!("{error:#}"))],
     };
-    let stakes = match settings.policy.without_ack {
-        WithoutAck::Reject => Stakes::Duplicates,
-        WithoutAck::Accept => Stakes::Events,
-    };
     let mut findings = vec![Finding::ok("redis", "connected; the claim script may run on the keys of every route")];
-    findings.extend(redis.inspect(stakes, settings.claims.durability).await);
-    match redis.recorded_routes().await {
+    findings.extend(store.inspect(settings).await);
+    match store.outbox.recorded_routes().await {
         Ok(routes) => {
             for route in routes {
-                let entries = redis.count(&route).await;
+                let entries = store.outbox.count(&route).await;
                 let configured =
                     settings.routes.routes().iter().any(|present| present.pending_key() == route.pending_key());
                 findings.push(outbox(&route, configured, entries));
@@ -79,17 +94,17 @@ fn outbox(route: &Route, configured: bool, entries: Result<usize, ClaimError>) -
     match (entries, configured) {
         (Err(error), _) => Finding::failure(what, format!("can't count {}: {error}", route.outbox_key())),
         (Ok(0), _) => Finding::ok(what, "empty"),
-        (Ok(entries), true) => Finding::ok(what, format!("{entries} entries: in flight, or left to the relay")),
+        (Ok(entries), true) => {
+            let entries = counted(entries, "entry", "entries");
+            Finding::ok(what, format!("{entries}: in flight, or left to the relay"))
+        }
         (Ok(entries), false) => Finding::warning(
             what,
             format!(
-                "{entries} entries of a route that is configured no more; the relay publishes them to {}",
+                "{} of a route that is configured no more; the relay publishes to {}",
+                counted(entries, "entry", "entries"),
                 route.subject()
             ),
         ),
     }
-}
-
-async fn nats(settings: &Settings) -> Vec<Finding> {
-    publisher::inspect::inspect(&settings.nats, &settings.delivery, &settings.routes).await
 }

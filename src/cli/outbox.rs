@@ -16,7 +16,10 @@ use hookgate::{
 use serde::Serialize;
 use tokio_util::task::TaskTracker;
 
-use super::{Output, print, store};
+use super::{
+    Output, print, store,
+    table::{Table, counted},
+};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
@@ -30,9 +33,14 @@ pub(crate) enum Command {
 
 pub(super) fn run(command: &Command, settings: &Settings, output: Output) -> anyhow::Result<ExitCode> {
     store::block_on(async {
-        let redis = store::open(settings).await?;
-        let outbox: Arc<dyn Outbox> = redis;
-        let routes = outbox.recorded_routes().await.context("read the routes")?;
+        let outbox = store::open(settings).await?.outbox;
+        let mut routes = outbox.recorded_routes().await.context("read the routes")?;
+        // In the order of the configuration; those that are configured no more come last.
+        let place = |route: &Route| {
+            let known = settings.routes.routes().iter().position(|known| known.pending_key() == route.pending_key());
+            known.unwrap_or(usize::MAX)
+        };
+        routes.sort_by(|first, second| place(first).cmp(&place(second)).then_with(|| first.name().cmp(second.name())));
         match command {
             Command::Count => count(&*outbox, &routes, output).await,
             Command::List => list(&*outbox, &routes, output).await,
@@ -49,13 +57,22 @@ struct Count<'a> {
 }
 
 async fn count(outbox: &dyn Outbox, routes: &[Route], output: Output) -> anyhow::Result<ExitCode> {
+    let mut rows = Vec::new();
     for route in routes {
         let entries = outbox.count(route).await.with_context(|| format!("count {}", route.outbox_key()))?;
-        let row = Count { route: route.name(), pending_key: route.pending_key(), entries };
-        print(&match output {
-            Output::Json => serde_json::to_string(&row).context("print")?,
-            Output::Text => format!("{entries:>9}  {route}"),
-        });
+        rows.push(Count { route: route.name(), pending_key: route.pending_key(), entries });
+    }
+    match output {
+        Output::Json => {
+            for row in &rows {
+                print(&serde_json::to_string(row).context("print")?);
+            }
+        }
+        Output::Text => {
+            let mut table = Table::new(["ROUTE", "ENTRIES"]);
+            table.rows(&rows.iter().map(|row| [row.route.to_owned(), row.entries.to_string()]).collect::<Vec<_>>());
+            table.end("no route has an outbox yet");
+        }
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -69,34 +86,47 @@ struct Row<'a> {
 }
 
 async fn list(outbox: &dyn Outbox, routes: &[Route], output: Output) -> anyhow::Result<ExitCode> {
+    let mut table = Table::new(["ROUTE", "ID", "TOKEN", "CLAIMED"]);
     for route in routes {
         let mut cursor = 0;
         loop {
             let page = outbox.page(route, cursor).await.with_context(|| format!("read {}", route.outbox_key()))?;
-            for entry in &page.entries {
+            let rows = page.entries.iter().map(|entry| {
                 let claimed = entry.token.parse::<Token>().ok();
                 let claimed = claimed.map(|token| humantime::format_rfc3339_millis(token.time()).to_string());
-                let row = Row { route: route.name(), entity_id: &entry.id, token: &entry.token, claimed };
-                let line = match output {
-                    Output::Json => serde_json::to_string(&row).context("print")?,
-                    Output::Text => format!(
-                        "{route}  {}  {}  {}",
-                        row.entity_id.escape_debug(),
-                        row.token.escape_debug(),
-                        row.claimed.as_deref().unwrap_or("not written by hookgate")
-                    ),
-                };
-                if !print(&line) {
-                    return Ok(ExitCode::SUCCESS);
+                Row { route: route.name(), entity_id: &entry.id, token: &entry.token, claimed }
+            });
+            let read = match output {
+                Output::Json => {
+                    let lines = rows.map(|row| serde_json::to_string(&row)).collect::<Result<Vec<_>, _>>();
+                    lines.context("print")?.iter().all(|line| print(line))
                 }
-            }
+                Output::Text => table.rows(&rows.map(Row::cells).collect::<Vec<_>>()),
+            };
             cursor = page.next;
+            if !read {
+                return Ok(ExitCode::SUCCESS);
+            }
             if cursor == 0 {
                 break;
             }
         }
     }
+    if output == Output::Text {
+        table.end("the outbox is empty: NATS has acknowledged everything");
+    }
     Ok(ExitCode::SUCCESS)
+}
+
+impl Row<'_> {
+    fn cells(self) -> [String; 4] {
+        [
+            self.route.to_owned(),
+            self.entity_id.escape_debug().to_string(),
+            self.token.escape_debug().to_string(),
+            self.claimed.unwrap_or_else(|| "not written by hookgate".to_owned()),
+        ]
+    }
 }
 
 async fn relay(
@@ -106,7 +136,7 @@ async fn relay(
     output: Output,
 ) -> anyhow::Result<ExitCode> {
     let tasks = TaskTracker::new();
-    let publisher = app::open_publisher(&settings.nats, &settings.delivery, &settings.routes, &tasks).await?;
+    let publisher = app::open_publisher(settings, &tasks).await?;
     store::up("NATS", publisher.contact()).await?;
     let (metrics, _) = Metrics::new(&settings.routes, &[]);
     let repeats = app::repeats(&settings.delivery);
@@ -133,7 +163,8 @@ async fn relay(
         });
     }
     if failed > 0 {
-        bail!("{failed} entries are still in the outbox; `hookgate outbox list` shows them");
+        let (entries, are) = (counted(failed, "entry", "entries"), if failed == 1 { "is" } else { "are" });
+        bail!("{entries} {are} still in the outbox; `hookgate outbox list` shows what is there");
     }
     if unsettled > 0 {
         bail!(

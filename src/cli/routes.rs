@@ -1,12 +1,12 @@
-//! `hookgate routes`: which path leads where.
+//! `hookgate routes`: which path leads where, in the order of the configuration.
 
 use std::process::ExitCode;
 
 use anyhow::Context;
-use hookgate::{route::Route, settings::Settings};
+use hookgate::settings::Settings;
 use serde::Serialize;
 
-use super::{Output, print};
+use super::{Output, print, table::Table};
 
 #[derive(Serialize)]
 struct Row<'a> {
@@ -14,33 +14,34 @@ struct Row<'a> {
     path: &'a str,
     subject: &'a str,
     pending_key: &'a str,
+    /// Schemes, one of which a request has to satisfy; none: anybody is let in.
+    auth: Vec<&'static str>,
     label: &'a str,
 }
 
-impl<'a> From<&'a Route> for Row<'a> {
-    fn from(route: &'a Route) -> Self {
-        Self {
-            route: route.name(),
-            path: route.path(),
-            subject: route.subject(),
-            pending_key: route.pending_key(),
-            label: route.label(),
-        }
-    }
-}
-
 pub(super) fn run(settings: &Settings, output: Output) -> anyhow::Result<ExitCode> {
-    let rows: Vec<Row<'_>> = settings.routes.routes().iter().map(|route| Row::from(&**route)).collect();
+    let rows = settings.routes.routes().iter().map(|route| Row {
+        route: route.name(),
+        path: route.path(),
+        subject: route.subject(),
+        pending_key: route.pending_key(),
+        auth: settings.verifiers.of(route).schemes().collect(),
+        label: route.label(),
+    });
     match output {
         Output::Json => {
-            print(&serde_json::to_string_pretty(&rows).context("print the routes")?);
+            for row in rows {
+                print(&serde_json::to_string(&row).context("print the routes")?);
+            }
         }
         Output::Text => {
-            for Row { route, path, subject, pending_key, label } in rows {
-                print(&format!(
-                    "{route}\n  POST {path}\n  -> subject {subject}\n     pending {pending_key}\n     label   {label}"
-                ));
-            }
+            let mut table = Table::new(["ROUTE", "PATH", "SUBJECT", "PENDING KEY", "AUTH"]);
+            let cells = |row: Row<'_>| {
+                let auth = if row.auth.is_empty() { "none".to_owned() } else { row.auth.join(", ") };
+                [row.route, row.path, row.subject, row.pending_key, &auth].map(str::to_owned)
+            };
+            table.rows(&rows.map(cells).collect::<Vec<_>>());
+            table.end("no routes");
         }
     }
     Ok(ExitCode::SUCCESS)

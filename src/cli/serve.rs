@@ -5,13 +5,19 @@ use std::{num::NonZero, process::ExitCode};
 use anyhow::Context;
 use hookgate::{
     app::{self, Ended},
+    metrics::{REVISION, VERSION},
     settings::Settings,
     telemetry,
 };
 use tokio::runtime::{Builder, Runtime};
+use tracing::{info, warn};
 
 pub(super) fn run(settings: Settings) -> anyhow::Result<ExitCode> {
     let _log = telemetry::init(settings.log_format, settings.log_filter.clone());
+    info!(version = VERSION, revision = REVISION, "hookgate starts");
+    for warning in &settings.warnings {
+        warn!("{warning}");
+    }
     let runtime = runtime(settings.worker_threads).context("start the runtime")?;
     let ended = runtime.block_on(app::run(settings))?;
     // What is still running by now was given up in so many words.

@@ -1,15 +1,9 @@
 //! The pending store for a command of the operator: opened once, waited for, and closed with the command.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use anyhow::{Context, bail};
-use hookgate::{
-    metrics::Metrics,
-    pending::redis::Redis,
-    pipeline::PendingStore,
-    readiness::Contact,
-    settings::{PendingBackend, Settings},
-};
+use hookgate::{app::operator::OperatorStore, readiness::Contact, settings::Settings};
 use tokio::sync::watch;
 
 /// How long a command waits for a store.
@@ -23,17 +17,11 @@ pub(super) fn block_on<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyh
     outcome
 }
 
-/// The Redis of the configuration.
-pub(super) async fn open(settings: &Settings) -> anyhow::Result<Arc<Redis>> {
-    let PendingBackend::Redis(access) = &settings.pending else {
-        bail!(
-            "redis.url is \"memory:\": claims are in the memory of the serving process, where no command can see them"
-        );
-    };
-    let (metrics, _) = Metrics::new(&settings.routes, &[]);
-    let redis = Redis::open(access, settings.claims, &settings.routes, metrics.redis());
-    up("Redis", redis.contact()).await?;
-    Ok(Arc::new(redis))
+/// The store of the configuration, once it can be worked with.
+pub(super) async fn open(settings: &Settings) -> anyhow::Result<OperatorStore> {
+    let store = OperatorStore::open(settings)?;
+    up("Redis", store.contact.clone()).await?;
+    Ok(store)
 }
 
 /// Waits until a store can be worked with; says so if it takes no writes now.

@@ -3,15 +3,17 @@
 use std::{borrow::Cow, collections::BTreeMap, process::ExitCode};
 
 use anyhow::{Context, bail};
-use async_nats::{Message, Subscriber};
-use futures_util::{StreamExt, stream::select_all};
-use hookgate::{settings::Settings, shutdown::Signals};
+use hookgate::{app::operator, publisher::live::LiveEvent, settings::Settings, shutdown::Signals};
 use serde::Serialize;
 use serde_json::value::RawValue;
 
 use super::{Output, print, store};
 
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  hookgate tail                                what all routes publish
+  hookgate tail 'vmh.>' --count 1              the next event of flow vmh
+  hookgate tail --output json | jq .payload    for programs")]
 pub(crate) struct Arguments {
     /// Subject, wildcards allowed [default: the subjects of all routes].
     subject: Option<String>,
@@ -26,28 +28,17 @@ pub(super) fn run(arguments: Arguments, settings: &Settings, output: Output) -> 
 
 async fn tail(arguments: Arguments, settings: &Settings, output: Output) -> anyhow::Result<ExitCode> {
     let mut signals = Signals::new().context("receive signals")?;
-    let servers = &settings.nats;
-    let (client, denied) = servers.connect_once().await.context("NATS")?;
-    let subjects = match arguments.subject {
-        Some(subject) => vec![subject],
-        None => settings.routes.routes().iter().map(|route| route.subject().to_owned()).collect(),
-    };
-    let mut subscriptions: Vec<Subscriber> = Vec::new();
-    for subject in &subjects {
-        let subscription =
-            client.subscribe(subject.clone()).await.with_context(|| format!("subscribe to {subject:?}"))?;
-        subscriptions.push(subscription);
+    let published: Vec<_> = settings.routes.routes().iter().map(|route| route.subject().to_owned()).collect();
+    if let Some(subject) =
+        arguments.subject.as_deref().filter(|pattern| !published.iter().any(|one| covers(pattern, one)))
+    {
+        eprintln!("hookgate: warning: no route publishes to {subject}; `hookgate routes` lists the subjects");
     }
-    // Twice: what is denied comes before the first answer, but through another queue of the client.
-    for _ in 0..2 {
-        confirm(&client).await.map_err(|error| denied.borrow().clone().map_or(error, anyhow::Error::msg))?;
-    }
-    if let Some(denial) = &*denied.borrow() {
-        bail!("{denial}; grant it, see k8s/privileges/nats.conf");
-    }
+    let subjects = arguments.subject.map_or(published, |subject| vec![subject]);
+    let mut events = operator::live_events(settings, &subjects).await?;
     eprintln!("Subscribing on {}", subjects.join(", "));
+    eprintln!("Waiting for events; Ctrl-C ends.");
 
-    let mut events = select_all(subscriptions);
     let mut number = 0;
     while arguments.count.is_none_or(|count| number < count) {
         let event = tokio::select! {
@@ -67,31 +58,29 @@ async fn tail(arguments: Arguments, settings: &Settings, output: Output) -> anyh
     Ok(ExitCode::SUCCESS)
 }
 
-/// A message that comes round proves that the server has read the subscriptions before it.
-async fn confirm(client: &async_nats::Client) -> anyhow::Result<()> {
-    let inbox = client.new_inbox();
-    let mut round = client.subscribe(inbox.clone()).await.context("subscribe to an inbox")?;
-    client.publish(inbox, bytes::Bytes::new()).await.context("publish to an inbox")?;
-    let limit = std::time::Duration::from_secs(5);
-    match tokio::time::timeout(limit, round.next()).await {
-        Ok(Some(_)) => Ok(()),
-        _ => bail!("NATS did not confirm the subscription within {limit:?}; check its permissions"),
+/// Whether a pattern of NATS takes a subject in: `*` is one token, `>` all that follow.
+fn covers(pattern: &str, subject: &str) -> bool {
+    let mut subject = subject.split('.');
+    for wanted in pattern.split('.') {
+        match (wanted, subject.next()) {
+            (">", Some(_)) => return true,
+            ("*", Some(_)) => {}
+            (wanted, Some(token)) if wanted == token => {}
+            _ => return false,
+        }
     }
+    subject.next().is_none()
 }
 
-fn headers(event: &Message) -> impl Iterator<Item = (String, String)> + '_ {
-    event.headers.iter().flat_map(async_nats::HeaderMap::iter).flat_map(|(name, values)| {
-        values.iter().map(move |value| (name.to_string(), value.as_str().escape_debug().to_string()))
-    })
+fn headers(event: &LiveEvent) -> impl Iterator<Item = (&str, String)> {
+    event.headers.iter().map(|(name, value)| (name.as_str(), value.escape_debug().to_string()))
 }
 
-fn as_text(number: u64, event: &Message) -> String {
-    let mut sorted: Vec<_> = headers(event).collect();
-    sorted.sort();
-    let lines: Vec<_> = sorted.into_iter().map(|(name, value)| format!("{name}: {value}\n")).collect();
+fn as_text(number: u64, event: &LiveEvent) -> String {
+    let lines: Vec<_> = headers(event).map(|(name, value)| format!("{name}: {value}\n")).collect();
     let gap = if lines.is_empty() { "" } else { "\n" };
     let payload = String::from_utf8_lossy(&event.payload);
-    format!("[#{number}] Received on {:?}\n{}{gap}{payload}\n", event.subject.as_str(), lines.concat())
+    format!("[#{number}] Received on {:?}\n{}{gap}{payload}\n", event.subject, lines.concat())
 }
 
 /// The payload stands as it is if it is JSON, else as a string.
@@ -105,15 +94,30 @@ enum Payload<'a> {
 #[derive(Serialize)]
 struct Line<'a> {
     subject: &'a str,
-    headers: BTreeMap<String, String>,
+    headers: BTreeMap<&'a str, String>,
     payload: Payload<'a>,
 }
 
-fn as_json(event: &Message) -> anyhow::Result<String> {
+fn as_json(event: &LiveEvent) -> anyhow::Result<String> {
     let payload = match serde_json::from_slice(&event.payload) {
         Ok(json) => Payload::Json(json),
         Err(_) => Payload::Text(String::from_utf8_lossy(&event.payload)),
     };
-    let line = Line { subject: event.subject.as_str(), headers: headers(event).collect(), payload };
+    let line = Line { subject: &event.subject, headers: headers(event).collect(), payload };
     serde_json::to_string(&line).context("print an event")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::covers;
+
+    #[test]
+    fn patterns_cover_subjects_as_in_nats() {
+        for pattern in ["a.b.c", "a.*.c", "a.>", ">", "*.*.*"] {
+            assert!(covers(pattern, "a.b.c"), "{pattern}");
+        }
+        for pattern in ["a.b", "a.b.c.d", "a.b.c.>", "*", "a.*", "b.>", ""] {
+            assert!(!covers(pattern, "a.b.c"), "{pattern}");
+        }
+    }
 }

@@ -7,27 +7,27 @@ use super::{
     servers::Servers,
     stream::{self, StreamSettings},
 };
-use crate::{finding::Finding, route::RouteTable, settings::Delivery};
+use crate::{finding::Finding, route::RouteTable};
 
 /// Looks at server, stream and settings. Whether events may be published only a publisher hears: NATS has no question
-/// for it, and an event to try with would reach whoever listens.
-pub async fn inspect(servers: &Servers, delivery: &Delivery, routes: &RouteTable) -> Vec<Finding> {
+/// for it, and an event to try with would reach whoever listens. Without a `stream` events are live only.
+pub async fn inspect(servers: &Servers, stream: Option<&StreamSettings>, routes: &RouteTable) -> Vec<Finding> {
     let client = match servers.connect_once().await {
         Ok((client, _denied)) => client,
         Err(error) => return vec![Finding::failure("nats", error.to_string())],
     };
     let info = client.server_info();
     let mut findings = vec![Finding::ok("nats", format!("connected to {} ({})", servers.names(), info.version))];
-    match (delivery, info.jetstream) {
-        (Delivery::Core, _) => findings.push(Finding::warning(
+    match (stream, info.jetstream) {
+        (None, _) => findings.push(Finding::warning(
             "nats delivery",
             "core: an event reaches whoever is subscribed at that moment, and nobody else",
         )),
-        (Delivery::JetStream(_), false) => findings.push(Finding::failure(
+        (Some(_), false) => findings.push(Finding::failure(
             "nats JetStream",
             "is off: nothing would be stored; start the server with -js, or set nats.delivery = \"core\"",
         )),
-        (Delivery::JetStream(settings), true) => streams(&context(client), settings, routes, &mut findings).await,
+        (Some(settings), true) => streams(&context(client), settings, routes, &mut findings).await,
     }
     findings
 }

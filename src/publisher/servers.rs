@@ -12,6 +12,7 @@ use url::Url;
 use super::login::Login;
 use crate::{
     readiness::Contact,
+    redaction::without_credentials,
     tls::{self, TlsFiles},
 };
 
@@ -63,7 +64,7 @@ impl Servers {
         for address in list.split(',').map(str::trim) {
             let with_scheme = if address.contains("://") { address.to_owned() } else { format!("nats://{address}") };
             let wrong = |problem: &str| ServersError::Address {
-                address: crate::settings::without_credentials(address),
+                address: without_credentials(address),
                 problem: problem.to_owned(),
             };
             let mut url = Url::parse(&with_scheme).map_err(|error| wrong(&error.to_string()))?;

@@ -1,20 +1,19 @@
 //! Whether a value makes sense, alone and beside the others. Each complaint names the layer it came from.
 
-use std::time::Duration;
+use std::{fmt::Display, time::Duration};
 
 use serde::Serialize;
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 
 use super::{
-    Delivery, Layers, SettingsError,
+    AuthSecrets, Layers, SettingsError, SettingsErrors,
     sections::{self, Auth, RouteSection, SchemeName, WhilePending},
-    without_credentials,
 };
 use crate::{
-    publisher::StreamSettings,
-    route::{Route, RouteSpec, RouteTable},
-    secrets::SecretFiles,
-    signature::{Scheme, Secrets, Verifier, Verifiers},
+    redaction::without_credentials,
+    route::{Route, RouteError, RouteSpec, RouteTable},
+    secrets::{self, Secret, SecretFiles, Secrets},
+    signature::{Scheme, Verifier, Verifiers},
     telemetry,
     traces::Collector,
 };
@@ -24,14 +23,53 @@ pub(super) fn in_toml(value: &impl Serialize) -> String {
     toml::Value::try_from(value).map_or_else(|_| "?".to_owned(), |value| value.to_string())
 }
 
-/// Names the layer a bad value came from.
-pub(super) struct Check<'a> {
-    pub(super) layers: &'a Layers,
+/// Collects what is wrong, each with the layer it came from.
+pub(super) struct Check {
+    layers: Layers,
+    errors: Vec<SettingsError>,
+    warnings: Vec<String>,
 }
 
-impl Check<'_> {
+impl Check {
+    pub(super) fn new(mut layers: Layers) -> Self {
+        let (errors, warnings) = (layers.take_errors(), layers.take_warnings());
+        Self { layers, errors, warnings }
+    }
+
+    /// The warnings, if nothing is wrong.
+    pub(super) fn end(self) -> Result<Vec<String>, SettingsErrors> {
+        if self.errors.is_empty() { Ok(self.warnings) } else { Err(self.into_errors()) }
+    }
+
+    pub(super) fn into_errors(self) -> SettingsErrors {
+        SettingsErrors(self.errors)
+    }
+
+    /// Keeps what is wrong for the report.
+    pub(super) fn note<T>(&mut self, result: Result<T, SettingsError>) -> Option<T> {
+        result.map_err(|error| self.errors.push(error)).ok()
+    }
+
+    pub(super) fn refuse(&mut self, error: SettingsError) {
+        self.errors.push(error);
+    }
+
+    pub(super) fn warn(&mut self, warning: String) {
+        self.warnings.push(warning);
+    }
+
+    /// The layer that set a key last.
+    pub(super) fn origin(&self, key: &str) -> String {
+        self.layers.origin(key)
+    }
+
+    /// Whether these keys can be compared. The value of one that can't be read is the default here.
+    pub(super) fn are_read(&self, keys: &[&str]) -> bool {
+        self.layers.are_read(keys)
+    }
+
     pub(super) fn value(&self, key: &'static str, value: impl std::fmt::Display, problem: String) -> SettingsError {
-        SettingsError::Value { source_name: self.layers.origin(key), key, value: value.to_string(), problem }
+        SettingsError::Value { source_name: self.origin(key), key, value: value.to_string(), problem }
     }
 
     pub(super) fn range(&self, key: &'static str, value: usize, low: usize, high: usize) -> Result<(), SettingsError> {
@@ -47,11 +85,10 @@ impl Check<'_> {
         (key, value): (&'static str, usize),
         (low_key, low): (&str, usize),
     ) -> Result<(), SettingsError> {
-        if value >= low {
+        if value >= low || !self.are_read(&[key, low_key]) {
             return Ok(());
         }
-        let problem =
-            format!("is below {low_key} ({}: {low}); raise the one or lower the other", self.layers.origin(low_key));
+        let problem = format!("is below {low_key} ({}: {low}); raise the one or lower the other", self.origin(low_key));
         Err(self.value(key, value, problem))
     }
 
@@ -63,10 +100,18 @@ impl Check<'_> {
     }
 
     pub(super) fn log_filter(&self, log: &sections::Log) -> Result<EnvFilter, SettingsError> {
-        telemetry::parse_filter(&log.filter).map_err(|error| {
-            let problem = format!("{error}; write levels and modules such as \"info,hookgate::entity=warn\"");
-            self.value("log.filter", format!("{:?}", log.filter), problem)
-        })
+        let wrong = |problem: String| {
+            let allowed = "write levels (off, error, warn, info, debug, trace) and targets of hookgate, such as \"info,hookgate::entity=warn\"";
+            self.value("log.filter", format!("{:?}", log.filter), format!("{problem}; {allowed}"))
+        };
+        let filter = telemetry::parse_filter(&log.filter).map_err(|error| wrong(error.to_string()))?;
+        match unknown_word(&log.filter) {
+            Some(word) => Err(wrong(format!("{word:?} is neither a level nor a target of hookgate"))),
+            None if says_something_of_hookgate(&log.filter) => Ok(filter),
+            None => Err(wrong(
+                "it names neither a level nor a target of hookgate, so hookgate would log nothing".to_owned(),
+            )),
+        }
     }
 
     pub(super) fn collector(&self, tracing: &sections::Tracing) -> Result<Option<Collector>, SettingsError> {
@@ -77,109 +122,176 @@ impl Check<'_> {
         })
     }
 
-    pub(super) fn delivery(&self, nats: &sections::Nats) -> Result<Delivery, SettingsError> {
-        let stream = &nats.stream;
+    pub(super) fn stream(&mut self, stream: &sections::Stream) {
         let good = |c: char| c.is_ascii_graphic() && !matches!(c, '.' | '*' | '>' | '/' | '\\');
         if stream.name.is_empty() || !stream.name.chars().all(good) {
             let problem = "is no name of a stream: visible ASCII without '.', '*', '>', '/' and '\\'".to_owned();
-            return Err(self.value("nats.stream.name", format!("{:?}", stream.name), problem));
+            self.refuse(self.value("nats.stream.name", format!("{:?}", stream.name), problem));
         }
-        self.range("nats.stream.replicas", stream.replicas, 1, 5)?;
-        if !stream.max_age.0.is_zero() && stream.max_age.0 < stream.duplicate_window.0 {
+        self.note(self.range("nats.stream.replicas", stream.replicas, 1, 5));
+        let comparable = self.are_read(&["nats.stream.max_age", "nats.stream.duplicate_window"]);
+        if comparable && !stream.max_age.0.is_zero() && stream.max_age.0 < stream.duplicate_window.0 {
             let problem = "is shorter than nats.stream.duplicate_window, which NATS refuses".to_owned();
-            return Err(self.value("nats.stream.max_age", stream.max_age, problem));
+            self.refuse(self.value("nats.stream.max_age", stream.max_age, problem));
         }
-        Ok(match nats.delivery {
-            sections::Delivery::Core => Delivery::Core,
-            sections::Delivery::Jetstream => Delivery::JetStream(StreamSettings {
-                name: stream.name.clone(),
-                create: stream.create,
-                replicas: stream.replicas,
-                max_age: stream.max_age.0,
-                duplicate_window: stream.duplicate_window.0,
-            }),
-        })
     }
 
-    pub(super) fn routes(&self, routes: &[RouteSection]) -> Result<RouteTable, SettingsError> {
-        let wrong = |problem: String| SettingsError::Layer { source_name: self.layers.origin("routes"), problem };
-        let mut table = Vec::new();
-        for section in routes {
-            let RouteSection { flow, entity, action, path, subject, pending_key, label, while_pending, auth: _ } =
-                section;
-            let name = section.name();
-            let updates = matches!(action.as_str(), "update" | "fieldUpdate");
-            match while_pending {
-                Some(WhilePending::Skip) => {}
-                None if !updates => {}
-                None => {
-                    return Err(wrong(format!(
-                        "route {name:?}: an {action} route needs while_pending = \"skip\": this version drops an {action} of an id that is still pending, so its consumers have to release an id before they read the record"
-                    )));
-                }
-                Some(WhilePending::Coalesce) => {
-                    return Err(wrong(format!(
-                        "route {name:?}: while_pending = \"coalesce\" is not in this version of hookgate; set \"skip\", and let consumers release an id before they read the record"
-                    )));
-                }
-            }
-            let spec = RouteSpec {
-                flow,
-                entity,
-                action,
-                path: path.as_deref(),
-                subject: subject.as_deref(),
-                pending_key: pending_key.as_deref(),
-                label: label.as_deref(),
-            };
-            table.push(Route::new(&spec).map_err(|error| wrong(error.to_string()))?);
+    pub(super) fn routes(&mut self, routes: &[RouteSection]) -> Option<RouteTable> {
+        let source_name = self.origin("routes");
+        let wrong = |problem: String| SettingsError::Layer { source_name: source_name.clone(), problem };
+        let table: Vec<_> =
+            routes.iter().map(|section| self.note(route(section).map_err(|error| wrong(error.to_string())))).collect();
+        let sound: Vec<_> = table.iter().flatten().cloned().collect();
+        if sound.is_empty() && !(routes.is_empty() && self.are_read(&["routes"])) {
+            // Each has its complaint.
+            return None;
         }
-        RouteTable::new(table).map_err(|error| wrong(error.to_string()))
+        self.note(RouteTable::new(sound).map_err(|error| wrong(error.to_string())))
     }
 
     /// What each route asks of its senders, by the route's name, and the files behind it.
-    pub(super) fn verifiers(&self, routes: &[RouteSection]) -> Result<(Verifiers, Vec<SecretFiles>), SettingsError> {
+    pub(super) fn verifiers(&mut self, routes: &[RouteSection], secrets: AuthSecrets) -> (Verifiers, Vec<SecretFiles>) {
+        let source_name = self.origin("routes");
         let (mut verifiers, mut files) = (Vec::new(), Vec::new());
         for section in routes {
             let name = section.name();
-            let wrong = |problem: String| SettingsError::Layer {
-                source_name: self.layers.origin("routes"),
+            let wrong = |problem: &dyn Display| SettingsError::Layer {
+                source_name: source_name.clone(),
                 problem: format!("route {name:?}: auth: {problem}"),
             };
             let mut entries: Vec<(Scheme, Secrets)> = Vec::new();
             for entry in &section.auth {
-                let scheme = scheme(entry).map_err(wrong)?;
+                let Some(scheme) = self.note(scheme(entry).map_err(|error| wrong(&error))) else { continue };
                 if entries.iter().any(|(other, _)| *other == scheme) {
-                    return Err(wrong(format!("{scheme:?} is there twice; put all its files into one secret_files")));
+                    self.refuse(wrong(&AuthError::Twice(scheme)));
+                    continue;
                 }
                 if entry.secret_files.is_empty() {
-                    let problem = "secret_files names no file, so nobody would be let in".to_owned();
-                    return Err(wrong(format!("scheme {:?}: {problem}", scheme.name())));
+                    self.refuse(wrong(&AuthError::NoFile(scheme.name())));
+                    continue;
                 }
-                let opened = SecretFiles::open(name.clone(), scheme.clone(), entry.secret_files.clone());
-                let opened = opened.map_err(|error| wrong(error.to_string()))?;
-                entries.push((scheme, opened.secrets()));
-                files.push(opened);
+                if secrets == AuthSecrets::Leave {
+                    entries.push((scheme, secrets::none()));
+                    continue;
+                }
+                let owner = format!("route {name}, scheme {}", scheme.name());
+                let fits = {
+                    let scheme = scheme.clone();
+                    move |secret: &Secret| scheme.check(secret)
+                };
+                match SecretFiles::open(owner, entry.secret_files.clone(), fits) {
+                    Ok((opened, absent)) => {
+                        for error in absent {
+                            self.warn(format!("{source_name}: route {name:?}: auth: {error}; its secret is not accepted until the file holds one, another file of secret_files has one"));
+                        }
+                        entries.push((scheme, opened.secrets()));
+                        files.push(opened);
+                    }
+                    Err(errors) => errors.iter().for_each(|error| self.refuse(wrong(error))),
+                }
             }
             verifiers.push((name, Verifier::new(entries)));
         }
-        Ok((Verifiers::new(verifiers), files))
+        (Verifiers::new(verifiers), files)
     }
 }
 
-fn scheme(entry: &Auth) -> Result<Scheme, String> {
-    let scheme = match (entry.scheme, &entry.id) {
-        (SchemeName::EspoCrm, Some(id)) if !id.is_empty() && !id.contains(':') => Scheme::EspoCrm { id: id.clone() },
-        (SchemeName::EspoCrm, Some(id)) => {
-            return Err(format!("id {id:?} is no id of a webhook: it is empty or has a colon in it"));
+/// What is wrong with a `[[routes]]` table.
+#[derive(Debug, thiserror::Error)]
+enum RouteSectionError {
+    #[error(
+        "route {route:?}: an {action} route needs while_pending = \"skip\": this version drops an {action} of an id that is still pending, so its consumers have to release an id before they read the record"
+    )]
+    UpdatesNeedSkip { route: String, action: String },
+    #[error(
+        "route {route:?}: while_pending = \"coalesce\" is not in this version of hookgate; set \"skip\", and let consumers release an id before they read the record"
+    )]
+    Coalesce { route: String },
+    #[error(transparent)]
+    Route(#[from] RouteError),
+}
+
+fn route(section: &RouteSection) -> Result<Route, RouteSectionError> {
+    let RouteSection { flow, entity, action, path, subject, pending_key, label, while_pending, auth: _ } = section;
+    let updates = matches!(action.as_str(), "update" | "fieldUpdate");
+    match while_pending {
+        Some(WhilePending::Coalesce) => return Err(RouteSectionError::Coalesce { route: section.name() }),
+        None if updates => {
+            return Err(RouteSectionError::UpdatesNeedSkip { route: section.name(), action: action.clone() });
         }
-        (SchemeName::EspoCrm, None) => {
-            return Err("scheme \"espocrm\" needs the id of the webhook, as EspoCRM shows it".to_owned());
+        Some(WhilePending::Skip) | None => {}
+    }
+    Ok(Route::new(&RouteSpec {
+        flow,
+        entity,
+        action,
+        path: path.as_deref(),
+        subject: subject.as_deref(),
+        pending_key: pending_key.as_deref(),
+        label: label.as_deref(),
+    })?)
+}
+
+/// What is wrong with an entry of `auth`.
+#[derive(Debug, thiserror::Error)]
+enum AuthError {
+    #[error("id {0:?} is no id of a webhook: it is empty or has a colon in it")]
+    Id(String),
+    #[error("scheme \"espocrm\" needs the id of the webhook, as EspoCRM shows it")]
+    IdMissing,
+    #[error("id {0:?} makes sense with scheme \"espocrm\" only; leave it out")]
+    IdUnused(String),
+    #[error("{0:?} is there twice; put all its files into one secret_files")]
+    Twice(Scheme),
+    #[error("scheme {0:?}: secret_files names no file, so nobody would be let in")]
+    NoFile(&'static str),
+}
+
+fn scheme(entry: &Auth) -> Result<Scheme, AuthError> {
+    match (entry.scheme, &entry.id) {
+        (SchemeName::EspoCrm, Some(id)) if !id.is_empty() && !id.contains(':') => {
+            Ok(Scheme::EspoCrm { id: id.clone() })
         }
-        (SchemeName::StandardWebhooks, None) => Scheme::StandardWebhooks,
-        (SchemeName::GitHub, None) => Scheme::GitHub,
-        (SchemeName::Bearer, None) => Scheme::Bearer,
-        (_, Some(id)) => return Err(format!("id {id:?} makes sense with scheme \"espocrm\" only; leave it out")),
+        (SchemeName::EspoCrm, Some(id)) => Err(AuthError::Id(id.clone())),
+        (SchemeName::EspoCrm, None) => Err(AuthError::IdMissing),
+        (SchemeName::StandardWebhooks, None) => Ok(Scheme::StandardWebhooks),
+        (SchemeName::GitHub, None) => Ok(Scheme::GitHub),
+        (SchemeName::Bearer, None) => Ok(Scheme::Bearer),
+        (_, Some(id)) => Err(AuthError::IdUnused(id.clone())),
+    }
+}
+
+/// The directives of a log filter; a field of a span may hold commas in its brackets.
+fn directives(filter: &str) -> impl Iterator<Item = &str> {
+    let mut depth = 0_usize;
+    let comma = move |c: char| {
+        match c {
+            '[' | '{' => depth += 1,
+            ']' | '}' => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        c == ',' && depth == 0
     };
-    Ok(scheme)
+    filter.split(comma).map(str::trim).filter(|directive| !directive.is_empty())
+}
+
+fn is_level(word: &str) -> bool {
+    word.parse::<LevelFilter>().is_ok()
+}
+
+fn is_ours(target: &str) -> bool {
+    target.strip_prefix("hookgate").is_some_and(|rest| rest.is_empty() || rest.starts_with("::"))
+}
+
+/// A single word that is neither: it would be taken for the target of a library.
+fn unknown_word(filter: &str) -> Option<&str> {
+    directives(filter).find(|word| !word.contains(['=', '[']) && !is_level(word) && !is_ours(word))
+}
+
+/// Whether some directive is about hookgate. One for a span is about all targets.
+fn says_something_of_hookgate(filter: &str) -> bool {
+    directives(filter).any(|directive| {
+        let target = directive.split(['=', '[']).next().unwrap_or_default();
+        is_level(directive) || is_ours(target) || target.is_empty()
+    })
 }

@@ -1,6 +1,25 @@
 //! What can be wrong with a configuration. Each message names source, key and value, and says what is allowed.
 
-use std::path::PathBuf;
+use std::{fmt, path::PathBuf};
+
+/// All that is wrong with a configuration.
+#[derive(Debug, thiserror::Error)]
+pub struct SettingsErrors(pub(super) Vec<SettingsError>);
+
+impl SettingsErrors {
+    /// Each mistake; there is at least one.
+    pub fn iter(&self) -> impl Iterator<Item = &SettingsError> {
+        self.0.iter()
+    }
+}
+
+/// One a line.
+impl fmt::Display for SettingsErrors {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let lines: Vec<_> = self.0.iter().map(ToString::to_string).collect();
+        out.write_str(&lines.join("\n"))
+    }
+}
 
 /// A configuration that can't be used.
 #[derive(Debug, thiserror::Error)]

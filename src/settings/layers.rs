@@ -1,35 +1,29 @@
-//! Files and environment variables, each read strictly, then put over each other.
+//! Files and environment variables, each read strictly, then put over each other. A mistake does not end the reading:
+//! all of them are kept, for one report.
 
 use std::path::Path;
 
-use config::{Config, File, FileFormat};
-use toml::{Table, Value};
+use config::{Config, ConfigError, File, FileFormat};
+use toml::Table;
 
-use super::{SettingsError, redaction::hide_credentials, sections::Configuration};
+use super::{
+    SettingsError,
+    reading::{self, Mistake},
+    sections::Configuration,
+    variables::{self, Environment},
+};
 
-/// Variables that begin so belong to hookgate. Two underscores: Kubernetes makes variables such as
-/// `HOOKGATE_PORT` for a service of this name.
-const PREFIX: &str = "HOOKGATE__";
-
-/// The variables of the process, as names and values.
-pub type Environment = Vec<(String, String)>;
-
-/// The environment of this process; values that are not UTF-8 are none of ours unless the name is.
-#[must_use]
-pub fn environment() -> Environment {
-    std::env::vars_os()
-        .filter_map(|(name, value)| {
-            let name = name.into_string().ok().filter(|name| name.starts_with(PREFIX))?;
-            Some((name, value.to_string_lossy().into_owned()))
-        })
-        .collect()
+/// The layers of a configuration, the first one lowest, and what is wrong with them.
+#[derive(Debug, Default)]
+pub struct Layers {
+    stack: Vec<Layer>,
+    errors: Vec<SettingsError>,
+    warnings: Vec<String>,
+    /// Keys whose values can't be read. The empty one stands for any key.
+    unread: Vec<String>,
 }
 
-/// The layers of a configuration, the first one lowest.
-#[derive(Debug, Clone, Default)]
-pub struct Layers(Vec<Layer>);
-
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 struct Layer {
     name: String,
     table: Table,
@@ -37,67 +31,89 @@ struct Layer {
 
 impl Layers {
     /// Puts a TOML file on top.
-    ///
-    /// # Errors
-    /// If it can't be read or understood.
-    pub fn add_file(&mut self, path: &Path) -> Result<(), SettingsError> {
-        let text =
-            std::fs::read_to_string(path).map_err(|problem| SettingsError::File { path: path.to_owned(), problem })?;
-        self.add_text(&path.display().to_string(), &text)
+    pub fn add_file(&mut self, path: &Path) {
+        match std::fs::read_to_string(path) {
+            Ok(text) => self.add_text(&path.display().to_string(), &text),
+            Err(problem) => {
+                self.unread.push(String::new());
+                self.errors.push(SettingsError::File { path: path.to_owned(), problem });
+            }
+        }
     }
 
     /// Puts TOML text on top; `name` is for messages.
-    ///
-    /// # Errors
-    /// If it can't be understood: with line, key and value.
-    pub fn add_text(&mut self, name: &str, text: &str) -> Result<(), SettingsError> {
-        let wrong = |error: &toml::de::Error, key: Option<String>| {
-            let span = error.span().unwrap_or_default();
-            let line = text[..span.start].matches('\n').count() + 1;
-            SettingsError::Layer {
-                source_name: format!("{name}, line {line}"),
-                problem: problem(error.message(), key.as_deref(), text.get(span)),
-            }
-        };
-        let strict = toml::Deserializer::parse(text).map_err(|error| wrong(&error, None))?;
-        if let Err(error) = serde_path_to_error::deserialize::<_, Configuration>(strict) {
-            return Err(wrong(error.inner(), Some(error.path().to_string())));
+    pub fn add_text(&mut self, name: &str, text: &str) {
+        let (table, mistakes) = reading::read(text);
+        for Mistake { line, key, problem } in mistakes {
+            self.unread.push(key);
+            self.errors.push(SettingsError::Layer { source_name: format!("{name}, line {line}"), problem });
         }
-        let table = text.parse::<Table>().map_err(|error| wrong(&error, None))?;
-        self.0.push(Layer { name: name.to_owned(), table });
-        Ok(())
+        self.stack.push(Layer { name: name.to_owned(), table });
     }
 
     /// Puts environment variables on top: `HOOKGATE__SECTION__KEY`.
-    ///
-    /// # Errors
-    /// For an unknown key or a value that does not fit its key.
-    pub fn add_environment(&mut self, variables: Environment) -> Result<(), SettingsError> {
-        let mut variables: Vec<_> = variables.into_iter().filter(|(name, _)| name.starts_with(PREFIX)).collect();
+    pub fn add_environment(&mut self, mut variables: Environment) {
         variables.sort();
         for (name, text) in variables {
-            let path: Vec<_> = name[PREFIX.len()..].split("__").map(str::to_ascii_lowercase).collect();
-            let table = fit(&path, &text).map_err(|problem| SettingsError::Layer {
-                source_name: format!("environment variable {name}"),
-                problem,
-            })?;
-            self.0.push(Layer { name: format!("environment variable {name}"), table });
+            let right = variables::right_spelling(&name);
+            let source_name = format!("environment variable {name}");
+            let Some(path) = variables::path(&name) else {
+                self.warnings.extend(right.map(|right| format!("{source_name} has no effect: the key is {right}")));
+                continue;
+            };
+            match variables::read(&path, &text) {
+                Ok(table) => self.stack.push(Layer { name: source_name, table }),
+                Err(problems) => {
+                    self.unread.push(path.join("."));
+                    let hint = right.map_or_else(String::new, |right| format!("; the key is {right}"));
+                    self.errors.extend(problems.into_iter().map(|problem| SettingsError::Layer {
+                        source_name: source_name.clone(),
+                        problem: format!("{problem}{hint}"),
+                    }));
+                }
+            }
         }
-        Ok(())
     }
 
     /// Puts the layers over each other, above the built-in defaults.
-    ///
-    /// # Errors
-    /// If two layers that are right by themselves do not fit together.
-    pub fn merge(&self) -> Result<Configuration, SettingsError> {
-        let wrong = |problem: String| SettingsError::Layer { source_name: "merging the layers".to_owned(), problem };
+    #[must_use]
+    pub fn merge(&mut self) -> Configuration {
+        self.merged().unwrap_or_else(|error| {
+            self.unread.push(String::new());
+            let source_name = "merging the layers".to_owned();
+            self.errors.push(SettingsError::Layer { source_name, problem: error.to_string() });
+            Configuration::default()
+        })
+    }
+
+    fn merged(&self) -> Result<Configuration, ConfigError> {
         let mut builder = Config::builder();
-        for layer in &self.0 {
-            let text = toml::to_string(&layer.table).map_err(|error| wrong(error.to_string()))?;
+        for layer in &self.stack {
+            let text = toml::to_string(&layer.table).map_err(|error| ConfigError::Foreign(Box::new(error)))?;
             builder = builder.add_source(File::from_str(&text, FileFormat::Toml));
         }
-        builder.build().and_then(Config::try_deserialize).map_err(|error| wrong(error.to_string()))
+        builder.build()?.try_deserialize()
+    }
+
+    /// What was wrong with the layers so far.
+    pub(super) fn take_errors(&mut self) -> Vec<SettingsError> {
+        std::mem::take(&mut self.errors)
+    }
+
+    /// What was odd about them.
+    pub(super) fn take_warnings(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.warnings)
+    }
+
+    /// Whether the values of all these keys could be read, so that they can be compared.
+    pub(super) fn are_read(&self, keys: &[&str]) -> bool {
+        let covers = |unread: &str, key: &str| {
+            let rest = key.strip_prefix(unread);
+            unread.is_empty() || rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
+        };
+        // Either may be the table that the other is in.
+        let clash = |unread: &String, key: &str| covers(unread, key) || covers(key, unread);
+        !keys.iter().any(|key| self.unread.iter().any(|unread| clash(unread, key)))
     }
 
     /// The name of the layer that set a key last.
@@ -107,85 +123,7 @@ impl Layers {
             let first = words.next().and_then(|word| layer.table.get(word));
             words.try_fold(first?, |value, word| value.get(word)).map(|_| ())
         };
-        self.0
-            .iter()
-            .rev()
-            .find(|layer| sets(layer).is_some())
-            .map_or_else(|| "built-in default".to_owned(), |layer| layer.name.clone())
+        let last = self.stack.iter().rev().find(|layer| sets(layer).is_some());
+        last.map_or_else(|| "built-in default".to_owned(), |layer| layer.name.clone())
     }
-}
-
-/// Reads a variable as whatever its key takes: the first reading that the key accepts counts. Text comes
-/// first, so that a name of digits stays text.
-fn fit(path: &[String], text: &str) -> Result<Table, String> {
-    let key = path.join(".");
-    let json = serde_json::from_str::<Value>(text);
-    let integer = text.parse().ok().map(Value::Integer);
-    let boolean = text.parse().ok().map(Value::Boolean);
-    let tables = json.as_ref().ok().filter(|value| value.is_array()).cloned();
-    let list = Value::Array(text.split(',').map(|item| Value::String(item.trim().to_owned())).collect());
-    // Whoever writes a list of tables wants to hear what is wrong inside it.
-    let meant = tables.as_ref().or(integer.as_ref()).or(boolean.as_ref()).cloned();
-    let mut complaints = Vec::new();
-    for reading in [Some(Value::String(text.to_owned())), integer, boolean, tables, Some(list)].into_iter().flatten() {
-        let mut table = Table::new();
-        nest(&mut table, path, reading.clone());
-        match serde_path_to_error::deserialize::<_, Configuration>(table.clone()) {
-            Ok(_) => return Ok(table),
-            Err(error) => {
-                let at = error.path().to_string();
-                let value = (at == key).then(|| format!("{text:?}"));
-                complaints.push((reading, problem(error.inner().message(), Some(&at), value.as_deref())));
-            }
-        }
-    }
-    // The complaint about a wrong type is worth less than one about the value itself.
-    let telling = complaints.iter().find(|(_, complaint)| !complaint.contains("invalid type"));
-    let meant = complaints.iter().find(|(reading, _)| Some(reading) == meant.as_ref());
-    let complaint = telling.or(meant).or(complaints.first()).map(|(_, complaint)| complaint.as_str());
-    Err(match json {
-        Err(error) if text.starts_with('[') => format!("{key}: not a list of tables in JSON: {error}"),
-        _ => complaint.unwrap_or_default().to_owned(),
-    })
-}
-
-fn nest(table: &mut Table, path: &[String], value: Value) {
-    match path {
-        [] => {}
-        [key] => {
-            table.insert(key.clone(), value);
-        }
-        [section, rest @ ..] => {
-            let mut inner = Table::new();
-            nest(&mut inner, rest, value);
-            table.insert(section.clone(), Value::Table(inner));
-        }
-    }
-}
-
-/// Longest value that a message repeats.
-const MAX_SHOWN: usize = 80;
-
-/// What serde calls by the names of Rust.
-const IN_WORDS: [(&str, &str); 6] = [
-    ("expected usize", "expected a whole number that is not negative"),
-    ("expected u32", "expected a whole number that is not negative"),
-    ("expected struct RouteSection", "expected a table"),
-    ("expected a sequence", "expected a list"),
-    ("expected a boolean", "expected true or false"),
-    ("invalid socket address syntax", "not an address; write an IP address and a port, such as 0.0.0.0:3000"),
-];
-
-/// Says what is wrong with which key, and with its value unless that may be a secret or is a whole table.
-fn problem(message: &str, key: Option<&str>, value: Option<&str>) -> String {
-    // What a key that does not exist was meant to hold is anybody's guess: perhaps a password.
-    let of_the_key = ["unknown field", "missing field", "duplicate key"].iter().any(|start| message.starts_with(start));
-    let value = value.filter(|text| !of_the_key && text.len() <= MAX_SHOWN && !text.is_empty() && !text.contains('\n'));
-    let message = IN_WORDS.iter().fold(message.to_owned(), |text, (rust, words)| text.replace(rust, words));
-    let text = match (key.filter(|key| *key != "."), value) {
-        (Some(key), Some(value)) => format!("{key} = {value}: {message}"),
-        (Some(key), None) => format!("{key}: {message}"),
-        (None, _) => message,
-    };
-    hide_credentials(&text)
 }

@@ -1,123 +1,174 @@
 //! How the stores are reached: addresses, logins, TLS.
 
-use std::path::{Path, PathBuf};
-
-use redis::{ConnectionAddr, IntoConnectionInfo};
+use std::{
+    fmt::Display,
+    net::IpAddr,
+    path::{Path, PathBuf},
+};
 
 use super::{
-    PendingBackend, SettingsError,
+    ClaimsIn, RedisAddress, SettingsError,
     checks::{Check, in_toml},
-    sections, without_credentials,
+    sections,
 };
 use crate::{
-    pending::access::Access,
     publisher::{
         login::{Login, LoginError},
         servers::Servers,
     },
-    secrets,
+    redaction::without_credentials,
+    secrets::{self, Secret},
     tls::{TlsFiles, system_has_authorities},
 };
+
+/// Where Redis listens unless the address says otherwise.
+const REDIS_PORT: u16 = 6379;
 
 /// A key and the file it names.
 type FileKey<'a> = (&'static str, &'a Option<PathBuf>);
 
-impl Check<'_> {
+impl Check {
     fn bad_secret(&self, key: &'static str, path: &Path, problem: std::io::Error) -> SettingsError {
-        SettingsError::Secret { source_name: self.layers.origin(key), key, path: path.to_owned(), problem }
+        SettingsError::Secret { source_name: self.origin(key), key, path: path.to_owned(), problem }
     }
 
     fn secret(&self, key: &'static str, path: &Path) -> Result<String, SettingsError> {
         secrets::text(path).map_err(|problem| self.bad_secret(key, path, problem))
     }
 
-    pub(super) fn pending(&self, redis: &sections::Redis) -> Result<PendingBackend, SettingsError> {
-        const KEY: &str = "redis.url";
-        let shown = format!("{:?}", without_credentials(&redis.url));
-        let tls = self.tls_files(
+    pub(super) fn claims_in(&mut self, redis: &sections::Redis) -> Option<ClaimsIn> {
+        let tls = self.note(self.tls_files(
             ("redis.ca_file", &redis.ca_file),
             ("redis.client_cert_file", &redis.client_cert_file),
             ("redis.client_key_file", &redis.client_key_file),
-        )?;
+        ));
+        let known = ["redis://", "rediss://"].iter().any(|scheme| redis.url.starts_with(scheme));
         if redis.url == "memory:" {
-            return Ok(PendingBackend::Memory);
+            return tls.map(|_| ClaimsIn::Memory);
         }
-        if !redis.url.starts_with("redis://") && !redis.url.starts_with("rediss://") {
+        if !known {
             let problem =
                 "this version of hookgate knows redis://host:port/db, rediss://host:port/db (TLS) and memory:";
-            return Err(self.value(KEY, shown, problem.to_owned()));
+            let shown = format!("{:?}", without_credentials(&redis.url));
+            self.refuse(self.value("redis.url", shown, problem.to_owned()));
         }
-        let wrong = |error: &dyn std::fmt::Display| {
-            let problem = format!("is not the address of a Redis server ({error}); write redis://host:6379/1");
+        let password = self.note(self.redis_password(redis));
+        if !known {
+            return None;
+        }
+        let address = self.redis_address(redis, tls?, password?);
+        self.note(address).map(ClaimsIn::Redis)
+    }
+
+    /// The password in a file of its own.
+    fn redis_password(&self, redis: &sections::Redis) -> Result<Option<String>, SettingsError> {
+        let alone = redis.username.is_some() && redis.password_file.is_none();
+        if alone && self.are_read(&["redis.username", "redis.password_file"]) {
+            let problem = "needs redis.password_file beside it".to_owned();
+            return Err(self.value("redis.username", in_toml(&redis.username), problem));
+        }
+        redis.password_file.as_deref().map(|path| self.secret("redis.password_file", path)).transpose()
+    }
+
+    /// Where Redis is, and how to log in.
+    fn redis_address(
+        &self,
+        redis: &sections::Redis,
+        tls: TlsFiles,
+        password: Option<String>,
+    ) -> Result<RedisAddress, SettingsError> {
+        const KEY: &str = "redis.url";
+        let shown = format!("{:?}", without_credentials(&redis.url));
+        let wrong = |problem: &dyn Display| {
+            let problem = format!("is not the address of a Redis server ({problem}); write redis://host:6379/1");
             self.value(KEY, &shown, problem)
         };
         let url = url::Url::parse(&redis.url).map_err(|error| wrong(&error))?;
         if url.fragment().is_some() {
             return Err(wrong(&"it has something behind a #; certificates are always checked"));
         }
-        let info = redis.url.as_str().into_connection_info().map_err(|error| wrong(&error))?;
-        let mut login = info.redis_settings().clone();
-        if matches!(url.path(), "" | "/") {
-            // Consumers of the replaced system look there.
-            login = login.set_db(1);
+        if url.query().is_some() {
+            return Err(wrong(&"it has something behind a ?"));
         }
-        if redis.username.is_some() && redis.password_file.is_none() {
-            let problem = "needs redis.password_file beside it".to_owned();
-            return Err(self.value("redis.username", in_toml(&redis.username), problem));
-        }
-        if let Some(path) = &redis.password_file {
-            if url.password().is_some() {
-                let problem = "the url holds a password too; keep one".to_owned();
-                return Err(self.value("redis.password_file", in_toml(path), problem));
-            }
-            login = login.set_password(self.secret("redis.password_file", path)?);
-        }
-        if let Some(username) = &redis.username {
-            login = login.set_username(username);
-        }
-        let info = info.set_redis_settings(login);
-        let access = if matches!(info.addr(), ConnectionAddr::TcpTls { .. }) {
-            self.authorities(KEY, &shown, &tls, "redis.ca_file")?;
-            Access::tls(info, tls)
-        } else {
-            for (key, path) in [("redis.ca_file", &redis.ca_file), ("redis.client_cert_file", &redis.client_cert_file)]
-            {
-                if path.is_some() {
-                    let problem = format!("has no effect without TLS; write rediss:// in redis.url ({shown})");
-                    return Err(self.value(key, in_toml(path), problem));
-                }
-            }
-            Access::plain(info)
+        // An address in brackets is one of IP version 6; what else stands there is a name or an address as it is.
+        let host = match url.host() {
+            Some(url::Host::Domain(name)) => name.to_owned(),
+            Some(url::Host::Ipv4(address)) => address.to_string(),
+            Some(url::Host::Ipv6(address)) => address.to_string(),
+            None => String::new(),
         };
-        access.client().map_err(|error| wrong(&error))?;
-        Ok(PendingBackend::Redis(Box::new(access)))
+        if host.is_empty() {
+            return Err(wrong(&"it names no host"));
+        }
+        if host.parse::<IpAddr>().is_ok_and(|address| address.is_unspecified()) {
+            return Err(wrong(&"it names no host, but any address"));
+        }
+        let database = match url.path().trim_matches('/') {
+            // Consumers of the replaced system look there.
+            "" => 1,
+            number => number.parse::<u32>().map_err(|_not| wrong(&"the database is a number"))?.into(),
+        };
+        if let (Some(path), Some(_)) = (&redis.password_file, url.password()) {
+            let problem = "the url holds a password too; keep one".to_owned();
+            return Err(self.value("redis.password_file", in_toml(path), problem));
+        }
+        let in_url = Some(url.username()).filter(|name| !name.is_empty()).map(percent_decode);
+        let password = password.or_else(|| url.password().map(percent_decode));
+        let tls = if url.scheme() == "rediss" {
+            self.authorities(KEY, &shown, &tls, "redis.ca_file")?;
+            Some(tls)
+        } else {
+            let files = [("redis.ca_file", &redis.ca_file), ("redis.client_cert_file", &redis.client_cert_file)];
+            let useless = files.into_iter().find(|(key, path)| path.is_some() && self.are_read(&[KEY, key]));
+            if let Some((key, path)) = useless {
+                let problem = format!("has no effect without TLS; write rediss:// in redis.url ({shown})");
+                return Err(self.value(key, in_toml(path), problem));
+            }
+            None
+        };
+        Ok(RedisAddress {
+            host,
+            port: url.port().unwrap_or(REDIS_PORT),
+            database,
+            username: redis.username.clone().or(in_url),
+            password: password.as_deref().map(Secret::from),
+            tls,
+        })
     }
 
-    pub(super) fn servers(&self, nats: &sections::Nats) -> Result<Servers, SettingsError> {
-        let login = self.nats_login(nats)?;
-        let tls = self.tls_files(
+    pub(super) fn servers(&mut self, nats: &sections::Nats) -> Option<Servers> {
+        let login = self.note(self.nats_login(nats));
+        let tls = self.note(self.tls_files(
             ("nats.ca_file", &nats.ca_file),
             ("nats.client_cert_file", &nats.client_cert_file),
             ("nats.client_key_file", &nats.client_key_file),
-        )?;
+        ));
         let shown: Vec<_> = nats.url.split(',').map(without_credentials).collect();
         let shown = format!("{:?}", shown.join(","));
-        let servers = Servers::parse(&nats.url, login, tls.clone())
-            .map_err(|error| self.value("nats.url", &shown, error.to_string()))?;
-        if servers.wants_tls() {
-            self.authorities("nats.url", &shown, &tls, "nats.ca_file")?;
+        let whole = login.is_some() && tls.is_some();
+        let tls = tls.unwrap_or_default();
+        let servers = Servers::parse(&nats.url, login.unwrap_or_default(), tls.clone())
+            .map_err(|error| self.value("nats.url", &shown, error.to_string()));
+        let servers = self.note(servers)?;
+        if whole && servers.wants_tls() {
+            self.note(self.authorities("nats.url", &shown, &tls, "nats.ca_file"))?;
         }
-        Ok(servers)
+        whole.then_some(servers)
     }
 
     /// The one way to log in to NATS.
     fn nats_login(&self, nats: &sections::Nats) -> Result<Login, SettingsError> {
         let password: FileKey<'_> = ("nats.password_file", &nats.password_file);
-        if let (Some(user), None) = (&nats.user, &nats.password_file) {
-            return Err(self.value("nats.user", format!("{user:?}"), "needs nats.password_file beside it".to_owned()));
-        }
-        if let (None, Some(path)) = (&nats.user, &nats.password_file) {
-            return Err(self.value("nats.password_file", in_toml(path), "needs nats.user beside it".to_owned()));
+        let both = self.are_read(&["nats.user", "nats.password_file"]);
+        match (&nats.user, &nats.password_file) {
+            (Some(user), None) if both => {
+                let problem = "needs nats.password_file beside it".to_owned();
+                return Err(self.value("nats.user", format!("{user:?}"), problem));
+            }
+            (None, Some(path)) if both => {
+                return Err(self.value("nats.password_file", in_toml(path), "needs nats.user beside it".to_owned()));
+            }
+            _ => {}
         }
         let files: [FileKey<'_>; 4] = [
             password,
@@ -153,6 +204,7 @@ impl Check<'_> {
         let client = match (cert.1, key.1) {
             (Some(cert), Some(key)) => Some((cert.clone(), key.clone())),
             (None, None) => None,
+            (Some(_), None) | (None, Some(_)) if !self.are_read(&[cert.0, key.0]) => None,
             (Some(path), None) => {
                 return Err(self.value(cert.0, in_toml(path), format!("needs {} beside it", key.0)));
             }
@@ -178,4 +230,11 @@ impl Check<'_> {
         );
         Err(self.value(key, shown, problem))
     }
+}
+
+/// A part of an address; `url` keeps it encoded.
+fn percent_decode(text: &str) -> String {
+    let text = format!("x={}", text.replace('+', "%2B"));
+    let decoded = url::form_urlencoded::parse(text.as_bytes()).next();
+    decoded.map_or_else(String::new, |(_, value)| value.into_owned())
 }

@@ -5,10 +5,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::{span::Span, table::table};
-use crate::{
-    pending::redis as redis_store,
-    pipeline::{WithoutAck, WithoutClaim},
-};
+use crate::pipeline::{WithoutAck, WithoutClaim};
 
 /// `[redis]`: where ids are claimed.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
@@ -84,16 +81,6 @@ pub enum Durability {
     Replica,
     /// A crash of the machine: it is on disk.
     Aof,
-}
-
-impl From<Durability> for redis_store::Durability {
-    fn from(setting: Durability) -> Self {
-        match setting {
-            Durability::None => Self::None,
-            Durability::Replica => Self::Replica,
-            Durability::Aof => Self::Aof,
-        }
-    }
 }
 
 /// `[nats]`: where events go.

@@ -12,7 +12,7 @@ const AUTHORIZATION: HeaderName = HeaderName::from_static("authorization");
 const KEY: &[u8] = b"hookgate bearer";
 
 pub(super) fn mac(secret: &Secret) -> Hmac<Sha256> {
-    hmac(KEY, &[&secret.0])
+    hmac(KEY, &[secret.bytes()])
 }
 
 pub(super) fn read(headers: &HeaderMap) -> Option<Result<Claimed, Failure>> {

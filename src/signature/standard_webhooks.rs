@@ -15,7 +15,7 @@ const MAX_SIGNATURES: usize = 8;
 
 /// The key behind a secret, which is shown as `whsec_` and base64.
 pub(super) fn key(secret: &Secret) -> Option<Vec<u8>> {
-    let encoded = secret.0.strip_prefix(b"whsec_").unwrap_or(&secret.0);
+    let encoded = secret.bytes().strip_prefix(b"whsec_").unwrap_or_else(|| secret.bytes());
     STANDARD.decode(encoded).ok().filter(|key| !key.is_empty())
 }
 

@@ -111,9 +111,17 @@ fn variables() {
         ("HOOKGATE__SERVER__LISTEN__PORT", "1", "server.listen: invalid type: map, expected socket address"),
         ("HOOKGATE__ROUTES", "vmh", "routes = \"vmh\": invalid type: string \"vmh\", expected a list"),
         ("HOOKGATE__ROUTES", "[{\"flow\":\"a\"", "routes: not a list of tables in JSON: EOF"),
-        ("HOOKGATE__ROUTES", "[{\"flow\":1}]", "routes[0].flow: invalid type: integer `1`, expected a string"),
+        (
+            "HOOKGATE__ROUTES",
+            "[{\"flow\":1,\"entity\":\"b\",\"action\":\"c\"}]",
+            "routes[0].flow = 1: invalid type: integer `1`, expected a string",
+        ),
         ("HOOKGATE__ROUTES", "[{\"flow\":\"a\",\"entity\":\"b\"}]", "routes[0]: missing field `action`"),
-        ("HOOKGATE__ROUTES", "[{\"flow\":\"a\",\"x\":1}]", "routes[0].x: unknown field `x`"),
+        (
+            "HOOKGATE__ROUTES",
+            "[{\"flow\":\"a\",\"entity\":\"b\",\"action\":\"c\",\"x\":1}]",
+            "routes[0].x: unknown field `x`",
+        ),
         ("HOOKGATE__ROUTES", "[]", "no route is configured: add a [[routes]] table"),
         ("HOOKGATE__ROUTES__0__FLOW", "a", "routes: invalid type: map, expected a list"),
     ] {
@@ -216,15 +224,17 @@ fn values_that_make_no_sense() {
             "this version of hookgate knows redis://host:port/db, rediss://host:port/db (TLS) and memory:",
         ),
         ("redis.url", "\"\"", "this version of hookgate knows"),
-        ("redis.url", "\"redis://h/x\"", "is not the address of a Redis server (Invalid database number"),
+        ("redis.url", "\"redis://h/x\"", "is not the address of a Redis server (the database is a number"),
         (
             "redis.url",
             "\"redis://\"",
-            "is not the address of a Redis server (Missing hostname - InvalidClientConfig); write redis://host:6379/1",
+            "is not the address of a Redis server (it names no host); write redis://host:6379/1",
         ),
         ("redis.username", "\"u\"", "needs redis.password_file beside it"),
         ("redis.url", "\"redis+sentinel://h\"", "this version of hookgate knows"),
         ("redis.url", "\"rediss://h#insecure\"", "certificates are always checked"),
+        ("redis.url", "\"redis://h?x=1\"", "it has something behind a ?"),
+        ("redis.url", "\"redis://0.0.0.0\"", "it names no host, but any address"),
         (
             "nats.url",
             "\"wss://h\"",
@@ -238,6 +248,10 @@ fn values_that_make_no_sense() {
         ("nats.stream.replicas", "6", "is not between 1 and 5"),
         ("nats.stream.max_age", "\"5m\"", "is shorter than nats.stream.duplicate_window"),
         ("log.filter", "\"=x=\"", "invalid filter directive; write levels"),
+        ("log.filter", "\"inof\"", "\"inof\" is neither a level nor a target of hookgate; write levels (off, error"),
+        ("log.filter", "\"info,hookgat\"", "\"hookgat\" is neither a level nor a target of hookgate"),
+        ("log.filter", "\"hyper=debug\"", "it names neither a level nor a target of hookgate, so hookgate would log"),
+        ("log.filter", "\"\"", "it names neither a level nor a target of hookgate"),
     ] {
         let named = format!("hookgate: configuration: hookgate.toml: {key} = {value}: ");
         refused(&format!("{key} = {value}"), &[&named, words]);
@@ -245,6 +259,94 @@ fn values_that_make_no_sense() {
     // The key to change may be another than the one that is set.
     let both = ["built-in default: server.max_buffered_bytes", "server.max_body_bytes (hookgate.toml: 268435456)"];
     refused("server.max_body_bytes = 268435456", &both);
+}
+
+#[test]
+fn filters_that_say_something_of_hookgate() {
+    for filter in
+        ["info", "WARN", "off", "hookgate", "hookgate=debug", "hookgate::entity=warn,error", "warn,hyper=debug"]
+    {
+        Trial::new(&[]).with("HOOKGATE__LOG__FILTER", filter).check(&[]);
+    }
+}
+
+/// One run, one report.
+#[test]
+fn all_mistakes_are_reported_at_once() {
+    let first = r#"
+colour = "red"
+[server]
+max_headers = 1
+max_in_flight = "many"
+lisen = "0.0.0.0:1"
+[redis]
+url = "postgres://u:geheim@h"
+password_file = "/nowhere/at-all"
+[log]
+filter = "inof"
+[[routes]]
+flow = "a b"
+entity = "b"
+action = "create"
+[[routes]]
+flow = 1
+entity = "b"
+[[routes]]
+flow = "c"
+entity = "b"
+action = "create"
+whilepending = "skip"
+auth = [{ scheme = "bearer", secret_files = ["/nowhere/secret"] }, { scheme = "hmac", secret_files = ["x"] }]
+"#;
+    let second = "[outbox]\nrelay_after = \"1s\"\n[nats\n";
+    let trial = Trial::new(&[("first.toml", first), ("second.toml", second)])
+        .with("HOOKGATE__NATS__STREAM__REPLICAS", "9")
+        .with("HOOKGATE__NATS__DELIVERY", "cor");
+    let complaint = trial.complaint(&["serve", "--config", "first.toml", "--config", "second.toml"]);
+    let lines: Vec<_> = complaint.lines().collect();
+    let expected = [
+        "first.toml, line 2: colour: unknown field",
+        "first.toml, line 5: server.max_in_flight = \"many\": ",
+        "first.toml, line 6: server.lisen: unknown field",
+        "first.toml, line 17: routes[1].flow = 1: invalid type",
+        "routes[1]: missing field `action`",
+        "first.toml, line 23: routes[2].whilepending: unknown field",
+        "first.toml, line 24: routes[2].auth[1].scheme = \"hmac\": unknown variant",
+        "second.toml, line 3: ",
+        "environment variable HOOKGATE__NATS__DELIVERY: nats.delivery = \"cor\": unknown variant",
+        "first.toml: server.max_headers = 1: is not between",
+        "first.toml: redis.url = \"postgres://***@h\": ",
+        "first.toml: redis.password_file = \"/nowhere/at-all\": read secret file",
+        "first.toml: log.filter = \"inof\": ",
+        "first.toml: route \"a b/b/create\": flow \"a b\" has a blank",
+        "first.toml: route \"c/b/create\": auth: secret file \"/nowhere/secret\": No such file",
+        "environment variable HOOKGATE__NATS__STREAM__REPLICAS: nats.stream.replicas = 9: ",
+    ];
+    for words in expected {
+        let found = lines.iter().filter(|line| line.contains(words)).count();
+        assert_eq!(found, 1, "{words:?} in\n{complaint}");
+    }
+    assert!(lines.iter().all(|line| line.starts_with("hookgate: configuration: ")), "{complaint}");
+    assert_eq!(lines.len(), expected.len(), "and nothing follows from another mistake\n{complaint}");
+}
+
+/// A value that can't be read is compared with nothing: its default was never meant.
+#[test]
+fn what_follows_from_another_mistake_is_left_out() {
+    for settings in [
+        "server.request_deadline = 5\nredis.timeout = \"9s\"",
+        "redis.url = 1\nredis.ca_file = \"ca.pem\"",
+        "nats.on_unavailable = \"acept\"\nredis.durability = \"aof\"",
+        "nats.user = 1\nnats.password_file = \"secret\"",
+        "server.max_body_bytes = \"1\"\nserver.max_buffered_bytes = 10",
+        "routes = [{ flow = \"a\", entity = \"b\" }]",
+        "routes = [{ flow = \"a\", entity = \"b\", action = \"c.d\" }]",
+        "routes = \"a\"",
+    ] {
+        let trial = Trial::with_secrets(&[("hookgate.toml", settings)]);
+        let complaint = trial.complaint(&["check", "--config", "hookgate.toml"]);
+        assert_eq!(complaint.lines().count(), 1, "{settings}\n{complaint}");
+    }
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use hookgate::settings::{Delivery, Layers, PendingBackend, Settings};
+use hookgate::settings::{AuthSecrets, ClaimsIn, Delivery, Layers, RedisAddress, Settings};
 use serde_json::json;
 
 use super::Trial;
@@ -95,23 +95,86 @@ fn variables_without_two_underscores_are_none_of_ours() {
     assert_eq!(trial.check(&[]), before);
 }
 
-fn settings(text: &str) -> Settings {
-    let mut layers = Layers::default();
-    layers.add_text("test", text).expect("it can be read");
-    let configuration = layers.merge().expect("it can be merged");
-    Settings::check(&configuration, &layers).expect("it makes sense")
+/// Kubernetes makes variables of the same family for each service whose name begins with hookgate.
+#[test]
+fn a_key_with_wrong_underscores_is_warned_about_with_the_right_spelling() {
+    for (name, right) in [
+        ("HOOKGATE_REDIS_URL", "HOOKGATE__REDIS__URL"),
+        ("HOOKGATE_REDIS__URL", "HOOKGATE__REDIS__URL"),
+        ("HOOKGATE_REDIS_PASSWORD_FILE", "HOOKGATE__REDIS__PASSWORD_FILE"),
+        ("HOOKGATE_DEAD_LETTERS_MAX_AGE", "HOOKGATE__DEAD_LETTERS__MAX_AGE"),
+        ("HOOKGATE_NATS_STREAM_DUPLICATE_WINDOW", "HOOKGATE__NATS__STREAM__DUPLICATE_WINDOW"),
+        ("HOOKGATE_SERVER_MAX_HEADERS", "HOOKGATE__SERVER__MAX_HEADERS"),
+        ("HOOKGATE_NATS_STREAM_CREATE", "HOOKGATE__NATS__STREAM__CREATE"),
+        ("HOOKGATE_LOG_FORMAT", "HOOKGATE__LOG__FORMAT"),
+        ("HOOKGATE_ROUTES", "HOOKGATE__ROUTES"),
+    ] {
+        let output = Trial::new(&[]).with(name, "1").run(&["routes"]);
+        let said = String::from_utf8(output.stderr).expect("it is text");
+        assert_eq!(output.status.code(), Some(0), "{said}");
+        let expected = format!("hookgate: warning: environment variable {name} has no effect: the key is {right}\n");
+        assert_eq!(said, expected);
+    }
+    // One with two underscores is ours, so it is an error.
+    let complaint = Trial::new(&[]).with("HOOKGATE__REDIS_URL", "redis://h").complaint(&["check"]);
+    assert!(complaint.contains("HOOKGATE__REDIS_URL: ") && complaint.contains("HOOKGATE__REDIS__URL"), "{complaint}");
+    for name in [
+        "HOOKGATE_SERVICE_HOST",
+        "HOOKGATE_SERVICE_PORT",
+        "HOOKGATE_SERVICE_PORT_ADMIN",
+        "HOOKGATE_PORT",
+        "HOOKGATE_PORT_3000_TCP",
+        "HOOKGATE_PORT_3000_TCP_ADDR",
+        "HOOKGATE_ADMIN_SERVICE_HOST",
+        "HOOKGATE_ADMIN_PORT_9090_TCP_PROTO",
+        "HOOKGATE_REDIS_SERVICE_PORT",
+        "HOOKGATE_REDIS_PORT",
+        "HOOKGATE_NATS_PORT_4222_TCP",
+        "HOOKGATE_",
+        "HOOKGATE",
+    ] {
+        let said = Trial::new(&[]).with(name, "tcp://10.0.0.1:3000").run(&["routes"]).stderr;
+        assert_eq!(String::from_utf8_lossy(&said), "", "{name}");
+    }
 }
 
-fn redis_login(text: &str) -> redis::RedisConnectionInfo {
-    match settings(text).pending {
-        PendingBackend::Redis(access) => access.info().redis_settings().clone(),
-        PendingBackend::Memory => panic!("{text} is no Redis"),
+#[test]
+fn files_can_be_named_by_the_environment() {
+    let files = [
+        ("one.toml", "server.max_headers = 10\nserver.max_in_flight = 11"),
+        ("two.toml", "server.max_headers = 20"),
+        ("config/default.toml", "server.max_in_flight = 77"),
+    ];
+    let seen = |trial: &Trial, named: &[&str]| {
+        let server = trial.check(named)["server"].clone();
+        ["max_headers", "max_in_flight"].map(|key| server[key].clone())
+    };
+    let both = Trial::new(&files).with("HOOKGATE_CONFIG", "one.toml:two.toml");
+    assert_eq!(seen(&both, &[]), [20, 11], "later ones win");
+    assert_eq!(seen(&both, &["one.toml"]), [10, 11], "--config counts more");
+    assert_eq!(seen(&both.with("HOOKGATE__SERVER__MAX_HEADERS", "30"), &[]), [30, 11], "variables come last");
+    assert_eq!(seen(&Trial::new(&files).with("HOOKGATE_CONFIG", ""), &[]), [64, 77], "as if it was not there");
+    let complaint = Trial::new(&files).with("HOOKGATE_CONFIG", "one.toml:nowhere.toml").complaint(&["check"]);
+    assert!(complaint.contains("read configuration file \"nowhere.toml\": No such file"), "{complaint}");
+}
+
+fn settings(text: &str) -> Settings {
+    let mut layers = Layers::default();
+    layers.add_text("test", text);
+    let configuration = layers.merge();
+    Settings::check(&configuration, layers, AuthSecrets::Read).expect("it makes sense")
+}
+
+fn redis_address(text: &str) -> RedisAddress {
+    match settings(text).claims_in {
+        ClaimsIn::Redis(address) => address,
+        ClaimsIn::Memory => panic!("{text} is no Redis"),
     }
 }
 
 #[test]
 fn claims_are_in_database_1_unless_the_address_says_otherwise() {
-    assert_eq!(redis_login("").db(), 1);
+    assert_eq!(redis_address("").database, 1);
     for (url, database) in [
         ("redis://h", 1),
         ("redis://h/", 1),
@@ -122,24 +185,40 @@ fn claims_are_in_database_1_unless_the_address_says_otherwise() {
         ("redis://h:6380/1", 1),
         ("redis://h/7", 7),
     ] {
-        assert_eq!(redis_login(&format!("redis.url = \"{url}\"")).db(), database, "{url}");
+        assert_eq!(redis_address(&format!("redis.url = \"{url}\"")).database, database, "{url}");
     }
-    assert!(matches!(settings("redis.url = \"memory:\"").pending, PendingBackend::Memory));
+    assert!(matches!(settings("redis.url = \"memory:\"").claims_in, ClaimsIn::Memory));
 }
 
 #[test]
 fn a_password_comes_from_its_file_without_the_line_break() {
     let trial = Trial::new(&[("password", " ge heim\r\n")]);
     let path = toml::Value::from(trial.path("password").display().to_string());
-    let login = redis_login(&format!("redis.username = \"u\"\nredis.password_file = {path}"));
-    assert_eq!((login.username(), login.password()), (Some("u"), Some(" ge heim")));
-    let login = redis_login("redis.url = \"redis://u%40x:ge%2Fheim@h\"");
-    assert_eq!((login.username(), login.password()), (Some("u@x"), Some("ge/heim")), "or from the address");
+    let login = |text: &str| {
+        let RedisAddress { username, password, .. } = redis_address(text);
+        (username, password.map(|password| String::from_utf8_lossy(password.bytes()).into_owned()))
+    };
+    let both = |name: &str, password: &str| (Some(name.to_owned()), Some(password.to_owned()));
+    let in_a_file = format!("redis.username = \"u\"\nredis.password_file = {path}");
+    assert_eq!(login(&in_a_file), both("u", " ge heim"));
+    assert_eq!(login("redis.url = \"redis://u%40x:ge%2Fheim+@h\""), both("u@x", "ge/heim+"), "or from the address");
+    assert_eq!(login("redis.url = \"redis://:p@h\""), (None, Some("p".to_owned())));
+}
+
+#[test]
+fn the_address_of_redis_is_taken_apart() {
+    for (url, host, port) in
+        [("redis://h", "h", 6379), ("redis://[::1]:1/2", "::1", 1), ("redis://10.0.0.1", "10.0.0.1", 6379)]
+    {
+        let address = redis_address(&format!("redis.url = \"{url}\""));
+        assert_eq!((address.host.as_str(), address.port), (host, port), "{url}");
+        assert!(address.tls.is_none());
+    }
 }
 
 #[test]
 fn what_is_written_is_what_is_used() {
-    let Settings { request_deadline, drain_delay, relay_after, delivery, .. } = settings(
+    let Settings { request_deadline, drain_delay, relay_after, delivery, stream, .. } = settings(
         r#"
         server.request_deadline = "3.5s"
         server.drain_delay = "0s"
@@ -149,8 +228,8 @@ fn what_is_written_is_what_is_used() {
     );
     assert_eq!(request_deadline, Duration::from_millis(3500));
     assert_eq!((drain_delay, relay_after), (Duration::ZERO, Duration::from_secs(4)));
-    let Delivery::JetStream(stream) = delivery else { panic!("JetStream is the default") };
+    assert_eq!(delivery, Delivery::Jetstream, "the default");
     assert_eq!((stream.name.as_str(), stream.create, stream.replicas), ("S", false, 5));
-    assert_eq!((stream.max_age, stream.duplicate_window), (Duration::ZERO, Duration::from_secs(3600)));
+    assert_eq!((stream.max_age.0, stream.duplicate_window.0), (Duration::ZERO, Duration::from_secs(3600)));
     assert_eq!(settings("nats.delivery = \"core\"").delivery, Delivery::Core);
 }

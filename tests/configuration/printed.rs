@@ -60,31 +60,91 @@ proptest! {
 }
 
 #[test]
-fn check_warns_of_routes_that_take_anything() {
-    let warning = "hookgate: route vmh/beteiligte/create takes webhooks from anybody who reaches it: it has no auth\n";
-    assert_eq!(String::from_utf8_lossy(&Trial::new(&[]).run(&["check"]).stderr), warning);
+fn check_warns_of_routes_that_take_anything_and_says_valid() {
+    let said = "hookgate: warning: route vmh/beteiligte/create takes webhooks from anybody who reaches it: it has no auth\nhookgate: the configuration is valid\n";
+    assert_eq!(String::from_utf8_lossy(&Trial::new(&[]).run(&["check"]).stderr), said);
 }
 
 #[test]
 fn routes_prints_what_follows_from_the_words() {
-    let text = "vmh/beteiligte/create
-  POST /vmh/webhook/beteiligte/create
-  -> subject vmh.beteiligte.create
-     pending vmh:beteiligte:create_pending
-     label   VMH Webhook Beteiligte Create
+    let text = "\
+ROUTE                  PATH                            SUBJECT                PENDING KEY                   AUTH
+vmh/beteiligte/create  /vmh/webhook/beteiligte/create  vmh.beteiligte.create  vmh:beteiligte:create_pending  none
 ";
+    let text = text.replace("PENDING KEY                   AUTH", "PENDING KEY                    AUTH");
     let trial = Trial::new(&[]);
     assert_eq!(printed(&trial, &["routes"]), text);
     assert_eq!(printed(&trial, &["--output", "text", "routes"]), text);
-    let row = json!([{
+    let row = json!({
         "route": "vmh/beteiligte/create",
         "path": "/vmh/webhook/beteiligte/create",
         "subject": "vmh.beteiligte.create",
         "pending_key": "vmh:beteiligte:create_pending",
+        "auth": [],
         "label": "VMH Webhook Beteiligte Create"
-    }]);
-    let rows: Value = serde_json::from_str(&printed(&trial, &["routes", "--output", "json"])).expect("it is JSON");
-    assert_eq!(rows, row);
+    });
+    assert_eq!(lines(&printed(&trial, &["routes", "--output", "json"])), [row]);
+}
+
+/// An object a line.
+fn lines(text: &str) -> Vec<Value> {
+    text.lines().map(|line| serde_json::from_str(line).expect("each line is an object")).collect()
+}
+
+#[test]
+fn routes_come_in_the_order_of_the_configuration_and_say_what_they_ask() {
+    let route = |entity: &str, auth: &str| {
+        format!("[[routes]]\nflow = \"f\"\nentity = \"{entity}\"\naction = \"create\"\nauth = [{auth}]\n")
+    };
+    let bearer = "{ scheme = \"bearer\", secret_files = [\"nowhere\"] }";
+    let both = format!("{{ scheme = \"espocrm\", id = \"1\", secret_files = [\"nowhere\"] }}, {bearer}");
+    let settings = [route("z", bearer), route("a", ""), route("m", &both)].concat();
+    let trial = Trial::new(&[("config/default.toml", &settings)]);
+    let rows = lines(&printed(&trial, &["routes", "--output", "json"]));
+    let seen: Vec<_> = rows.iter().map(|row| (row["route"].clone(), row["auth"].clone())).collect();
+    let expected =
+        [("f/z/create", json!(["bearer"])), ("f/a/create", json!([])), ("f/m/create", json!(["espocrm", "bearer"]))];
+    assert_eq!(seen, expected.map(|(route, auth)| (json!(route), auth)));
+    let text = printed(&trial, &["routes"]);
+    let ends: Vec<_> = text.lines().map(|line| line.rsplit("  ").next().expect("it has columns")).collect();
+    assert_eq!(ends, ["AUTH", "bearer", "none", "espocrm, bearer"]);
+}
+
+#[test]
+fn check_prints_one_object_for_programs() {
+    assert_eq!(lines(&printed(&Trial::new(&[]), &["check", "--output", "json"])).len(), 1);
+}
+
+/// The first thing that a new user does.
+#[test]
+fn init_prints_a_configuration_that_is_valid() {
+    // Not even a bad configuration keeps it from that.
+    let trial = Trial::new(&[("config/default.toml", "this is no TOML")]);
+    let text = printed(&trial, &["init"]);
+    std::fs::write(trial.path("hookgate.toml"), &text).expect("the folder is ours");
+    trial.check(&["hookgate.toml"]);
+    let commented = text.lines().filter(|line| line.starts_with("# ") && line.contains(" = "));
+    let all: String = commented.map(|line| format!("{}\n", &line[2..])).collect();
+    assert!(text.contains("[[routes]]") && all.contains("auth = ") && all.contains("password_file = "), "{text}");
+}
+
+#[test]
+fn completions_and_manual_page_name_the_commands() {
+    let trial = Trial::new(&[("config/default.toml", "this is no TOML")]);
+    for shell in ["bash", "zsh", "fish"] {
+        let text = printed(&trial, &["completions", shell]);
+        assert!(text.contains("hookgate") && text.contains("dead-letters"), "{shell}: {text}");
+    }
+    let page = printed(&trial, &["man"]);
+    assert!(page.contains(".TH hookgate 1") && page.contains("dead") && page.contains("doctor"), "{page}");
+}
+
+/// Whoever runs it from a script has nobody who could be asked.
+#[test]
+fn what_can_not_be_undone_needs_yes_where_nobody_can_be_asked() {
+    let trial = Trial::new(&[]);
+    let complaint = trial.complaint(&["dead-letters", "purge"]);
+    assert_eq!(complaint, "hookgate: drop all dead letters? There is nobody to ask; say --yes\n");
 }
 
 #[test]
@@ -92,10 +152,14 @@ fn help_and_version_need_no_configuration() {
     let trial = Trial::new(&[("config/default.toml", "this is no TOML")]);
     let help = printed(&trial, &["--help"]);
     assert!(help.contains("HOOKGATE__REDIS__URL"), "a variable as it is written: {help}");
+    assert!(help.contains("\nExamples:\n  hookgate init > hookgate.toml"), "{help}");
     let (_, list) = help.split_once("\nCommands:\n").expect("there is a list");
     let (list, _) = list.split_once("\n\n").expect("something follows it");
     let names: Vec<_> = list.lines().filter_map(|line| line.split_ascii_whitespace().next()).collect();
-    assert_eq!(names, ["serve", "check", "routes", "tail", "doctor", "outbox", "dead-letters", "help"]);
+    assert_eq!(
+        names,
+        ["serve", "check", "routes", "tail", "doctor", "outbox", "dead-letters", "init", "completions", "man", "help"]
+    );
     for name in &names[..names.len() - 1] {
         assert!(printed(&trial, &[name, "--help"]).contains("Usage: hookgate"), "{name}");
     }

@@ -135,7 +135,7 @@ fn there_is_one_way_to_log_in() {
 /// Whoever prints the settings to look for a mistake prints none of these.
 #[test]
 fn debug_output_holds_no_secret() {
-    use hookgate::settings::{Layers, Settings};
+    use hookgate::settings::{AuthSecrets, Layers, Settings};
 
     let trial = Trial::with_secrets(&[("password", SECRET)]);
     let path = |name: &str| trial.path(name).display().to_string();
@@ -152,9 +152,72 @@ fn debug_output_holds_no_secret() {
         ("redis.url = \"redis://u:geheim@h\"".to_owned(), SECRET),
     ] {
         let mut layers = Layers::default();
-        layers.add_text("a test", &login).expect("it is good");
-        let settings = Settings::check(&layers.merge().expect("one layer"), &layers).expect("it is good");
+        layers.add_text("a test", &login);
+        let configuration = layers.merge();
+        let settings = Settings::check(&configuration, layers, AuthSecrets::Read).expect("it is good");
         let shown = format!("{settings:?}");
         assert!(!shown.contains(secret), "{login}: {shown}");
+    }
+}
+
+/// A route whose senders may use either of two secrets.
+const ROTATED: &str = r#"
+[[routes]]
+flow = "vmh"
+entity = "a"
+action = "create"
+auth = [{ scheme = "bearer", secret_files = ["current", "previous"] }]
+"#;
+
+/// Before the first rotation there is no `previous`, and after one it may be deleted or emptied.
+#[test]
+fn a_secret_file_that_is_missing_beside_a_good_one_is_a_warning() {
+    let missing: &[(&str, &str)] = &[("a.toml", ROTATED), ("current", SECRET)];
+    let empty: &[(&str, &str)] = &[("a.toml", ROTATED), ("current", SECRET), ("previous", "\n")];
+    let first: &[(&str, &str)] = &[("a.toml", ROTATED), ("previous", SECRET)];
+    for (files, named) in [
+        (missing, "secret file \"previous\": No such file"),
+        (empty, "secret file \"previous\": it is empty"),
+        (first, "secret file \"current\": No such file"),
+    ] {
+        let output = Trial::new(files).run(&["check", "--config", "a.toml"]);
+        let said = String::from_utf8(output.stderr).expect("it is text");
+        assert_eq!(output.status.code(), Some(0), "{said}");
+        let warning = said.lines().find(|line| line.starts_with("hookgate: warning: ")).expect("there is one");
+        for words in [named, "a.toml", "vmh/a/create", "is not accepted until the file holds one"] {
+            assert!(warning.contains(words), "{words:?} not in: {warning}");
+        }
+    }
+}
+
+#[test]
+fn without_any_good_secret_it_is_an_error_for_each_file() {
+    let complaint = Trial::new(&[("a.toml", ROTATED), ("current", "")]).complaint(&["check", "--config", "a.toml"]);
+    assert_eq!(complaint.lines().count(), 2, "{complaint}");
+    for words in ["secret file \"current\": it is empty", "secret file \"previous\": No such file"] {
+        assert!(complaint.contains(words), "{words:?} not in: {complaint}");
+    }
+    // Nor is a file that holds something else a missing one.
+    let unfit = ROTATED.replace("bearer", "standard-webhooks");
+    let trial = Trial::new(&[("a.toml", &unfit), ("current", "whsec_AAAA"), ("previous", "not base64")]);
+    let complaint = trial.complaint(&["check", "--config", "a.toml"]);
+    assert!(complaint.contains("\"previous\": is no secret of standard-webhooks"), "{complaint}");
+}
+
+/// An operator needs the others most when something is wrong.
+#[test]
+fn only_serve_and_check_need_the_secrets_of_auth() {
+    let trial = Trial::new(&[("a.toml", ROTATED)]);
+    for command in ["serve", "check"] {
+        let complaint = trial.complaint(&[command, "--config", "a.toml"]);
+        assert!(complaint.contains("secret file \"current\""), "{command}: {complaint}");
+    }
+    let unreachable = "redis.url = \"redis://127.0.0.1:1\"\nnats.url = \"nats://127.0.0.1:1\"\n";
+    let trial = Trial::new(&[("a.toml", &format!("{unreachable}{ROTATED}"))]);
+    for command in [&["routes"][..], &["doctor"], &["outbox", "count"], &["dead-letters", "list"], &["tail"]] {
+        let output = trial.run(&[command, &["--config", "a.toml"]].concat());
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_ne!(output.status.code(), Some(2), "{command:?}: {said}");
+        assert!(!said.contains("secret file"), "{command:?}: {said}");
     }
 }

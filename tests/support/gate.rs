@@ -286,7 +286,7 @@ pub(super) fn configure(command: &mut Command, files: &TempDir, layers: &[&str])
         std::fs::write(&file, layer).expect("the folder is ours");
         command.arg("--config").arg(file);
     }
-    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("HOOKGATE__")) {
+    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("HOOKGATE_")) {
         command.env_remove(name);
     }
 }

@@ -1,0 +1,72 @@
+//! What the operator's commands work with: the same backends as `serve`, opened for one command.
+
+use std::sync::Arc;
+
+use tokio::sync::watch;
+
+use super::{Stores, parts};
+use crate::{
+    dead_letters::Graveyard,
+    finding::Finding,
+    metrics::Metrics,
+    pending::{inspect::Stakes, redis::Redis},
+    pipeline::{PendingStore, WithoutAck},
+    publisher::{self, live::LiveEvents},
+    readiness::Contact,
+    relay::Outbox,
+    settings::{ClaimsIn, Settings},
+};
+
+/// The store of pending ids, for one command.
+pub struct OperatorStore {
+    /// What NATS has not acknowledged.
+    pub outbox: Arc<dyn Outbox>,
+    /// Rejected items and bodies.
+    pub dead_letters: Arc<dyn Graveyard>,
+    /// Whether it can be worked with.
+    pub contact: watch::Receiver<Contact>,
+    redis: Arc<Redis>,
+}
+
+/// Claims are in the memory of the process that serves.
+#[derive(Debug, thiserror::Error)]
+#[error("redis.url is \"memory:\": claims are in the memory of the serving process, where no command can see them")]
+pub struct InMemory;
+
+impl OperatorStore {
+    /// Starts to connect.
+    ///
+    /// # Errors
+    /// If the claims are in no store that another process could see.
+    pub fn open(settings: &Settings) -> Result<Self, InMemory> {
+        let ClaimsIn::Redis(address) = &settings.claims_in else { return Err(InMemory) };
+        let (metrics, _) = Metrics::new(&settings.routes, &[]);
+        let options = parts::claim_options(settings);
+        let redis = Arc::new(Redis::open(&parts::access(address), options, &settings.routes, metrics.redis()));
+        let contact = redis.contact();
+        let Stores { outbox, graveyard, .. } = Stores::shared(Arc::clone(&redis));
+        Ok(Self { outbox, dead_letters: graveyard, contact, redis })
+    }
+
+    /// Looks for settings that can cost events.
+    pub async fn inspect(&self, settings: &Settings) -> Vec<Finding> {
+        let stakes = match settings.policy.without_ack {
+            WithoutAck::Reject => Stakes::Duplicates,
+            WithoutAck::Accept => Stakes::Events,
+        };
+        self.redis.inspect(stakes, parts::durability(settings.durability)).await
+    }
+}
+
+/// Looks at NATS: server, stream and settings that can cost events.
+pub async fn inspect_broker(settings: &Settings) -> Vec<Finding> {
+    publisher::inspect::inspect(&settings.nats, parts::stream(settings).as_ref(), &settings.routes).await
+}
+
+/// Subscribes to live events.
+///
+/// # Errors
+/// If NATS can't be reached, or denies it.
+pub async fn live_events(settings: &Settings, subjects: &[String]) -> Result<LiveEvents, publisher::live::LiveError> {
+    LiveEvents::subscribe(&settings.nats, subjects).await
+}

@@ -1,0 +1,66 @@
+//! Settings in the words of the parts they are for.
+
+use redis::{ConnectionAddr, ConnectionInfo, IntoConnectionInfo};
+
+use crate::{
+    pending::{
+        access::Access,
+        redis::{self as store, Options},
+    },
+    publisher::StreamSettings,
+    settings::{Delivery, Durability, RedisAddress, Settings, Stream},
+};
+
+/// How claims are made.
+pub(super) const fn claim_options(settings: &Settings) -> Options {
+    Options {
+        timeout: settings.redis_timeout,
+        outbox_limit: settings.outbox_limit,
+        durability: durability(settings.durability),
+    }
+}
+
+/// What a claim has to survive.
+pub(super) const fn durability(durability: Durability) -> store::Durability {
+    match durability {
+        Durability::None => store::Durability::None,
+        Durability::Replica => store::Durability::Replica,
+        Durability::Aof => store::Durability::Aof,
+    }
+}
+
+/// How Redis is reached.
+pub(super) fn access(address: &RedisAddress) -> Access {
+    let RedisAddress { host, port, database, username, password, tls } = address;
+    let info = info(match tls {
+        None => ConnectionAddr::Tcp(host.clone(), *port),
+        Some(_) => ConnectionAddr::TcpTls { host: host.clone(), port: *port, insecure: false, tls_params: None },
+    });
+    let mut login = info.redis_settings().clone().set_db(*database);
+    if let Some(username) = username {
+        login = login.set_username(username);
+    }
+    if let Some(password) = password {
+        login = login.set_password(String::from_utf8_lossy(password.bytes()));
+    }
+    let info = info.set_redis_settings(login);
+    match tls {
+        Some(files) => Access::tls(info, files.clone()),
+        None => Access::plain(info),
+    }
+}
+
+fn info(address: ConnectionAddr) -> ConnectionInfo {
+    address.into_connection_info().expect("an address of its parts needs no parsing")
+}
+
+/// The stream that is created where none covers a subject; none of that without JetStream.
+pub(super) fn stream(settings: &Settings) -> Option<StreamSettings> {
+    let Stream { name, create, replicas, max_age, duplicate_window } = settings.stream.clone();
+    match settings.delivery {
+        Delivery::Jetstream => {
+            Some(StreamSettings { name, create, replicas, max_age: max_age.0, duplicate_window: duplicate_window.0 })
+        }
+        Delivery::Core => None,
+    }
+}
