@@ -11,6 +11,7 @@ mod faults {
     pub(crate) mod disk;
     pub(crate) mod edge;
     pub(crate) mod edge_more;
+    pub(crate) mod jetstream;
     pub(crate) mod nats;
     pub(crate) mod oracle;
     pub(crate) mod process;
@@ -76,6 +77,7 @@ fn scenarios() -> Vec<Scenario> {
         faults::redis_more::scenarios(),
         faults::clock::scenarios(),
         faults::cluster::scenarios(),
+        faults::jetstream::scenarios(),
         faults::edge::scenarios(),
         faults::edge_more::scenarios(),
         faults::storm::scenarios(),
