@@ -18,6 +18,7 @@ fn executable(variable: &str, name: &str) -> PathBuf {
     if named.components().count() > 1 {
         return named;
     }
+    #[expect(clippy::disallowed_methods, reason = "where to find the server; no setting of hookgate")]
     let path = std::env::var_os("PATH").expect("there is a PATH");
     let found = std::env::split_paths(&path).map(|folder| folder.join(&named)).find(|file| file.exists());
     found.unwrap_or_else(|| panic!("{name} is on the PATH"))
