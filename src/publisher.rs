@@ -9,20 +9,28 @@
 //! permission. The same happens after 10 s without any answer on a connection that looks well.
 
 mod address;
+mod api;
 mod connection;
 pub mod core;
 mod hearing;
 mod inbox;
 pub mod inspect;
 pub mod jetstream;
+mod judgement;
 pub mod live;
 pub mod login;
 pub mod servers;
 mod stream;
+mod stream_info;
+mod stream_watch;
 
 use std::time::Duration;
 
+pub use judgement::is_known;
 pub use stream::StreamSettings;
+
+/// Marks the streams that hookgate made, the only ones that it adds subjects to.
+const MANAGED: &str = "managed by hookgate";
 
 /// Proof that a broker has taken an event. Made from a broker's answer, in this module's adapters, and
 /// nowhere else.

@@ -1,8 +1,11 @@
 //! `hookgate doctor` names each setting that can cost events, and fails if one does.
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
-use crate::support::{NatsServer, RedisServer, World, run};
+use crate::{
+    startup::{ACCOUNTS, in_crm, outsider},
+    support::{NatsServer, RedisServer, World, run},
+};
 
 /// The levels of what was looked at, by name.
 fn examine(settings: &str) -> (Option<i32>, Vec<(String, String, String)>) {
@@ -33,6 +36,7 @@ async fn set(world: &World, key: &str, value: &str) {
 #[tokio::test]
 async fn a_good_system_passes() {
     let world = World::start().await;
+    set(&world, "appendfsync", "always").await;
     for attempt in ["before hookgate ran", "after it"] {
         let (code, findings) = examine(&world.settings());
         assert_eq!(code, Some(0), "{attempt}: {findings:?}");
@@ -71,6 +75,130 @@ async fn a_stream_that_is_full_fails() {
     assert!(text.contains("2 of 2 messages (max_msgs)") && text.contains("raise it, or purge"), "{text}");
 }
 
+/// Whether a server knows each setting: older ones leave out what they don't.
+fn knows(config: &Value, settings: &Value) -> bool {
+    settings.as_object().expect("settings are an object").keys().all(|key| !config[key].is_null())
+}
+
+/// Makes a stream of these settings alone, has `doctor` look at it, and deletes it again; nothing where the server is
+/// too old for one of them.
+async fn judged(world: &World, settings: &Value) -> Option<(Option<i32>, Vec<(String, String, String)>)> {
+    let mut config = json!({ "subjects": ["vmh.>"] });
+    config.as_object_mut().expect("it is one").extend(settings.as_object().expect("it is one").clone());
+    // A name of its own: the folder of a stream outlives it for a moment.
+    let name = format!("CRM{}", world.nats.jetstream().await.client().new_inbox().replace('.', ""));
+    let made = world.nats.create_raw(&name, &config).await;
+    let found = knows(&made, settings).then(|| examine(&world.settings()));
+    world.nats.jetstream().await.delete_stream(&name).await.expect("it is there");
+    found
+}
+
+/// What was found of the stream at a level.
+fn of_stream(findings: &[(String, String, String)], wanted: &str) -> Vec<String> {
+    let of_stream = findings.iter().filter(|(level, what, _)| level == wanted && what.starts_with("nats stream"));
+    of_stream.map(|(_, _, text)| text.clone()).collect()
+}
+
+/// While no machine fails and nobody changes anything.
+#[tokio::test]
+async fn a_stream_setting_that_drops_refuses_or_hides_events_fails() {
+    let world = World::start().await;
+    let cases = [
+        ("persist_mode", json!({ "persist_mode": "async" })),
+        (
+            "subject_transform",
+            json!({ "subject_transform": { "src": "vmh.*.create", "dest": "other.{{wildcard(1)}}" } }),
+        ),
+        ("max_msg_size", json!({ "max_msg_size": 500 })),
+        ("max_msgs_per_subject", json!({ "max_msgs_per_subject": 1 })),
+        ("max_msgs_per_subject", json!({ "max_msgs_per_subject": 1, "discard": "new" })),
+        (
+            "discard_new_per_subject",
+            json!({ "max_msgs_per_subject": 1, "discard": "new", "discard_new_per_subject": true }),
+        ),
+        ("max_msgs", json!({ "max_msgs": 1000 })),
+        ("max_bytes", json!({ "max_bytes": 1_000_000 })),
+        ("retention", json!({ "retention": "interest" })),
+        ("no_ack", json!({ "no_ack": true })),
+        ("storage", json!({ "storage": "memory" })),
+        ("allow_msg_counter", json!({ "allow_msg_counter": true })),
+    ];
+    for (name, settings) in cases {
+        let Some((code, findings)) = judged(&world, &settings).await else { continue };
+        let failures = of_stream(&findings, "failure");
+        assert!(matches!(failures.as_slice(), [one] if one.contains(name)), "{settings}: {findings:?}");
+        assert_eq!(code, Some(1), "{settings}");
+    }
+    world.nats.create_raw("CRM", &json!({ "subjects": ["vmh.>"] })).await;
+    world.nats.update_raw("CRM", &json!({ "sealed": true })).await;
+    let (code, findings) = examine(&world.settings());
+    let failures = of_stream(&findings, "failure");
+    assert!(code == Some(1) && failures.iter().any(|text| text.contains("sealed")), "{findings:?}");
+}
+
+#[tokio::test]
+async fn a_stream_setting_that_can_cost_something_one_day_warns() {
+    let world = World::start().await;
+    let cases = [
+        ("retention", json!({ "retention": "workqueue" })),
+        ("duplicate_window", json!({ "duplicate_window": 1_000_000_000 })),
+        ("max_age", json!({ "max_age": 60_000_000_000_u64, "duplicate_window": 1_000_000_000 })),
+        ("max_msgs", json!({ "discard": "new", "max_msgs": 1000 })),
+        ("allow_rollup_hdrs", json!({ "allow_rollup_hdrs": true })),
+        ("consumer_limits", json!({ "consumer_limits": { "inactive_threshold": 60_000_000_000_u64 } })),
+    ];
+    for (name, settings) in cases {
+        let Some((code, findings)) = judged(&world, &settings).await else { continue };
+        let warnings = of_stream(&findings, "warning");
+        assert!(warnings.iter().any(|text| text.contains(name)), "{settings}: {findings:?}");
+        assert_eq!(code, Some(0), "{settings}: {findings:?}");
+    }
+    world.nats.create_raw("CRM", &json!({ "subjects": ["vmh.>"], "retention": "interest" })).await;
+    let consumer = json!({ "stream_name": "CRM", "config": { "durable_name": "sync", "ack_policy": "explicit" } });
+    world.nats.api("CONSUMER.DURABLE.CREATE.CRM.sync", &consumer).await;
+    let (code, findings) = examine(&world.settings());
+    let warnings = of_stream(&findings, "warning");
+    assert!(code == Some(0) && warnings.iter().any(|text| text.contains("retention")), "{findings:?}");
+}
+
+#[tokio::test]
+async fn a_stream_setting_that_costs_no_event_passes() {
+    let world = World::start().await;
+    set(&world, "appendfsync", "always").await;
+    let cases = [
+        json!({ "compression": "s2" }),
+        json!({ "republish": { "src": "vmh.>", "dest": "copy.>" } }),
+        json!({ "allow_direct": true, "deny_delete": true, "deny_purge": true }),
+        json!({ "max_consumers": 10, "metadata": { "team": "crm" } }),
+        json!({ "allow_msg_ttl": true, "allow_atomic": true, "allow_batched": true }),
+        json!({ "subject_transform": { "src": "vmh.orders.*", "dest": "orders.{{wildcard(1)}}" } }),
+    ];
+    for settings in cases {
+        let Some((code, findings)) = judged(&world, &settings).await else { continue };
+        assert_eq!(code, Some(0), "{settings}");
+        assert_eq!(of_stream(&findings, "ok").len(), 1, "{settings}: {findings:?}");
+    }
+}
+
+#[tokio::test]
+async fn fewer_copies_of_hookgates_own_stream_than_configured_warn() {
+    let world = World::start().await;
+    set(&world, "appendfsync", "always").await;
+    world.gate("").await;
+    let (code, what, text) = only(&format!("{}nats.stream.replicas = 3\n", world.settings()), "warning");
+    assert_eq!((code, what.as_str()), (Some(0), "nats stream HOOKGATE"));
+    assert!(text.contains("nats.stream.replicas") && text.contains("has 1"), "{text}");
+}
+
+#[tokio::test]
+async fn an_account_without_jetstream_fails() {
+    let (redis, nats) = tokio::join!(RedisServer::start(), NatsServer::guarded(ACCOUNTS, in_crm));
+    let settings = format!("redis.url = \"{}\"\nnats.url = \"{}\"\n", redis.url(), outsider(&nats));
+    let (code, what, text) = only(&settings, "failure");
+    assert_eq!((code, what.as_str()), (Some(1), "nats JetStream"));
+    assert!(text.contains("account"), "{text}");
+}
+
 #[tokio::test]
 async fn an_eviction_policy_that_throws_claims_away_fails() {
     let world = World::start().await;
@@ -88,11 +216,21 @@ async fn without_an_append_only_file_it_warns_and_where_answers_rest_on_redis_it
     set(&world, "appendonly", "no").await;
     let (code, what, text) = only(&world.settings(), "warning");
     assert_eq!((code, what.as_str()), (Some(0), "redis persistence"));
-    assert!(text.contains("no event is lost") && text.contains("set appendonly yes"), "{text}");
+    assert!(text.contains("SREM") && text.contains("answered 200 without an event"), "{text}");
+    assert!(text.contains("set appendonly yes"), "{text}");
 
     let (code, what, text) = only(&format!("{}nats.on_unavailable = \"accept\"\n", world.settings()), "failure");
     assert_eq!((code, what.as_str()), (Some(1), "redis persistence"));
     assert!(text.contains("LOST") && text.contains("set appendonly yes"), "{text}");
+}
+
+#[tokio::test]
+async fn a_sync_that_can_forget_a_release_warns() {
+    let world = World::start().await;
+    let (code, what, text) = only(&world.settings(), "warning");
+    assert_eq!((code, what.as_str()), (Some(0), "redis persistence"));
+    assert!(text.contains("everysec") && text.contains("SREM"), "{text}");
+    assert!(text.contains("answered 200 without an event"), "{text}");
 }
 
 #[tokio::test]

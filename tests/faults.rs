@@ -19,6 +19,7 @@ mod faults {
     pub(crate) mod edge;
     pub(crate) mod edge_more;
     pub(crate) mod full;
+    pub(crate) mod jetstream;
     pub(crate) mod judge;
     pub(crate) mod nats;
     pub(crate) mod oracle;
@@ -89,6 +90,7 @@ fn scenarios() -> Vec<Scenario> {
         faults::redis_more::scenarios(),
         faults::clock::scenarios(),
         faults::cluster::scenarios(),
+        faults::jetstream::scenarios(),
         faults::edge::scenarios(),
         faults::edge_more::scenarios(),
         faults::full::scenarios(),

@@ -260,3 +260,32 @@ async fn a_nats_without_jetstream_is_explained_and_waited_for() {
     assert_eq!(gate.post(batch(["a"])).await.counts(), (0, 1));
     assert_eq!(world.nats.events().await.len(), 1);
 }
+
+/// Two accounts, of which one has `JetStream`.
+pub(crate) const ACCOUNTS: &str = r#"accounts {
+  CRM { jetstream: enabled, users: [ { user: "crm", password: "crm" } ] }
+  OUTSIDE { users: [ { user: "outsider", password: "outsider" } ] }
+}
+"#;
+
+/// A login to the account that has it.
+pub(crate) fn in_crm() -> async_nats::ConnectOptions {
+    async_nats::ConnectOptions::with_user_and_password("crm".to_owned(), "crm".to_owned())
+}
+
+/// The address of the server with a login to the account that has none.
+pub(crate) fn outsider(nats: &NatsServer) -> String {
+    format!("nats://outsider:outsider@127.0.0.1:{}", nats.port())
+}
+
+/// The server has `JetStream`, and refuses it to the account: waiting does not help.
+#[tokio::test]
+async fn an_account_without_jetstream_keeps_it_unready() {
+    let (redis, nats) = tokio::join!(RedisServer::start(), NatsServer::guarded(ACCOUNTS, in_crm));
+    let url = format!("nats.url = \"{}\"", outsider(&nats));
+    let world = World { redis, nats };
+    let gate = world.gate_unready(&url).await;
+    let problem = gate.wait_store("nats", "refused").await;
+    assert!(problem.contains("account"), "{problem} says what is missing");
+    assert_waiting(&gate).await;
+}

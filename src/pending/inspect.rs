@@ -1,4 +1,7 @@
 //! What the settings of a Redis can cost, for `hookgate doctor`.
+//!
+//! A Redis that forgets its last writes forgets claims and releases. `redis.durability` makes claims wait until they are
+//! safe. It can't do that for the SREM of a consumer, which never passes through hookgate.
 
 use std::collections::HashMap;
 
@@ -17,15 +20,16 @@ pub enum Stakes {
 impl Stakes {
     const fn of_lost_claims(self) -> &'static str {
         match self {
-            Self::Duplicates => {
-                "an id claimed then is published once more when its webhook comes again; no event is lost"
-            }
+            Self::Duplicates => "an id claimed then is published once more when its webhook comes again",
             Self::Events => {
                 "an event that was accepted while NATS was down, and lies in the outbox alone, is LOST, because nats.on_unavailable is \"accept\""
             }
         }
     }
 }
+
+/// What a forgotten release costs, whatever `redis.durability` says.
+const COST_OF_LOST_RELEASES: &str = "an id that a consumer released then (SREM) is pending again, and its next webhooks are answered 200 without an event until somebody releases it";
 
 impl Redis {
     /// Looks at version, role, eviction and persistence. Needs INFO, and CONFIG GET for one of the answers.
@@ -53,7 +57,7 @@ impl Redis {
 fn judge(info: &str, appendfsync: Option<&str>, stakes: Stakes, durability: Durability) -> Vec<Finding> {
     let fields: HashMap<&str, &str> = info.lines().filter_map(|line| line.trim_end().split_once(':')).collect();
     let get = |name: &str| fields.get(name).copied().unwrap_or("");
-    let cost = stakes.of_lost_claims();
+    let cost = format!("{}; {COST_OF_LOST_RELEASES}", stakes.of_lost_claims());
     let worse = |what: &str, text: String| match stakes {
         Stakes::Duplicates => Finding::warning(what, text),
         Stakes::Events => Finding::failure(what, text),
@@ -77,7 +81,7 @@ fn judge(info: &str, appendfsync: Option<&str>, stakes: Stakes, durability: Dura
         (policy, limit) => Finding::failure(
             "redis maxmemory-policy",
             format!(
-                "{policy} (maxmemory {limit}): at the limit Redis throws away whole pending SETs and outboxes: every pending id at once is forgotten, its event published again when its webhook comes again; and with an outbox alone gone, ids look done whose events are in no stream; set noeviction"
+                "{policy} (maxmemory {limit}): at the limit Redis throws away whole pending SETs and outboxes: every pending id at once is forgotten, its event published again when its webhook comes again; with an outbox alone gone, ids look done whose events are in no stream; set noeviction"
             ),
         ),
     });
@@ -90,10 +94,16 @@ fn judge(info: &str, appendfsync: Option<&str>, stakes: Stakes, durability: Dura
         ),
         ("1", Some(other)) => {
             let text = format!("append-only file, appendfsync {other}: a crash of the machine loses up to about 1 s: {cost}");
-            if durability == Durability::Aof || stakes == Stakes::Duplicates {
-                Finding::ok("redis persistence", text)
+            if durability == Durability::Aof {
+                // Claims wait for the disk.
+                Finding::warning(
+                    "redis persistence",
+                    format!("append-only file, appendfsync {other}: a crash of the machine loses up to about 1 s of what redis.durability does not cover: {COST_OF_LOST_RELEASES}; set appendfsync always"),
+                )
+            } else if stakes == Stakes::Duplicates {
+                Finding::warning("redis persistence", format!("{text}; set appendfsync always"))
             } else {
-                worse("redis persistence", format!("{text}; set redis.durability = \"aof\" or appendfsync always"))
+                worse("redis persistence", format!("{text}; set appendfsync always, or redis.durability = \"aof\", which does not cover SREM"))
             }
         }
         ("1", None) => Finding::warning(
@@ -114,12 +124,13 @@ fn judge(info: &str, appendfsync: Option<&str>, stakes: Stakes, durability: Dura
         ),
         ("" | "0", _) => Finding::ok("redis replicas", "none: there is nothing to fail over to"),
         (count, Durability::Replica) => {
-            Finding::ok("redis replicas", format!("{count}; a claim counts once one of them has it"))
+            let text = format!("{count}; a claim counts once one of them has it, and a release does not wait for one, so a failover can lose the last releases: {COST_OF_LOST_RELEASES}");
+            Finding::warning("redis replicas", text)
         }
         (count, _) => {
-            let text = format!("{count}; replication is asynchronous, so a failover loses the last claims: {cost}");
+            let text = format!("{count}; replication is asynchronous, so a failover loses the last claims and releases: {cost}");
             match stakes {
-                Stakes::Duplicates => Finding::ok("redis replicas", text),
+                Stakes::Duplicates => Finding::warning("redis replicas", text),
                 Stakes::Events => {
                     Finding::failure("redis replicas", format!("{text}; set redis.durability = \"replica\""))
                 }
@@ -143,8 +154,30 @@ mod tests {
 
     #[test]
     fn a_good_redis_is_good() {
-        for finding in judge(GOOD, Some("everysec"), Stakes::Duplicates, Durability::None) {
+        for finding in judge(GOOD, Some("always"), Stakes::Duplicates, Durability::None) {
             assert_eq!(finding.level, Level::Ok, "{finding:?}");
+        }
+    }
+
+    #[test]
+    fn what_can_forget_a_release_says_so_also_where_claims_are_durable() {
+        use Durability::{Aof, None as Asis, Replica};
+        let info = GOOD.replace("slaves:0", "slaves:1");
+        let no_file = info.replace("aof_enabled:1", "aof_enabled:0");
+        for (info, fsync, durability, what) in [
+            (&info, "everysec", Asis, "redis persistence"),
+            (&info, "everysec", Aof, "redis persistence"),
+            (&info, "no", Aof, "redis persistence"),
+            (&no_file, "always", Asis, "redis persistence"),
+            (&info, "always", Asis, "redis replicas"),
+            (&info, "always", Replica, "redis replicas"),
+        ] {
+            for stakes in [Stakes::Duplicates, Stakes::Events] {
+                let findings = judge(info, Some(fsync), stakes, durability);
+                let found = findings.iter().find(|finding| finding.what == what).expect("each thing is judged");
+                assert!(found.text.contains("answered 200 without an event"), "{durability:?}: {found:?}");
+                assert_ne!(found.level, Level::Ok, "{durability:?}: {found:?}");
+            }
         }
     }
 
@@ -160,11 +193,12 @@ mod tests {
             ("aof_enabled:1", "aof_enabled:0", "everysec", Events, Asis, "redis persistence", Level::Failure),
             ("", "", "no", Duplicates, Asis, "redis persistence", Level::Warning),
             ("", "", "everysec", Events, Asis, "redis persistence", Level::Failure),
-            ("", "", "everysec", Events, Aof, "redis persistence", Level::Ok),
+            ("", "", "everysec", Duplicates, Asis, "redis persistence", Level::Warning),
+            ("", "", "everysec", Events, Aof, "redis persistence", Level::Warning),
             ("", "", "always", Events, Asis, "redis persistence", Level::Ok),
-            ("slaves:0", "slaves:1", "everysec", Duplicates, Asis, "redis replicas", Level::Ok),
+            ("slaves:0", "slaves:1", "everysec", Duplicates, Asis, "redis replicas", Level::Warning),
             ("slaves:0", "slaves:1", "everysec", Events, Asis, "redis replicas", Level::Failure),
-            ("slaves:0", "slaves:1", "everysec", Events, Replica, "redis replicas", Level::Ok),
+            ("slaves:0", "slaves:1", "everysec", Events, Replica, "redis replicas", Level::Warning),
             ("", "", "everysec", Events, Replica, "redis replicas", Level::Failure),
         ];
         for (from, to, fsync, stakes, durability, what, expected) in cases {

@@ -1,13 +1,15 @@
 //! Whether a NATS system keeps what it acknowledges, for `hookgate doctor`. Changes nothing there.
 
-use std::collections::BTreeSet;
-
 use super::{
-    jetstream::context,
+    api::Api,
+    judgement::largest_event,
     servers::Servers,
     stream::{self, StreamSettings},
 };
-use crate::{finding::Finding, route::RouteTable};
+use crate::{
+    finding::{Finding, Level},
+    route::RouteTable,
+};
 
 /// Looks at server, stream and settings. Whether events may be published only a publisher hears: NATS has no question
 /// for it, and an event to try with would reach whoever listens. Without a `stream` events are live only.
@@ -18,58 +20,56 @@ pub async fn inspect(servers: &Servers, stream: Option<&StreamSettings>, routes:
     };
     let info = client.server_info();
     let mut findings = vec![Finding::ok("nats", format!("connected to {} ({})", servers.names(), info.version))];
-    match (stream, info.jetstream) {
-        (None, _) => findings.push(Finding::warning(
+    let needed = routes.routes().iter().map(|route| largest_event(route)).max().unwrap_or(0);
+    if info.max_payload < needed {
+        let text = format!(
+            "{}: an event can take {needed} bytes, and a larger one is refused each time; set it to {needed} or more",
+            info.max_payload
+        );
+        findings.push(Finding::failure("nats max_payload", text));
+    }
+    match stream {
+        None => findings.push(Finding::warning(
             "nats delivery",
             "core: an event reaches whoever is subscribed at that moment, and nobody else",
         )),
-        (Some(_), false) => findings.push(Finding::failure(
-            "nats JetStream",
-            "is off: nothing would be stored; start the server with -js, or set nats.delivery = \"core\"",
-        )),
-        (Some(settings), true) => streams(&context(client), settings, routes, &mut findings).await,
+        Some(settings) => streams(&Api::over(client), settings, routes, &mut findings).await,
     }
     findings
 }
 
-async fn streams(
-    context: &async_nats::jetstream::Context,
-    settings: &StreamSettings,
-    routes: &RouteTable,
-    findings: &mut Vec<Finding>,
-) {
-    let mut names = BTreeSet::new();
+async fn streams(api: &Api, settings: &StreamSettings, routes: &RouteTable, findings: &mut Vec<Finding>) {
+    let survey = match stream::survey(api, routes, []).await {
+        Ok(survey) => survey,
+        Err(error) => {
+            let what = if error.is_no_jetstream() { "nats JetStream" } else { "nats streams" };
+            findings.push(Finding::failure(what, error.to_string()));
+            return;
+        }
+    };
     for route in routes.routes() {
         let what = format!("nats subject {}", route.subject());
-        findings.push(match stream::covering(context, route.subject()).await {
-            Ok(Some(name)) => {
-                let finding = Finding::ok(what, format!("stream {name}"));
-                names.insert(name);
-                finding
-            }
-            Ok(None) if settings.create => {
+        let covering = survey.streams.iter().find(|(_, (_, covered))| covered.iter().any(|other| *other == &**route));
+        findings.push(match covering {
+            Some((name, _)) => Finding::ok(what, format!("stream {name}")),
+            None if settings.create => {
                 Finding::ok(what, format!("no stream yet; hookgate will create {}", settings.name))
             }
-            Ok(None) => Finding::failure(what, "no stream covers it, and nats.stream.create is false"),
-            Err(error) => Finding::failure(what, error.to_string()),
+            None => Finding::failure(what, "no stream covers it, and nats.stream.create is false"),
         });
     }
-    for name in names {
-        let what = format!("nats stream {name}");
-        match stream::info_of(context, &name).await {
-            Ok(Some(info)) => {
-                let problems = stream::unsafe_settings(&info.config);
-                if problems.is_empty() {
-                    findings.push(Finding::ok(what.clone(), "keeps what it acknowledges"));
-                }
-                findings.extend(problems.into_iter().map(|text| Finding::warning(what.clone(), text)));
-                let limits = stream::fullness(&info.config, info.state.messages, info.state.bytes);
-                findings.extend(limits.into_iter().map(|(full, text)| {
-                    if full { Finding::failure(what.clone(), text) } else { Finding::warning(what.clone(), text) }
-                }));
-            }
-            Ok(None) => {}
-            Err(error) => findings.push(Finding::failure(what, error.to_string())),
-        }
+    let problems = survey.problems(settings);
+    for name in survey.streams.keys().filter(|name| problems.iter().all(|(of, _)| of != name)) {
+        findings.push(Finding::ok(format!("nats stream {name}"), KEEPS));
     }
+    findings.extend(problems.into_iter().map(|(name, problem)| {
+        let what = format!("nats stream {name}");
+        match problem.level {
+            Level::Failure => Finding::failure(what, problem.text),
+            Level::Warning | Level::Ok => Finding::warning(what, problem.text),
+        }
+    }));
 }
+
+/// Of a stream without a problem. How often a server syncs, it tells nobody.
+const KEEPS: &str = "keeps what it acknowledges while no server loses power; a server acknowledges before it syncs to disk (sync_interval, 2 minutes by default): \"sync_interval: always\" closes that";

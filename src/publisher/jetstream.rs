@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use async_nats::{Message, StatusCode, jetstream};
+use async_nats::{Message, StatusCode};
 use futures_util::{FutureExt, future::BoxFuture};
 use serde::Deserialize;
 use tokio::{
@@ -20,11 +20,13 @@ use tokio_util::task::TaskTracker;
 
 use super::{
     Ack, PublishError,
-    address::Addresses,
-    connection::{self, Connection},
-    inbox::Inbox,
+    address::{Address, Addresses},
+    api::Api,
+    connection::Connection,
+    inbox::{Expected, Inbox},
     servers::Servers,
-    stream::{self, StreamSettings},
+    stream::StreamSettings,
+    stream_watch::StreamWatch,
 };
 use crate::{
     event::Event,
@@ -34,13 +36,6 @@ use crate::{
     route::{Route, RouteTable},
     supervision::keep_on,
 };
-
-/// The stream is looked at again at most this often.
-const LOOK_PAUSE: Duration = Duration::from_secs(5);
-/// While nobody could say whether there is one.
-const RETRY_PAUSE: Duration = Duration::from_secs(1);
-/// Limit of one request to the JetStream API.
-const API_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Publishes with acknowledgement.
 pub struct JetStream {
@@ -73,8 +68,8 @@ impl JetStream {
             usable: Arc::default(),
             look_again: Arc::default(),
         };
-        let keeper = Keeper {
-            context: context(this.connection.client.clone()),
+        let watch = StreamWatch {
+            api: Api::over(this.connection.client.clone()),
             connection: this.connection.clone(),
             names: servers.names(),
             report: this.report.clone(),
@@ -83,78 +78,92 @@ impl JetStream {
             stream,
             routes: routes.clone(),
         };
-        tasks.spawn(async move { keep_on!("the look at the stream", keeper.run()) });
+        tasks.spawn(async move { keep_on!("the look at the stream", watch.run()) });
         Ok(this)
     }
 }
 
+/// Events that were not sent, and why.
+type Unsent = Vec<(usize, PublishError)>;
+
+impl JetStream {
+    /// The number of the connection, if events can be stored over it.
+    fn usable(&self) -> Result<u64, PublishError> {
+        let epoch = self.connection.usable().map_err(PublishError::Unavailable)?;
+        if self.usable.load(Ordering::Relaxed) {
+            return Ok(epoch);
+        }
+        let contact = self.report.subscribe();
+        let problem = contact.borrow().problem().unwrap_or("starting").to_owned();
+        Err(PublishError::Unavailable(problem))
+    }
+
+    /// Sends all events, without waiting for answers.
+    async fn send(&self, address: &Address, events: &mut [Event], expected: &Expected<'_, Reply>) -> Unsent {
+        let mut unsent = Vec::new();
+        for (index, event) in events.iter_mut().enumerate() {
+            let (subject, headers) = (address.subject.clone(), address.headers(event.token));
+            let (reply, payload) = (expected.reply_subject(index), mem::take(&mut event.payload));
+            let sent = self.connection.client.publish_with_reply_and_headers(subject, reply, headers, payload);
+            if let Err(error) = sent.await {
+                // This one, too large for the server perhaps; the others are on their way.
+                unsent.push((index, PublishError::Refused(error.to_string())));
+                expected.is_not_sent();
+            }
+        }
+        failpoint::hit("after_publish");
+        unsent
+    }
+
+    /// Sends all events and waits for their answers.
+    async fn exchange(&self, route: &Route, events: &mut [Event], limit: Duration) -> Result<Outcomes, PublishError> {
+        let until = Instant::now() + limit;
+        let epoch = self.usable()?;
+        let mut expected = self.inbox.expect(events.len(), epoch);
+        let address = self.addresses.of(route);
+        let sent = timeout_at(until, self.send(&address, events, &expected)).await;
+        let unsent = sent.map_err(|_elapsed| PublishError::NoAck(limit))?;
+        let _complete_or_late = timeout_at(until, expected.complete()).await;
+        let answers = expected.answers();
+        if unsent.len() < events.len() {
+            self.connection.heard(epoch, answers.iter().any(Option::is_some));
+        }
+        let mut outcomes: Outcomes = answers
+            .into_iter()
+            .map(|answer| match answer {
+                Some(reply) => reply.map_err(|refusal| refusal.on(route)),
+                None => Err(PublishError::NoAck(limit)),
+            })
+            .collect();
+        for (index, problem) in unsent {
+            outcomes[index] = Err(problem);
+        }
+        Ok(outcomes)
+    }
+
+    /// What the answers say of stream and permissions.
+    fn learn_from(&self, outcomes: &[Result<Ack, PublishError>], route: &Route) {
+        // Where somebody else listens to the subject, nobody says that there is no stream.
+        let silent = outcomes.iter().all(|outcome| matches!(outcome, Err(PublishError::NoAck(_))));
+        if silent || outcomes.iter().any(|outcome| matches!(outcome, Err(PublishError::NoStream(_)))) {
+            self.look_again.notify_one();
+        }
+        if outcomes.iter().any(Result::is_ok) {
+            self.connection.granted(|denial| denial.contains(&format!("\"{}\"", route.subject())));
+        }
+    }
+}
+
 impl Publisher for JetStream {
-    fn publish<'a>(
-        &'a self,
-        route: &'a Route,
-        mut events: Vec<Event>,
-        limit: Duration,
-    ) -> BoxFuture<'a, Vec<Result<Ack, PublishError>>> {
+    fn publish<'a>(&'a self, route: &'a Route, mut events: Vec<Event>, limit: Duration) -> BoxFuture<'a, Outcomes> {
         async move {
-            let until = Instant::now() + limit;
-            let count = events.len();
-            let all = |error: PublishError| (0..count).map(|_| Err(error.clone())).collect();
-            let epoch = match self.connection.usable() {
-                Ok(epoch) => epoch,
-                Err(problem) => return all(PublishError::Unavailable(problem)),
-            };
-            if !self.usable.load(Ordering::Relaxed) {
-                let contact = self.report.subscribe();
-                let problem = contact.borrow().problem().unwrap_or("starting").to_owned();
-                return all(PublishError::Unavailable(problem));
-            }
-            let mut expected = self.inbox.expect(count, epoch);
-            let mut is_sent = false;
-            let address = self.addresses.of(route);
-            let mut unsent = Vec::new();
-            let exchange = async {
-                for (index, event) in events.iter_mut().enumerate() {
-                    let (subject, headers) = (address.subject.clone(), address.headers(event.token));
-                    let (reply, payload) = (expected.reply_subject(index), mem::take(&mut event.payload));
-                    let sent = self.connection.client.publish_with_reply_and_headers(subject, reply, headers, payload);
-                    if let Err(error) = sent.await {
-                        // This one, too large for the server perhaps; the others are on their way.
-                        unsent.push((index, PublishError::Refused(error.to_string())));
-                        expected.is_not_sent();
-                    }
+            match self.exchange(route, &mut events, limit).await {
+                Ok(outcomes) => {
+                    self.learn_from(&outcomes, route);
+                    outcomes
                 }
-                failpoint::hit("after_publish");
-                is_sent = true;
-                expected.complete().await;
-            };
-            match timeout_at(until, exchange).await {
-                Ok(()) => {}
-                Err(_elapsed) if is_sent => {}
-                Err(_elapsed) => return all(PublishError::NoAck(limit)),
+                Err(error) => events.iter().map(|_| Err(error.clone())).collect(),
             }
-            let answers = expected.answers();
-            if unsent.len() < count {
-                self.connection.heard(epoch, answers.iter().any(Option::is_some));
-            }
-            let mut outcomes: Vec<_> = answers
-                .into_iter()
-                .map(|answer| match answer {
-                    Some(reply) => reply.map_err(|refusal| refusal.on(route)),
-                    None => Err(PublishError::NoAck(limit)),
-                })
-                .collect();
-            for (index, problem) in unsent {
-                outcomes[index] = Err(problem);
-            }
-            // Where somebody else listens to the subject, nobody says that there is no stream.
-            let silent = outcomes.iter().all(|outcome| matches!(outcome, Err(PublishError::NoAck(_))));
-            if silent || outcomes.iter().any(|outcome| matches!(outcome, Err(PublishError::NoStream(_)))) {
-                self.look_again.notify_one();
-            }
-            if outcomes.iter().any(Result::is_ok) {
-                self.connection.granted(|denial| denial.contains(&format!("\"{}\"", route.subject())));
-            }
-            outcomes
         }
         .boxed()
     }
@@ -168,10 +177,8 @@ impl Publisher for JetStream {
     }
 }
 
-/// The JetStream API over a connection.
-pub(super) fn context(client: async_nats::Client) -> jetstream::Context {
-    jetstream::context::ContextBuilder::new().timeout(API_TIMEOUT).build(client)
-}
+/// What came of each event.
+type Outcomes = Vec<Result<Ack, PublishError>>;
 
 /// What a stream answers to a published message.
 #[derive(Deserialize)]
@@ -224,77 +231,4 @@ fn read_reply(answer: &Message) -> Reply {
     };
     let ack = sequence.and_then(|sequence| Ack::stored(sequence).ok_or("acknowledged without a sequence".to_owned()));
     ack.map_err(Refusal::Refused)
-}
-
-/// Keeps an eye on connection and stream, and says how they are.
-struct Keeper {
-    context: jetstream::Context,
-    connection: Connection,
-    names: String,
-    report: Reporter,
-    usable: Arc<AtomicBool>,
-    look_again: Arc<Notify>,
-    stream: StreamSettings,
-    routes: RouteTable,
-}
-
-impl Keeper {
-    async fn run(&self) {
-        let mut status = self.connection.status.clone();
-        let mut warned = stream::Warned::default();
-        loop {
-            let now = status.borrow_and_update().clone();
-            let pause = if now.contact == Contact::Up {
-                let (contact, pause) = self.look(&mut warned).await;
-                // What the look found may be outdated by the end of the connection.
-                if *status.borrow() == now || contact != Contact::Up {
-                    self.report.set(contact);
-                }
-                pause
-            } else {
-                self.report.set(now.contact);
-                None
-            };
-            let looked = Instant::now();
-            let changed = tokio::select! {
-                changed = status.changed() => changed.is_ok(),
-                () = self.look_again.notified() => {
-                    tokio::time::sleep_until(looked + LOOK_PAUSE).await;
-                    true
-                }
-                () = tokio::time::sleep(pause.unwrap_or(Duration::MAX)) => true,
-            };
-            if !changed {
-                return;
-            }
-        }
-    }
-
-    /// Whether events can be published now, and when to look again if they can't.
-    async fn look(&self, warned: &mut stream::Warned) -> (Contact, Option<Duration>) {
-        let info = self.connection.client.server_info();
-        self.usable.store(info.jetstream, Ordering::Relaxed);
-        if !info.jetstream {
-            let problem = format!(
-                "{}: the server runs without JetStream, so nothing would be stored; start it with -js, or set nats.delivery = \"core\" if live delivery is enough",
-                self.names
-            );
-            return (Contact::Refused(problem), Some(RETRY_PAUSE));
-        }
-        let found = stream::ensure(&self.context, &self.stream, &self.routes, warned).await;
-        if found.is_ok() {
-            self.connection.granted(|denial| denial.contains("\"$JS.API."));
-        }
-        let denial = self.connection.status.borrow().denial().map(str::to_owned);
-        match (found, denial) {
-            (Ok(()), None) => (Contact::Up, None),
-            (_, Some(denial)) => (connection::denied(&self.names, &denial), Some(RETRY_PAUSE)),
-            (Err(error), None) => {
-                let problem = format!("{}: {error}", self.names);
-                let contact =
-                    if error.is_refusal() { Contact::Refused(problem) } else { Contact::Unreachable(problem) };
-                (contact, Some(if error.is_absence() { LOOK_PAUSE } else { RETRY_PAUSE }))
-            }
-        }
-    }
 }

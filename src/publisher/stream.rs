@@ -1,24 +1,24 @@
 //! The stream behind the subjects: found, or created, and never changed unless it is hookgate's own.
 
 use std::{
-    collections::{BTreeSet, HashSet},
+    collections::{BTreeMap, BTreeSet},
     time::Duration,
 };
 
 use async_nats::jetstream::{
-    Context, ErrorCode,
-    context::{CreateStreamError, CreateStreamErrorKind, GetStreamByNameErrorKind, GetStreamErrorKind},
-    stream::{Config, DiscardPolicy, Info, RetentionPolicy, StorageType},
+    ErrorCode,
+    stream::{Config, DiscardPolicy, RetentionPolicy, StorageType},
 };
-use tracing::{info, warn};
+use serde_json::{Value, json};
+use tracing::info;
 
-use crate::route::RouteTable;
-
-/// Marks the streams that hookgate made, the only ones that it adds subjects to.
-const MANAGED: &str = "managed by hookgate";
-
-/// Shortest duplicate window that covers the sender's retries and a relay without a warning.
-const SAFE_DUPLICATE_WINDOW: Duration = Duration::from_secs(120);
+use super::{
+    MANAGED,
+    api::{Api, ApiError},
+    judgement::{self, Case, Problem},
+    stream_info::StreamInfo,
+};
+use crate::route::{Route, RouteTable};
 
 /// What to create when no stream covers a subject.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -46,62 +46,121 @@ pub(super) enum StreamError {
         "stream {name:?} exists, is not hookgate's own and does not cover subject {subject:?}; add the subject to it, or set nats.stream.name to another name"
     )]
     Foreign { name: String, subject: String },
-    #[error("{operation} {name:?}: {problem}")]
-    Api { operation: &'static str, name: String, problem: String, refused: bool },
+    #[error("{operation} {name:?}: {error}")]
+    Api {
+        operation: &'static str,
+        name: String,
+        #[source]
+        error: ApiError,
+    },
 }
 
 impl StreamError {
+    fn api(operation: &'static str, name: &str, error: ApiError) -> Self {
+        Self::Api { operation, name: name.to_owned(), error }
+    }
+
     /// Whether waiting won't help.
     pub(super) const fn is_refusal(&self) -> bool {
-        self.is_absence() || matches!(self, Self::Api { refused: true, .. })
+        match self {
+            Self::Missing { .. } | Self::Foreign { .. } => true,
+            Self::Api { error, .. } => error.is_refusal(),
+        }
     }
 
     /// Whether the streams were seen, and none of them is ours.
     pub(super) const fn is_absence(&self) -> bool {
         matches!(self, Self::Missing { .. } | Self::Foreign { .. })
     }
+
+    /// Whether there is no JetStream for us at all.
+    pub(super) const fn is_no_jetstream(&self) -> bool {
+        matches!(self, Self::Api { error, .. } if error.is_no_jetstream())
+    }
 }
 
-/// The warnings that were given, so that each is given once.
-pub(super) type Warned = HashSet<String>;
+/// Which streams the routes' subjects lead into.
+#[derive(Debug, Default)]
+pub(super) struct Survey<'a> {
+    /// By their names, with the routes whose subjects they cover.
+    pub(super) streams: BTreeMap<String, (StreamInfo, Vec<&'a Route>)>,
+    pub(super) uncovered: Vec<&'a Route>,
+}
 
-/// Sees to it that a stream covers the subject of each route.
-pub(super) async fn ensure(
-    context: &Context,
-    settings: &StreamSettings,
-    routes: &RouteTable,
-    warned: &mut Warned,
-) -> Result<(), StreamError> {
-    let mut found = BTreeSet::new();
-    let mut uncovered = Vec::new();
+impl Survey<'_> {
+    /// All that is wrong with the streams, by their names.
+    pub(super) fn problems(&self, settings: &StreamSettings) -> Vec<(&str, Problem)> {
+        let judged = self.streams.iter().flat_map(|(name, (info, routes))| {
+            let problems = judgement::problems(&Case { info, settings, routes });
+            problems.into_iter().map(|problem| (name.as_str(), problem))
+        });
+        judged.collect()
+    }
+}
+
+/// Looks up the stream of each route. One that is `known` from before is looked at first, and asked for once.
+pub(super) async fn survey<'a>(
+    api: &Api,
+    routes: &'a RouteTable,
+    known: impl IntoIterator<Item = &str>,
+) -> Result<Survey<'a>, StreamError> {
+    let mut survey = Survey::default();
+    for name in known {
+        if let Some(info) = info_of(api, name).await? {
+            survey.streams.insert(name.to_owned(), (info, Vec::new()));
+        }
+    }
     for route in routes.routes() {
-        match covering(context, route.subject()).await? {
-            Some(name) => {
-                found.insert(name);
-            }
-            None => uncovered.push(route),
+        let covering = survey.streams.values_mut().find(|(info, _)| info.covers(route.subject()));
+        if let Some((_, routes)) = covering {
+            routes.push(route);
+            continue;
+        }
+        let name = name_of_covering(api, route.subject()).await?;
+        let info = match &name {
+            Some(name) => info_of(api, name).await?,
+            None => None,
+        };
+        match name.zip(info) {
+            Some((name, info)) => survey.streams.entry(name).or_insert((info, Vec::new())).1.push(route),
+            None => survey.uncovered.push(route),
         }
     }
-    for name in found {
-        if let Some(config) = config_of(context, &name).await? {
-            for problem in unsafe_settings(&config) {
-                if warned.insert(format!("{name}: {problem}")) {
-                    warn!(stream = %name, %problem, "stream has a setting that can lose or duplicate events; it is left as it is");
-                }
-            }
-        }
-    }
-    let Some(first) = uncovered.first() else { return Ok(()) };
+    survey.streams.retain(|_, (_, routes)| !routes.is_empty());
+    Ok(survey)
+}
+
+/// Sees to it that a stream covers the subject of each route; which ones did before.
+pub(super) async fn ensure<'a>(
+    api: &Api,
+    settings: &StreamSettings,
+    routes: &'a RouteTable,
+) -> Result<Survey<'a>, StreamError> {
+    let survey = survey(api, routes, []).await?;
+    let Some(first) = survey.uncovered.first() else { return Ok(survey) };
     if !settings.create {
         return Err(StreamError::Missing { subject: first.subject().to_owned() });
     }
-    let exact: BTreeSet<String> = uncovered.iter().map(|route| route.subject().to_owned()).collect();
-    let wide = whole_flows(uncovered.iter().map(|route| (route.flow(), route.subject())));
-    match config_of(context, &settings.name).await? {
-        None => create(context, settings, wide, exact).await,
-        Some(config) if config.description.as_deref() == Some(MANAGED) => extend(context, config, wide, exact).await,
-        Some(_) => Err(StreamError::Foreign { name: settings.name.clone(), subject: first.subject().to_owned() }),
+    let subjects = Subjects {
+        wide: whole_flows(survey.uncovered.iter().map(|route| (route.flow(), route.subject()))),
+        exact: survey.uncovered.iter().map(|route| route.subject().to_owned()).collect(),
+    };
+    match info_of(api, &settings.name).await? {
+        None => create(api, settings, subjects).await?,
+        Some(info) if info.text("config.description") == MANAGED => extend(api, &info, subjects).await?,
+        Some(_) => {
+            return Err(StreamError::Foreign { name: settings.name.clone(), subject: first.subject().to_owned() });
+        }
     }
+    Ok(survey)
+}
+
+/// What a stream is to cover.
+struct Subjects {
+    /// Whole flows.
+    wide: BTreeSet<String>,
+    /// Only what is published, where whole flows overlap another stream.
+    exact: BTreeSet<String>,
 }
 
 /// The subjects `flow.>` of the flows that routes publish to under their names, and the other subjects as they
@@ -121,183 +180,73 @@ fn whole_flows<'a>(routes: impl Iterator<Item = (&'a str, &'a str)>) -> BTreeSet
 }
 
 /// The name of the stream that a message to a subject goes into.
-pub(super) async fn covering(context: &Context, subject: &str) -> Result<Option<String>, StreamError> {
-    match context.stream_by_subject(subject).await {
-        Ok(name) => Ok(Some(name)),
-        Err(error) if error.kind() == GetStreamByNameErrorKind::NotFound => Ok(None),
-        Err(error) => Err(StreamError::Api {
-            operation: "look up the stream of",
-            name: subject.to_owned(),
-            problem: error.to_string(),
-            refused: false,
-        }),
-    }
-}
-
-/// The configuration of a stream, if there is one of this name.
-async fn config_of(context: &Context, name: &str) -> Result<Option<Config>, StreamError> {
-    Ok(info_of(context, name).await?.map(|info| info.config))
+async fn name_of_covering(api: &Api, subject: &str) -> Result<Option<String>, StreamError> {
+    let answer = api.ask("STREAM.NAMES".to_owned(), &json!({ "subject": subject })).await;
+    let answer = answer.map_err(|error| StreamError::api("look up the stream of", subject, error))?;
+    Ok(answer.pointer("/streams/0").and_then(Value::as_str).map(str::to_owned))
 }
 
 /// What is known of a stream, if there is one of this name.
-pub(super) async fn info_of(context: &Context, name: &str) -> Result<Option<Info>, StreamError> {
-    match context.get_stream(name).await {
-        Ok(stream) => Ok(Some(stream.cached_info().clone())),
-        Err(error) => match error.kind() {
-            GetStreamErrorKind::JetStream(inner) if inner.error_code() == ErrorCode::STREAM_NOT_FOUND => Ok(None),
-            _ => Err(StreamError::Api {
-                operation: "read the stream",
-                name: name.to_owned(),
-                problem: error.to_string(),
-                refused: false,
-            }),
-        },
+async fn info_of(api: &Api, name: &str) -> Result<Option<StreamInfo>, StreamError> {
+    match api.ask(format!("STREAM.INFO.{name}"), &Value::Null).await {
+        Ok(answer) => Ok(Some(StreamInfo::of(answer))),
+        Err(error) if error.is(ErrorCode::STREAM_NOT_FOUND) => Ok(None),
+        Err(error) => Err(StreamError::api("read the stream", name, error)),
     }
 }
 
 /// Creates the stream for whole flows, or for the exact subjects where that overlaps another stream.
-async fn create(
-    context: &Context,
-    settings: &StreamSettings,
-    wide: BTreeSet<String>,
-    exact: BTreeSet<String>,
-) -> Result<(), StreamError> {
-    let config = |subjects: &BTreeSet<String>| Config {
-        name: settings.name.clone(),
-        description: Some(MANAGED.to_owned()),
-        subjects: subjects.iter().cloned().collect(),
-        storage: StorageType::File,
-        retention: RetentionPolicy::Limits,
-        discard: DiscardPolicy::New,
-        num_replicas: settings.replicas,
-        max_age: settings.max_age,
-        duplicate_window: settings.duplicate_window,
-        ..Config::default()
+async fn create(api: &Api, settings: &StreamSettings, subjects: Subjects) -> Result<(), StreamError> {
+    let create = async |subjects: &BTreeSet<String>| {
+        let config = Config {
+            name: settings.name.clone(),
+            description: Some(MANAGED.to_owned()),
+            subjects: subjects.iter().cloned().collect(),
+            storage: StorageType::File,
+            retention: RetentionPolicy::Limits,
+            discard: DiscardPolicy::New,
+            num_replicas: settings.replicas,
+            max_age: settings.max_age,
+            duplicate_window: settings.duplicate_window,
+            ..Config::default()
+        };
+        api.ask(format!("STREAM.CREATE.{}", settings.name), &config).await
     };
-    let mut subjects = wide;
-    let mut result = context.create_stream(config(&subjects)).await;
-    if result.as_ref().is_err_and(overlaps) {
-        subjects = exact;
-        result = context.create_stream(config(&subjects)).await;
+    let mut subjects_taken = subjects.wide;
+    let mut result = create(&subjects_taken).await;
+    if result.as_ref().is_err_and(|error| error.is(ErrorCode::STREAM_SUBJECT_OVERLAP)) {
+        subjects_taken = subjects.exact;
+        result = create(&subjects_taken).await;
     }
-    match result {
-        Ok(_) => {
-            info!(stream = %settings.name, ?subjects, "created the stream");
-            Ok(())
-        }
-        Err(error) => Err(api_error("create the stream", &settings.name, &error)),
-    }
+    result.map_err(|error| StreamError::api("create the stream", &settings.name, error))?;
+    info!(stream = %settings.name, subjects = ?subjects_taken, "created the stream");
+    Ok(())
 }
 
-/// Adds subjects to hookgate's own stream, and nothing else.
-async fn extend(
-    context: &Context,
-    config: Config,
-    wide: BTreeSet<String>,
-    exact: BTreeSet<String>,
-) -> Result<(), StreamError> {
-    let with = |added: &BTreeSet<String>| {
-        let mut config = config.clone();
-        config
-            .subjects
-            .extend(added.iter().filter(|subject| !config.subjects.contains(subject)).cloned().collect::<Vec<_>>());
-        config
+/// Adds subjects to hookgate's own stream, and nothing else: each other setting goes back as it came.
+async fn extend(api: &Api, info: &StreamInfo, subjects: Subjects) -> Result<(), StreamError> {
+    let name = info.text("config.name");
+    let extend = async |added: &BTreeSet<String>| {
+        let mut all = info.subjects();
+        all.extend(added.difference(&all.iter().cloned().collect()).cloned());
+        let mut config = info.config();
+        config.insert("subjects".to_owned(), json!(all));
+        api.ask(format!("STREAM.UPDATE.{name}"), &config).await
     };
-    let mut added = wide;
-    let mut result = context.update_stream(with(&added)).await;
+    let mut added = subjects.wide;
+    let mut result = extend(&added).await;
     if result.is_err() {
-        added = exact;
-        result = context.update_stream(with(&added)).await;
+        added = subjects.exact;
+        result = extend(&added).await;
     }
-    match result {
-        Ok(_) => {
-            info!(stream = %config.name, ?added, "added subjects to the stream");
-            Ok(())
-        }
-        Err(error) => Err(api_error("add subjects to the stream", &config.name, &error)),
-    }
-}
-
-fn overlaps(error: &CreateStreamError) -> bool {
-    matches!(error.kind(), CreateStreamErrorKind::JetStream(inner) if inner.error_code() == ErrorCode::STREAM_SUBJECT_OVERLAP)
-}
-
-fn api_error(operation: &'static str, name: &str, error: &CreateStreamError) -> StreamError {
-    let refused = matches!(error.kind(), CreateStreamErrorKind::JetStream(_));
-    StreamError::Api { operation, name: name.to_owned(), problem: error.to_string(), refused }
-}
-
-/// How much of a limit is left when it is time to say so: a tenth.
-const NEARLY: u64 = 10;
-
-/// The limits that a stream has reached, or nearly so, at which it takes nothing more; whether it is full.
-pub(super) fn fullness(config: &Config, messages: u64, bytes: u64) -> Vec<(bool, String)> {
-    // Under the other policy old events make room.
-    if config.discard != DiscardPolicy::New {
-        return Vec::new();
-    }
-    let limits =
-        [("messages", "max_msgs", messages, config.max_messages), ("bytes", "max_bytes", bytes, config.max_bytes)];
-    let limits = limits.into_iter().filter_map(|(what, key, now, limit)| {
-        let limit = u64::try_from(limit).ok().filter(|limit| *limit > 0)?;
-        (now >= limit - limit / NEARLY).then(|| {
-            let text = format!(
-                "{now} of {limit} {what} ({key}): at the limit it refuses every event, and senders get 503; raise it, or purge what has been processed (nats stream purge --keep or --seq)"
-            );
-            // A last message may not fit although a few bytes are left.
-            (now >= limit - limit / 1000, text)
-        })
-    });
-    limits.collect()
-}
-
-/// What is dangerous about a stream that hookgate uses as it is.
-pub(super) fn unsafe_settings(config: &Config) -> Vec<String> {
-    let mut problems = Vec::new();
-    let mut note = |applies: bool, problem: &str| {
-        if applies {
-            problems.push(problem.to_owned());
-        }
-    };
-    note(config.no_ack, "no_ack is on: nothing is acknowledged, so every request gets 503");
-    note(config.sealed, "it is sealed: it takes no messages, so every request gets 503");
-    note(
-        config.storage == StorageType::Memory,
-        "storage is memory: a restart of the server loses what was acknowledged",
-    );
-    note(
-        config.retention == RetentionPolicy::Interest,
-        "retention is interest: an event that no consumer waits for is dropped",
-    );
-    note(
-        config.discard == DiscardPolicy::Old
-            && (config.max_messages > 0 || config.max_bytes > 0 || config.max_messages_per_subject > 0),
-        "discard is old with a limit on messages or bytes: at the limit the oldest events are dropped, processed or not",
-    );
-    note(
-        config.duplicate_window < SAFE_DUPLICATE_WINDOW,
-        "duplicate_window is shorter than 2 minutes: a late retry can become a second message",
-    );
-    note(
-        !config.max_age.is_zero() && config.max_age < Duration::from_secs(86_400),
-        "max_age is shorter than a day: events that are not consumed until then are dropped",
-    );
-    problems
+    result.map_err(|error| StreamError::api("add subjects to the stream", name, error))?;
+    info!(stream = %name, ?added, "added subjects to the stream");
+    Ok(())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn safe() -> Config {
-        Config {
-            storage: StorageType::File,
-            discard: DiscardPolicy::New,
-            duplicate_window: Duration::from_secs(900),
-            max_age: Duration::from_secs(7 * 86_400),
-            ..Config::default()
-        }
-    }
 
     #[test]
     fn subjects_of_a_stream_do_not_cover_each_other() {
@@ -310,53 +259,5 @@ mod tests {
         ];
         let subjects: Vec<_> = whole_flows(routes.into_iter()).into_iter().collect();
         assert_eq!(subjects, ["vmh.>", "vmhs.contact"]);
-    }
-
-    #[test]
-    fn what_hookgate_creates_is_safe() {
-        assert_eq!(unsafe_settings(&safe()), Vec::<String>::new());
-    }
-
-    #[test]
-    fn a_stream_that_fills_up_is_named_before_it_is_full() {
-        let limited = Config { max_messages: 1000, max_bytes: 1_000_000, ..safe() };
-        let levels = |config: &Config, messages, bytes| -> Vec<bool> {
-            fullness(config, messages, bytes).into_iter().map(|(full, _)| full).collect()
-        };
-        assert_eq!(levels(&limited, 899, 0), [false; 0]);
-        assert_eq!(levels(&limited, 900, 0), [false]);
-        assert_eq!(levels(&limited, 1000, 999_500), [true, true]);
-        assert_eq!(levels(&Config { max_messages: 1, ..safe() }, 1, 0), [true]);
-        assert_eq!(levels(&Config { max_messages: 1, ..safe() }, 0, 0), [false; 0]);
-        assert_eq!(levels(&safe(), u64::MAX, u64::MAX), [false; 0]);
-        let old = Config { discard: DiscardPolicy::Old, ..limited };
-        assert_eq!(levels(&old, 1000, 1_000_000), [false; 0], "it makes room");
-    }
-
-    #[test]
-    fn each_dangerous_setting_is_named() {
-        type Change = fn(&mut Config);
-        let cases: [(&str, Change); 8] = [
-            ("no_ack", |config| config.no_ack = true),
-            ("sealed", |config| config.sealed = true),
-            ("storage", |config| config.storage = StorageType::Memory),
-            ("retention", |config| config.retention = RetentionPolicy::Interest),
-            ("discard", |config| {
-                config.discard = DiscardPolicy::Old;
-                config.max_messages = 1000;
-            }),
-            ("discard", |config| {
-                config.discard = DiscardPolicy::Old;
-                config.max_messages_per_subject = 1;
-            }),
-            ("duplicate_window", |config| config.duplicate_window = Duration::from_secs(1)),
-            ("max_age", |config| config.max_age = Duration::from_secs(60)),
-        ];
-        for (named, change) in cases {
-            let mut config = safe();
-            change(&mut config);
-            let problems = unsafe_settings(&config);
-            assert!(matches!(problems.as_slice(), [one] if one.contains(named)), "{named}: {problems:?}");
-        }
     }
 }

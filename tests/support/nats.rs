@@ -12,6 +12,7 @@ use async_nats::{
     },
 };
 use futures_util::TryStreamExt;
+use serde_json::Value;
 use tempfile::TempDir;
 use tokio::{io::AsyncReadExt, net::TcpStream};
 
@@ -67,6 +68,14 @@ impl NatsServer {
         let data = tempfile::tempdir().expect("a temporary folder can be made");
         write_config(&data, text);
         Self::start_in(data, Mode { jetstream: true, configured: true, login: None, entrance: None }).await
+    }
+
+    /// The same without `JetStream`, as a server of a cluster whose others have it.
+    pub(crate) async fn configured_without_jetstream(text: &str) -> Self {
+        let data = tempfile::tempdir().expect("a temporary folder can be made");
+        let text = format!("server_name: \"{}\"\n{text}", name(&data));
+        std::fs::write(config_file(&data), text).expect("the folder is ours");
+        Self::start_in(data, Mode { jetstream: false, configured: true, login: None, entrance: None }).await
     }
 
     /// The same for a configuration that lets the tests in by an entrance of their own.
@@ -172,6 +181,32 @@ impl NatsServer {
         }
     }
 
+    /// Asks the `JetStream` API as it is on the wire: this client does not know each field of newer servers.
+    pub(crate) async fn api(&self, request: &str, payload: &Value) -> Value {
+        let answer = self.jetstream().await.request(request.to_owned(), payload).await;
+        answer.unwrap_or_else(|error| panic!("{request}: {error}"))
+    }
+
+    /// Makes a stream of raw settings; what the server made of them.
+    pub(crate) async fn create_raw(&self, name: &str, settings: &Value) -> Value {
+        let mut config = serde_json::json!({ "name": name, "duplicate_window": 900_000_000_000_u64 });
+        let settings = settings.as_object().expect("settings are an object").clone();
+        config.as_object_mut().expect("it is one").extend(settings);
+        let answer = self.api(&format!("STREAM.CREATE.{name}"), &config).await;
+        assert!(answer["error"].is_null(), "{config}: {answer}");
+        answer["config"].clone()
+    }
+
+    /// Changes settings of a stream and leaves all others as they are.
+    pub(crate) async fn update_raw(&self, name: &str, settings: &Value) -> Value {
+        let mut config = self.api(&format!("STREAM.INFO.{name}"), &Value::Null).await["config"].clone();
+        let settings = settings.as_object().expect("settings are an object").clone();
+        config.as_object_mut().expect("it is one").extend(settings);
+        let answer = self.api(&format!("STREAM.UPDATE.{name}"), &config).await;
+        assert!(answer["error"].is_null(), "{config}: {answer}");
+        answer["config"].clone()
+    }
+
     /// What is in hookgate's stream, oldest first; nothing if there is no stream.
     pub(crate) async fn events(&self) -> Vec<Event> {
         match self.stream(STREAM).await {
@@ -272,7 +307,7 @@ impl Event {
     }
 
     pub(crate) fn entity_id(&self) -> String {
-        let payload: serde_json::Value = serde_json::from_str(&self.payload).expect("the payload is JSON");
+        let payload: Value = serde_json::from_str(&self.payload).expect("the payload is JSON");
         payload["entity_id"].as_str().expect("it names an entity").to_owned()
     }
 }
