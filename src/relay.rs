@@ -11,6 +11,7 @@ mod tracked;
 use std::{sync::Arc, time::Duration};
 
 use futures_util::future::BoxFuture;
+use hashbrown::HashMap;
 use tokio::{sync::watch, time::Instant};
 use tokio_util::task::TaskTracker;
 use tracing::{debug, info, warn};
@@ -21,7 +22,7 @@ use crate::{
     event::{Event, Events},
     failpoint,
     metrics::{Metrics, RelayMetrics},
-    pipeline::{ClaimError, Publisher, Settlement},
+    pipeline::{Addresses, ClaimError, Publisher, Settlement},
     publisher::PublishError,
     route::{Route, RouteTable},
     shutdown::Phase,
@@ -84,6 +85,9 @@ pub trait Outbox: Send + Sync {
         route: &'a Route,
         settlements: &'a [Settlement],
     ) -> BoxFuture<'a, Result<usize, ClaimError>>;
+
+    /// Where the entries of a route's outbox go that were claimed for another address.
+    fn addresses<'a>(&'a self, route: &'a Route) -> BoxFuture<'a, Result<Addresses, ClaimError>>;
 
     /// Every route that ever claimed in this store, also those of older configurations.
     fn recorded_routes(&self) -> BoxFuture<'_, Result<Vec<Route>, ClaimError>>;
@@ -185,6 +189,11 @@ impl Relay {
                 metrics.oldest(tracked.oldest(matches!(walked, Err(RelayError::Leased))));
                 match walked {
                     Ok(Walked { published: 0, failed: 0, .. }) => {}
+                    Ok(Walked { failed, reason: Some(PublishError::NoStream(subject)), .. }) => {
+                        let entries = self.outbox.count(route).await.unwrap_or(failed);
+                        warn!(route = %route, pending_key = route.pending_key(), %subject, failed, entries,
+                            "no stream covers the subject that entries of the outbox were claimed for; they stay until one does, and are published then: add the subject to a stream (nats stream edit), or make a stream for it (nats stream add)");
+                    }
                     Ok(Walked { published, failed, reason: Some(reason), .. }) => {
                         warn!(route = %route, published, failed, %reason, "NATS refuses events of the outbox; they stay, and the relay tries again");
                     }
@@ -217,7 +226,7 @@ impl Relay {
                                 continue;
                             }
                             warn!(route = %route, pending_key = route.pending_key(), subject = route.subject(), entries,
-                                "this route is configured no more, but its outbox holds entries; they are published to the subject it had");
+                                "this route is configured no more, but its outbox holds entries; the relay publishes each to the subject it was claimed for, and says so when NATS does not take it");
                             known.push(route.pending_key().to_owned());
                             tasks.spawn(Arc::clone(self).keep_serving(Arc::new(route), phase.clone()));
                         }
@@ -274,8 +283,33 @@ impl Relay {
         self.walk(route, &mut Tracked::new(Duration::ZERO), &self.metrics.relay(route), WithoutLease::GoOn).await
     }
 
+    /// Each entry goes to the address it was claimed for.
     async fn publish(
         &self,
+        route: &Route,
+        due: Vec<Due>,
+        tracked: &mut Tracked,
+        metrics: &RelayMetrics,
+        without_lease: WithoutLease,
+        walked: &mut Walked,
+    ) -> Result<(), RelayError> {
+        let addresses = self.outbox.addresses(route).await?;
+        let mut groups = HashMap::<usize, Vec<Due>>::new();
+        for entry in due {
+            let number = addresses.of(entry.token).map_or(usize::MAX, |_address| entry.token.address());
+            groups.entry(number).or_default().push(entry);
+        }
+        for due in groups.into_values() {
+            let address = due.first().and_then(|entry| addresses.of(entry.token)).map_or(route, |address| &**address);
+            self.publish_to(address, route, due, tracked, metrics, without_lease, walked).await?;
+        }
+        Ok(())
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "what a page is published with")]
+    async fn publish_to(
+        &self,
+        address: &Route,
         route: &Route,
         due: Vec<Due>,
         tracked: &mut Tracked,
@@ -288,7 +322,7 @@ impl Relay {
         if !leased && yields {
             return Err(RelayError::Leased);
         }
-        let mut events = Events::of(route);
+        let mut events = Events::of(address);
         let events: Vec<Event> =
             due.iter().filter_map(|Due { id, token, .. }| Some(events.event(EntityId::parse(id)?, *token))).collect();
         // Now, not when they have failed: should this page not come to its end, the next walk gets past it.
@@ -297,7 +331,7 @@ impl Relay {
         }
         failpoint::hit("relay_before_publish");
         let began = self.tracer.begin();
-        let outcomes = self.publisher.publish(route, events, self.ack_timeout).await;
+        let outcomes = self.publisher.publish(address, events, self.ack_timeout).await;
         failpoint::hit("relay_after_publish");
         let tried = outcomes.iter().any(|outcome| !matches!(outcome, Err(PublishError::Unavailable(_))));
         if began.is_some() && tried {
@@ -315,7 +349,8 @@ impl Relay {
                     if matches!(error, PublishError::Unavailable(_)) {
                         tracked.was_not_tried(name);
                     }
-                    if matches!(error, PublishError::Refused(_)) {
+                    // That there is no stream is said of this address alone.
+                    if matches!(error, PublishError::Refused(_) | PublishError::NoStream(_)) {
                         walked.reason = Some(error);
                     } else {
                         trouble = Some(error);

@@ -5,6 +5,7 @@
 //! A scenario is a function that returns a [`Report`]; the invariants are in `faults/rig.rs`.
 
 mod faults {
+    pub(crate) mod addresses;
     pub(crate) mod clock;
     pub(crate) mod cluster;
     pub(crate) mod crm;
@@ -81,6 +82,7 @@ fn scenarios() -> Vec<Scenario> {
         faults::edge_more::scenarios(),
         faults::storm::scenarios(),
         faults::tokens::scenarios(),
+        faults::addresses::scenarios(),
     ];
     files.into_iter().flatten().collect()
 }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use redis::AsyncTypedCommands;
 
-use crate::support::{Event, OUTBOX, PENDING, World, batch, eventually, run};
+use crate::support::{Event, OUTBOX, PENDING, SUBJECT, World, batch, eventually, run};
 
 const ROUTE: &str = "vmh/beteiligte/create";
 
@@ -38,7 +38,7 @@ async fn counts_lists_and_publishes() {
     let lines = run(&settings, &["outbox", "list"]).good();
     for row in &listed {
         let [id, token, claimed] = ["entity_id", "token", "claimed"].map(|name| text(row, name));
-        assert!(lines.contains(&format!("{ROUTE}  {id}  {token}  {claimed}\n")), "{row} in {lines}");
+        assert!(lines.contains(&format!("{ROUTE}  {id}  {token}  {claimed}  {SUBJECT}\n")), "{row} in {lines}");
     }
 
     let down = run(&settings, &["outbox", "relay"]).bad();
@@ -94,7 +94,7 @@ async fn a_foreign_entry_is_named_and_holds_up_nobody() {
     let settings = world.settings();
     world.redis.connection().await.hset(OUTBOX, "x", "y").await.expect("the outbox is a HASH");
     let lines = run(&settings, &["outbox", "list"]).good();
-    assert!(lines.contains(&format!("{ROUTE}  x  y  not written by hookgate\n")), "{lines}");
+    assert!(lines.contains(&format!("{ROUTE}  x  y  not written by hookgate  {SUBJECT}\n")), "{lines}");
     let complaint = run(&settings, &["outbox", "relay"]).bad();
     assert!(complaint.contains("1 entries are still in the outbox"), "{complaint}");
     let events: Vec<_> = world.nats.events().await.iter().map(Event::entity_id).collect();

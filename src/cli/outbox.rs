@@ -22,7 +22,7 @@ use super::{Output, print, store};
 pub(crate) enum Command {
     /// Number of entries of each route, also of routes that are configured no more.
     Count,
-    /// The entries: route, id, token, time of the claim.
+    /// The entries: route, id, token, time of the claim, subject.
     List,
     /// Publish all entries now, whatever their age.
     Relay,
@@ -32,7 +32,14 @@ pub(super) fn run(command: &Command, settings: &Settings, output: Output) -> any
     store::block_on(async {
         let redis = store::open(settings).await?;
         let outbox: Arc<dyn Outbox> = redis;
-        let routes = outbox.recorded_routes().await.context("read the routes")?;
+        let mut routes = outbox.recorded_routes().await.context("read the routes")?;
+        for route in &mut routes {
+            // The record is of whoever claimed under the key first.
+            let configured = settings.routes.routes().iter().find(|now| now.pending_key() == route.pending_key());
+            if let Some(configured) = configured {
+                *route = Route::clone(configured);
+            }
+        }
         match command {
             Command::Count => count(&*outbox, &routes, output).await,
             Command::List => list(&*outbox, &routes, output).await,
@@ -66,21 +73,25 @@ struct Row<'a> {
     entity_id: &'a str,
     token: &'a str,
     claimed: Option<String>,
+    /// Where its event goes.
+    subject: &'a str,
 }
 
 async fn list(outbox: &dyn Outbox, routes: &[Route], output: Output) -> anyhow::Result<ExitCode> {
     for route in routes {
+        let addresses = outbox.addresses(route).await.with_context(|| format!("read {}", route.addresses_key()))?;
         let mut cursor = 0;
         loop {
             let page = outbox.page(route, cursor).await.with_context(|| format!("read {}", route.outbox_key()))?;
             for entry in &page.entries {
-                let claimed = entry.token.parse::<Token>().ok();
-                let claimed = claimed.map(|token| humantime::format_rfc3339_millis(token.time()).to_string());
-                let row = Row { route: route.name(), entity_id: &entry.id, token: &entry.token, claimed };
+                let token = entry.token.parse::<Token>().ok();
+                let subject = token.and_then(|token| addresses.of(token)).map_or(route, |address| &**address).subject();
+                let claimed = token.map(|token| humantime::format_rfc3339_millis(token.time()).to_string());
+                let row = Row { route: route.name(), entity_id: &entry.id, token: &entry.token, claimed, subject };
                 let line = match output {
                     Output::Json => serde_json::to_string(&row).context("print")?,
                     Output::Text => format!(
-                        "{route}  {}  {}  {}",
+                        "{route}  {}  {}  {}  {subject}",
                         row.entity_id.escape_debug(),
                         row.token.escape_debug(),
                         row.claimed.as_deref().unwrap_or("not written by hookgate")

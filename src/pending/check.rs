@@ -7,47 +7,66 @@ use redis::{Cmd, ErrorKind, RedisError, Value, aio::MultiplexedConnection};
 use tracing::error;
 
 use super::{
+    address::{self, Claiming},
     link::Check,
     outbox,
     redis::{Durability, Options},
     script::{self, CLAIM, PROBE},
 };
-use crate::{
-    event::Attempt,
-    route::{Route, RouteTable},
-};
+use crate::{event::Attempt, route::Route};
 
 /// What a new connection has to be able to do: all that keeps events from being lost, on each route's keys. It
 /// also leaves the script of the claim in Redis, and the record of the routes.
-pub(super) fn check(routes: &RouteTable, options: Options) -> Check {
-    let routes = routes.routes().to_vec();
+pub(super) fn check(routes: Vec<Arc<Claiming>>, options: Options) -> Check {
     Arc::new(move |mut connection| {
         let routes = routes.clone();
         async move {
             // All at the same time: one after the other, many routes would take longer than there is.
-            try_join_all(routes.iter().map(|route| check_route(connection.clone(), route, options))).await?;
+            try_join_all(routes.iter().map(|claiming| check_route(connection.clone(), &claiming.route))).await?;
+            let recorded = outbox::recorded(&mut connection, &routes).await?;
+            let ready = routes.iter().zip(&recorded);
+            let ready =
+                ready.map(|(claiming, first)| check_claim(connection.clone(), claiming, first.as_deref(), options));
+            try_join_all(ready).await?;
             if options.durability == Durability::Aof {
                 let wait = redis::cmd("WAITAOF").arg(1).arg(0).arg(1).query_async::<Value>(&mut connection).await;
                 let _no_writes = wait.map_err(without_waitaof)?;
             }
-            outbox::record(&mut connection, &routes).await?;
             outbox::may_read_records(&mut connection).await
         }
         .boxed()
     })
 }
 
-async fn check_route(mut connection: MultiplexedConnection, route: &Route, options: Options) -> Result<(), RedisError> {
+async fn check_route(mut connection: MultiplexedConnection, route: &Route) -> Result<(), RedisError> {
     let probe = |call: &mut Cmd| {
         call.arg(4).arg(route.pending_key()).arg(route.outbox_key()).arg(route.lease_key());
         call.arg(format!("{}:probe", route.lease_key()));
     };
-    let arguments = |call: &mut Cmd| script::claim(call, route, options.outbox_limit, false, &[], Attempt::FIRST);
+    unless_of_another_kind(route, PROBE.call::<()>(&mut connection, probe).await)
+}
+
+async fn check_claim(
+    mut connection: MultiplexedConnection,
+    claiming: &Claiming,
+    first: Option<&str>,
+    options: Options,
+) -> Result<(), RedisError> {
     let checked = async {
-        PROBE.call::<()>(&mut connection, probe).await?;
+        let zero = claiming.register(&mut connection, first).await?;
+        if first.is_none() {
+            let owner = address::route(zero.as_bytes(), claiming.route.pending_key());
+            outbox::record(&mut connection, owner.as_ref().unwrap_or(&claiming.route)).await?;
+        }
+        let attempt = Attempt::FIRST.at_address(claiming.number());
+        let arguments = |call: &mut Cmd| script::claim(call, claiming, options.outbox_limit, false, &[], attempt);
         CLAIM.call::<Vec<Value>>(&mut connection, arguments).await.map(|_no_states| ())
     };
-    match checked.await {
+    unless_of_another_kind(&claiming.route, checked.await)
+}
+
+fn unless_of_another_kind(route: &Route, checked: Result<(), RedisError>) -> Result<(), RedisError> {
+    match checked {
         // The other routes can go on.
         Err(error) if error.code() == Some("WRONGTYPE") => {
             error!(%route, pending_key = route.pending_key(), outbox = route.outbox_key(), %error,
