@@ -16,6 +16,8 @@ use crate::{batch::EntityId, rfc3339, route::Route};
 
 /// Places of one attempt: more ids than any request brings through before its deadline.
 const PLACES: usize = 10_000_000;
+/// Tries of one address.
+const TRIES: usize = 10;
 
 /// Which try of a claim proposes a token. A token is proposed in one claim call only: the call may be carried out long
 /// after its answer was given up, when a consumer has already released the id.
@@ -28,13 +30,29 @@ impl Attempt {
     /// No try: the event goes out without a claim, so its token is never proposed.
     pub const UNCLAIMED: Self = Self(9);
 
+    /// The same try for the address with this number among those of its pending key: 0 to 9.
+    ///
+    /// # Panics
+    /// Above 9: 0.1.0 takes a token of more than nine digits for a damaged one.
+    #[must_use]
+    pub fn at_address(self, number: usize) -> Self {
+        assert!(number < 10, "an address has one digit");
+        Self(number * TRIES + self.0 % TRIES)
+    }
+
+    /// The number of the address.
+    #[must_use]
+    pub const fn address(self) -> usize {
+        self.0 / TRIES
+    }
+
     /// The try after this one.
     ///
     /// # Panics
     /// After eight tries.
     #[must_use]
     pub fn next(self) -> Self {
-        assert!(self.0 + 1 < Self::UNCLAIMED.0, "a claim is tried a few times");
+        assert!(self.0 % TRIES + 1 < Self::UNCLAIMED.0, "a claim is tried a few times");
         Self(self.0 + 1)
     }
 }
@@ -92,7 +110,7 @@ impl fmt::Display for TokenSeed {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Token {
     seed: TokenSeed,
-    /// The place of the id in its batch, above it the attempt.
+    /// The place of the id in its batch, above it the try, above that the number of the address.
     index: usize,
 }
 
@@ -101,6 +119,12 @@ impl Token {
     #[must_use]
     pub const fn index(self) -> usize {
         self.index
+    }
+
+    /// The number of the address that was claimed for, among those of the pending key. 0.1.0 wrote none, which is 0.
+    #[must_use]
+    pub const fn address(self) -> usize {
+        self.index / (PLACES * TRIES)
     }
 
     /// Whether both were proposed for the same id by the same request, perhaps by different tries.
@@ -303,6 +327,15 @@ mod tests {
             assert_eq!(text.parse(), Ok(token));
             assert_eq!(token.traceparent(), format!("00-{}-{:016x}-01", seed.0.simple(), span_id(text.as_bytes())));
         }
+    }
+
+    #[test]
+    fn a_token_says_which_address_it_was_claimed_for() {
+        let second = Attempt::FIRST.next().at_address(3);
+        let token = TokenSeed::now().token(second, PLACES - 1);
+        assert_eq!(token.to_string().split_off(33), "319999999", "0.1.0 reads nine digits");
+        assert_eq!((token.address(), second.next().at_address(0)), (3, Attempt::FIRST.next().next()));
+        assert_eq!(TokenSeed::now().token(Attempt::UNCLAIMED, PLACES - 1).address(), 0);
     }
 
     #[test]

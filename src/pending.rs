@@ -4,6 +4,7 @@
 //! *in flight* under the token of that claim until it is settled, and *done* until somebody releases it.
 
 pub mod access;
+mod address;
 mod check;
 mod graveyard;
 mod holdings;

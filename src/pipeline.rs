@@ -32,7 +32,7 @@ use crate::{
 use self::settlement::Claim;
 pub(crate) use self::unstoppable::Unstoppable;
 pub use self::{
-    ports::{ClaimError, Claimed, PendingStore, Proposal, Publisher, State},
+    ports::{Addresses, ClaimError, Claimed, PendingStore, Proposal, Publisher, State},
     settlement::Settlement,
 };
 
@@ -218,11 +218,11 @@ impl Pipeline {
         if began.is_some() {
             self.tracer.claimed(began, claimed_span(route, &proposal, &claimed));
         }
-        let (Claimed { states, durable }, undeduplicated) = match claimed {
+        let (Claimed { states, elsewhere, durable }, undeduplicated) = match claimed {
             Ok(claimed) => (claimed, None),
             Err(error) if self.policy.without_claim == WithoutClaim::Publish => {
                 let states = proposal.tokens(Attempt::UNCLAIMED).map(State::New).collect();
-                (Claimed { states, durable: false }, Some(error))
+                (Claimed { states, elsewhere: Addresses::default(), durable: false }, Some(error))
             }
             Err(error) => return Err(Failure::Unclaimed(error)),
         };
@@ -231,13 +231,24 @@ impl Pipeline {
         let mut new = 0;
         let mut full = 0;
         let mut claims = Vec::new();
+        let mut others: Vec<(Arc<Route>, Vec<Claim<'_>>)> = Vec::new();
         for (id, state) in proposal.ids().zip(states) {
             let token = match state {
                 State::New(token) => {
                     new += 1;
                     token
                 }
-                State::InFlight(token) => token,
+                State::InFlight(token) => {
+                    if let Some(address) = elsewhere.of(token).filter(|address| !address.is_same_address(route)) {
+                        let known = others.iter_mut().find(|(other, _)| other == address);
+                        match known {
+                            Some((_, claims)) => claims.push(Claim { id, token }),
+                            None => others.push((Arc::clone(address), vec![Claim { id, token }])),
+                        }
+                        continue;
+                    }
+                    token
+                }
                 State::Done => continue,
                 State::OutboxFull => {
                     full += 1;
@@ -252,7 +263,12 @@ impl Pipeline {
         let total = claims.len();
         let tokens: Vec<_> =
             if began.is_some() { claims.iter().map(|claim| claim.token).collect() } else { Vec::new() };
-        let published = self.publish(route, claims, via, deadline, &mut attempts).await;
+        let mut published = self.publish(route, route, claims, via, deadline, &mut attempts).await;
+        for (address, claims) in others {
+            // Boxed: hardly ever needed, it would enlarge every request's future.
+            let others = Box::pin(self.publish(route, &address, claims, via, deadline, &mut attempts)).await;
+            published = published.and(others);
+        }
         if !tokens.is_empty() {
             let problem = published.as_ref().err().map(ToString::to_string);
             let request = Some((seed, proposal.range.start));
@@ -275,10 +291,11 @@ impl Pipeline {
     }
 
     /// Publishes until the events of all claims are acknowledged, or until the deadline; settles each as it is.
-    /// `open` are those that are left.
+    /// `open` are those that are left. They go to `address`: mostly that of the route under whose key they are claimed.
     async fn publish(
         &self,
         route: &Arc<Route>,
+        address: &Route,
         mut open: Vec<Claim<'_>>,
         via: Via,
         until: Instant,
@@ -287,10 +304,11 @@ impl Pipeline {
         if open.is_empty() {
             return Ok(());
         }
-        let mut made = Events::of(route);
+        let mut made = Events::of(address);
         let total = open.len();
         let unpublished = |unconfirmed, last| Failure::Unpublished { unconfirmed, total, last };
-        let breaker = &self.breakers[route.name()];
+        // Of another address it says nothing.
+        let breaker = address.is_same_address(route).then(|| &self.breakers[route.name()]);
         let began = Instant::now();
         let unconfirmed = |open: &[Claim<'_>]| {
             self.metrics.of(route).unconfirmed(open.iter().map(|claim| claim.id.as_str()));
@@ -299,7 +317,9 @@ impl Pipeline {
             unconfirmed(&open);
             return Err(unpublished(open.len(), PublishError::NoTime));
         }
-        if breaker.pass(until).await == Err(Open) {
+        if let Some(breaker) = breaker
+            && breaker.pass(until).await == Err(Open)
+        {
             unconfirmed(&open);
             return Err(unpublished(open.len(), PublishError::NotTried));
         }
@@ -307,7 +327,7 @@ impl Pipeline {
             *attempts += 1;
             let limit = self.policy.ack_timeout.min(until.saturating_duration_since(Instant::now()));
             let events: Vec<Event> = open.iter().map(|claim| made.event(claim.id, claim.token)).collect();
-            let mut outcomes = self.publisher.publish(route, events, limit).await.into_iter();
+            let mut outcomes = self.publisher.publish(address, events, limit).await.into_iter();
             failpoint::hit("after_ack");
             let mut settled = Vec::with_capacity(open.len());
             let mut last = None;
@@ -316,8 +336,8 @@ impl Pipeline {
                 // Whatever a publisher does not speak of is not acknowledged.
                 match outcomes.next().unwrap_or(Err(PublishError::NoAck(limit))) {
                     Ok(ack) => {
-                        info!(target: "hookgate::entity", route = %route, entity_id = %claim.id, trace_id = %claim.token.trace_id(),
-                            "{}-Event emittiert für ID: {}", route.action_title(), claim.id);
+                        info!(target: "hookgate::entity", route = %address, entity_id = %claim.id, trace_id = %claim.token.trace_id(),
+                            "{}-Event emittiert für ID: {}", address.action_title(), claim.id);
                         settled.push(claim.settled_by(ack));
                     }
                     Err(error) => {
@@ -327,7 +347,7 @@ impl Pipeline {
                 }
             }
             if !settled.is_empty() {
-                if breaker.acknowledged() {
+                if breaker.is_some_and(Breaker::acknowledged) {
                     info!(route = %route, "events are acknowledged again");
                 }
                 self.metrics.of(route).published(via, settled.iter().map(Settlement::id));
@@ -339,7 +359,7 @@ impl Pipeline {
             let Some(last) = last else { return Ok(()) };
             open = again;
             if Instant::now() + PUBLISH_PAUSE >= until {
-                if until - began >= FAIR_TRY && breaker.ran_out(began) {
+                if until - began >= FAIR_TRY && breaker.is_some_and(|breaker| breaker.ran_out(began)) {
                     warn!(route = %route, reason = %last, "nothing was acknowledged for a whole request: until something is, requests are refused soon, but for one probe at a time");
                 }
                 unconfirmed(&open);

@@ -30,7 +30,7 @@ use self::{
 };
 use crate::{
     metrics::{Metrics, RelayMetrics},
-    pipeline::{ClaimError, Publisher, Settlement},
+    pipeline::{Addresses, ClaimError, Publisher, Settlement},
     publisher::PublishError,
     route::{Route, RouteTable},
     shutdown::Phase,
@@ -93,6 +93,9 @@ pub trait Outbox: Send + Sync {
         route: &'a Route,
         settlements: &'a [Settlement],
     ) -> BoxFuture<'a, Result<usize, ClaimError>>;
+
+    /// Where the entries of a route's outbox go that were claimed for another address.
+    fn addresses<'a>(&'a self, route: &'a Route) -> BoxFuture<'a, Result<Addresses, ClaimError>>;
 
     /// Every route that ever claimed in this store, also those of older configurations.
     fn recorded_routes(&self) -> BoxFuture<'_, Result<Vec<Route>, ClaimError>>;
@@ -175,6 +178,11 @@ impl Relay {
                 let ended = Walk::new(self, route, tracked, metrics, WithoutLease::Yield).run().await;
                 metrics.oldest(tracked.oldest(matches!(ended.stopped, Some(RelayError::Leased))));
                 tell(route, &ended, &mut trouble);
+                if let Some(PublishError::NoStream(subject)) = &ended.walked.reason {
+                    let entries = self.outbox.count(route).await.unwrap_or(ended.walked.failed);
+                    warn!(route = %route, pending_key = route.pending_key(), %subject, failed = ended.walked.failed, entries,
+                        "no stream covers the subject that entries of the outbox were claimed for; they stay until one does, and are published then: add the subject to a stream (nats stream edit), or make a stream for it (nats stream add)");
+                }
                 tokio::time::sleep_until(began + WALK_EVERY).await;
             }
         };
@@ -199,7 +207,7 @@ impl Relay {
                                 continue;
                             }
                             warn!(route = %route, pending_key = route.pending_key(), subject = route.subject(), entries,
-                                "this route is configured no more, but its outbox holds entries; they are published to the subject it had");
+                                "this route is configured no more, but its outbox holds entries; the relay publishes each to the subject it was claimed for, and says so when NATS does not take it");
                             known.push(route.pending_key().to_owned());
                             tasks.spawn(Arc::clone(self).keep_serving(Arc::new(route), phase.clone()));
                         }
@@ -244,6 +252,8 @@ impl Relay {
 fn tell(route: &Route, Ended { walked, stopped }: &Ended, trouble: &mut Option<Trouble>) {
     match walked {
         Walked { published: 0, failed: 0, .. } => {}
+        // Said with the number of entries, by whoever can count them.
+        Walked { reason: Some(PublishError::NoStream(_)), .. } => {}
         Walked { published, failed, reason: Some(reason), .. } => {
             warn!(route = %route, published, failed, %reason, "NATS refuses events of the outbox; they stay, and the relay tries again");
         }

@@ -18,6 +18,7 @@ pub struct Route {
     pending_key: String,
     outbox_key: String,
     lease_key: String,
+    addresses_key: String,
     label: String,
     action_title: String,
 }
@@ -106,6 +107,7 @@ impl Route {
         Ok(Self {
             outbox_key: format!("{{{pending_key}}}:outbox"),
             lease_key: format!("{{{pending_key}}}:relay"),
+            addresses_key: format!("{{{pending_key}}}:addresses"),
             action_title: title(action),
             flow: flow.to_owned(),
             entity: entity.to_owned(),
@@ -182,6 +184,18 @@ impl Route {
     #[must_use]
     pub fn lease_key(&self) -> &str {
         &self.lease_key
+    }
+
+    /// Redis key of the HASH number → address of every address that ever claimed under the pending key.
+    #[must_use]
+    pub fn addresses_key(&self) -> &str {
+        &self.addresses_key
+    }
+
+    /// Whether the events of both routes say the same and go to the same subject.
+    #[must_use]
+    pub fn is_same_address(&self, other: &Self) -> bool {
+        self.name == other.name && self.subject == other.subject
     }
 
     /// Name of the webhook in the log.

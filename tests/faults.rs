@@ -12,6 +12,7 @@
 //! A scenario is a function that returns a [`Report`]; the invariants are in `faults/rig.rs`.
 
 mod faults {
+    pub(crate) mod addresses;
     pub(crate) mod clock;
     pub(crate) mod cluster;
     pub(crate) mod crm;
@@ -96,6 +97,7 @@ fn scenarios() -> Vec<Scenario> {
         faults::full::scenarios(),
         faults::storm::scenarios(),
         faults::tokens::scenarios(),
+        faults::addresses::scenarios(),
     ];
     files.into_iter().flatten().collect()
 }

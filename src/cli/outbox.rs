@@ -25,7 +25,7 @@ use super::{
 pub(crate) enum Command {
     /// Number of entries of each route, also of routes that are configured no more.
     Count,
-    /// The entries: route, id, token, time of the claim.
+    /// The entries: route, id, token, time of the claim, subject.
     List,
     /// Publish all entries now, whatever their age.
     Relay,
@@ -35,6 +35,13 @@ pub(super) fn run(command: &Command, settings: &Settings, output: Output) -> any
     store::block_on(async {
         let outbox = store::open(settings).await?.outbox;
         let mut routes = outbox.recorded_routes().await.context("read the routes")?;
+        for route in &mut routes {
+            // The record is of whoever claimed under the key first.
+            let configured = settings.routes.routes().iter().find(|now| now.pending_key() == route.pending_key());
+            if let Some(configured) = configured {
+                *route = Route::clone(configured);
+            }
+        }
         // In the order of the configuration; those that are configured no more come last.
         let place = |route: &Route| {
             let known = settings.routes.routes().iter().position(|known| known.pending_key() == route.pending_key());
@@ -83,18 +90,22 @@ struct Row<'a> {
     entity_id: &'a str,
     token: &'a str,
     claimed: Option<String>,
+    /// Where its event goes.
+    subject: &'a str,
 }
 
 async fn list(outbox: &dyn Outbox, routes: &[Route], output: Output) -> anyhow::Result<ExitCode> {
-    let mut table = Table::new(["ROUTE", "ID", "TOKEN", "CLAIMED"]);
+    let mut table = Table::new(["ROUTE", "ID", "TOKEN", "CLAIMED", "SUBJECT"]);
     for route in routes {
+        let addresses = outbox.addresses(route).await.with_context(|| format!("read {}", route.addresses_key()))?;
         let mut cursor = 0;
         loop {
             let page = outbox.page(route, cursor).await.with_context(|| format!("read {}", route.outbox_key()))?;
             let rows = page.entries.iter().map(|entry| {
-                let claimed = entry.token.parse::<Token>().ok();
-                let claimed = claimed.map(|token| humantime::format_rfc3339_millis(token.time()).to_string());
-                Row { route: route.name(), entity_id: &entry.id, token: &entry.token, claimed }
+                let token = entry.token.parse::<Token>().ok();
+                let subject = token.and_then(|token| addresses.of(token)).map_or(route, |address| &**address).subject();
+                let claimed = token.map(|token| humantime::format_rfc3339_millis(token.time()).to_string());
+                Row { route: route.name(), entity_id: &entry.id, token: &entry.token, claimed, subject }
             });
             let read = match output {
                 Output::Json => {
@@ -119,12 +130,13 @@ async fn list(outbox: &dyn Outbox, routes: &[Route], output: Output) -> anyhow::
 }
 
 impl Row<'_> {
-    fn cells(self) -> [String; 4] {
+    fn cells(self) -> [String; 5] {
         [
             self.route.to_owned(),
             self.entity_id.escape_debug().to_string(),
             self.token.escape_debug().to_string(),
             self.claimed.unwrap_or_else(|| "not written by hookgate".to_owned()),
+            self.subject.to_owned(),
         ]
     }
 }

@@ -11,36 +11,37 @@ use redis::{Cmd, ErrorKind, RedisError, Value, aio::MultiplexedConnection};
 use tracing::error;
 
 use super::{
+    address::{self, Claiming},
     link::{Check, takes_no_writes},
     outbox,
     redis::{Durability, Options},
     script::{self, CLAIM, PROBE},
 };
-use crate::{
-    event::Attempt,
-    route::{Route, RouteTable},
-};
+use crate::{event::Attempt, route::Route};
 
 /// What a new connection has to be able to do: all that keeps events from being lost, on each route's keys. It
-/// also leaves the script of the claim in Redis, and the record of the routes. Answers why Redis takes no writes now,
+/// also leaves the script of the claim in Redis, and the addresses of the routes. Answers why Redis takes no writes now,
 /// if that is so: what is in the outbox can still be published.
-pub(super) fn check(routes: &RouteTable, options: Options) -> Check {
-    let routes = routes.routes().to_vec();
+pub(super) fn check(routes: Vec<Arc<Claiming>>, options: Options) -> Check {
     Arc::new(move |mut connection| {
         let routes = routes.clone();
         async move {
             // All at the same time: one after the other, many routes would take longer than there is.
-            let checks = routes.iter().map(|route| check_route(connection.clone(), route, options));
-            let mut refusal = try_join_all(checks).await?.into_iter().find(|refusal| !refusal.is_empty());
+            let probes = routes.iter().map(|claiming| check_route(connection.clone(), &claiming.route));
+            let mut refusal = try_join_all(probes).await?.into_iter().find(|refusal| !refusal.is_empty());
+            let recorded = outbox::recorded(&mut connection, &routes).await?;
+            let claims = routes.iter().zip(&recorded);
+            let claims =
+                claims.map(|(claiming, first)| check_claim(connection.clone(), claiming, first.as_deref(), options));
+            match try_join_all(claims).await {
+                Err(error) if takes_no_writes(&error) => refusal = refusal.or_else(|| Some(error.to_string())),
+                checked => {
+                    checked?;
+                }
+            }
             if options.durability == Durability::Aof {
                 let wait = redis::cmd("WAITAOF").arg(1).arg(0).arg(1).query_async::<Value>(&mut connection).await;
                 let _no_writes = wait.map_err(without_waitaof)?;
-            }
-            if refusal.is_none() {
-                match outbox::record(&mut connection, &routes).await {
-                    Err(error) if takes_no_writes(&error) => refusal = Some(error.to_string()),
-                    recorded => recorded?,
-                }
             }
             outbox::may_read_records(&mut connection).await?;
             Ok(refusal)
@@ -50,26 +51,40 @@ pub(super) fn check(routes: &RouteTable, options: Options) -> Check {
 }
 
 /// Why Redis takes no writes now; empty if it does.
-async fn check_route(
-    mut connection: MultiplexedConnection,
-    route: &Route,
-    options: Options,
-) -> Result<String, RedisError> {
+async fn check_route(mut connection: MultiplexedConnection, route: &Route) -> Result<String, RedisError> {
     let probe = |call: &mut Cmd| {
         call.arg(4).arg(route.pending_key()).arg(route.outbox_key()).arg(route.lease_key());
         call.arg(format!("{}:probe", route.lease_key()));
     };
-    let arguments = |call: &mut Cmd| script::claim(call, route, options.outbox_limit, false, &[], Attempt::FIRST);
+    unless_of_another_kind(route, PROBE.call::<String>(&mut connection, probe).await)
+}
+
+async fn check_claim(
+    mut connection: MultiplexedConnection,
+    claiming: &Claiming,
+    first: Option<&str>,
+    options: Options,
+) -> Result<(), RedisError> {
     let checked = async {
-        let refusal = PROBE.call::<String>(&mut connection, probe).await?;
-        CLAIM.call::<Vec<Value>>(&mut connection, arguments).await.map(|_no_states| refusal)
+        let zero = claiming.register(&mut connection, first).await?;
+        if first.is_none() {
+            let owner = address::route(zero.as_bytes(), claiming.route.pending_key());
+            outbox::record(&mut connection, owner.as_ref().unwrap_or(&claiming.route)).await?;
+        }
+        let attempt = Attempt::FIRST.at_address(claiming.number());
+        let arguments = |call: &mut Cmd| script::claim(call, claiming, options.outbox_limit, false, &[], attempt);
+        CLAIM.call::<Vec<Value>>(&mut connection, arguments).await.map(|_no_states| ())
     };
-    match checked.await {
-        // The other routes can go on.
+    unless_of_another_kind(&claiming.route, checked.await)
+}
+
+/// The other routes can go on without this one.
+fn unless_of_another_kind<T: Default>(route: &Route, checked: Result<T, RedisError>) -> Result<T, RedisError> {
+    match checked {
         Err(error) if error.code() == Some("WRONGTYPE") => {
             error!(%route, pending_key = route.pending_key(), outbox = route.outbox_key(), %error,
                 "a key of this route is something else in Redis, so nothing can be claimed for it; rename that key, or set routes.pending_key");
-            Ok(String::new())
+            Ok(T::default())
         }
         checked => checked,
     }

@@ -1,7 +1,7 @@
 -- Claims ids: each is new for one caller only, among all replicas.
--- KEYS: 1 pending SET, 2 outbox HASH (id -> token of the claim)
+-- KEYS: 1 pending SET, 2 outbox HASH (id -> token of the claim), 3 addresses HASH (register.lua)
 -- ARGV: 1 most entries of the outbox, 2 '1' to write in-flight entries again (so that a WAIT behind this
--- call speaks of them too), 3 number of requests, then for each of these: token seed, first index, number of ids;
+-- call speaks of them too), 3 number of the route's address, 4 that address, 5 number of requests, then for each of these: token seed, first index, number of ids;
 -- then the ids of all.
 -- Answers a letter for each id, all in one word: n new, claimed under 'seed-index'; d done; f outbox full; i in flight;
 -- then the tokens of those in flight. (A value for each id cost both sides more than the claim of it.)
@@ -17,7 +17,16 @@ local function some(list, from)
   return unpack(list, from, math.min(from + part - 1, #list))
 end
 
-local ids = 4 + 3 * tonumber(ARGV[3])
+-- Whoever publishes a claim has to know its address. It is missing if Redis forgot it, and another one if it was given
+-- up for want of numbers.
+local address = redis.call('HMGET', KEYS[3], ARGV[3])[1]
+if not address then
+  redis.call('HSET', KEYS[3], ARGV[3], ARGV[4])
+elseif address ~= ARGV[4] then
+  return redis.error_reply('ADDRESSES the number of this address belongs to another one now')
+end
+
+local ids = 6 + 3 * tonumber(ARGV[5])
 local room = tonumber(ARGV[1]) - redis.call('HLEN', KEYS[2])
 local touch = ARGV[2] == '1'
 
@@ -55,7 +64,7 @@ local function enter(id, token)
   entries[#entries + 1] = token
 end
 local at = ids
-for request = 4, ids - 1, 3 do
+for request = 6, ids - 1, 3 do
   local seed, first, count = ARGV[request], tonumber(ARGV[request + 1]), tonumber(ARGV[request + 2])
   for index = first, first + count - 1 do
     local id = ARGV[at]

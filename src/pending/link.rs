@@ -329,5 +329,8 @@ fn no_writes(refusal: impl Display) -> Contact {
 pub(super) fn means_trouble(error: &RedisError) -> bool {
     error.is_io_error()
         || error.is_unrecoverable_error()
-        || matches!(error.code(), Some("READONLY" | "LOADING" | "MASTERDOWN" | "NOAUTH" | "WRONGPASS" | "NOPERM"))
+        || matches!(
+            error.code(),
+            Some("READONLY" | "LOADING" | "MASTERDOWN" | "NOAUTH" | "WRONGPASS" | "NOPERM" | "ADDRESSES")
+        )
 }

@@ -13,7 +13,7 @@ use crate::{
     dead_letters::{Buried, DeadLetter, DeadLetterLimits, Graveyard},
     event::{Attempt, Token},
     metrics::census::{Held, Holdings},
-    pipeline::{ClaimError, Claimed, PendingStore, Proposal, Settlement, State},
+    pipeline::{Addresses, ClaimError, Claimed, PendingStore, Proposal, Settlement, State},
     readiness::Contact,
     relay::{Entry, Outbox, PAGE, Page},
     route::Route,
@@ -90,7 +90,7 @@ impl PendingStore for Memory {
                 })
                 .collect()
         });
-        std::future::ready(Ok(Claimed { states, durable: true })).boxed()
+        std::future::ready(Ok(Claimed { states, elsewhere: Addresses::default(), durable: true })).boxed()
     }
 
     fn settle(&self, route: &Arc<Route>, settlements: Vec<Settlement>) {
@@ -138,6 +138,11 @@ impl Outbox for Memory {
         settlements: &'a [Settlement],
     ) -> BoxFuture<'a, Result<usize, ClaimError>> {
         std::future::ready(Ok(self.remove(route, settlements))).boxed()
+    }
+
+    /// Its routes don't change.
+    fn addresses<'a>(&'a self, _route: &'a Route) -> BoxFuture<'a, Result<Addresses, ClaimError>> {
+        std::future::ready(Ok(Addresses::default())).boxed()
     }
 
     fn recorded_routes(&self) -> BoxFuture<'_, Result<Vec<Route>, ClaimError>> {

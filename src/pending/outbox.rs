@@ -1,7 +1,7 @@
 //! The outboxes in Redis, as the relay and the operator see them; and the record of every route that ever
 //! claimed, so that an outbox is found again after its route has left the configuration.
 
-use std::{collections::HashMap, time::Duration};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use futures_util::{FutureExt, future::BoxFuture};
 use redis::{RedisError, aio::MultiplexedConnection};
@@ -9,12 +9,13 @@ use serde::{Deserialize, Serialize};
 use tracing::warn;
 
 use super::{
+    address::{self, Claiming},
     redis::Redis,
     script::{self, LEASE, SETTLE},
 };
 use crate::{
     metrics::Operation,
-    pipeline::{ClaimError, Settlement},
+    pipeline::{Addresses, ClaimError, Settlement},
     relay::{Entry, Outbox, PAGE, Page},
     route::{Route, RouteSpec},
 };
@@ -32,24 +33,35 @@ struct Record {
     subject: String,
 }
 
-/// Writes down the routes that may claim from now on.
-pub(super) async fn record(
+/// The addresses that are recorded of the pending keys of these routes: those of 0.1.0, if it ever claimed under them.
+pub(super) async fn recorded(
     connection: &mut MultiplexedConnection,
-    routes: &[std::sync::Arc<Route>],
-) -> Result<(), RedisError> {
-    let mut call = redis::cmd("HSET");
+    routes: &[Arc<Claiming>],
+) -> Result<Vec<Option<String>>, RedisError> {
+    let mut call = redis::cmd("HMGET");
     call.arg(ROUTES);
-    for route in routes {
-        let record = Record {
-            flow: route.flow().to_owned(),
-            entity: route.entity().to_owned(),
-            action: route.action().to_owned(),
-            path: route.path().to_owned(),
-            subject: route.subject().to_owned(),
-        };
-        call.arg(route.pending_key()).arg(serde_json::to_string(&record).expect("strings always serialize"));
+    for claiming in routes {
+        call.arg(claiming.route.pending_key());
     }
-    call.query_async(connection).await
+    let records: Vec<Option<Vec<u8>>> = call.query_async(connection).await?;
+    let address = |(claiming, record): (&Arc<Claiming>, Option<Vec<u8>>)| {
+        let route = read_record(claiming.route.pending_key(), &String::from_utf8_lossy(&record?))?;
+        Some(address::text(&route))
+    };
+    Ok(routes.iter().zip(records).map(address).collect())
+}
+
+/// Writes a record: where 0.1.0, and who finds no other address, takes the entries of a route that was removed.
+pub(super) async fn record(connection: &mut MultiplexedConnection, route: &Route) -> Result<(), RedisError> {
+    let record = Record {
+        flow: route.flow().to_owned(),
+        entity: route.entity().to_owned(),
+        action: route.action().to_owned(),
+        path: route.path().to_owned(),
+        subject: route.subject().to_owned(),
+    };
+    let record = serde_json::to_string(&record).expect("strings always serialize");
+    redis::cmd("HSET").arg(ROUTES).arg(route.pending_key()).arg(record).query_async(connection).await
 }
 
 /// Whether they can be read, as the relay does to find what routes left behind that were removed.
@@ -135,6 +147,10 @@ impl Outbox for Redis {
             .await
         }
         .boxed()
+    }
+
+    fn addresses<'a>(&'a self, route: &'a Route) -> BoxFuture<'a, Result<Addresses, ClaimError>> {
+        self.ask(Operation::Relay, async |connection| address::read(connection, route).await).boxed()
     }
 
     fn recorded_routes(&self) -> BoxFuture<'_, Result<Vec<Route>, ClaimError>> {

@@ -25,6 +25,7 @@ use tracing::{debug, warn};
 use super::{
     CALL,
     access::Access,
+    address::{self, Claiming},
     check::check,
     link::{Current, Link, means_trouble, takes_no_writes},
     script::{self, CLAIM},
@@ -34,7 +35,7 @@ use crate::{
     event::Attempt,
     failpoint,
     metrics::{Operation, RedisTimes},
-    pipeline::{ClaimError, Claimed, PendingStore, Proposal, Settlement},
+    pipeline::{Addresses, ClaimError, Claimed, PendingStore, Proposal, Settlement, State},
     readiness::Contact,
     route::{Route, RouteTable},
     supervision::keep_on,
@@ -94,7 +95,8 @@ impl Redis {
     #[must_use]
     pub fn open(access: &Access, options: Options, routes: &RouteTable, times: RedisTimes) -> Self {
         let (tasks, settlers) = (TaskTracker::new(), TaskTracker::new());
-        let check = check(routes, options);
+        let claiming: Vec<_> = routes.routes().iter().map(|route| Arc::new(Claiming::new(route))).collect();
+        let check = check(claiming.clone(), options);
         let connect = || {
             let (link, keep) = Link::new(access.clone(), options.timeout, Arc::clone(&check));
             tasks.spawn(keep);
@@ -102,14 +104,15 @@ impl Redis {
         };
         let link = connect();
         let closing = CancellationToken::new();
-        let start = |route: &Arc<Route>| {
+        let start = |claiming: &Arc<Claiming>| {
+            let route = &claiming.route;
             let (claims, mut claim_jobs) = mpsc::channel(CLAIM_QUEUE);
             let (settlements, mut settle_jobs) = mpsc::channel(SETTLE_QUEUE);
             // WAIT speaks of what its own connection wrote, and blocks it: such claims have one for themselves.
             let own = if options.durability == Durability::None { Arc::clone(&link) } else { connect() };
             let claimer = Claimer {
                 link: own,
-                route: Arc::clone(route),
+                claiming: Arc::clone(claiming),
                 options,
                 times: times.clone(),
                 warned: AtomicBool::new(false),
@@ -127,7 +130,7 @@ impl Redis {
             settlers.spawn(async move { keep_on!(&settling_of, settler.run(&mut settle_jobs, &closing)) });
             (route.pending_key().to_owned(), Queues { claims, settlements })
         };
-        let queues = routes.routes().iter().map(start).collect();
+        let queues = claiming.iter().map(start).collect();
         Self { link, timeout: options.timeout, times, queues, tasks, settlers, closing }
     }
 
@@ -245,7 +248,7 @@ fn refused(link: &Link, error: &RedisError) -> ClaimError {
 /// Claims for one route.
 struct Claimer {
     link: Arc<Link>,
-    route: Arc<Route>,
+    claiming: Arc<Claiming>,
     options: Options,
     times: RedisTimes,
     warned: AtomicBool,
@@ -269,18 +272,22 @@ impl Claimer {
     async fn answer(&self, jobs: Vec<Job>) {
         failpoint::hit("in_claim");
         let proposals: Vec<_> = jobs.iter().map(|job| &job.proposal).collect();
-        let (mut states, durable) = match self.claim(&proposals).await {
-            Ok(Claimed { states, durable }) => (Ok(states.into_iter()), durable),
-            Err(error) => (Err(error), false),
+        let (mut states, elsewhere, durable) = match self.claim(&proposals).await {
+            Ok(Claimed { states, elsewhere, durable }) => (Ok(states.into_iter()), elsewhere, durable),
+            Err(error) => (Err(error), Addresses::default(), false),
         };
         for Job { proposal, answer } in jobs {
             let part = match &mut states {
-                Ok(states) => Ok(Claimed { states: states.by_ref().take(proposal.range.len()).collect(), durable }),
+                Ok(states) => Ok(Claimed {
+                    states: states.by_ref().take(proposal.range.len()).collect(),
+                    elsewhere: elsewhere.clone(),
+                    durable,
+                }),
                 Err(error) => Err(error.clone()),
             };
             if answer.send(part).is_err() {
                 // The claims stay in flight, as after any other request that ends before its time.
-                debug!(route = %self.route, "nobody waits for this claim any more");
+                debug!(route = %self.claiming.route, "nobody waits for this claim any more");
             }
         }
     }
@@ -295,13 +302,17 @@ impl Claimer {
         let mut current = next.ok_or_else(|| ClaimError::Down(self.link.problem()))?;
         let mut attempt = Attempt::FIRST;
         loop {
-            let arguments = |call: &mut Cmd| script::claim(call, &self.route, outbox_limit, touch, proposals, attempt);
+            // One number for the call and for what is read of its answer.
+            let numbered = attempt.at_address(self.claiming.number());
+            let arguments =
+                |call: &mut Cmd| script::claim(call, &self.claiming, outbox_limit, touch, proposals, numbered);
             let answer = timeout_at(until, CLAIM.call::<Vec<Value>>(&mut current.connection, arguments));
             let answer = self.times.time(Operation::Claim, answer).await;
             let error = match answer {
                 Ok(Ok(answers)) => {
-                    let states = script::read_states(&answers, proposals, attempt)?;
-                    return Ok(Claimed { states, durable: self.durable(&mut current).await });
+                    let states = script::read_states(&answers, proposals, numbered)?;
+                    let elsewhere = self.elsewhere(&mut current, until, &states).await?;
+                    return Ok(Claimed { states, elsewhere, durable: self.durable(&mut current).await });
                 }
                 Ok(Err(error)) => error,
                 Err(_elapsed) => {
@@ -324,6 +335,28 @@ impl Claimer {
                 Ok(None) | Err(_) => return Err(ClaimError::Unknown(error.to_string())),
             };
         }
+    }
+
+    /// The addresses of those in flight that were claimed for another one. Asked each time: it is rare, and whoever
+    /// remembers them would have to know when they change.
+    async fn elsewhere(
+        &self,
+        current: &mut Current,
+        until: Instant,
+        states: &[State],
+    ) -> Result<Addresses, ClaimError> {
+        let own = self.claiming.number();
+        if !states.iter().any(|state| matches!(state, State::InFlight(token) if token.address() != own)) {
+            return Ok(Addresses::default());
+        }
+        let read = timeout_at(until, address::read(&mut current.connection, &self.claiming.route)).await;
+        let problem = match read {
+            Ok(Ok(addresses)) => return Ok(addresses),
+            Ok(Err(error)) => error.to_string(),
+            Err(_elapsed) => format!("no answer within {:?}", self.options.timeout),
+        };
+        self.link.report_trouble(current);
+        Err(ClaimError::Unknown(format!("it did not say where entries of the outbox go: {problem}")))
     }
 
     /// Whether what this connection wrote has reached where `redis.durability` wants it.
@@ -351,10 +384,10 @@ impl Claimer {
         // Said once when it begins and once when it ends, not for every claim.
         if self.warned.swap(problem.is_some(), Ordering::Relaxed) != problem.is_some() {
             if let Some(problem) = &problem {
-                warn!(route = %self.route, %problem,
+                warn!(route = %self.claiming.route, %problem,
                     "claims are not as durable as redis.durability asks; without NATS they are answered 503");
             } else {
-                warn!(route = %self.route, "claims are durable again");
+                warn!(route = %self.claiming.route, "claims are durable again");
             }
         }
         problem.is_none()

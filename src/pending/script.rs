@@ -4,6 +4,7 @@ use std::sync::LazyLock;
 
 use redis::{Cmd, ErrorKind, FromRedisValue, RedisError, ServerErrorKind, Value, aio::MultiplexedConnection};
 
+use super::address::Claiming;
 use crate::{
     event::{Attempt, Token},
     pipeline::{ClaimError, Proposal, Settlement, State},
@@ -11,6 +12,7 @@ use crate::{
 };
 
 pub(super) static CLAIM: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("claim.lua")));
+pub(super) static REGISTER: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("register.lua")));
 pub(super) static SETTLE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("settle.lua")));
 pub(super) static LEASE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lease.lua")));
 pub(super) static PROBE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("probe.lua")));
@@ -50,14 +52,15 @@ impl Script {
 /// The arguments of a try of a claim; `touch` writes in-flight entries again.
 pub(super) fn claim(
     call: &mut Cmd,
-    route: &Route,
+    claiming: &Claiming,
     outbox_limit: usize,
     touch: bool,
     proposals: &[&Proposal],
     attempt: Attempt,
 ) {
-    call.arg(2).arg(route.pending_key()).arg(route.outbox_key()).arg(outbox_limit).arg(u8::from(touch));
-    call.arg(proposals.len());
+    let Claiming { route, address, .. } = claiming;
+    call.arg(3).arg(route.pending_key()).arg(route.outbox_key()).arg(route.addresses_key());
+    call.arg(outbox_limit).arg(u8::from(touch)).arg(attempt.address()).arg(address).arg(proposals.len());
     for proposal in proposals {
         let first = proposal.seed.token(attempt, proposal.range.start);
         call.arg(proposal.seed.to_string()).arg(first.index()).arg(proposal.range.len());

@@ -3,6 +3,7 @@
 use std::{ops::Range, sync::Arc, time::Duration};
 
 use futures_util::future::BoxFuture;
+use hashbrown::HashMap;
 use tokio::sync::watch;
 
 use super::Settlement;
@@ -66,11 +67,32 @@ pub enum State {
     OutboxFull,
 }
 
+/// Where the entries of an outbox go, by the number of the address in their tokens: those of a pending key that other
+/// routes had before, or have in other replicas.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Addresses(HashMap<usize, Arc<Route>>);
+
+impl Addresses {
+    /// The address that a token was claimed for, if it is known.
+    #[must_use]
+    pub fn of(&self, token: Token) -> Option<&Arc<Route>> {
+        self.0.get(&token.address())
+    }
+}
+
+impl FromIterator<(usize, Arc<Route>)> for Addresses {
+    fn from_iter<T: IntoIterator<Item = (usize, Arc<Route>)>>(addresses: T) -> Self {
+        Self(addresses.into_iter().collect())
+    }
+}
+
 /// The answer to a claim.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Claimed {
     /// A state for each id, in their order.
     pub states: Vec<State>,
+    /// Where those in flight go that were claimed for another address than the route's.
+    pub elsewhere: Addresses,
     /// Whether the claims are as safe in the store as `redis.durability` asks for.
     pub durable: bool,
 }

@@ -1,5 +1,7 @@
 //! A page of due entries on its way: to NATS, and out of the outbox.
 
+use std::sync::Arc;
+
 use super::{Relay, tracked::Due};
 use crate::{
     batch::EntityId,
@@ -36,21 +38,30 @@ impl Relay {
         acknowledged: Vec<(u64, Settlement)>,
         metrics: &RelayMetrics,
     ) -> Attempt {
-        let outcomes = if due.is_empty() { Vec::new() } else { self.publish(route, &due).await };
-        let tried = outcomes.iter().any(|outcome| !matches!(outcome, Err(PublishError::Unavailable(_))));
         let (mut published, mut failed) = (Vec::new(), Vec::new());
         let before = acknowledged.len();
         let (mut names, mut settlements): (Vec<_>, Vec<_>) = acknowledged.into_iter().unzip();
-        for (Due { name, id, token }, outcome) in due.into_iter().zip(outcomes) {
-            match outcome {
-                Ok(ack) => {
-                    published.push((name, ack));
-                    names.push(name);
-                    settlements.push(Settlement::acknowledged(id, token, ack));
+        let by_address = match self.by_address(route, due).await {
+            Ok(by_address) => by_address,
+            Err(error) => {
+                return Attempt { published, failed, tried: false, settlements: Vec::new(), settled: Err(error) };
+            }
+        };
+        for (address, due) in by_address {
+            let outcomes = self.publish(address.as_deref().unwrap_or(route), &due).await;
+            for (Due { name, id, token }, outcome) in due.into_iter().zip(outcomes) {
+                match outcome {
+                    Ok(ack) => {
+                        published.push((name, ack));
+                        names.push(name);
+                        settlements.push(Settlement::acknowledged(id, token, ack));
+                    }
+                    Err(error) => failed.push((name, error)),
                 }
-                Err(error) => failed.push((name, error)),
             }
         }
+        let tried =
+            !published.is_empty() || failed.iter().any(|(_, error)| !matches!(error, PublishError::Unavailable(_)));
         metrics.published(settlements[before..].iter().map(Settlement::id));
         let settled = if settlements.is_empty() {
             Ok(())
@@ -58,6 +69,27 @@ impl Relay {
             self.outbox.settle_now(route, &settlements).await.map(|_count| ())
         };
         Attempt { published, failed, tried, settlements: names, settled }
+    }
+
+    /// Due entries, by the address that each was claimed for; none where only the route itself is known.
+    async fn by_address(
+        &self,
+        route: &Route,
+        due: Vec<Due>,
+    ) -> Result<Vec<(Option<Arc<Route>>, Vec<Due>)>, ClaimError> {
+        let mut groups: Vec<(Option<Arc<Route>>, Vec<Due>)> = Vec::new();
+        if due.is_empty() {
+            return Ok(groups);
+        }
+        let addresses = self.outbox.addresses(route).await?;
+        for entry in due {
+            let address = addresses.of(entry.token);
+            match groups.iter_mut().find(|(known, _)| known.as_ref() == address) {
+                Some((_, entries)) => entries.push(entry),
+                None => groups.push((address.cloned(), vec![entry])),
+            }
+        }
+        Ok(groups)
     }
 
     /// The one place where due entries become publish calls; an outcome for each, in their order.

@@ -190,7 +190,8 @@ impl<'a> Walk<'a> {
             if matches!(error, PublishError::Unavailable(_)) {
                 self.tracked.was_not_tried(name);
             }
-            if matches!(error, PublishError::Refused(_)) {
+            // Said of this event, or of this address, alone.
+            if matches!(error, PublishError::Refused(_) | PublishError::NoStream(_)) {
                 self.ended.walked.reason = Some(error);
             } else {
                 trouble = Some(error);

@@ -4,7 +4,7 @@ use std::{
     ffi::OsStr,
     io::{BufRead, BufReader, Read},
     net::SocketAddr,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Command, ExitStatus, Stdio},
     sync::{Arc, Mutex, PoisonError},
     thread::JoinHandle,
@@ -44,8 +44,22 @@ impl Gate {
 
     /// The same with variables in its environment.
     pub(crate) async fn start_with<T: AsRef<OsStr>>(servers: &str, settings: &str, environment: &[(&str, T)]) -> Self {
+        Self::launch(env!("CARGO_BIN_EXE_hookgate").as_ref(), servers, settings, environment).await
+    }
+
+    /// Another program than the one under test, such as an older version.
+    pub(crate) async fn start_program(program: &Path, servers: &str, settings: &str) -> Self {
+        Self::launch::<&str>(program.as_ref(), servers, settings, &[]).await
+    }
+
+    async fn launch<T: AsRef<OsStr>>(
+        program: &OsStr,
+        servers: &str,
+        settings: &str,
+        environment: &[(&str, T)],
+    ) -> Self {
         let files = tempfile::tempdir().expect("a temporary folder can be made");
-        let mut process = Process::start(env!("CARGO_BIN_EXE_hookgate").as_ref(), |command| {
+        let mut process = Process::start(program, |command| {
             configure(command, &files, &[SETTINGS, servers, settings]);
             command.envs(environment.iter().map(|(name, value)| (name, value)));
             command.arg("serve").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());

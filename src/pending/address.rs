@@ -1,0 +1,115 @@
+//! Where the entries of a pending key go: every address that ever claimed under it has a number there, which the tokens
+//! carry (`register.lua`). So an entry goes to the subject it was claimed for, whatever the configuration says now.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering},
+};
+
+use redis::{RedisError, Value, aio::MultiplexedConnection};
+use serde::{Deserialize, Serialize};
+use tracing::{error, warn};
+
+use super::script::REGISTER;
+use crate::{
+    pipeline::Addresses,
+    route::{Route, RouteSpec},
+};
+
+/// What has to be known to publish an entry.
+#[derive(Debug, Serialize, Deserialize)]
+struct Record {
+    flow: String,
+    entity: String,
+    action: String,
+    subject: String,
+}
+
+/// The address of a route as it is written into Redis.
+pub(super) fn text(route: &Route) -> String {
+    let record = Record {
+        flow: route.flow().to_owned(),
+        entity: route.entity().to_owned(),
+        action: route.action().to_owned(),
+        subject: route.subject().to_owned(),
+    };
+    serde_json::to_string(&record).expect("strings always serialize")
+}
+
+/// A route that claims, and the number of its address.
+pub(super) struct Claiming {
+    pub(super) route: Arc<Route>,
+    /// Its address.
+    pub(super) address: String,
+    number: AtomicUsize,
+}
+
+impl Claiming {
+    pub(super) fn new(route: &Arc<Route>) -> Self {
+        Self { route: Arc::clone(route), address: text(route), number: AtomicUsize::new(0) }
+    }
+
+    /// As of the present connection.
+    pub(super) fn number(&self) -> usize {
+        self.number.load(Ordering::SeqCst)
+    }
+
+    /// Finds or gives the number. `first` is the address of claims without one, as 0.1.0 recorded it, if it did. Gives
+    /// that address.
+    pub(super) async fn register(
+        &self,
+        connection: &mut MultiplexedConnection,
+        first: Option<&str>,
+    ) -> Result<String, RedisError> {
+        let Self { route, address, number } = self;
+        let answer: Vec<Value> = REGISTER
+            .call(connection, |call| {
+                call.arg(2).arg(route.addresses_key()).arg(route.outbox_key());
+                call.arg(first.unwrap_or_default()).arg(address);
+            })
+            .await?;
+        let mut answer = answer.into_iter();
+        let given = redis::from_redis_value(answer.next().unwrap_or(Value::Nil))?;
+        let first: String = redis::from_redis_value(answer.next().unwrap_or(Value::Nil))?;
+        if let Some(before) = answer.next() {
+            let before: String = redis::from_redis_value(before)?;
+            warn!(%route, pending_key = route.pending_key(), before, now = first,
+                "a replica of hookgate 0.1.0 claims under this key for another address than before: entries without a number go to that one now");
+        }
+        number.store(given, Ordering::SeqCst);
+        Ok(first)
+    }
+}
+
+/// The route that an address is of.
+pub(super) fn route(address: &[u8], pending_key: &str) -> Option<Route> {
+    let Record { flow, entity, action, subject } = serde_json::from_slice(address).ok()?;
+    let spec = RouteSpec {
+        flow: &flow,
+        entity: &entity,
+        action: &action,
+        subject: Some(&subject),
+        pending_key: Some(pending_key),
+        ..RouteSpec::default()
+    };
+    Route::new(&spec).ok()
+}
+
+/// The addresses of a pending key.
+pub(super) async fn read(connection: &mut MultiplexedConnection, served: &Route) -> Result<Addresses, RedisError> {
+    let records: Vec<(Vec<u8>, Vec<u8>)> =
+        redis::cmd("HGETALL").arg(served.addresses_key()).query_async(connection).await?;
+    let read = |(number, record): &(Vec<u8>, Vec<u8>)| {
+        let number = std::str::from_utf8(number).ok()?.parse().ok()?;
+        Some((number, Arc::new(route(record, served.pending_key())?)))
+    };
+    let known = records.iter().filter_map(|record| {
+        let address = read(record);
+        if address.is_none() {
+            error!(route = %served, addresses = served.addresses_key(), number = ?String::from_utf8_lossy(&record.0),
+                "an address can't be read, so entries that were claimed for it go to the subject of the route; it was not written by hookgate");
+        }
+        address
+    });
+    Ok(known.collect())
+}
