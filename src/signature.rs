@@ -1,9 +1,9 @@
 //! Whether a request comes from somebody who knows the secret: raw bytes and headers in, [`Verified`] out.
 //! No JSON and no I/O; the secrets come from `secrets`, which reads them again when their files change.
 //!
-//! Compares in constant time, over the raw bytes, before anything is parsed. A request that fails costs the
-//! same number of MACs over its body whatever is wrong with it, webhook ids that nobody knows included, so
-//! that time tells nothing. One that carries no signature that can be read costs nothing: it knows that itself.
+//! Compares in constant time, over the raw bytes, before anything is parsed. Each failing request costs the same number
+//! of MACs over its body, whatever is wrong with it (`EqualMacs`), so that time tells nothing. A request without a readable
+//! signature costs none: its sender knows that already.
 
 mod bearer;
 mod espocrm;
@@ -37,7 +37,7 @@ impl From<&str> for Secret {
     }
 }
 
-/// Those that hold at the moment, the present one and the ones it replaced.
+/// The secrets that are good at the moment: the present one and the ones it replaced.
 pub type Secrets = watch::Receiver<Arc<[Secret]>>;
 
 /// How a sender shows that it knows a secret.
