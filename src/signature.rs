@@ -1,9 +1,9 @@
 //! Whether a request comes from somebody who knows the secret: raw bytes and headers in, [`Verified`] out.
 //! No JSON and no I/O; the secrets come from `secrets`, which reads them again when their files change.
 //!
-//! Compares in constant time, over the raw bytes, before anything is parsed. A request that fails costs the
-//! same number of MACs over its body whatever is wrong with it, webhook ids that nobody knows included, so
-//! that time tells nothing. One that carries no signature that can be read costs nothing: it knows that itself.
+//! Compares in constant time, over the raw bytes, before anything is parsed. Each failing request costs the same number
+//! of MACs over its body, whatever is wrong with it (`EqualMacs`), so that time tells nothing. A request without a readable
+//! signature costs none: its sender knows that already.
 
 mod bearer;
 mod espocrm;
@@ -63,7 +63,7 @@ impl Scheme {
     }
 
     /// What the request says in this scheme; `None` if it says nothing.
-    fn read(&self, headers: &HeaderMap) -> Option<Result<Claimed, Failure>> {
+    fn read(&self, headers: &HeaderMap) -> Option<Result<Evidence, Failure>> {
         match self {
             Self::EspoCrm { id } => espocrm::read(headers, id),
             Self::StandardWebhooks => standard_webhooks::read(headers),
@@ -73,15 +73,15 @@ impl Scheme {
     }
 }
 
-/// What a request claims to be able to prove.
-struct Claimed {
+/// What a request presents under a scheme.
+struct Evidence {
     /// What was signed before the body.
     prefix: Vec<u8>,
     /// Any of these is enough.
     macs: Vec<[u8; 32]>,
     /// When it was signed, in seconds since 1970, where the scheme says so.
     signed_at: Option<i64>,
-    /// Webhooks that it names, where the scheme has them.
+    /// How many webhook ids it names, where the scheme has them.
     ids: usize,
     /// None of them is that of the entry.
     foreign: bool,
@@ -189,39 +189,67 @@ impl Verifier {
             return Ok(Verified(body));
         }
         let mut failure = Failure::Missing;
-        let (mut known, mut webhooks) = (0, None);
         let most = self.entries.iter().map(|(_, secrets)| secrets.borrow().len()).max().unwrap_or_default();
+        let mut macs = EqualMacs { body: &body, most, named: None, tried: 0 };
         for (scheme, secrets) in &self.entries {
-            let claimed = match scheme.read(headers) {
+            let outcome = match scheme.read(headers) {
                 None => continue,
-                Some(Err(malformed)) => {
-                    failure = failure.max(malformed);
-                    continue;
-                }
-                Some(Ok(claimed)) => claimed,
-            };
-            let outcome = if claimed.foreign {
-                Failure::UnknownId
-            } else if !claimed.matches(scheme, &secrets.borrow(), &body, most) {
-                known += claimed.ids.min(1);
-                Failure::Wrong
-            } else if claimed.fresh(now) {
-                return Ok(Verified(body));
-            } else {
-                Failure::Expired
+                Some(Err(malformed)) => malformed,
+                Some(Ok(evidence)) => match macs.check(scheme, evidence, &secrets.borrow(), now) {
+                    Ok(()) => return Ok(Verified(body)),
+                    Err(failure) => failure,
+                },
             };
             failure = failure.max(outcome);
-            if claimed.ids > 0 {
-                webhooks = Some((scheme, claimed));
-            }
         }
-        if let Some((scheme, claimed)) = webhooks {
-            // For those that nobody knows. Nothing comes of it but the time that it takes.
-            for _ in known..claimed.ids {
-                let _in_vain = claimed.matches(scheme, &[], &body, most);
-            }
-        }
+        macs.spend_the_rest();
         Err(failure)
+    }
+}
+
+/// Computes MACs so that each failing request costs the same number of them over its body, whatever is wrong with it: for
+/// each webhook id that it names, as many as the entry with the most secrets has. So time does not tell which ids are known,
+/// nor how many secrets there are.
+struct EqualMacs<'a> {
+    body: &'a [u8],
+    /// Secrets of the entry that has most.
+    most: usize,
+    /// What the request presented under a scheme that has webhook ids.
+    named: Option<(&'a Scheme, Evidence)>,
+    /// How many of the ids that it names were those of an entry, and cost their MACs.
+    tried: usize,
+}
+
+impl<'a> EqualMacs<'a> {
+    fn check(
+        &mut self,
+        scheme: &'a Scheme,
+        evidence: Evidence,
+        secrets: &[Secret],
+        now: SystemTime,
+    ) -> Result<(), Failure> {
+        let outcome = if evidence.foreign {
+            Err(Failure::UnknownId)
+        } else if !evidence.matches(scheme, secrets, self.body, self.most) {
+            self.tried += evidence.ids.min(1);
+            Err(Failure::Wrong)
+        } else if !evidence.fresh(now) {
+            Err(Failure::Expired)
+        } else {
+            Ok(())
+        };
+        if evidence.ids > 0 {
+            self.named = Some((scheme, evidence));
+        }
+        outcome
+    }
+
+    /// For the ids that no entry knows.
+    fn spend_the_rest(self) {
+        let Some((scheme, evidence)) = self.named else { return };
+        for _ in self.tried..evidence.ids {
+            let _in_vain = evidence.matches(scheme, &[], self.body, self.most);
+        }
     }
 }
 
@@ -245,7 +273,7 @@ impl Verifiers {
     }
 }
 
-impl Claimed {
+impl Evidence {
     /// How far a signature's time may be from now, in seconds.
     const TOLERANCE: i64 = 300;
 
@@ -269,8 +297,8 @@ impl Claimed {
             };
             // `verify` compares in constant time.
             let mut equal = false;
-            for claimed in &self.macs {
-                equal |= mac.clone().verify_slice(claimed).is_ok();
+            for presented in &self.macs {
+                equal |= mac.clone().verify_slice(presented).is_ok();
             }
             if equal && index < secrets.len() {
                 return true;

@@ -13,6 +13,8 @@ mod offload;
 mod permit;
 mod precheck;
 mod request;
+#[cfg(test)]
+mod tests;
 mod verify;
 
 use std::{

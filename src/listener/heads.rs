@@ -1,10 +1,9 @@
-//! Looks at the heads of a connection as their bytes come in, for what hyper puts right without a word.
+//! Looks at the heads of a connection as their bytes arrive, for ambiguous lengths that hyper repairs silently.
 //!
-//! A head with both `Content-Length` and `Transfer-Encoding` is read by hyper as chunked, and the length is gone
-//! before anybody can ask for it; of two lengths that are the same one is gone. Whoever stands in front may have
-//! counted by the length, and then two parties disagree where the next request begins; so such a request is refused.
-//! This only finds it: hyper decides what a head is. Where a chunked body ends is not followed: its request is the last
-//! one of its connection.
+//! hyper reads a head with both `Content-Length` and `Transfer-Encoding` as chunked, and drops the length. Of two equal
+//! lengths it drops one. A proxy in front may have counted by the length; then the two disagree where the next request
+//! begins. So such a request is refused. This module only finds it: hyper decides what a head is. It does not follow a
+//! chunked body to its end: such a request is the last one of its connection.
 
 use std::sync::{
     Arc,
@@ -13,15 +12,15 @@ use std::sync::{
 
 /// No request of the connection.
 const NONE: u64 = u64::MAX;
-/// How much of a line is kept: the longest name that matters, and a length.
+/// Bytes of a line that are kept: the longest name that matters, and a length.
 const LINE: usize = 64;
 
-/// Which request of a connection said twice how long it is; shared with whoever answers it.
+/// Which request of a connection has an ambiguous length. Shared with what answers requests.
 #[derive(Debug, Clone)]
 pub(super) struct Ambiguous(Arc<AtomicU64>);
 
 impl Ambiguous {
-    /// Whether it is this one, counted from 0.
+    /// Whether it is this request, counted from 0.
     pub(super) fn is(&self, request: u64) -> bool {
         self.0.load(Ordering::Relaxed) == request
     }
@@ -101,7 +100,7 @@ impl Heads {
 
     fn end_head(&mut self) {
         let Place::Head(head) = std::mem::replace(&mut self.place, Place::Unknown) else { return };
-        // Nor can a length be followed that is cut off, and nobody writes one like that in good faith.
+        // A length that is cut off can't be followed, and nobody writes one like that in good faith.
         if head.ambiguous || head.cut || head.chunked && head.length.is_some() {
             self.ambiguous.0.store(self.request, Ordering::Relaxed);
             return;

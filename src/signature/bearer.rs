@@ -5,7 +5,7 @@ use hmac::{Hmac, Mac};
 use http::{HeaderMap, HeaderName};
 use sha2::Sha256;
 
-use super::{Claimed, Failure, Secret, hmac, single};
+use super::{Evidence, Failure, Secret, hmac, single};
 
 const AUTHORIZATION: HeaderName = HeaderName::from_static("authorization");
 /// A MAC under a fixed key makes token and secret the same length, so that comparing them takes the same time.
@@ -15,7 +15,7 @@ pub(super) fn mac(secret: &Secret) -> Hmac<Sha256> {
     hmac(KEY, &[secret.bytes()])
 }
 
-pub(super) fn read(headers: &HeaderMap) -> Option<Result<Claimed, Failure>> {
+pub(super) fn read(headers: &HeaderMap) -> Option<Result<Evidence, Failure>> {
     let header = match single(headers, &AUTHORIZATION)? {
         Ok(header) => header,
         Err(failure) => return Some(Err(failure)),
@@ -25,7 +25,7 @@ pub(super) fn read(headers: &HeaderMap) -> Option<Result<Claimed, Failure>> {
         Err(Failure::Malformed),
         |token| {
             let mac = hmac(KEY, &[token]).finalize().into_bytes().into();
-            Ok(Claimed { prefix: Vec::new(), macs: vec![mac], signed_at: None, ids: 0, foreign: false })
+            Ok(Evidence { prefix: Vec::new(), macs: vec![mac], signed_at: None, ids: 0, foreign: false })
         },
     ))
 }

@@ -4,7 +4,7 @@
 use base64::{Engine, engine::general_purpose::STANDARD};
 use http::{HeaderMap, HeaderName};
 
-use super::{Claimed, Failure, single, unhex};
+use super::{Evidence, Failure, single, unhex};
 
 const SIGNATURE: HeaderName = HeaderName::from_static("signature");
 const X_SIGNATURE: HeaderName = HeaderName::from_static("x-signature");
@@ -12,7 +12,7 @@ const X_SIGNATURE: HeaderName = HeaderName::from_static("x-signature");
 /// Longest header that is looked at: an id is a few bytes.
 const MAX_BYTES: usize = 1024;
 
-pub(super) fn read(headers: &HeaderMap, id: &str) -> Option<Result<Claimed, Failure>> {
+pub(super) fn read(headers: &HeaderMap, id: &str) -> Option<Result<Evidence, Failure>> {
     let (new, old) = (single(headers, &SIGNATURE), single(headers, &X_SIGNATURE));
     if new.is_none() && old.is_none() {
         return None;
@@ -28,7 +28,7 @@ pub(super) fn read(headers: &HeaderMap, id: &str) -> Option<Result<Claimed, Fail
     let foreign = !claimed.iter().any(|claim| own(&claim));
     let macs = claimed.iter().filter(|claim| foreign || own(claim)).map(|(_, mac)| *mac).collect();
     let ids = if claimed[0].0 == claimed[claimed.len() - 1].0 { 1 } else { 2 };
-    Some(Ok(Claimed { prefix: Vec::new(), macs, signed_at: None, ids, foreign }))
+    Some(Ok(Evidence { prefix: Vec::new(), macs, signed_at: None, ids, foreign }))
 }
 
 /// The id, and what comes behind the first colon.

@@ -1,8 +1,8 @@
-//! The bytes of a body as they arrive, in one piece, and in no more memory than they take.
+//! The bytes of a body in one piece, in no more memory than they take.
 //!
-//! A small body lies on the heap. A large one gets pages of its own from the system: those that no byte has
-//! reached yet take no memory, nothing is ever copied to make room, and at the end all of it goes back at
-//! once. On a heap a thousand growing bodies leave holes that no body fits into, which took twice the limit.
+//! A small body lies on the heap. A large one gets pages of its own from the system: pages without bytes take no memory,
+//! nothing is copied to make room, and all of it goes back at once. On the heap a thousand growing bodies left holes that
+//! no body fits into, which took twice the limit.
 
 use bytes::Bytes;
 use memmap2::{MmapMut, MmapOptions};
@@ -40,8 +40,7 @@ impl AsRef<[u8]> for Pages {
 }
 
 impl Buffer {
-    /// A body of which nothing is here yet, and which gets at most `most` bytes. What is only announced takes
-    /// no memory.
+    /// An empty body, which gets at most `most` bytes. What is only announced takes no memory.
     pub(super) const fn new(most: usize) -> Self {
         Self { bytes: Storage::Heap(Vec::new()), most }
     }
@@ -54,13 +53,13 @@ impl Buffer {
         }
     }
 
-    /// Most bytes that it will take if it is small, as it is with so many bytes more.
+    /// If it is still small with so many bytes more: most bytes that it takes.
     pub(super) fn small_with(&self, more: usize) -> Option<usize> {
         (self.len() + more <= MAX_ON_HEAP).then(|| self.most.min(MAX_ON_HEAP))
     }
 
-    /// Adds bytes, and takes their memory from the budget. The caller has checked that they are not too many. If there
-    /// is no memory, nothing was done.
+    /// Adds bytes, and takes their memory from the budget. The caller has checked their number. An error leaves the body
+    /// as it was.
     pub(super) fn extend(&mut self, allowance: &mut Allowance, part: &[u8]) -> Result<(), AdmissionError> {
         let needed = self.len() + part.len();
         if needed > MAX_ON_HEAP
