@@ -11,6 +11,7 @@ mod faults {
     pub(crate) mod disk;
     pub(crate) mod edge;
     pub(crate) mod edge_more;
+    pub(crate) mod ingress;
     pub(crate) mod nats;
     pub(crate) mod oracle;
     pub(crate) mod process;
@@ -78,6 +79,7 @@ fn scenarios() -> Vec<Scenario> {
         faults::cluster::scenarios(),
         faults::edge::scenarios(),
         faults::edge_more::scenarios(),
+        faults::ingress::scenarios(),
         faults::storm::scenarios(),
     ];
     files.into_iter().flatten().collect()
