@@ -214,10 +214,9 @@ async fn large_bodies_behind_envoy() -> Report {
 }
 
 /// What the scenarios above can see: the same Envoy as Envoy Gateway set it up for the `HTTPRoute` of 0.1.0, with its
-/// time-outs and retries, but no other status in the place of 502, 504 and 507, and the gateway's default buffer.
+/// time-outs and retries, and no other status in the place of 502, 504 and 507.
 async fn envoy_as_the_route_of_0_1_0_loses() -> Report {
     let text = include_str!("../../k8s/ingress/envoy/envoy.yaml");
-    let text = swap(text, "request_body_buffer_limit: 67108864", "request_body_buffer_limit: 32768");
     let text = swap(
         &text,
         "retry_on: connect-failure,refused-stream,reset",
