@@ -230,6 +230,8 @@ MISTAKES = [
     Mistake("Envoy Gateway: nothing beside the Gateway", "production", without(*CLIENTS), "one try"),
     Mistake("Envoy Gateway: no buffer limit", "production", without(*CLIENTS, "spec.connection"), "one try"),
     Mistake("Envoy Gateway: a buffer for small bodies only", "production", setting(*CLIENTS, "spec.connection.bufferLimit", "1Mi"), "takes bodies"),
+    Mistake("Envoy Gateway: the body is handed on while it comes", "production", without(*POLICY, "spec.requestBuffer"), "holds it for ever"),
+    Mistake("Envoy Gateway: whole bodies, if they are small", "production", setting(*POLICY, "spec.requestBuffer.limit", "16Mi"), "takes bodies"),
     Mistake("Envoy Gateway: the buffer of another Gateway", "production", setting(*CLIENTS, "spec.targetRefs.0.name", "private"), "one try"),
     Mistake("Envoy Gateway: the buffer in hookgate's namespace", "production", setting(*CLIENTS, "metadata.namespace", "hookgate"), "one try"),
     # Components.

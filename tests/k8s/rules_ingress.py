@@ -76,7 +76,10 @@ def envoy_gateway(place, route, policies, effective):
     if not one:
         yield f"{who}: a try has no time-out of its own (retry.perRetry.timeout): a frozen pod takes all the time there is"
     tries = 1 + at(spec, "retry", "numRetries", default=2 if "retry" in spec else 0)
-    bodies = min((quantity(limit) for limit in limits if limit), default=None)
+    buffered = at(spec, "requestBuffer", "limit")
+    if not buffered:
+        yield f"{who}: without requestBuffer a frozen pod that stops reading a long body holds it for ever"
+    bodies = min((quantity(limit) for limit in [*limits, buffered] if limit), default=None)
     yield from ladder(effective, one, tries, bodies)
     if not one * tries < seconds(at(spec, "timeout", "http", "requestTimeout", default=0)) < SENDER:
         yield f"{who}: requestTimeout lies not between its tries and the sender's {SENDER} s"
