@@ -197,7 +197,9 @@ SCENARIOS = [undisturbed, rolling_restart, deleted_without_grace, killed, frozen
 
 @contextmanager
 def forwarded(pod, port):
-    process = subprocess.Popen(["kubectl", "-n", NAMESPACE, "port-forward", pod, f":{port}"], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        ["kubectl", "-n", NAMESPACE, "port-forward", pod, f":{port}"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
     try:
         yield int(re.search(r"127\.0\.0\.1:(\d+)", process.stdout.readline()).group(1))
     finally:

@@ -1,6 +1,7 @@
 """Reads a JetStream stream from its first message to its last, with as much of the NATS protocol as that takes."""
 
 import json
+import secrets
 import socket
 
 
@@ -11,14 +12,16 @@ class Reader:
         self.socket = socket.create_connection(("127.0.0.1", port), timeout=30)
         self.lines = self.socket.makefile("rb")
         self.lines.readline()  # INFO
-        self.say('CONNECT {"verbose":false,"headers":true}\r\nSUB answers 1\r\nSUB events 2')
+        # Of its own: the consumer of a reader before it would deliver to the same subject once more.
+        self.inbox = f"_INBOX.{secrets.token_hex(8)}"
+        self.say(f'CONNECT {{"verbose":false,"headers":true}}\r\nSUB {self.inbox}.answers 1\r\nSUB {self.inbox}.events 2')
 
     def say(self, text):
         self.socket.sendall(f"{text}\r\n".encode())
 
     def ask(self, subject, question):
         body = json.dumps(question)
-        self.say(f"PUB {subject} answers {len(body)}\r\n{body}")
+        self.say(f"PUB {subject} {self.inbox}.answers {len(body)}\r\n{body}")
         while True:
             subscription, answer = self.message()
             if subscription == "1":
@@ -46,7 +49,7 @@ class Reader:
         held = self.ask(f"$JS.API.STREAM.INFO.{stream}", {})["state"]["messages"]
         if not held:
             return []
-        consumer = {"deliver_subject": "events", "ack_policy": "none", "deliver_policy": "all", "mem_storage": True,
+        consumer = {"deliver_subject": f"{self.inbox}.events", "ack_policy": "none", "deliver_policy": "all", "mem_storage": True,
                     "num_replicas": 1, "inactive_threshold": 30_000_000_000}
         self.ask(f"$JS.API.CONSUMER.CREATE.{stream}", {"stream_name": stream, "config": consumer})
         found = []
