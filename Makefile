@@ -5,10 +5,10 @@ export CARGO_TERM_COLOR ?= auto
 # Debian keeps servers where an ordinary user's PATH does not look.
 export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin
 
-.PHONY: help demo test test-all faults bench image fuzz audit check fmt lint doc tools clean
+.PHONY: help demo test test-all e2e faults bench image fuzz audit check fmt lint doc tools clean
 
 help: ## list the commands
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 10
+	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/\1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 10
 
 demo: tools ## the main job on real servers, until Ctrl-C; ONCE=1 ends by itself
 	@cargo build --locked
@@ -26,6 +26,9 @@ test: tools ## all tests, on a real Redis and a real NATS that they start themse
 
 test-all: ## what needs more than that: manifests, image and all else in tests/*/run; installs its tools itself
 	@scripts/test-all.sh $(ONLY)
+
+e2e: ## the dev overlay on the cluster of KUBECONFIG, behind Envoy Gateway, disturbed under load; E2E_ONLY=...; see tests/e2e/main.py
+	@python3 tests/e2e/main.py
 
 faults: ## kill, freeze and cut off real processes under load, then count; ONLY="storm --minutes 25" for some
 	@scripts/ensure-tools.sh faults

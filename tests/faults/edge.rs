@@ -1,13 +1,13 @@
-//! The sender's side: restarts under load, slow and vanishing senders. Too much of everything: `edge_more.rs`.
+//! The sender's side: restarts under load, slow and vanishing senders. Too much of everything: `edge_more.rs`; behind
+//! nginx and Envoy: `ingress.rs`.
 
 use std::{
     net::SocketAddr,
-    process::{ExitStatus, Stdio},
+    process::ExitStatus,
     time::{Duration, Instant},
 };
 
 use futures_util::future::join_all;
-use tempfile::TempDir;
 
 use super::{
     crm::{Crm, Load, Sent},
@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     Scenario, scenario,
-    support::{Connection, PATH, Port, Process, batch, binary, eventually, post, try_exchange},
+    support::{Connection, PATH, batch, eventually, post, try_exchange},
 };
 
 /// What the log says once a signal came, and once it refuses.
@@ -28,8 +28,6 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
         scenario!(drained_under_load, quick),
         scenario!(sigterm_during_a_slow_body),
         scenario!(sender_hangs_up_in_mid_request),
-        scenario!(rolling_restart_behind_nginx, alone),
-        scenario!(killed_behind_nginx, alone),
     ]
 }
 
@@ -40,7 +38,7 @@ pub(crate) fn demand(report: &mut Report, holds: bool, otherwise: impl Into<Stri
     }
 }
 
-fn demand_good_end(report: &mut Report, ends: &[ExitStatus]) {
+pub(crate) fn demand_good_end(report: &mut Report, ends: &[ExitStatus]) {
     for end in ends {
         demand(report, end.success(), format!("a replica ended with {end}"));
     }
@@ -181,97 +179,4 @@ async fn sender_hangs_up_in_mid_request() -> Report {
     }
     sent.longest = sent.longest.max(again.longest);
     rig.judge(sent, Bounds::default()).await
-}
-
-/// Two replicas on ports that stay theirs, and Debian's nginx before them.
-struct Ingress {
-    rig: Rig,
-    ports: [Port; 2],
-    address: SocketAddr,
-    _nginx: Process,
-    _port: Port,
-    _files: TempDir,
-}
-
-impl Ingress {
-    async fn start() -> Self {
-        let mut rig = Rig::start(0, "").await;
-        let ports = [Port::reserve(), Port::reserve()];
-        for port in &ports {
-            rig.gates.push(rig.world.gate(&Self::settings(port)).await);
-        }
-        let (files, port) = (tempfile::tempdir().expect("a temporary folder can be made"), Port::reserve());
-        // The file that operators use, with two replicas in the places of the Service.
-        let place = "server hookgate:80";
-        let reference = include_str!("../../k8s/ingress/nginx/hookgate.conf")
-            .replacen(place, &format!("server 127.0.0.1:{}", ports[0].number), 1)
-            .replacen(place, &format!("server 127.0.0.1:{}", ports[1].number), 1)
-            .replace("listen 8080", &format!("listen 127.0.0.1:{}", port.number));
-        std::fs::write(files.path().join("hookgate.conf"), reference).expect("the folder is ours");
-        let file = files.path().join("nginx.conf");
-        std::fs::write(&file, include_str!("nginx.conf")).expect("the folder is ours");
-        let nginx = Process::start(&binary("HOOKGATE_NGINX", "nginx"), |command| {
-            command.arg("-p").arg(files.path()).arg("-c").arg(&file).args(["-e", "error.log"]);
-            command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        });
-        let address = SocketAddr::from(([127, 0, 0, 1], port.number));
-        eventually("nginx answers", async || {
-            try_exchange(address, &post(PATH, b"[]")).await.ok().filter(|answer| answer.status == 200)
-        })
-        .await;
-        Self { rig, ports, address, _nginx: nginx, _port: port, _files: files }
-    }
-
-    /// As behind the reference ingress.
-    fn settings(port: &Port) -> String {
-        format!(
-            "server.listen = \"127.0.0.1:{}\"\nserver.request_deadline = \"3.5s\"\nserver.drain_delay = \"500ms\"\noutbox.relay_after = \"4s\"\nlog.filter = \"info,hookgate::entity=warn\"\n",
-            port.number
-        )
-    }
-
-    /// Starts a replica that ended, where it was.
-    async fn start_again(&mut self, place: usize) {
-        self.rig.gates[place] = self.rig.world.gate(&Self::settings(&self.ports[place])).await;
-    }
-
-    async fn verdict(&self, crm: Crm) -> Report {
-        // Two tries of 4 s each.
-        self.rig.verdict(crm, Bounds { longest: Duration::from_secs(9), ..Bounds::default() }).await
-    }
-}
-
-async fn rolling_restart_behind_nginx() -> Report {
-    let mut ingress = Ingress::start().await;
-    let crm = Crm::start(vec![ingress.address], Load { workers: 16, ..Load::default() });
-    let mut ends = Vec::new();
-    for round in 0..10 {
-        ingress.rig.progress(&crm, 200).await;
-        ends.push(ingress.rig.gates[round % 2].terminate().await);
-        ingress.start_again(round % 2).await;
-    }
-    ingress.rig.progress(&crm, 200).await;
-    let mut report = ingress.verdict(crm).await;
-    demand_good_end(&mut report, &ends);
-    report
-}
-
-/// Killed without a word, one at a time, and once both: nginx answers then, and says 503.
-async fn killed_behind_nginx() -> Report {
-    let mut ingress = Ingress::start().await;
-    let crm = Crm::start(vec![ingress.address], Load { workers: 16, ..Load::default() });
-    for round in 0..10 {
-        ingress.rig.progress(&crm, 200).await;
-        ingress.rig.gates[round % 2].kill();
-        ingress.start_again(round % 2).await;
-    }
-    ingress.rig.progress(&crm, 200).await;
-    let before = crm.answered(503);
-    ingress.rig.gates[0].kill();
-    ingress.rig.gates[1].kill();
-    eventually("nobody is there", async || (crm.answered(503) > before).then_some(())).await;
-    ingress.start_again(0).await;
-    ingress.start_again(1).await;
-    ingress.rig.progress(&crm, 200).await;
-    ingress.verdict(crm).await
 }

@@ -29,6 +29,7 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
 const PATIENT: Load = Load {
     workers: 16,
     batch: 10,
+    bytes: 0,
     pause: std::time::Duration::from_millis(10),
     retry_after: std::time::Duration::from_millis(300),
     attempts: 100,

@@ -18,6 +18,8 @@ from mistakes import MISTAKES
 
 # What production expects to be there (docs/operations.md, Secrets).
 TLS = {("Secret", "hookgate-tls"): {"tls.crt", "tls.key"}}
+# The ingress of the production overlay.
+OVERLAYS_INGRESS = "envoy-gateway"
 PRODUCTION = TLS | {("Secret", "hookgate-secrets"): {"redis-password", "nats-password"}}
 
 
@@ -54,19 +56,23 @@ def places(kubectl, scratch):
     """Every overlay, and each component on the one it belongs to."""
     dev, production = ROOT / "k8s/overlays/dev", ROOT / "k8s/overlays/production"
     yield Place("dev", render(kubectl, dev), "hookgate-dev", ingress=False)
-    yield Place("production", render(kubectl, production), "hookgate", PRODUCTION)
-    yield Place("production with all it offers", render(kubectl, offered(scratch)), "hookgate", PRODUCTION)
+    # What is applied beside the Gateway, by itself.
+    beside = render(kubectl, ROOT / "k8s/ingress/envoy-gateway/gateway")
+    yield Place("production", render(kubectl, production) + beside, "hookgate", PRODUCTION)
+    yield Place("production with all it offers", render(kubectl, offered(scratch)) + beside, "hookgate", PRODUCTION)
     for kind in ("ingress", "components"):
         for component in sorted((ROOT / "k8s" / kind).iterdir()):
-            # `again` is a part of others; production has ingress-nginx already.
-            if component.name in ("again", "ingress-nginx") or not (component / "kustomization.yaml").exists():
+            # `again` is a part of others.
+            if component.name == "again" or not (component / "kustomization.yaml").exists():
                 continue
             overlay = "dev" if kind == "ingress" else "production"
             # Traefik's annotations have the namespace in them, that of production.
             folder = combine(scratch, component.name, overlay, [component.relative_to(ROOT)], "hookgate")
             given = TLS if overlay == "dev" else PRODUCTION
-            yield Place(component.name, render(kubectl, folder), "hookgate", given)
-            if kind == "ingress":
+            # Production is behind Envoy Gateway already.
+            more = beside if overlay == "production" or component.name == OVERLAYS_INGRESS else []
+            yield Place(component.name, render(kubectl, folder) + more, "hookgate", given)
+            if kind == "ingress" and component.name != OVERLAYS_INGRESS:
                 name = f"production with {component.name}"
                 yield Place(name, render(kubectl, instead(scratch, component.name)), "hookgate", PRODUCTION)
 
@@ -83,7 +89,7 @@ def production(scratch, name, change):
 
 def instead(scratch, ingress):
     """The production overlay with another ingress in the line that names one, as its comment says."""
-    named = "../../ingress/ingress-nginx"
+    named = f"../../ingress/{OVERLAYS_INGRESS}"
 
     def change(text):
         assert text.count(named) == 1, f"the overlay names {named} once"
@@ -129,6 +135,11 @@ def main():
             report.line(f"{place.name}: {len(place.documents)} objects", problems(place, hookgate))
         kustomization = (ROOT / "k8s/overlays/production/kustomization.yaml").read_text()
         components = sorted(component.name for component in (ROOT / "k8s/components").iterdir())
+        # It is retired: whoever still has it takes the component.
+        report.line("no overlay includes ingress-nginx", [
+            f"{path.relative_to(ROOT)} does" for path in (ROOT / "k8s/overlays").glob("*/kustomization.yaml")
+            if "- ../../ingress/ingress-nginx" in path.read_text()
+        ])
         report.line("production offers every component", [
             f"k8s/overlays/production names no {name}" for name in components
             if f"- ../../components/{name}\n" not in kustomization

@@ -1,4 +1,4 @@
-"""Runs the ingress files that are deployed, with real nginx and HAProxy before two real hookgates, and tries each way
+"""Runs the ingress files that are deployed, with real nginx, HAProxy and Envoy before two real hookgates, and tries each way
 in which a replica fails. What counts is the status: EspoCRM gives up on a batch for good after most of them."""
 
 import argparse
@@ -173,6 +173,18 @@ def haproxy(world):
     return port
 
 
+def envoy(world):
+    port, file = free_port(), Path(world.folder, "envoy.yaml")
+    text = (ROOT / "k8s/ingress/envoy/envoy.yaml").read_text()
+    text = text.replace("address: 0.0.0.0, port_value: 8080", f"address: 127.0.0.1, port_value: {port}")
+    for place, number in enumerate(world.ports):
+        text = text.replace(f"address: hookgate-{place}, port_value: 3000", f"address: 127.0.0.1, port_value: {number}")
+    file.write_text(text)
+    Process(world.folder, "envoy", [world.binaries["envoy"], "-c", file, "--disable-hot-restart", "--concurrency", 2])
+    eventually("envoy listens", lambda: listens(port))
+    return port
+
+
 def listens(port):
     try:
         socket.create_connection(("127.0.0.1", port), timeout=1).close()
@@ -217,6 +229,19 @@ def trials(world, report, name, port, refused):
     expect("both back", 200, times=4)
 
 
+def long_bodies(world, report, name, port):
+    """A body that fits into no socket's buffer, where a replica reads nothing of it."""
+    wrong = []
+    world.signal(signal.SIGSTOP, 1)
+    for number in range(4):
+        body = json.dumps([{"id": f"{name}-{number}", "name": "x" * (15 << 20)}]).encode()
+        got, took, answer = exchange(port, *request(body=body))
+        if got != 200 or took > LADDER:
+            wrong.append(f"{got} after {took:.1f} s: {answer[:200]!r}")
+    world.signal(signal.SIGCONT, 1)
+    report.line(f"{name}: one replica frozen, 15 MiB: 200", wrong)
+
+
 def certificate(folder):
     key, cert = Path(folder, "tls.key"), Path(folder, "tls.crt")
     command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=hooks.example.com"]
@@ -227,19 +252,20 @@ def certificate(folder):
 
 def main():
     arguments = argparse.ArgumentParser()
-    for name in ("hookgate", "nats", "nginx", "haproxy"):
+    for name in ("hookgate", "nats", "nginx", "haproxy", "envoy"):
         arguments.add_argument(f"--{name}", required=True)
     report = Report()
     with tempfile.TemporaryDirectory() as folder:
         world = World(folder, vars(arguments.parse_args()))
         reference = (ROOT / "k8s/ingress/nginx/hookgate.conf").read_text()
-        print("ingress: the deployed files under real nginx and HAProxy")
+        print("ingress: the deployed files under real nginx, HAProxy and Envoy")
         cert, tls = certificate(folder), free_port()
         extra = (ROOT / "k8s/ingress/nginx/tls.conf").read_text().replace("/run/secrets/tls", folder)
         port = nginx(world, "nginx", reference, extra.replace("listen 8443", f"listen 127.0.0.1:{tls}"))
         # hookgate says 413 early and reads on, but no more than of a body that it takes (16 MiB). Whoever still writes then
         # sees the answer or a broken connection: nginx makes two failed tries of that, HAProxy passes it on.
         trials(world, report, "nginx", port, (413, 503))
+        long_bodies(world, report, "nginx", port)
         for what, asked in {
             "nginx's own 413, 65 MiB": request(body=b" " * (65 << 20)),
             "nginx's own 400, a head of 200 kB": request(more="".join(f"X-{n}: {'x' * 20_000}\r\n" for n in range(10))),
@@ -256,6 +282,17 @@ def main():
             wrong = [] if got == 503 and "Retry-After" in answer else [f"{got}: {answer[:300]!r}"]
             report.line(f"again: {what}: 503 and Retry-After", wrong)
         trials(world, report, "haproxy", haproxy(world), (413, 503, None))
+        port = envoy(world)
+        trials(world, report, "envoy", port, (413, 503))
+        long_bodies(world, report, "envoy", port)
+        for what, asked in {
+            "Envoy's own 413, 65 MiB": request(body=b" " * (65 << 20)),
+            "Envoy's own 400, a head that is none": (b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: x\r\n\r\n", b""),
+            "Envoy's own 431, a head of 200 kB": request(more="".join(f"X-{n}: {'x' * 20_000}\r\n" for n in range(10))),
+        }.items():
+            got, _, answer = exchange(port, *asked)
+            wrong = [] if got == 503 and "Retry-After" in answer.title() else [f"{got}: {answer[:300]!r}"]
+            report.line(f"envoy: {what}: 503 and Retry-After", wrong)
         for process in Process.running[::-1]:
             process.kill()
     print(f"{report.passed} passed, {report.failed} failed")

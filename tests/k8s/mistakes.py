@@ -85,6 +85,10 @@ def argument(old, new):
 
 
 HOOKGATE = ("Deployment", "hookgate")
+ROUTE = ("HTTPRoute", "hookgate")
+POLICY = ("BackendTrafficPolicy", "hookgate")
+CLIENTS = ("ClientTrafficPolicy", "hookgate")
+STATUSES = "spec.responseOverride.0.match.statusCodes"
 POD = "spec.template.spec"
 BOX = f"{POD}.containers.0"
 ANNOTATION = "nginx.ingress.kubernetes.io/"
@@ -95,6 +99,11 @@ def annotation(name, value):
         place.find("Ingress", "hookgate")["metadata"]["annotations"][ANNOTATION + name] = value
 
     return plant
+
+
+def lets_in(namespace):
+    """The network policy names another namespace for the webhooks' way in."""
+    return setting("NetworkPolicy", "hookgate", "spec.ingress.0.from", [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": namespace}}}])
 
 
 MISTAKES = [
@@ -164,6 +173,7 @@ MISTAKES = [
     Mistake("Redis evicts", "dev", setting("StatefulSet", "redis", f"{BOX}.args.11", "allkeys-lru"), "noeviction"),
     Mistake("Redis without a file", "dev", setting("StatefulSet", "redis", f"{BOX}.args.3", "no"), "--appendonly"),
     Mistake("Redis on the pod's own disk", "dev", without("StatefulSet", "redis", "spec.volumeClaimTemplates"), "no claimed volume"),
+    Mistake("Redis in protected mode", "dev", setting("StatefulSet", "redis", f"{BOX}.args.13", "yes"), "protected-mode"),
     Mistake("NATS without JetStream", "dev", setting("StatefulSet", "nats", f"{BOX}.args.0", "--debug"), "--jetstream"),
     # Network.
     Mistake("no way to DNS", "dev", without("NetworkPolicy", "hookgate", "spec.egress.0"), "lets out"),
@@ -176,24 +186,54 @@ MISTAKES = [
     Mistake("one more port", "dev", setting("NetworkPolicy", "hookgate", "spec.ingress.1.ports.-", {"port": 22}), "lets in"),
     Mistake("one way only", "dev", setting("NetworkPolicy", "hookgate", "spec.policyTypes", ["Ingress"]), "both ways"),
     # Ingress.
-    Mistake("no ingress settings", "production", setting("Ingress", "hookgate", "metadata.annotations", {}), "kinds of ingress settings"),
-    Mistake("one try", "production", annotation("proxy-next-upstream-tries", "1"), "only one replica"),
-    Mistake("POST is not tried again", "production", annotation("proxy-next-upstream", "error timeout"), "does not repeat POST"),
-    Mistake("a try longer than the sender waits", "production", annotation("proxy-read-timeout", "60"), "the sender's"),
-    Mistake("a try shorter than the deadline", "production", annotation("proxy-read-timeout", "3"), "request_deadline"),
+    Mistake("no ingress settings", "ingress-nginx", setting("Ingress", "hookgate", "metadata.annotations", {}), "kinds of ingress settings"),
+    Mistake("one try", "ingress-nginx", annotation("proxy-next-upstream-tries", "1"), "only one replica"),
+    Mistake("POST is not tried again", "ingress-nginx", annotation("proxy-next-upstream", "error timeout"), "does not repeat POST"),
+    Mistake("a try longer than the sender waits", "ingress-nginx", annotation("proxy-read-timeout", "60"), "the sender's"),
+    Mistake("a try shorter than the deadline", "ingress-nginx", annotation("proxy-read-timeout", "3"), "request_deadline"),
     Mistake("the default deadline behind an ingress", "production", config("kubernetes.toml", '"3.5s"', '"8s"'), "request_deadline"),
-    Mistake("504 reaches the sender", "production", annotation("custom-http-errors", "502"), "gives up"),
-    Mistake("nobody says 503", "production", annotation("default-backend", "nobody"), "no such Service"),
-    Mistake("http is redirected", "production", annotation("ssl-redirect", "true"), "EspoCRM takes as delivered"),
-    Mistake("small bodies only", "production", annotation("proxy-body-size", "1m"), "takes bodies"),
-    Mistake("no certificate", "production", setting("Ingress", "hookgate", "spec.tls.0.secretName", "hooks"), "is made by nobody"),
+    Mistake("504 reaches the sender", "ingress-nginx", annotation("custom-http-errors", "502"), "gives up"),
+    Mistake("nobody says 503", "ingress-nginx", annotation("default-backend", "nobody"), "no such Service"),
+    Mistake("http is redirected", "ingress-nginx", annotation("ssl-redirect", "true"), "EspoCRM takes as delivered"),
+    Mistake("small bodies only", "ingress-nginx", annotation("proxy-body-size", "1m"), "takes bodies"),
+    Mistake("no certificate", "production with ingress-nginx", setting("Ingress", "hookgate", "spec.tls.0.secretName", "hooks"), "is made by nobody"),
     Mistake("nginx: one failure takes a server out", "nginx", reference(" max_fails=0", ""), "max_fails"),
     Mistake("nginx: 502 passes", "nginx", reference("501 502 504", "504"), "gives up"),
     Mistake("nginx: POST is not tried again", "nginx", reference(" non_idempotent", ""), "does not repeat POST"),
     Mistake("nginx: a longer try", "nginx", reference("proxy_read_timeout 4s", "proxy_read_timeout 60s"), "the sender's"),
     Mistake("traefik: POST is not tried again", "traefik", setting("Middleware", "hookgate-two-tries", "spec.retry.retryNonIdempotentMethod", False), "not tried again"),
     Mistake("traefik: 504 passes", "traefik", without("Middleware", "hookgate-again", "spec.errors.statusRewrites.504"), "gives up"),
-    Mistake("gateway: a longer try", "gateway-api", setting("HTTPRoute", "hookgate", "spec.rules.0.timeouts.backendRequest", "8s"), "the sender's"),
+    Mistake("traefik: no status that is tried again", "traefik", without("Middleware", "hookgate-two-tries", "spec.retry.status"), "has no effect"),
+    Mistake("ingress-nginx is locked out", "ingress-nginx", lets_in("ingress"), "locks the ingress out"),
+    Mistake("traefik is locked out", "traefik", lets_in("ingress-nginx"), "locks the ingress out"),
+    Mistake("gateway: it is locked out", "gateway-api", lets_in("ingress"), "locks the ingress out"),
+    Mistake("gateway: a retry, which the standard channel does not know", "gateway-api", setting(*ROUTE, "spec.rules.0.retry", {"attempts": 1, "codes": [502, 504]}), "schema: HTTPRoute/hookgate"),
+    Mistake("gateway: time-outs, after which it says 504", "gateway-api", setting(*ROUTE, "spec.rules.0.timeouts", {"request": "9s", "backendRequest": "4s"}), "answers 504"),
+    Mistake("gateway: a Service that is not there", "gateway-api", setting(*ROUTE, "spec.rules.0.backendRefs.0.name", "gate"), "is made by nobody"),
+    Mistake("Envoy Gateway: it is locked out", "production", lets_in("gateways"), "locks the ingress out"),
+    Mistake("Envoy Gateway: a retry in the route, which overrides the policy", "production", setting(*ROUTE, "spec.rules.0.retry", {"attempts": 1}), "schema: HTTPRoute/hookgate"),
+    Mistake("Envoy Gateway: time-outs in the route", "production", setting(*ROUTE, "spec.rules.0.timeouts", {"request": "9s"}), "answers 504"),
+    Mistake("Envoy Gateway: a field that it does not know", "production", setting(*POLICY, "spec.retry.perRetry.timeOut", "4s"), "schema: BackendTrafficPolicy/hookgate"),
+    Mistake("Envoy Gateway: an API version that is not there", "production", setting(*POLICY, "apiVersion", "gateway.envoyproxy.io/v1"), "schema: BackendTrafficPolicy/hookgate"),
+    Mistake("Envoy Gateway: the policy of another route", "production", setting(*POLICY, "spec.targetRefs.0.name", "proxy"), "not one"),
+    Mistake("Envoy Gateway: 502 passes", "production", without(*POLICY, f"{STATUSES}.0"), "[502] reach the sender"),
+    Mistake("Envoy Gateway: 504 passes", "production", without(*POLICY, f"{STATUSES}.1"), "[504] reach the sender"),
+    Mistake("Envoy Gateway: 507 passes", "production", without(*POLICY, f"{STATUSES}.2"), "[507] reach the sender"),
+    Mistake("Envoy Gateway: no status is replaced", "production", without(*POLICY, "spec.responseOverride"), "[502, 504, 507] reach the sender"),
+    Mistake("Envoy Gateway: replaced by another final one", "production", setting(*POLICY, "spec.responseOverride.0.response.statusCode", 500), "reach the sender"),
+    Mistake("Envoy Gateway: a try without a time-out", "production", without(*POLICY, "spec.retry.perRetry"), "no time-out of its own"),
+    Mistake("Envoy Gateway: a longer try", "production", setting(*POLICY, "spec.retry.perRetry.timeout", "8s"), "the sender's"),
+    Mistake("Envoy Gateway: one try", "production", setting(*POLICY, "spec.retry.numRetries", 0), "only one replica"),
+    Mistake("Envoy Gateway: three tries, by default", "production", without(*POLICY, "spec.retry.numRetries"), "the sender's"),
+    Mistake("Envoy Gateway: less time than two tries take", "production", setting(*POLICY, "spec.timeout.http.requestTimeout", "7s"), "requestTimeout"),
+    Mistake("Envoy Gateway: no second try after a frozen pod", "production", without(*POLICY, "spec.retry.retryOn.triggers.2"), "no second try after ['reset']"),
+    Mistake("Envoy Gateway: nothing beside the Gateway", "production", without(*CLIENTS), "one try"),
+    Mistake("Envoy Gateway: no buffer limit", "production", without(*CLIENTS, "spec.connection"), "one try"),
+    Mistake("Envoy Gateway: a buffer for small bodies only", "production", setting(*CLIENTS, "spec.connection.bufferLimit", "1Mi"), "takes bodies"),
+    Mistake("Envoy Gateway: the body is handed on while it comes", "production", without(*POLICY, "spec.requestBuffer"), "holds it for ever"),
+    Mistake("Envoy Gateway: whole bodies, if they are small", "production", setting(*POLICY, "spec.requestBuffer.limit", "16Mi"), "takes bodies"),
+    Mistake("Envoy Gateway: the buffer of another Gateway", "production", setting(*CLIENTS, "spec.targetRefs.0.name", "private"), "one try"),
+    Mistake("Envoy Gateway: the buffer in hookgate's namespace", "production", setting(*CLIENTS, "metadata.namespace", "hookgate"), "one try"),
     # Components.
     Mistake("the monitor selects nobody", "podmonitor", setting("PodMonitor", "hookgate", "spec.selector.matchLabels", {"app": "x"}), "selects"),
     Mistake("the monitor scrapes the webhooks", "podmonitor", setting("PodMonitor", "hookgate", "spec.podMetricsEndpoints.0.port", "http"), "not /metrics of admin"),

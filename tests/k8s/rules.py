@@ -3,6 +3,8 @@
 from manifests import at, containers, named_ports, pod, pod_labels, port_of, quantity, title
 
 CLUSTER_WIDE = {"Namespace"}
+# Those that are applied beside an object of somebody else's, in its namespace.
+ELSEWHERE = {"ClientTrafficPolicy"}
 
 
 def names_and_namespaces(place):
@@ -14,7 +16,7 @@ def names_and_namespaces(place):
             yield f"{title(document)} is there twice"
         seen.add(key)
         namespace = document["metadata"].get("namespace")
-        if document["kind"] not in CLUSTER_WIDE and namespace != place.namespace:
+        if document["kind"] not in CLUSTER_WIDE | ELSEWHERE and namespace != place.namespace:
             yield f"{title(document)} is in namespace {namespace}, not {place.namespace}"
     labels = at(place.find("Namespace", place.namespace), "metadata", "labels", default={})
     if labels.get("pod-security.kubernetes.io/enforce") != "restricted":

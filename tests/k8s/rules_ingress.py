@@ -7,6 +7,12 @@ from rules_hookgate import SENDER, proxy
 
 # Made by every kind of ingress for a dead or slow server.
 FINAL = {"502", "504"}
+# By Envoy also for a body that did not fit into its buffer, when the first try failed.
+ENVOY_FINAL = {502, 504, 507}
+# Without each of these some way to fail has no second try.
+TRIGGERS = {"connect-failure", "refused-stream", "reset"}
+# Where the pods of each kind of ingress are.
+ENVOY_GATEWAY = "envoy-gateway-system"
 
 
 def ingress(place, hookgate):
@@ -23,19 +29,73 @@ def ingress(place, hookgate):
         annotations = document["metadata"].get("annotations", {})
         if any(name.startswith("nginx.ingress.kubernetes.io/") for name in annotations):
             ways += 1
+            yield from lets_in(place, "ingress-nginx")
             yield from ingress_nginx(place, annotations, effective)
         if "traefik.ingress.kubernetes.io/router.middlewares" in annotations:
             ways += 1
+            yield from lets_in(place, "traefik")
             yield from traefik(place, annotations, effective)
     for route in place.of_kind("HTTPRoute"):
         ways += 1
-        for rule in route["spec"]["rules"]:
-            timeouts, tries = rule.get("timeouts", {}), 1 + at(rule, "retry", "attempts", default=0)
-            yield from ladder(effective, seconds(timeouts.get("backendRequest", 0)), tries)
-            if not seconds(timeouts.get("backendRequest", 0)) * tries < seconds(timeouts.get("request", 0)) < SENDER:
-                yield f"{title(route)}: timeouts.request lies not between its tries and the sender's {SENDER} s"
+        if any("timeouts" in rule for rule in route["spec"]["rules"]):
+            yield f"{title(route)}: after its timeouts the gateway answers 504, and the sender gives up"
+        policies = place.of_kind("BackendTrafficPolicy")
+        if policies:
+            yield from lets_in(place, ENVOY_GATEWAY)
+            yield from envoy_gateway(place, route, policies, effective)
+        else:
+            yield from lets_in(place, at(route, "spec", "parentRefs", 0, "namespace"))
     if ways != 1:
         yield f"{ways} kinds of ingress settings, not one: dead pods would be answered with 502, which loses batches"
+
+
+def lets_in(place, namespace):
+    """The network policy knows where the ingress's pods are."""
+    for policy in place.of_kind("NetworkPolicy"):
+        for rule in policy["spec"]["ingress"] if policy["metadata"]["name"] == "hookgate" else ():
+            named = [at(peer, "namespaceSelector", "matchLabels", "kubernetes.io/metadata.name") for peer in rule.get("from", ())]
+            if 3000 in [port["port"] for port in rule["ports"]] and namespace not in named:
+                yield f"network policy locks the ingress out: its pods are in {namespace}, it lets in {named}"
+
+
+def envoy_gateway(place, route, policies, effective):
+    """Envoy Gateway's two policies, beside the route and beside its Gateway."""
+    mine = [p for p in policies if ("HTTPRoute", route["metadata"]["name"]) in targets(p)]
+    if len(mine) != 1:
+        yield f"{len(mine)} BackendTrafficPolicies for {title(route)}, not one"
+        return
+    spec, who = mine[0]["spec"], title(mine[0])
+    parents = {(p.get("namespace", place.namespace), p["name"]) for p in route["spec"]["parentRefs"]}
+    limits = [
+        at(p, "spec", "connection", "bufferLimit") for p in place.of_kind("ClientTrafficPolicy")
+        for kind, name in targets(p) if kind == "Gateway" and (p["metadata"]["namespace"], name) in parents
+    ]
+    if not limits or None in limits:
+        yield f"no ClientTrafficPolicy gives the Gateway of {title(route)} a bufferLimit: bodies above 32 KiB have one try"
+    one = seconds(at(spec, "retry", "perRetry", "timeout", default=0))
+    if not one:
+        yield f"{who}: a try has no time-out of its own (retry.perRetry.timeout): a frozen pod takes all the time there is"
+    tries = 1 + at(spec, "retry", "numRetries", default=2 if "retry" in spec else 0)
+    buffered = at(spec, "requestBuffer", "limit")
+    if not buffered:
+        yield f"{who}: without requestBuffer a frozen pod that stops reading a long body holds it for ever"
+    bodies = min((quantity(limit) for limit in [*limits, buffered] if limit), default=None)
+    yield from ladder(effective, one, tries, bodies)
+    if not one * tries < seconds(at(spec, "timeout", "http", "requestTimeout", default=0)) < SENDER:
+        yield f"{who}: requestTimeout lies not between its tries and the sender's {SENDER} s"
+    missing = TRIGGERS - set(at(spec, "retry", "retryOn", "triggers", default=()))
+    if missing:
+        yield f"{who}: no second try after {sorted(missing)}"
+    mapped = {
+        status["value"] for override in spec.get("responseOverride", ())
+        for status in override["match"].get("statusCodes", ()) if override["response"].get("statusCode") == 503
+    }
+    if not ENVOY_FINAL <= mapped:
+        yield f"{who}: {sorted(ENVOY_FINAL - mapped)} reach the sender, which gives up after them"
+
+
+def targets(policy):
+    return {(target["kind"], target["name"]) for target in policy["spec"]["targetRefs"]}
 
 
 def ladder(effective, one, tries, body=None):
@@ -108,6 +168,8 @@ def traefik(place, annotations, effective):
     yield from ladder(effective, seconds(transport), retry.get("attempts", 1), retry.get("maxRequestBodyBytes"))
     if retry.get("retryNonIdempotentMethod") is not True:
         yield "traefik: POST is not tried again"
+    if not FINAL <= set(retry.get("status", [])):
+        yield "traefik: without `status: [502, 504]` retryNonIdempotentMethod has no effect: POST is not tried again"
     errors = next((s["errors"] for s in specs if "errors" in s), {})
     mapped = {status for status, to in errors.get("statusRewrites", {}).items() if to == 503}
     if not FINAL <= mapped & set(errors.get("status", [])):
