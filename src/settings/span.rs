@@ -1,7 +1,8 @@
 //! Times as they are written in the configuration.
 
-use std::{fmt, str::FromStr, time::Duration};
+use std::{borrow::Cow, fmt, str::FromStr, time::Duration};
 
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, de::Visitor};
 
 /// A time, written as `500ms`, `8s`, `15m`, `7d`: whole milliseconds, at most [`Span::MAX`].
@@ -35,6 +36,16 @@ impl FromStr for Span {
             return Err(wrong("finer than a millisecond"));
         }
         Ok(Self(span))
+    }
+}
+
+impl JsonSchema for Span {
+    fn schema_name() -> Cow<'static, str> {
+        "Time".into()
+    }
+
+    fn json_schema(_generator: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "type": "string", "description": "A time with its unit: 500ms, 8s, 15m or 7d" })
     }
 }
 
