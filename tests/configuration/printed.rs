@@ -124,7 +124,7 @@ fn init_prints_a_configuration_that_is_valid() {
     std::fs::write(trial.path("hookgate.toml"), &text).expect("the folder is ours");
     trial.check(&["hookgate.toml"]);
     let commented = text.lines().filter(|line| line.starts_with("# ") && line.contains(" = "));
-    let all: String = commented.map(|line| format!("{}\n", &line[2..])).collect();
+    let all = commented.map(|line| &line[2..]).collect::<Vec<_>>().join("\n");
     assert!(text.contains("[[routes]]") && all.contains("auth = ") && all.contains("password_file = "), "{text}");
 }
 
