@@ -23,11 +23,19 @@ impl Span {
     }
 }
 
-impl FromStr for Span {
-    type Err = String;
+/// A text that is no time.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{text:?} is not a time ({problem}); write 500ms, 8s, 15m or 7d")]
+pub struct NotATime {
+    text: String,
+    problem: String,
+}
 
-    fn from_str(text: &str) -> Result<Self, String> {
-        let wrong = |problem: &str| format!("{text:?} is not a time ({problem}); write 500ms, 8s, 15m or 7d");
+impl FromStr for Span {
+    type Err = NotATime;
+
+    fn from_str(text: &str) -> Result<Self, NotATime> {
+        let wrong = |problem: &str| NotATime { text: text.to_owned(), problem: problem.to_owned() };
         let span = humantime::parse_duration(text).map_err(|error| wrong(&error.to_string()))?;
         if span > Self::MAX {
             return Err(wrong("more than 36500d"));
