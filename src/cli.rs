@@ -69,6 +69,8 @@ enum Command {
     DeadLetters(dead_letters::Command),
     /// Print a commented configuration to start from.
     Init,
+    /// Print the JSON Schema of a configuration file, for editors.
+    ConfigSchema,
     /// Print the completions of a shell.
     Completions {
         /// The shell.
@@ -81,6 +83,7 @@ enum Command {
 pub(crate) fn run(arguments: Arguments) -> ExitCode {
     let command = match arguments.command.unwrap_or(Command::Serve) {
         Command::Init => return texts::init(),
+        Command::ConfigSchema => return texts::config_schema(),
         Command::Completions { shell } => return texts::completions(shell),
         Command::Man => return texts::man(),
         command => command,
@@ -109,7 +112,7 @@ pub(crate) fn run(arguments: Arguments) -> ExitCode {
         Command::Outbox(command) => outbox::run(&command, &configured.settings, output),
         Command::DeadLetters(command) => dead_letters::run(&command, &configured.settings, output),
         Command::Tail(arguments) => tail::run(arguments, &configured.settings, output),
-        Command::Init | Command::Completions { .. } | Command::Man => Ok(ExitCode::SUCCESS),
+        Command::Init | Command::ConfigSchema | Command::Completions { .. } | Command::Man => Ok(ExitCode::SUCCESS),
     };
     outcome.unwrap_or_else(|error| fail(&error, 1))
 }

@@ -251,9 +251,8 @@ impl Relay {
 /// Says what came of a walk; what keeps the relay from its work once when it begins and once when it ends.
 fn tell(route: &Route, Ended { walked, stopped }: &Ended, trouble: &mut Option<Trouble>) {
     match walked {
-        Walked { published: 0, failed: 0, .. } => {}
-        // Said with the number of entries, by whoever can count them.
-        Walked { reason: Some(PublishError::NoStream(_)), .. } => {}
+        // That there is no stream is said with the number of entries, by whoever can count them.
+        Walked { published: 0, failed: 0, .. } | Walked { reason: Some(PublishError::NoStream(_)), .. } => {}
         Walked { published, failed, reason: Some(reason), .. } => {
             warn!(route = %route, published, failed, %reason, "NATS refuses events of the outbox; they stay, and the relay tries again");
         }

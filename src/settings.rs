@@ -173,6 +173,12 @@ pub fn load(files: &[PathBuf], environment: Environment) -> (Configuration, Laye
     (layers.merge(), layers)
 }
 
+/// The JSON Schema of a configuration file.
+#[must_use]
+pub fn schema() -> schemars::Schema {
+    schemars::schema_for!(Configuration)
+}
+
 impl Settings {
     /// Checks a merged configuration; `layers` tell where a bad value came from.
     ///

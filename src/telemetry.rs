@@ -11,7 +11,7 @@ use tracing_subscriber::{EnvFilter, filter::ParseError, layer::SubscriberExt, ut
 use self::{json::Json, lines::Lines};
 
 /// How the log looks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize, serde::Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize, serde::Serialize, schemars::JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Format {
     /// Text on a terminal, else JSON.

@@ -1,4 +1,4 @@
-//! Commands that print a text and need no configuration: `init`, `completions`, `man`.
+//! Commands that print a text and need no configuration: `init`, `config-schema`, `completions`, `man`.
 
 use std::{io::Write, process::ExitCode};
 
@@ -12,6 +12,10 @@ const START: &str = include_str!("../../config/start.toml");
 
 pub(super) fn init() -> ExitCode {
     write(START.as_bytes())
+}
+
+pub(super) fn config_schema() -> ExitCode {
+    write(format!("{:#}\n", hookgate::settings::schema().as_value()).as_bytes())
 }
 
 pub(super) fn completions(shell: Shell) -> ExitCode {

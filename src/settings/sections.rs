@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::table::table;
@@ -13,7 +14,7 @@ pub use super::{
 use crate::telemetry;
 
 /// All tables.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Configuration {
     /// `[server]`
@@ -71,7 +72,7 @@ impl Default for Configuration {
 }
 
 /// `[server]`: the webhooks' side.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Server {
     /// Address.
@@ -123,7 +124,7 @@ impl Default for Server {
 }
 
 /// `[admin]`: the operator's side.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Admin {
     /// Address.
@@ -137,7 +138,7 @@ impl Default for Admin {
 }
 
 /// `[outbox]`: claims that NATS has not acknowledged.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Outbox {
     /// Most entries of a route; beyond: 503.
@@ -153,7 +154,7 @@ impl Default for Outbox {
 }
 
 /// `[dead_letters]`: rejected items and bodies.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct DeadLetters {
     /// Most of them; 0 keeps none.
@@ -173,7 +174,7 @@ impl Default for DeadLetters {
 }
 
 /// `[tracing]`: spans.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Tracing {
     /// Where they go, as OTLP over HTTP; nowhere without it.
@@ -182,7 +183,7 @@ pub struct Tracing {
 }
 
 /// `[log]`
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Log {
     /// Text or JSON.

@@ -1,7 +1,8 @@
 //! Times as they are written in the configuration.
 
-use std::{fmt, str::FromStr, time::Duration};
+use std::{borrow::Cow, fmt, str::FromStr, time::Duration};
 
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, de::Visitor};
 
 /// A time, written as `500ms`, `8s`, `15m`, `7d`: whole milliseconds, at most [`Span::MAX`].
@@ -22,11 +23,19 @@ impl Span {
     }
 }
 
-impl FromStr for Span {
-    type Err = String;
+/// A text that is no time.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{text:?} is not a time ({problem}); write 500ms, 8s, 15m or 7d")]
+pub struct NotATime {
+    text: String,
+    problem: String,
+}
 
-    fn from_str(text: &str) -> Result<Self, String> {
-        let wrong = |problem: &str| format!("{text:?} is not a time ({problem}); write 500ms, 8s, 15m or 7d");
+impl FromStr for Span {
+    type Err = NotATime;
+
+    fn from_str(text: &str) -> Result<Self, NotATime> {
+        let wrong = |problem: &str| NotATime { text: text.to_owned(), problem: problem.to_owned() };
         let span = humantime::parse_duration(text).map_err(|error| wrong(&error.to_string()))?;
         if span > Self::MAX {
             return Err(wrong("more than 36500d"));
@@ -35,6 +44,16 @@ impl FromStr for Span {
             return Err(wrong("finer than a millisecond"));
         }
         Ok(Self(span))
+    }
+}
+
+impl JsonSchema for Span {
+    fn schema_name() -> Cow<'static, str> {
+        "Time".into()
+    }
+
+    fn json_schema(_generator: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "type": "string", "description": "A time with its unit: 500ms, 8s, 15m or 7d" })
     }
 }
 

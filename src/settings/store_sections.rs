@@ -2,13 +2,14 @@
 
 use std::path::PathBuf;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{span::Span, table::table};
 use crate::pipeline::{WithoutAck, WithoutClaim};
 
 /// `[redis]`: where ids are claimed.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Redis {
     /// `redis://host:port/db`, `rediss://` for TLS, or `memory:`.
@@ -53,7 +54,7 @@ impl Default for Redis {
 }
 
 /// `redis.on_unavailable`
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum OnUnavailable {
     /// Published without deduplication.
@@ -72,7 +73,7 @@ impl From<OnUnavailable> for WithoutClaim {
 }
 
 /// `redis.durability`
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Durability {
     /// Nothing.
@@ -84,7 +85,7 @@ pub enum Durability {
 }
 
 /// `[nats]`: where events go.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Nats {
     /// `nats://host:port`, `tls://` to demand TLS; several separated by commas.
@@ -145,7 +146,7 @@ impl Default for Nats {
 }
 
 /// `nats.on_unavailable`
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum WithoutNats {
     /// Answered 503.
@@ -164,7 +165,7 @@ impl From<WithoutNats> for WithoutAck {
 }
 
 /// `nats.delivery`
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Delivery {
     /// Stored in a stream and acknowledged.
@@ -174,7 +175,7 @@ pub enum Delivery {
 }
 
 /// `nats.stream`
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Stream {
     /// Its name.

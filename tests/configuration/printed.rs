@@ -124,8 +124,29 @@ fn init_prints_a_configuration_that_is_valid() {
     std::fs::write(trial.path("hookgate.toml"), &text).expect("the folder is ours");
     trial.check(&["hookgate.toml"]);
     let commented = text.lines().filter(|line| line.starts_with("# ") && line.contains(" = "));
-    let all: String = commented.map(|line| format!("{}\n", &line[2..])).collect();
+    let all = commented.map(|line| &line[2..]).collect::<Vec<_>>().join("\n");
     assert!(text.contains("[[routes]]") && all.contains("auth = ") && all.contains("password_file = "), "{text}");
+}
+
+/// What editors complete from: it knows each key of the example, and no other.
+#[test]
+fn the_schema_is_that_of_the_example() {
+    let text = printed(&Trial::new(&[]), &["config-schema"]);
+    assert_eq!(text, include_str!("../../config/schema.json"), "hookgate config-schema > config/schema.json");
+    let schema: Value = serde_json::from_str(&text).expect("it is JSON");
+    let properties = |table: &Value| {
+        let reference = table["$ref"].as_str().or_else(|| table["allOf"][0]["$ref"].as_str());
+        let table = reference.and_then(|name| schema.pointer(name.trim_start_matches('#'))).unwrap_or(table);
+        table["properties"].clone()
+    };
+    for (key, _) in super::leaves() {
+        let mut table = properties(&schema);
+        for name in key.split('.') {
+            let found = table.get(name).unwrap_or_else(|| panic!("{key} is not in the schema: {table}"));
+            table = properties(found);
+        }
+    }
+    assert_eq!(schema["additionalProperties"], false, "a key that is misspelt is marked");
 }
 
 #[test]
@@ -158,7 +179,20 @@ fn help_and_version_need_no_configuration() {
     let names: Vec<_> = list.lines().filter_map(|line| line.split_ascii_whitespace().next()).collect();
     assert_eq!(
         names,
-        ["serve", "check", "routes", "tail", "doctor", "outbox", "dead-letters", "init", "completions", "man", "help"]
+        [
+            "serve",
+            "check",
+            "routes",
+            "tail",
+            "doctor",
+            "outbox",
+            "dead-letters",
+            "init",
+            "config-schema",
+            "completions",
+            "man",
+            "help"
+        ]
     );
     for name in &names[..names.len() - 1] {
         assert!(printed(&trial, &[name, "--help"]).contains("Usage: hookgate"), "{name}");
