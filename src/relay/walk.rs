@@ -119,6 +119,10 @@ impl<'a> Walk<'a> {
 
     /// Puts on its way what is to be done on a page.
     async fn begin(&mut self, found: Found, pages: &mut OnTheirWay<'a>) {
+        // A page before this one may have failed while it was read.
+        if self.ended.stopped.is_some() {
+            return;
+        }
         let Found { mut due, acknowledged } = found;
         if !due.is_empty() {
             match self.lease().await {
