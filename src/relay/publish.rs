@@ -20,6 +20,8 @@ pub(super) struct Attempt {
     pub(super) published: Vec<(u64, Ack)>,
     /// Not acknowledged, and what NATS said.
     pub(super) failed: Vec<(u64, PublishError)>,
+    /// Nobody could say where they go.
+    pub(super) untried: Vec<u64>,
     /// Whether anything was sent.
     pub(super) tried: bool,
     /// What had to leave the outbox: acknowledged now or before.
@@ -41,10 +43,18 @@ impl Relay {
         let (mut published, mut failed) = (Vec::new(), Vec::new());
         let before = acknowledged.len();
         let (mut names, mut settlements): (Vec<_>, Vec<_>) = acknowledged.into_iter().unzip();
+        let untried = due.iter().map(|due| due.name).collect();
         let by_address = match self.by_address(route, due).await {
             Ok(by_address) => by_address,
             Err(error) => {
-                return Attempt { published, failed, tried: false, settlements: Vec::new(), settled: Err(error) };
+                return Attempt {
+                    published,
+                    failed,
+                    untried,
+                    tried: false,
+                    settlements: Vec::new(),
+                    settled: Err(error),
+                };
             }
         };
         for (address, due) in by_address {
@@ -68,7 +78,7 @@ impl Relay {
         } else {
             self.outbox.settle_now(route, &settlements).await.map(|_count| ())
         };
-        Attempt { published, failed, tried, settlements: names, settled }
+        Attempt { published, failed, untried: Vec::new(), tried, settlements: names, settled }
     }
 
     /// Due entries, by the address that each was claimed for; none where only the route itself is known.

@@ -186,7 +186,7 @@ impl<'a> Walk<'a> {
 
     /// Takes note of what became of a page.
     async fn conclude(&mut self, attempt: Attempt) {
-        let Attempt { published, failed, tried, settlements, settled } = attempt;
+        let Attempt { published, failed, untried, tried, settlements, settled } = attempt;
         let mut trouble = None;
         let only_failed = published.is_empty() && !failed.is_empty();
         for (name, error) in failed {
@@ -200,6 +200,9 @@ impl<'a> Walk<'a> {
             } else {
                 trouble = Some(error);
             }
+        }
+        for name in untried {
+            self.tracked.was_not_tried(name);
         }
         self.ended.walked.published += published.len();
         for (name, ack) in published {
