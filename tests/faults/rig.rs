@@ -235,8 +235,8 @@ impl Rig {
         );
         claim(missing.is_empty(), format!("accepted, but not in the stream: {:?}", first(&missing)));
         claim(sent.given_up.is_empty(), format!("given up by the sender: {:?}", first(&sent.given_up)));
-        let some = violations.iter().take(5).map(|violation| format!("\n        {violation}")).collect::<String>();
-        let count = violations.len();
+        let some: Vec<_> = violations.iter().take(5).map(|violation| format!("\n        {violation}")).collect();
+        let (some, count) = (some.concat(), violations.len());
         claim(count == 0, format!("{count} accepted webhooks, of {} ids, without their event:{some}", without.len()));
         let some = stuck.iter().take(5).map(|id| {
             let token = outbox
