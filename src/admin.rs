@@ -4,6 +4,7 @@
 
 mod page;
 mod status;
+pub mod store_gauges;
 
 use std::{convert::Infallible, sync::Arc, time::Instant};
 
@@ -16,10 +17,11 @@ use warp::{
     reply::Response,
 };
 
+use self::store_gauges::StoreGauges;
 use crate::{
     admission::Limits,
-    metrics::{Exposition, Metrics, census::Census},
-    pipeline::Publisher,
+    delivery::Publisher,
+    metrics::{Exposition, Metrics},
     readiness::Contact,
     shutdown::Phase,
 };
@@ -44,7 +46,7 @@ pub struct Known {
     /// What is counted.
     pub metrics: Metrics,
     /// What the store holds.
-    pub census: Census,
+    pub store_gauges: StoreGauges,
     /// The broker.
     pub publisher: Arc<dyn Publisher>,
     /// What requests may take.

@@ -11,22 +11,19 @@ use tokio_util::task::TaskTracker;
 use tracing::{error, info, warn};
 
 use crate::{
-    admin::{self, Health, Known},
+    admin::{self, Health, Known, store_gauges::StoreGauges},
     admission::Limits,
-    dead_letters::{DeadLetters, Graveyard},
+    dead_letters::{DeadLetterStore, DeadLetters},
+    delivery::{Delivery, PendingStore, Publisher, StoreContents},
     files,
     listener::{self, BindError, ConnectionLimits, LingerLimits},
-    metrics::{
-        ConnectionMetrics, Live, Metrics,
-        census::{Census, Holdings},
-    },
+    metrics::{ConnectionMetrics, Live, Metrics},
     pending::{memory::Memory, redis::Redis},
-    pipeline::{PendingStore, Pipeline, Publisher},
-    publisher::{core::Core, jetstream::JetStream},
+    publisher::{core::Core, jetstream::JetStream, timed::Timed},
     readiness::first_contact,
     relay::{Outbox, Relay, Repeats},
     reply, secrets,
-    settings::{ClaimsIn, Delivery, Settings},
+    settings::{ClaimsIn, DeliveryMode, Settings},
     shutdown::{Phase, Shutdown, Signals},
     traces::Tracer,
     webhooks::{self, Webhooks},
@@ -80,8 +77,8 @@ pub enum Ended {
 struct Stores {
     pending: Arc<dyn PendingStore>,
     outbox: Arc<dyn Outbox>,
-    graveyard: Arc<dyn Graveyard>,
-    holdings: Arc<dyn Holdings>,
+    dead_letter_store: Arc<dyn DeadLetterStore>,
+    contents: Arc<dyn StoreContents>,
 }
 
 impl Stores {
@@ -100,16 +97,16 @@ impl Stores {
         }
     }
 
-    fn in_one(store: impl PendingStore + Outbox + Graveyard + Holdings + 'static) -> Self {
+    fn in_one(store: impl PendingStore + Outbox + DeadLetterStore + StoreContents + 'static) -> Self {
         Self::shared(Arc::new(store))
     }
 
-    fn shared(store: Arc<impl PendingStore + Outbox + Graveyard + Holdings + 'static>) -> Self {
+    fn shared(store: Arc<impl PendingStore + Outbox + DeadLetterStore + StoreContents + 'static>) -> Self {
         Self {
             pending: Arc::clone(&store) as _,
             outbox: Arc::clone(&store) as _,
-            graveyard: Arc::clone(&store) as _,
-            holdings: store,
+            dead_letter_store: Arc::clone(&store) as _,
+            contents: store,
         }
     }
 }
@@ -127,13 +124,13 @@ pub async fn run(mut settings: Settings) -> Result<Ended, AppError> {
 
     let background = TaskTracker::new();
     let shutdown = Shutdown::default();
-    let (connections, burying, exporting) = (TaskTracker::new(), TaskTracker::new(), TaskTracker::new());
+    let (connections, dead_letter_tasks, exporting) = (TaskTracker::new(), TaskTracker::new(), TaskTracker::new());
     let tracer = open_tracer(&settings, &shutdown, &exporting)?;
     let (metrics, mut exposition) = Metrics::new(&settings.routes, &reply::SHED);
-    let Stores { pending, outbox, graveyard, holdings } = Stores::open(&settings, &metrics);
+    let Stores { pending, outbox, dead_letter_store, contents } = Stores::open(&settings, &metrics);
     let publisher = open_publisher(&settings, &background).await?;
-    let publisher: Arc<dyn Publisher> = Arc::new(metrics.time_publishing(publisher));
-    let pipeline = Arc::new(Pipeline::new(
+    let publisher: Arc<dyn Publisher> = Arc::new(Timed::new(publisher, metrics.publishing()));
+    let delivery = Arc::new(Delivery::new(
         Arc::clone(&pending),
         Arc::clone(&publisher),
         settings.policy,
@@ -153,25 +150,26 @@ pub async fn run(mut settings: Settings) -> Result<Ended, AppError> {
     )
     .start(&settings.routes, &shutdown.watch(), &background);
     background.spawn(secrets::follow(settings.secret_files, shutdown.watch()));
-    let census = Census::default();
-    background.spawn(census.clone().run(holdings, metrics.clone(), pending.contact(), shutdown.watch()));
+    let store_gauges = StoreGauges::default();
+    background.spawn(store_gauges.clone().run(contents, metrics.clone(), pending.contact(), shutdown.watch()));
     let health = Health { ready: ready.subscribe(), redis: pending.contact(), nats: publisher.contact() };
     exposition.watch(live(&*pending, &*publisher, settings.limits.clone()));
     let known = Known {
         health,
         exposition,
         metrics: metrics.clone(),
-        census,
+        store_gauges,
         publisher: Arc::clone(&publisher),
         limits: settings.limits.clone(),
         max_connections: settings.connections.max_connections,
         phase: shutdown.watch(),
     };
-    let dead_letters = DeadLetters::start(graveyard, settings.dead_letters, shutdown.watch(), &burying);
+    let dead_letters =
+        DeadLetters::start(dead_letter_store, settings.dead_letters, shutdown.watch(), &dead_letter_tasks);
     let filters = webhooks::webhooks(Webhooks {
         table: Arc::new(settings.routes),
         verifiers: Arc::new(settings.verifiers),
-        pipeline,
+        delivery,
         dead_letters,
         limits: settings.limits.clone(),
         phase: shutdown.watch(),
@@ -204,7 +202,7 @@ pub async fn run(mut settings: Settings) -> Result<Ended, AppError> {
         limits: settings.limits,
         ready,
         pending,
-        burying,
+        dead_letter_tasks,
         exporting,
         connections,
     };
@@ -235,7 +233,7 @@ fn announce(settings: &Settings, webhooks: SocketAddr, probes: SocketAddr) {
             warn!(route = %route, "this route takes webhooks from anybody who reaches it: it has no auth");
         }
     }
-    if settings.delivery == Delivery::Core {
+    if settings.delivery == DeliveryMode::Core {
         warn!("nats.delivery is \"core\": an event reaches whoever is subscribed at that moment, and nobody else");
     }
     info!(address = %webhooks, "listening for webhooks");
@@ -249,7 +247,7 @@ struct Drain {
     limits: Limits,
     ready: Arc<watch::Sender<bool>>,
     pending: Arc<dyn PendingStore>,
-    burying: TaskTracker,
+    dead_letter_tasks: TaskTracker,
     exporting: TaskTracker,
     connections: TaskTracker,
 }
@@ -268,7 +266,11 @@ impl Drain {
         self.pending.close(SETTLE_WITHIN).await;
         shutdown.enter(Phase::Flushing);
         tokio::join!(
-            ended(&self.burying, SETTLE_WITHIN, "dead letters were lost: the store did not take them in time"),
+            ended(
+                &self.dead_letter_tasks,
+                SETTLE_WITHIN,
+                "dead letters were lost: the store did not take them in time"
+            ),
             ended(&self.exporting, SETTLE_WITHIN, "spans were lost: the collector did not take them in time"),
         );
         // Last of all: whoever is refused a connection may never come back.
@@ -313,10 +315,10 @@ pub async fn open_publisher(settings: &Settings, tasks: &TaskTracker) -> Result<
 
 /// What a broker does with an event that comes twice.
 #[must_use]
-pub const fn repeats(delivery: &Delivery) -> Repeats {
+pub const fn repeats(delivery: &DeliveryMode) -> Repeats {
     match delivery {
-        Delivery::Jetstream => Repeats::Dropped,
-        Delivery::Core => Repeats::Delivered,
+        DeliveryMode::Jetstream => Repeats::Dropped,
+        DeliveryMode::Core => Repeats::Delivered,
     }
 }
 

@@ -3,10 +3,9 @@
 //!
 //! Cheap where it is hot: the series of every route are made at the start, so that a request costs one look
 //! into a map and some atomic additions, once a batch and never once an item. What the stores hold is read
-//! from them in the background ([`census`]), so that nobody who looks waits for them. Ids, names and
+//! from them in the background (`admin::store_gauges`), so that nobody who looks waits for them. Ids, names and
 //! addresses are never labels.
 
-pub mod census;
 pub mod feed;
 mod live;
 mod process;
@@ -19,16 +18,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use hashbrown::HashMap;
 use prometheus_client::metrics::{counter::Counter, gauge::Gauge};
 
-use self::{
-    feed::Feed,
-    registry::Families,
-    route::{Adopted, Holds},
-};
+use self::{feed::Feed, registry::Families, route::Adopted};
 pub use self::{
     live::Live,
     registry::Exposition,
-    route::{Answers, Items, RelayMetrics, RouteMetrics, Via},
-    timing::{Operation, RedisTimes, TimedPublisher},
+    route::{Answers, ClaimCounts, Items, PublishedCounter, RelayMetrics, RouteGauges, RouteMetrics, Via},
+    timing::{Operation, PublishTimes, RedisTimes},
 };
 use crate::route::{Route, RouteTable};
 
@@ -158,15 +153,16 @@ impl Metrics {
     }
 
     /// Everything whose outbox and pending ids are counted in the store.
-    fn holders(&self) -> Vec<Holds> {
-        let known = self.0.routes.values().map(|route| Holds::Known(Arc::clone(route)));
-        known.chain(self.adopted().into_iter().map(Holds::Adopted)).collect()
+    #[must_use]
+    pub fn gauges(&self) -> Vec<RouteGauges> {
+        let known = self.0.routes.values().map(|route| RouteGauges::Known(Arc::clone(route)));
+        known.chain(self.adopted().into_iter().map(RouteGauges::Adopted)).collect()
     }
 
-    /// Times every attempt to publish.
+    /// How long attempts to publish take.
     #[must_use]
-    pub fn time_publishing(&self, publisher: Arc<dyn crate::pipeline::Publisher>) -> TimedPublisher {
-        TimedPublisher::new(publisher, self.0.families.publish_seconds.clone())
+    pub fn publishing(&self) -> PublishTimes {
+        PublishTimes::new(self.0.families.publish_seconds.clone())
     }
 }
 
@@ -180,9 +176,9 @@ pub struct ConnectionMetrics {
 impl ConnectionMetrics {
     /// A connection is open until this is dropped.
     #[must_use]
-    pub fn opened(&self) -> Open {
+    pub fn opened(&self) -> OpenConnection {
         self.open.inc();
-        Open(self.open.clone())
+        OpenConnection(self.open.clone())
     }
 
     /// The listener answered a request by itself, with this status code. `shed` is the code under which the request was
@@ -198,9 +194,9 @@ impl ConnectionMetrics {
 
 /// An open connection.
 #[derive(Debug)]
-pub struct Open(Gauge);
+pub struct OpenConnection(Gauge);
 
-impl Drop for Open {
+impl Drop for OpenConnection {
     fn drop(&mut self) {
         self.0.dec();
     }

@@ -6,8 +6,8 @@
 pub mod access;
 mod address;
 mod check;
-mod graveyard;
-mod holdings;
+mod contents;
+mod dead_letters;
 pub mod inspect;
 mod link;
 pub mod memory;

@@ -15,8 +15,8 @@ use warp::{
 use crate::{
     admission::AdmissionError,
     batch::BatchError,
+    delivery::{Failure, Receipt},
     event::TokenSeed,
-    pipeline::{Failure, Receipt},
     route::Route,
     signature,
 };
@@ -279,7 +279,7 @@ fn json(code: StatusCode, body: &impl Serialize) -> Response {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::publisher::PublishError;
+    use crate::delivery::PublishError;
 
     #[test]
     fn a_503_tells_nothing_of_the_inside() {

@@ -79,7 +79,7 @@ pub struct Received<'a> {
 
 /// A claim that was answered, or not.
 #[derive(Debug)]
-pub struct Claimed<'a> {
+pub struct ClaimSpan<'a> {
     /// Of the tokens.
     pub seed: TokenSeed,
     /// Place in the batch of the first id.
@@ -191,9 +191,9 @@ impl Tracer {
     }
 
     /// A claim was answered, or not.
-    pub fn claimed(&self, began: Option<Began>, claimed: Claimed<'_>) {
+    pub fn claimed(&self, began: Option<Began>, claimed: ClaimSpan<'_>) {
         let Some((queue, began)) = self.0.as_ref().zip(began) else { return };
-        let Claimed { seed, start, route, ids, new, in_flight, problem } = claimed;
+        let ClaimSpan { seed, start, route, ids, new, in_flight, problem } = claimed;
         queue.record(Span {
             context: context(seed, seed.span_id("claim", start)),
             parent: Some(seed.span_id("receive", 0)),

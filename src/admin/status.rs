@@ -139,8 +139,8 @@ fn rfc3339(time: SystemTime) -> String {
 }
 
 pub(super) fn status(known: &Known, started: Instant) -> Status {
-    let Known { health, metrics, census, publisher, limits, max_connections, phase, .. } = known;
-    let (reading, in_use) = (census.reading(), limits.in_use());
+    let Known { health, metrics, store_gauges, publisher, limits, max_connections, phase, .. } = known;
+    let (reading, in_use) = (store_gauges.reading(), limits.in_use());
     let mut routes: Vec<_> = metrics.routes().map(|route| OneRoute::new(route)).collect();
     routes.sort_by(|one, other| one.name.cmp(&other.name));
     let orphans = metrics.adopted().into_iter().map(|adopted| Orphan {

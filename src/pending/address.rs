@@ -12,7 +12,7 @@ use tracing::{error, warn};
 
 use super::script::REGISTER;
 use crate::{
-    pipeline::Addresses,
+    delivery::Addresses,
     route::{Route, RouteSpec},
 };
 

@@ -12,7 +12,7 @@ use tracing::error;
 
 use super::{
     address::{self, Claiming},
-    link::{Check, takes_no_writes},
+    link::{ConnectionCheck, takes_no_writes},
     outbox,
     redis::{Durability, Options},
     script::{self, CLAIM, PROBE},
@@ -22,7 +22,7 @@ use crate::{event::Attempt, route::Route};
 /// What a new connection has to be able to do: all that keeps events from being lost, on each route's keys. It
 /// also leaves the script of the claim in Redis, and the addresses of the routes. Answers why Redis takes no writes now,
 /// if that is so: what is in the outbox can still be published.
-pub(super) fn check(routes: Vec<Arc<Claiming>>, options: Options) -> Check {
+pub(super) fn check(routes: Vec<Arc<Claiming>>, options: Options) -> ConnectionCheck {
     Arc::new(move |mut connection| {
         let routes = routes.clone();
         async move {

@@ -22,7 +22,7 @@ use tokio::sync::{Notify, watch};
 use super::access::{Access, AccessError};
 use crate::{
     readiness::{Contact, Reporter},
-    supervision::keep_on,
+    supervision::supervise,
     tls,
 };
 
@@ -43,26 +43,30 @@ pub(super) struct Link {
     current: watch::Receiver<Option<Current>>,
     /// Whether the first attempt to connect has ended; until then nothing is known of Redis.
     tried: Arc<AtomicBool>,
-    trouble: Arc<Trouble>,
+    trouble: Arc<ReportedTrouble>,
     report: Reporter,
 }
 
 /// Which connection does not work.
 #[derive(Default)]
-struct Trouble {
+struct ReportedTrouble {
     epoch: AtomicU64,
     news: Notify,
 }
 
 /// Proves on a new connection that what hookgate needs is allowed. Answers why Redis takes no writes now, if it does not.
-pub(super) type Check =
+pub(super) type ConnectionCheck =
     Arc<dyn Fn(MultiplexedConnection) -> BoxFuture<'static, Result<Option<String>, RedisError>> + Send + Sync>;
 
 impl Link {
     /// The link, and the task that keeps it, to be spawned by the owner.
-    pub(super) fn new(access: Access, timeout: Duration, check: Check) -> (Self, impl Future<Output = ()> + Send) {
+    pub(super) fn new(
+        access: Access,
+        timeout: Duration,
+        check: ConnectionCheck,
+    ) -> (Self, impl Future<Output = ()> + Send) {
         let (sender, current) = watch::channel(None);
-        let trouble = Arc::<Trouble>::default();
+        let trouble = Arc::<ReportedTrouble>::default();
         let tried = Arc::<AtomicBool>::default();
         let report = Reporter::new("redis");
         let keeper = Keeper {
@@ -76,7 +80,7 @@ impl Link {
         };
         let keep = async move {
             let mut epoch = 0;
-            keep_on!("the connection to Redis", keeper.run(&mut epoch));
+            supervise!("the connection to Redis", keeper.run(&mut epoch));
         };
         (Self { current, tried, trouble, report }, keep)
     }
@@ -144,10 +148,10 @@ impl Link {
 struct Keeper {
     access: Access,
     timeout: Duration,
-    check: Check,
+    check: ConnectionCheck,
     current: watch::Sender<Option<Current>>,
     tried: Arc<AtomicBool>,
-    trouble: Arc<Trouble>,
+    trouble: Arc<ReportedTrouble>,
     report: Reporter,
 }
 
@@ -326,7 +330,7 @@ fn no_writes(refusal: impl Display) -> Contact {
 
 /// Whether another connection may do better: this one is broken, or what is behind it is not, or no longer,
 /// a Redis that takes writes from us.
-pub(super) fn means_trouble(error: &RedisError) -> bool {
+pub(super) fn wants_another_connection(error: &RedisError) -> bool {
     error.is_io_error()
         || error.is_unrecoverable_error()
         || matches!(

@@ -8,13 +8,13 @@ use tracing::{debug, info, warn};
 
 use super::{
     CALL,
-    link::{Current, Link, means_trouble, takes_no_writes},
+    link::{Current, Link, takes_no_writes, wants_another_connection},
     script::{self, SETTLE},
 };
 use crate::{
+    delivery::Settlement,
     failpoint,
     metrics::{Operation, RedisTimes},
-    pipeline::Settlement,
     route::Route,
 };
 
@@ -73,7 +73,7 @@ impl Settler {
                     waits = true;
                     tokio::time::sleep(NO_WRITES_PAUSE).await;
                 }
-                Ok(Err(error)) if !means_trouble(&error) => {
+                Ok(Err(error)) if !wants_another_connection(&error) => {
                     warn!(route = %self.route, count = settlements.len(), %error, "Redis refused to settle; these ids stay in the outbox");
                     return;
                 }
