@@ -2,6 +2,7 @@
 //!
 //! A file is named after the behaviour it shows. `support/` starts and looks; it asserts nothing of its own.
 
+mod addresses;
 mod architecture;
 mod bad_input;
 mod bad_items;

@@ -222,6 +222,11 @@ async fn system(acl: &Acl, permissions: &Permissions) -> (World, Access) {
     let (world, access) = Access::start(acl, permissions).await;
     let open = world.gate(&access.everything()).await;
     assert_eq!(open.post_to(PATH, batch(["first"])).await.counts(), (1, 1));
+    world.redis.settled(OUTBOX).await;
+    drop(open);
+    // A Redis that has started again knows no script.
+    let mut connection = world.redis.connection().await;
+    redis::cmd("SCRIPT").arg("FLUSH").exec_async(&mut connection).await.expect("the tests may");
     (world, access)
 }
 

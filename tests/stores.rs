@@ -25,7 +25,7 @@ use crate::support::{Event, NatsServer, PENDING, RedisServer, batch, eventually,
 
 /// Ids in flight that the stores are opened for.
 const OUTBOX_LIMIT: usize = 3;
-const OPTIONS: Options =
+pub(crate) const OPTIONS: Options =
     Options { timeout: Duration::from_millis(500), outbox_limit: OUTBOX_LIMIT, durability: Durability::None };
 
 pub(crate) fn routes() -> RouteTable {

@@ -314,9 +314,10 @@ impl Keeper {
 
 /// Whether Redis refused because it takes no writes now, which passes: no memory left under `maxmemory` (it still
 /// deletes), a failed snapshot, or too few replicas (it does not). READONLY is none of these: another connection may
-/// find the primary. Inside a script, Redis 6.2 has the words further behind.
+/// find the primary. Inside a script, Redis 6.2 has the words further behind. ADDRESSES is what `claim.lua` and
+/// `register.lua` say where the route has no number to claim under.
 pub(super) fn takes_no_writes(error: &RedisError) -> bool {
-    matches!(error.code(), Some("OOM" | "MISCONF" | "NOREPLICAS"))
+    matches!(error.code(), Some("OOM" | "MISCONF" | "NOREPLICAS" | "ADDRESSES"))
         || error.detail().is_some_and(|detail| {
             ["OOM command not allowed", "MISCONF Redis", "NOREPLICAS Not"].iter().any(|words| detail.contains(words))
         })
@@ -333,8 +334,5 @@ fn no_writes(refusal: impl Display) -> Contact {
 pub(super) fn wants_another_connection(error: &RedisError) -> bool {
     error.is_io_error()
         || error.is_unrecoverable_error()
-        || matches!(
-            error.code(),
-            Some("READONLY" | "LOADING" | "MASTERDOWN" | "NOAUTH" | "WRONGPASS" | "NOPERM" | "ADDRESSES")
-        )
+        || matches!(error.code(), Some("READONLY" | "LOADING" | "MASTERDOWN" | "NOAUTH" | "WRONGPASS" | "NOPERM"))
 }

@@ -303,7 +303,10 @@ impl Claimer {
         let mut attempt = Attempt::FIRST;
         loop {
             // One number for the call and for what is read of its answer.
-            let numbered = attempt.at_address(self.claiming.number());
+            let Some(number) = self.claiming.number() else {
+                return Err(StoreError::NoWrites("this route has no number to claim under yet".to_owned()));
+            };
+            let numbered = attempt.at_address(number);
             let arguments =
                 |call: &mut Cmd| script::claim(call, &self.claiming, outbox_limit, touch, proposals, numbered);
             let answer = timeout_at(until, CLAIM.call::<Vec<Value>>(&mut current.connection, arguments));
@@ -311,7 +314,7 @@ impl Claimer {
             let error = match answer {
                 Ok(Ok(answers)) => {
                     let states = script::read_states(&answers, proposals, numbered)?;
-                    let elsewhere = self.elsewhere(&mut current, until, &states).await?;
+                    let elsewhere = self.elsewhere(&mut current, until, &states, number).await?;
                     return Ok(Claimed { states, elsewhere, durable: self.durable(&mut current).await });
                 }
                 Ok(Err(error)) => error,
@@ -344,8 +347,8 @@ impl Claimer {
         current: &mut Current,
         until: Instant,
         states: &[State],
+        own: usize,
     ) -> Result<Addresses, StoreError> {
-        let own = self.claiming.number();
         if !states.iter().any(|state| matches!(state, State::InFlight(token) if token.address() != own)) {
             return Ok(Addresses::default());
         }

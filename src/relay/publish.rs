@@ -29,6 +29,8 @@ pub(super) struct PageOutcome {
     pub(super) published: Vec<(u64, Ack)>,
     /// Not acknowledged, and what NATS said.
     pub(super) failed: Vec<(u64, PublishError)>,
+    /// Nobody could say where they go.
+    pub(super) untried: Vec<u64>,
     /// Whether anything was sent.
     pub(super) was_sent: bool,
     /// What had to leave the outbox: acknowledged now or before.
@@ -50,6 +52,7 @@ impl Relay {
         let mut outcome = PageOutcome {
             published: Vec::new(),
             failed: Vec::new(),
+            untried: due.iter().map(|due| due.name).collect(),
             was_sent: false,
             settlements: Vec::new(),
             settled: Ok(()),
@@ -61,6 +64,7 @@ impl Relay {
                 return outcome;
             }
         };
+        outcome.untried.clear();
         let (mut names, mut settlements): (Vec<_>, Vec<_>) = acknowledged.into_iter().unzip();
         for (address, due) in by_address {
             let attempted = self.attempt(address.as_deref().unwrap_or(route), due, metrics).await;

@@ -190,7 +190,7 @@ impl<'a> Walk<'a> {
 
     /// Takes note of what became of a page.
     async fn conclude(&mut self, outcome: PageOutcome) {
-        let PageOutcome { published, failed, was_sent, settlements, settled } = outcome;
+        let PageOutcome { published, failed, untried, was_sent, settlements, settled } = outcome;
         let mut trouble = None;
         let only_failed = published.is_empty() && !failed.is_empty();
         for (name, error) in failed {
@@ -204,6 +204,9 @@ impl<'a> Walk<'a> {
             } else {
                 trouble = Some(error);
             }
+        }
+        for name in untried {
+            self.tracked.was_not_tried(name);
         }
         self.ended.walked.published += published.len();
         for (name, ack) in published {

@@ -20,8 +20,8 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
         scenario!(subject_changed_over_a_full_outbox, quick),
         scenario!(pending_keys_swapped_over_a_full_outbox, quick),
         scenario!(removed_route_without_a_stream, quick),
-        scenario!(upgrade_from_0_1_0_with_another_subject),
-        scenario!(rollback_to_0_1_0_and_upgrade_again),
+        scenario!(upgrade_from_0_1_0_with_another_subject, older),
+        scenario!(rollback_to_0_1_0_and_upgrade_again, older),
     ]
 }
 
@@ -188,7 +188,7 @@ async fn older(world: &World, settings: &str) -> Gate {
 }
 
 /// The program that `HOOKGATE_0_1_0` names, or the one that is built of the history once, below `target`.
-fn older_binary() -> &'static Path {
+pub(crate) fn older_binary() -> &'static Path {
     static BINARY: OnceLock<PathBuf> = OnceLock::new();
     BINARY.get_or_init(|| {
         if let Some(named) = std::env::var_os("HOOKGATE_0_1_0") {
