@@ -14,7 +14,7 @@ use tempfile::TempDir;
 
 use super::{
     crm::Load,
-    edge::demand,
+    drain_and_disconnect::demand,
     rig::{Bounds, Report, Rig},
 };
 use crate::{

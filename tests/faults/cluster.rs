@@ -5,7 +5,7 @@ use async_nats::jetstream::{self, stream::Info};
 
 use super::{
     crm::{Crm, Load},
-    edge::demand,
+    drain_and_disconnect::demand,
     nats::STREAM,
     rig::{Bounds, Report, Rig},
 };

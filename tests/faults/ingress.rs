@@ -7,7 +7,7 @@ use tempfile::TempDir;
 
 use super::{
     crm::{Crm, Load},
-    edge::{demand, demand_good_end},
+    drain_and_disconnect::{demand, demand_good_end},
     rig::{Bounds, Report, Rig},
 };
 use crate::{

@@ -2,7 +2,7 @@
 
 use super::{
     crm::Load,
-    edge::demand,
+    drain_and_disconnect::demand,
     rig::{Bounds, Report, Rig},
 };
 use crate::{

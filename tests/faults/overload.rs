@@ -13,7 +13,7 @@ use tokio::{
 
 use super::{
     crm::{Load, Sent},
-    edge::{count, demand},
+    drain_and_disconnect::{count, demand},
     rig::{Bounds, Report, Rig},
 };
 use crate::{

@@ -1,4 +1,4 @@
-//! The sender's side: restarts under load, slow and vanishing senders. Too much of everything: `edge_more.rs`; behind
+//! The sender's side: restarts under load, slow and vanishing senders. Too much of everything: `overload.rs`; behind
 //! nginx and Envoy: `ingress.rs`.
 
 use std::{
