@@ -14,6 +14,7 @@
 mod faults {
     pub(crate) mod accept_without_nats;
     pub(crate) mod addresses;
+    pub(crate) mod both_stores;
     pub(crate) mod clock;
     pub(crate) mod cluster;
     pub(crate) mod crm;
@@ -89,6 +90,7 @@ fn scenarios() -> Vec<Scenario> {
         faults::process::scenarios(),
         faults::nats::scenarios(),
         faults::redis::scenarios(),
+        faults::both_stores::scenarios(),
         faults::accept_without_nats::scenarios(),
         faults::clock::scenarios(),
         faults::cluster::scenarios(),

@@ -14,8 +14,7 @@ use tempfile::TempDir;
 
 use super::{
     crm::Load,
-    drain_and_disconnect::demand,
-    rig::{Bounds, Report, Rig},
+    rig::{Bounds, Report, Rig, demand},
 };
 use crate::{
     Scenario, scenario,

@@ -7,8 +7,7 @@ use tempfile::TempDir;
 
 use super::{
     crm::{Crm, Load},
-    drain_and_disconnect::{demand, demand_good_end},
-    rig::{Bounds, Report, Rig},
+    rig::{Bounds, Report, Rig, demand, demand_good_end},
 };
 use crate::{
     Scenario, scenario,

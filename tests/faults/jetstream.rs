@@ -2,8 +2,7 @@
 
 use super::{
     crm::Load,
-    drain_and_disconnect::demand,
-    rig::{Bounds, Report, Rig},
+    rig::{Bounds, Report, Rig, demand},
 };
 use crate::{
     Scenario, scenario,
