@@ -280,7 +280,7 @@ async fn work(shared: Arc<Shared>, worker: usize) {
                 lock(&shared.sent).accepted.extend(next.ids.iter().cloned());
                 delivered += 1;
                 if load.repeat_every > 0 && delivered.is_multiple_of(load.repeat_every) {
-                    send(&shared, &next.ids).await;
+                    send(&shared, &next.ids, &body).await;
                 }
             }
             Verdict::Again if next.attempts < load.attempts => {

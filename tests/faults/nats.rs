@@ -8,13 +8,13 @@ use async_nats::jetstream::stream::Config;
 
 use super::{
     crm::{Crm, Load},
-    redis::{Policy, refusals},
+    redis::refusals,
     rig::{Bounds, Report, Rig},
     wire::{Mode, Wire},
 };
 use crate::{
     Scenario, scenario,
-    support::{NatsServer, OUTBOX, RedisServer, World, batch, eventually},
+    support::{NatsServer, OUTBOX, RedisServer, World, eventually},
 };
 
 /// The stream that hookgate makes.
