@@ -117,20 +117,20 @@ fn main() -> ExitCode {
             // Under k8s/privileges. For the quick ones: others set up servers, users or flows of their own.
             "--privileges" => support::privileged::want(),
             "--jobs" => jobs = arguments.next().and_then(|jobs| jobs.parse().ok()).unwrap_or(JOBS).max(1),
-            "--seed" => match arguments.next().and_then(|seed| seed.parse().ok()) {
-                Some(seed) => faults::storm::seed(seed),
-                None => {
+            "--seed" => {
+                let Some(seed) = arguments.next().and_then(|seed| seed.parse().ok()) else {
                     eprintln!("faults: --seed wants the number of a row");
                     return ExitCode::from(2);
-                }
-            },
-            "--minutes" => match arguments.next().and_then(|minutes| minutes.parse().ok()) {
-                Some(minutes) => faults::storm::minutes(minutes),
-                None => {
+                };
+                faults::storm::seed(seed);
+            }
+            "--minutes" => {
+                let Some(minutes) = arguments.next().and_then(|minutes| minutes.parse().ok()) else {
                     eprintln!("faults: --minutes wants a number");
                     return ExitCode::from(2);
-                }
-            },
+                };
+                faults::storm::minutes(minutes);
+            }
             "--list" => {
                 for scenario in scenarios() {
                     println!("{}{}", scenario.name, if scenario.quick { " (quick)" } else { "" });

@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     Scenario, scenario,
-    support::{Event, Gate, OUTBOX, PATH, SUBJECT, World, batch},
+    support::{Event, Gate, OUTBOX, PATH, SUBJECT, World, batch, binary},
 };
 
 /// The scenarios of this file.
@@ -195,13 +195,14 @@ async fn older(world: &World, settings: &str) -> Gate {
 fn older_binary() -> &'static Path {
     static BINARY: OnceLock<PathBuf> = OnceLock::new();
     BINARY.get_or_init(|| {
-        if let Some(named) = std::env::var_os("HOOKGATE_0_1_0") {
-            return PathBuf::from(named);
+        let named = PathBuf::from(binary("HOOKGATE_0_1_0", ""));
+        if !named.as_os_str().is_empty() {
+            return named;
         }
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));
         let folder = root.join("target/hookgate-0.1.0");
-        let binary = folder.join("target/debug/hookgate");
-        if !binary.exists() {
+        let built_here = folder.join("target/debug/hookgate");
+        if !built_here.exists() {
             std::fs::create_dir_all(&folder).expect("target is ours");
             let script = format!("set -e; git archive {REVISION} | tar -x -C '{}'", folder.display());
             let unpacked = Command::new("bash").args(["-o", "pipefail", "-c", &script]).current_dir(root).status();
@@ -216,7 +217,7 @@ fn older_binary() -> &'static Path {
                 .status();
             assert!(built.expect("there is a cargo").success(), "0.1.0 can't be built in {}", folder.display());
         }
-        binary
+        built_here
     })
 }
 

@@ -249,7 +249,8 @@ impl Rig {
         );
         claim(missing.is_empty(), format!("accepted, but not in the stream: {:?}", first(&missing)));
         claim(sent.given_up.is_empty(), format!("given up by the sender: {:?}", first(&sent.given_up)));
-        let some = violations.iter().take(5).map(|violation| format!("\n        {violation}")).collect::<String>();
+        let some =
+            violations.iter().take(5).fold(String::new(), |text, violation| text + &format!("\n        {violation}"));
         let count = violations.len();
         claim(count == 0, format!("{count} accepted webhooks, of {} ids, without their event:{some}", without.len()));
         let some = stuck.iter().take(5).map(|id| {
