@@ -54,6 +54,7 @@ fmt: ## whether the code is formatted
 lint: tools ## clippy, without and with all features, warnings denied
 	cargo clippy --locked --all-targets -- -D warnings
 	cargo clippy --locked --all-targets --all-features -- -D warnings
+	cargo clippy --locked --all-features --test faults --test edge_load -- -D warnings
 
 doc: tools ## the documentation, warnings denied
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps

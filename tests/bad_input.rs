@@ -1,17 +1,17 @@
 //! Whatever comes in: an answer that the sender understands or a closed connection, nothing claimed that should not
 //! be, the process alive, its memory back, and the next honest request served.
 
+mod bodies;
+mod case;
 mod framing;
-mod json;
-mod row;
-mod signed;
+mod signatures;
 
 use std::{collections::BTreeSet, panic::AssertUnwindSafe};
 
 use futures_util::FutureExt;
 use hookgate::batch::EntityId;
 
-use self::row::{Row, Site};
+use self::case::{Row, Site};
 use crate::support::{PATH, PENDING, World, batch, eventually};
 
 /// How much more than before the table it may use once a row is over. Allocators keep some.
@@ -24,8 +24,8 @@ const DESIGNED: u32 = 63;
 async fn every_bad_input_is_answered_as_it_should_be() {
     let world = World::start().await;
     let mut site = Site::start(&world).await;
-    let found = [framing::found(), framing::in_chunks(), json::found()].concat();
-    let rows: Vec<Row> = [framing::rows(), signed::rows(), json::rows(), found].concat();
+    let found = [framing::found(), framing::in_chunks(), bodies::found()].concat();
+    let rows: Vec<Row> = [framing::rows(), signatures::rows(), bodies::rows(), found].concat();
     let numbers: BTreeSet<u32> = rows.iter().map(|row| row.number).collect();
     assert_eq!((1..=DESIGNED).filter(|number| !numbers.contains(number)).collect::<Vec<_>>(), [0; 0], "rows missing");
     assert!(numbers.iter().filter(|number| **number > DESIGNED).count() >= 10, "and what was found besides");
@@ -59,7 +59,7 @@ async fn every_bad_input_is_answered_as_it_should_be() {
     for line in site.gate.log().await {
         let record: serde_json::Value = serde_json::from_str(&line).unwrap_or_else(|_| panic!("one line each: {line}"));
         assert_ne!(record["level"], "ERROR", "{line}");
-        assert!(!line.contains("forged") && !line.contains(json::NAME), "{line}");
+        assert!(!line.contains("forged") && !line.contains(bodies::NAME), "{line}");
     }
 }
 
@@ -73,7 +73,7 @@ async fn only_a_body_that_will_be_read_is_asked_for() {
         (PATH, large.len(), 200),
         (PATH, 3 << 20, 413),
         ("/elsewhere", large.len(), 404),
-        (row::SIGNED, large.len(), 401),
+        (case::SIGNED, large.len(), 401),
     ] {
         let head = format!(
             "POST {path} HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n"

@@ -12,25 +12,26 @@
 //! A scenario is a function that returns a [`Report`]; the invariants are in `faults/rig.rs`.
 
 mod faults {
+    pub(crate) mod accept_without_nats;
     pub(crate) mod addresses;
+    pub(crate) mod both_stores;
     pub(crate) mod clock;
     pub(crate) mod cluster;
     pub(crate) mod crm;
     pub(crate) mod disk;
-    pub(crate) mod edge;
-    pub(crate) mod edge_more;
-    pub(crate) mod full;
+    pub(crate) mod drain_and_disconnect;
     pub(crate) mod ingress;
     pub(crate) mod jetstream;
     pub(crate) mod judge;
+    pub(crate) mod late_claims;
     pub(crate) mod nats;
     pub(crate) mod oracle;
+    pub(crate) mod overload;
     pub(crate) mod process;
     pub(crate) mod redis;
-    pub(crate) mod redis_more;
+    pub(crate) mod redis_takes_no_writes;
     pub(crate) mod rig;
     pub(crate) mod storm;
-    pub(crate) mod tokens;
     pub(crate) mod wire;
 }
 #[allow(dead_code, unused_imports, reason = "shared with behaviour.rs, which uses the rest")]
@@ -92,16 +93,17 @@ fn scenarios() -> Vec<Scenario> {
         faults::process::scenarios(),
         faults::nats::scenarios(),
         faults::redis::scenarios(),
-        faults::redis_more::scenarios(),
+        faults::both_stores::scenarios(),
+        faults::accept_without_nats::scenarios(),
         faults::clock::scenarios(),
         faults::cluster::scenarios(),
         faults::jetstream::scenarios(),
-        faults::edge::scenarios(),
-        faults::edge_more::scenarios(),
-        faults::full::scenarios(),
+        faults::drain_and_disconnect::scenarios(),
+        faults::overload::scenarios(),
+        faults::redis_takes_no_writes::scenarios(),
         faults::ingress::scenarios(),
         faults::storm::scenarios(),
-        faults::tokens::scenarios(),
+        faults::late_claims::scenarios(),
         faults::addresses::scenarios(),
     ];
     files.into_iter().flatten().collect()
@@ -118,20 +120,20 @@ fn main() -> ExitCode {
             // Under k8s/privileges. For the quick ones: others set up servers, users or flows of their own.
             "--privileges" => support::privileged::want(),
             "--jobs" => jobs = arguments.next().and_then(|jobs| jobs.parse().ok()).unwrap_or(JOBS).max(1),
-            "--seed" => match arguments.next().and_then(|seed| seed.parse().ok()) {
-                Some(seed) => faults::storm::seed(seed),
-                None => {
+            "--seed" => {
+                let Some(seed) = arguments.next().and_then(|seed| seed.parse().ok()) else {
                     eprintln!("faults: --seed wants the number of a row");
                     return ExitCode::from(2);
-                }
-            },
-            "--minutes" => match arguments.next().and_then(|minutes| minutes.parse().ok()) {
-                Some(minutes) => faults::storm::minutes(minutes),
-                None => {
+                };
+                faults::storm::seed(seed);
+            }
+            "--minutes" => {
+                let Some(minutes) = arguments.next().and_then(|minutes| minutes.parse().ok()) else {
                     eprintln!("faults: --minutes wants a number");
                     return ExitCode::from(2);
-                }
-            },
+                };
+                faults::storm::minutes(minutes);
+            }
             "--list" => {
                 for scenario in scenarios() {
                     println!("{}{}", scenario.name, if scenario.quick { " (quick)" } else { "" });

@@ -1,6 +1,6 @@
 //! Heads and bodies that are no HTTP, or not quite, or too slow, or too much.
 
-use super::row::{Expect, Row, Sent, open, request, row};
+use super::case::{Expect, Row, Sent, open, request, row};
 use crate::support::{PATH, batch, post_and_stay};
 
 use Expect::{Closed, Each, Status, Taken, TakenThenClosed};

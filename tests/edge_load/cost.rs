@@ -131,15 +131,15 @@ async fn cpu_per_byte_of(world: &World, request: &[u8], length: usize) -> f64 {
     let gate = gate(world, "").await;
     let mut sent = 0;
     let before = gate.cpu();
-    while sent < 4 || (sent < 60 && gate.cpu() - before < Duration::from_millis(300)) {
+    while sent < 4 || (sent < 60 && gate.cpu().saturating_sub(before) < Duration::from_millis(300)) {
         world.forget().await;
         gate.exchange(request).await;
         sent += 1;
     }
-    let spent = gate.cpu() - before;
+    let cpu = gate.cpu().saturating_sub(before);
     #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
     let bytes = (length * sent) as f64;
-    spent.as_secs_f64() * 1e9 / bytes
+    cpu.as_secs_f64() * 1e9 / bytes
 }
 
 #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]

@@ -14,8 +14,7 @@ use tempfile::TempDir;
 
 use super::{
     crm::Load,
-    edge::demand,
-    rig::{Bounds, Report, Rig},
+    rig::{Bounds, Report, Rig, demand},
 };
 use crate::{
     Scenario, scenario,

@@ -5,9 +5,8 @@ use async_nats::jetstream::{self, stream::Info};
 
 use super::{
     crm::{Crm, Load},
-    edge::demand,
     nats::STREAM,
-    rig::{Bounds, Report, Rig},
+    rig::{Bounds, Report, Rig, demand},
 };
 use crate::{
     Scenario, scenario,

@@ -55,6 +55,17 @@ impl Default for Load {
     }
 }
 
+/// A load that meets answers that take until the deadline.
+pub(crate) const PATIENT: Load = Load {
+    workers: 16,
+    batch: 10,
+    bytes: 0,
+    pause: Duration::from_millis(10),
+    retry_after: Duration::from_millis(300),
+    attempts: 100,
+    repeat_every: 5,
+};
+
 /// Ids that come again: a record of the CRM changes more than once.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Reuse {
@@ -134,6 +145,15 @@ pub(crate) struct Sent {
     pub(crate) statuses: BTreeMap<u16, u64>,
     /// The longest time to an answer.
     pub(crate) longest: Duration,
+}
+
+/// Counts an answer; `ids` are what it accepts.
+pub(crate) fn count(sent: &mut Sent, status: u16, took: Duration, ids: impl IntoIterator<Item = String>) {
+    *sent.statuses.entry(status).or_default() += 1;
+    sent.longest = sent.longest.max(took);
+    if status == 200 {
+        sent.accepted.extend(ids);
+    }
 }
 
 /// A running load.
@@ -260,7 +280,7 @@ async fn work(shared: Arc<Shared>, worker: usize) {
                 lock(&shared.sent).accepted.extend(next.ids.iter().cloned());
                 delivered += 1;
                 if load.repeat_every > 0 && delivered.is_multiple_of(load.repeat_every) {
-                    send(&shared, &next.ids).await;
+                    send(&shared, &next.ids, &body).await;
                 }
             }
             Verdict::Again if next.attempts < load.attempts => {

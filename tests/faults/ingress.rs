@@ -7,8 +7,7 @@ use tempfile::TempDir;
 
 use super::{
     crm::{Crm, Load},
-    edge::{demand, demand_good_end},
-    rig::{Bounds, Report, Rig},
+    rig::{Bounds, Report, Rig, demand, demand_good_end},
 };
 use crate::{
     Scenario, scenario,
@@ -218,7 +217,7 @@ async fn large_bodies_behind_envoy() -> Report {
 async fn envoy_as_the_route_of_0_1_0_loses() -> Report {
     let text = include_str!("../../k8s/ingress/envoy/envoy.yaml");
     let text = swap(
-        &text,
+        text,
         "retry_on: connect-failure,refused-stream,reset",
         "retry_on: retriable-status-codes\n                              retriable_status_codes: [502, 504]",
     );

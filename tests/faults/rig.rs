@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeSet,
     net::SocketAddr,
+    process::ExitStatus,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, SystemTime},
 };
@@ -63,6 +64,19 @@ pub(crate) struct Report {
     pub(crate) longest: Duration,
     /// What the scenario's bounds do not allow.
     pub(crate) violations: Vec<String>,
+}
+
+/// Adds what a scenario demands beyond the invariants of all.
+pub(crate) fn demand(report: &mut Report, holds: bool, otherwise: impl Into<String>) {
+    if !holds {
+        report.violations.push(otherwise.into());
+    }
+}
+
+pub(crate) fn demand_good_end(report: &mut Report, ends: &[ExitStatus]) {
+    for end in ends {
+        demand(report, end.success(), format!("a replica ended with {end}"));
+    }
 }
 
 impl Rig {
@@ -235,7 +249,8 @@ impl Rig {
         );
         claim(missing.is_empty(), format!("accepted, but not in the stream: {:?}", first(&missing)));
         claim(sent.given_up.is_empty(), format!("given up by the sender: {:?}", first(&sent.given_up)));
-        let some = violations.iter().take(5).map(|violation| format!("\n        {violation}")).collect::<String>();
+        let some =
+            violations.iter().take(5).fold(String::new(), |text, violation| text + &format!("\n        {violation}"));
         let count = violations.len();
         claim(count == 0, format!("{count} accepted webhooks, of {} ids, without their event:{some}", without.len()));
         let some = stuck.iter().take(5).map(|id| {

@@ -1,17 +1,13 @@
-//! The sender's side: restarts under load, slow and vanishing senders. Too much of everything: `edge_more.rs`; behind
-//! nginx and Envoy: `ingress.rs`.
+//! One side leaves in the middle: a replica that drains under load, a sender that hangs up. Behind nginx and Envoy:
+//! `ingress.rs`.
 
-use std::{
-    net::SocketAddr,
-    process::ExitStatus,
-    time::{Duration, Instant},
-};
+use std::{net::SocketAddr, time::Instant};
 
 use futures_util::future::join_all;
 
 use super::{
-    crm::{Crm, Load, Sent},
-    rig::{Bounds, Report, Rig},
+    crm::{Crm, Load, Sent, count},
+    rig::{Bounds, Report, Rig, demand, demand_good_end},
 };
 use crate::{
     Scenario, scenario,
@@ -29,28 +25,6 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
         scenario!(sigterm_during_a_slow_body),
         scenario!(sender_hangs_up_in_mid_request),
     ]
-}
-
-/// Adds what a scenario demands beyond the invariants of all.
-pub(crate) fn demand(report: &mut Report, holds: bool, otherwise: impl Into<String>) {
-    if !holds {
-        report.violations.push(otherwise.into());
-    }
-}
-
-pub(crate) fn demand_good_end(report: &mut Report, ends: &[ExitStatus]) {
-    for end in ends {
-        demand(report, end.success(), format!("a replica ended with {end}"));
-    }
-}
-
-/// Counts an answer; `ids` are what it accepts.
-pub(crate) fn count(sent: &mut Sent, status: u16, took: Duration, ids: impl IntoIterator<Item = String>) {
-    *sent.statuses.entry(status).or_default() += 1;
-    sent.longest = sent.longest.max(took);
-    if status == 200 {
-        sent.accepted.extend(ids);
-    }
 }
 
 /// One of two replicas leaves, again and again. As in a cluster, new connections go to the other one soon

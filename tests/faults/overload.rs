@@ -1,4 +1,4 @@
-//! Too much of everything: rejected items, large bodies, requests at once.
+//! More than the limits allow: rejected items, large bodies, requests at once, entries in the outbox.
 
 use std::{
     sync::Arc,
@@ -12,13 +12,12 @@ use tokio::{
 };
 
 use super::{
-    crm::{Load, Sent},
-    edge::{count, demand},
-    rig::{Bounds, Report, Rig},
+    crm::{Load, PATIENT, Sent, count},
+    rig::{Bounds, Report, Rig, demand},
 };
 use crate::{
     Scenario, scenario,
-    support::{PATH, batch, eventually, post, try_exchange},
+    support::{OUTBOX, PATH, batch, eventually, post, try_exchange},
 };
 
 /// The scenarios of this file.
@@ -27,6 +26,7 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
         scenario!(ten_thousand_rejected_items),
         scenario!(memory_of_1000_large_bodies, alone),
         scenario!(too_many_in_flight),
+        scenario!(outbox_full),
     ]
 }
 
@@ -200,5 +200,31 @@ async fn too_many_in_flight() -> Report {
     let mut report = rig.judge(sent, Bounds::default()).await;
     demand(&mut report, refused >= 192, format!("{refused} of 200 were told that there is no place"));
     demand(&mut report, slowest < Duration::from_secs(1), format!("it took {slowest:?} to say that there is no place"));
+    report
+}
+
+/// While NATS hangs, the outbox takes what it may hold and not one entry more, whoever asks.
+async fn outbox_full() -> Report {
+    let most = 50;
+    let rig = Rig::start(2, &format!("outbox.max_entries = {most}\n")).await;
+    let crm = rig.load(PATIENT);
+    rig.progress(&crm, 300).await;
+    rig.world.nats.freeze();
+    for gate in &rig.gates {
+        gate.wait_store("nats", "unreachable").await;
+    }
+    let goal = crm.answered(503) + 100;
+    let mut fullest = 0;
+    eventually("batches are refused", async || {
+        fullest = fullest.max(rig.world.redis.outbox(OUTBOX).await.len());
+        (crm.answered(503) >= goal).then_some(())
+    })
+    .await;
+    rig.world.nats.thaw();
+    rig.progress(&crm, 300).await;
+    let mut report = rig.verdict(crm, Bounds::default()).await;
+    if fullest != most {
+        report.violations.push(format!("{fullest} entries were in an outbox of {most}"));
+    }
     report
 }

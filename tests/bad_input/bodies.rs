@@ -1,6 +1,6 @@
 //! Rows 46 to 63: bodies, and what is no id.
 
-use super::row::{Expect, Row, open, request, row};
+use super::case::{Expect, Row, open, request, row};
 use crate::support::{PATH, batch};
 
 use Expect::{Status, Taken};

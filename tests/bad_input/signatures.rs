@@ -2,7 +2,7 @@
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 
-use super::row::{CURRENT, Expect, ID, OTHERS, PREVIOUS, Row, SIGNED, Sent, request, row, signature, x_signature};
+use super::case::{CURRENT, Expect, ID, OTHERS, PREVIOUS, Row, SIGNED, Sent, request, row, signature, x_signature};
 
 use Expect::{New, Status, Taken};
 
