@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::{Known, Store};
 use crate::{
-    metrics::{Items, REVISION, RouteMetrics, VERSION, feed::Outcome},
+    metrics::{Items, REVISION, RouteMetrics, VERSION, recent_events::Outcome},
     readiness::Contact,
     shutdown::Phase,
 };
@@ -149,11 +149,11 @@ pub(super) fn status(known: &Known, started: Instant) -> Status {
         pending_key: adopted.route.pending_key().to_owned(),
         outbox: Outbox::new(adopted.outbox()),
     });
-    let events = metrics.feed().newest().into_iter().map(|happened| Event {
-        time: rfc3339(happened.at),
-        route: happened.route.as_ref().to_owned(),
-        entity_id: happened.id,
-        outcome: happened.outcome,
+    let events = metrics.recent_events().newest().into_iter().map(|event| Event {
+        time: rfc3339(event.at),
+        route: event.route.as_ref().to_owned(),
+        entity_id: event.id,
+        outcome: event.outcome,
     });
     Status {
         version: VERSION,

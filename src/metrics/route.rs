@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use prometheus_client::metrics::{counter::Counter, gauge::Gauge, histogram::Histogram};
 
 use super::{
-    feed::{Feed, Outcome},
+    recent_events::{Outcome, RecentEvents},
     registry::{Age, Families},
 };
 use crate::{
@@ -126,11 +126,11 @@ pub struct RouteMetrics {
     signature_failures: [Counter; Failure::ALL.len()],
     pending: Gauge,
     outbox: Gauge,
-    feed: Arc<Feed>,
+    recent: Arc<RecentEvents>,
 }
 
 impl RouteMetrics {
-    pub(super) fn new(families: &Families, route: Arc<Route>, feed: Arc<Feed>) -> Self {
+    pub(super) fn new(families: &Families, route: Arc<Route>, recent: Arc<RecentEvents>) -> Self {
         let name = route.name();
         let one = || [("route", name.to_owned())];
         let with = |label, value: &str| [("route", name.to_owned()), (label, value.to_owned())];
@@ -149,7 +149,7 @@ impl RouteMetrics {
             outbox: families.outbox.get_or_create_owned(&one()),
             name: Arc::from(name),
             route,
-            feed,
+            recent,
         }
     }
 
@@ -173,7 +173,7 @@ impl RouteMetrics {
         self.add(counts);
         if counts[DUPLICATE] > 0 {
             let done = states.filter(|(_, state)| *state == State::Done).map(|(id, _)| id.as_str());
-            self.feed.add(&self.name, Outcome::Duplicate, counts[DUPLICATE], done);
+            self.recent.add(&self.name, Outcome::Duplicate, counts[DUPLICATE], done);
         }
     }
 
@@ -195,12 +195,12 @@ impl RouteMetrics {
     /// NATS has acknowledged events.
     pub fn published<'a>(&self, via: Via, ids: impl ExactSizeIterator<Item = &'a str>) {
         self.published[via as usize].inc_by(ids.len() as u64);
-        self.feed.add(&self.name, via.outcome(), ids.len(), ids);
+        self.recent.add(&self.name, via.outcome(), ids.len(), ids);
     }
 
     /// NATS has not acknowledged events before the deadline of their request.
     pub fn unconfirmed<'a>(&self, ids: impl ExactSizeIterator<Item = &'a str>) {
-        self.feed.add(&self.name, Outcome::Unconfirmed, ids.len(), ids);
+        self.recent.add(&self.name, Outcome::Unconfirmed, ids.len(), ids);
     }
 
     /// A body can never be processed, for one of the reasons that the sender is told.
@@ -330,19 +330,19 @@ pub struct RelayMetrics {
     name: Arc<str>,
     published: Counter,
     oldest: Age,
-    feed: Arc<Feed>,
+    recent: Arc<RecentEvents>,
 }
 
 impl RelayMetrics {
-    pub(super) fn new(families: &Families, name: &Arc<str>, oldest: Age, feed: &Arc<Feed>) -> Self {
+    pub(super) fn new(families: &Families, name: &Arc<str>, oldest: Age, recent: &Arc<RecentEvents>) -> Self {
         let [_, relayed, _] = published(families, name);
-        Self { name: Arc::clone(name), published: relayed, oldest, feed: Arc::clone(feed) }
+        Self { name: Arc::clone(name), published: relayed, oldest, recent: Arc::clone(recent) }
     }
 
     /// NATS has acknowledged events.
     pub fn published<'a>(&self, ids: impl ExactSizeIterator<Item = &'a str>) {
         self.published.inc_by(ids.len() as u64);
-        self.feed.add(&self.name, Outcome::Relayed, ids.len(), ids);
+        self.recent.add(&self.name, Outcome::Relayed, ids.len(), ids);
     }
 
     /// How long the oldest entry has been seen; nothing if there is none.
