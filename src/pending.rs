@@ -6,6 +6,7 @@
 pub mod access;
 mod address;
 mod check;
+mod diagnosis;
 mod graveyard;
 mod holdings;
 pub mod inspect;

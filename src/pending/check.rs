@@ -12,7 +12,8 @@ use tracing::error;
 
 use super::{
     address::{self, Claiming},
-    link::{Check, takes_no_writes},
+    diagnosis::{takes_no_writes, words},
+    link::Check,
     outbox,
     redis::{Durability, Options},
     script::{self, CLAIM, PROBE},
@@ -34,7 +35,7 @@ pub(super) fn check(routes: Vec<Arc<Claiming>>, options: Options) -> Check {
             let claims =
                 claims.map(|(claiming, first)| check_claim(connection.clone(), claiming, first.as_deref(), options));
             match try_join_all(claims).await {
-                Err(error) if takes_no_writes(&error) => refusal = refusal.or_else(|| Some(error.to_string())),
+                Err(error) if takes_no_writes(&error) => refusal = refusal.or_else(|| Some(words(&error))),
                 checked => {
                     checked?;
                 }

@@ -27,7 +27,8 @@ use super::{
     access::Access,
     address::{self, Claiming},
     check::check,
-    link::{Current, Link, means_trouble, takes_no_writes},
+    diagnosis::{means_trouble, takes_no_writes, words},
+    link::{Current, Link},
     script::{self, CLAIM},
     settler::Settler,
 };
@@ -166,7 +167,7 @@ impl Redis {
         match answer {
             Ok(Ok(answer)) => Ok(answer),
             Ok(Err(error)) if error.is_io_error() => Err(ClaimError::Unknown(error.to_string())),
-            Ok(Err(error)) => Err(ClaimError::Refused(error.to_string())),
+            Ok(Err(error)) => Err(ClaimError::Refused(words(&error))),
             Err(_elapsed) => Err(self.no_answer()),
         }
     }
@@ -240,9 +241,9 @@ impl PendingStore for Redis {
 fn refused(link: &Link, error: &RedisError) -> ClaimError {
     if takes_no_writes(error) {
         link.report_no_writes(error);
-        return ClaimError::NoWrites(error.to_string());
+        return ClaimError::NoWrites(words(error));
     }
-    ClaimError::Refused(error.to_string())
+    ClaimError::Refused(words(error))
 }
 
 /// Claims for one route.

@@ -8,7 +8,8 @@ use tracing::{debug, info, warn};
 
 use super::{
     CALL,
-    link::{Current, Link, means_trouble, takes_no_writes},
+    diagnosis::{means_trouble, takes_no_writes, words},
+    link::{Current, Link},
     script::{self, SETTLE},
 };
 use crate::{
@@ -68,13 +69,13 @@ impl Settler {
                 Ok(Err(error)) if takes_no_writes(&error) => {
                     self.link.report_no_writes(&error);
                     if !waits {
-                        warn!(route = %self.route, count = settlements.len(), %error, "acknowledged ids can't be settled now; it is tried again until Redis takes it");
+                        warn!(route = %self.route, count = settlements.len(), error = words(&error), "acknowledged ids can't be settled now; it is tried again until Redis takes it");
                     }
                     waits = true;
                     tokio::time::sleep(NO_WRITES_PAUSE).await;
                 }
                 Ok(Err(error)) if !means_trouble(&error) => {
-                    warn!(route = %self.route, count = settlements.len(), %error, "Redis refused to settle; these ids stay in the outbox");
+                    warn!(route = %self.route, count = settlements.len(), error = words(&error), "Redis refused to settle; these ids stay in the outbox");
                     return;
                 }
                 Ok(Err(_)) | Err(_) => self.wait_for_another(&current).await,
