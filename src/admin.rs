@@ -2,6 +2,7 @@
 //!
 //! Whoever looks waits for no store: everything here is in memory already.
 
+mod activity;
 mod page;
 mod status;
 
@@ -16,6 +17,7 @@ use warp::{
     reply::Response,
 };
 
+pub use self::activity::Activity;
 use crate::{
     admission::Limits,
     metrics::{Exposition, Metrics, census::Census},
@@ -35,6 +37,15 @@ pub struct Health {
     pub nats: watch::Receiver<Contact>,
 }
 
+/// What this instance does with a batch while a store is down, by the values of the settings.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct OnUnavailable {
+    /// `redis.on_unavailable`
+    pub redis: &'static str,
+    /// `nats.on_unavailable`
+    pub nats: &'static str,
+}
+
 /// All that is shown.
 pub struct Known {
     /// What the probes look at.
@@ -45,6 +56,10 @@ pub struct Known {
     pub metrics: Metrics,
     /// What the store holds.
     pub census: Census,
+    /// What came lately.
+    pub activity: Activity,
+    /// What happens while a store is down.
+    pub on_unavailable: OnUnavailable,
     /// The broker.
     pub publisher: Arc<dyn Publisher>,
     /// What requests may take.

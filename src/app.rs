@@ -11,7 +11,7 @@ use tokio_util::task::TaskTracker;
 use tracing::{error, info, warn};
 
 use crate::{
-    admin::{self, Health, Known},
+    admin::{self, Activity, Health, Known, OnUnavailable},
     admission::Limits,
     dead_letters::{DeadLetters, Graveyard},
     files,
@@ -21,7 +21,7 @@ use crate::{
         census::{Census, Holdings},
     },
     pending::{memory::Memory, redis::Redis},
-    pipeline::{PendingStore, Pipeline, Publisher},
+    pipeline::{PendingStore, Pipeline, Policy, Publisher, WithoutAck, WithoutClaim},
     publisher::{core::Core, jetstream::JetStream},
     readiness::first_contact,
     relay::{Outbox, Relay, Repeats},
@@ -155,13 +155,14 @@ pub async fn run(mut settings: Settings) -> Result<Ended, AppError> {
     background.spawn(secrets::follow(settings.secret_files, shutdown.watch()));
     let census = Census::default();
     background.spawn(census.clone().run(holdings, metrics.clone(), pending.contact(), shutdown.watch()));
-    let health = Health { ready: ready.subscribe(), redis: pending.contact(), nats: publisher.contact() };
     exposition.watch(live(&*pending, &*publisher, settings.limits.clone()));
     let known = Known {
-        health,
+        health: Health { ready: ready.subscribe(), redis: pending.contact(), nats: publisher.contact() },
         exposition,
         metrics: metrics.clone(),
+        activity: Activity::start(&metrics, &census, shutdown.watch(), &background),
         census,
+        on_unavailable: on_unavailable(settings.policy),
         publisher: Arc::clone(&publisher),
         limits: settings.limits.clone(),
         max_connections: settings.connections.max_connections,
@@ -224,6 +225,20 @@ pub async fn run(mut settings: Settings) -> Result<Ended, AppError> {
 fn live(pending: &dyn PendingStore, publisher: &dyn Publisher, limits: Limits) -> Live {
     let requests_in_flight = Box::new(move || limits.requests_in_flight());
     Live { redis: pending.contact(), nats: publisher.contact(), requests_in_flight }
+}
+
+/// What this process does while a store is down, in the words of its settings.
+const fn on_unavailable(policy: Policy) -> OnUnavailable {
+    OnUnavailable {
+        redis: match policy.without_claim {
+            WithoutClaim::Publish => "publish",
+            WithoutClaim::Reject => "reject",
+        },
+        nats: match policy.without_ack {
+            WithoutAck::Reject => "reject",
+            WithoutAck::Accept => "accept",
+        },
+    }
 }
 
 /// Says what is served, and how.

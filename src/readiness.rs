@@ -111,7 +111,7 @@ impl Reporter {
     pub fn set(&self, now: Contact) {
         self.contact.send_if_modified(|before| {
             let news = *before != now;
-            if news || now != Contact::Up {
+            if news || self.is_down_in_the_log() {
                 self.log(&now);
             }
             *before = now;
@@ -122,9 +122,13 @@ impl Reporter {
     /// Says again that the store is not up, if that has not been said for a minute.
     pub fn remind(&self) {
         let now = self.contact.borrow();
-        if *now != Contact::Up {
+        if self.is_down_in_the_log() {
             self.log(&now);
         }
+    }
+
+    fn is_down_in_the_log(&self) -> bool {
+        self.logged().down_since.is_some()
     }
 
     fn log(&self, now: &Contact) {

@@ -163,7 +163,8 @@ impl RouteMetrics {
         let mut counts = [0; RESULTS.len()];
         for (_, state) in states.clone() {
             match state {
-                State::New(_) if via == Via::Undeduplicated => counts[UNDEDUPLICATED] += 1,
+                // Counted once it is acknowledged: until then the request may be answered 503.
+                State::New(_) if via == Via::Undeduplicated => {}
                 State::New(_) => counts[NEW] += 1,
                 State::InFlight(_) => counts[IN_FLIGHT] += 1,
                 State::Done => counts[DUPLICATE] += 1,
@@ -195,6 +196,9 @@ impl RouteMetrics {
     /// NATS has acknowledged events.
     pub fn published<'a>(&self, via: Via, ids: impl ExactSizeIterator<Item = &'a str>) {
         self.published[via as usize].inc_by(ids.len() as u64);
+        if via == Via::Undeduplicated {
+            self.items[UNDEDUPLICATED].inc_by(ids.len() as u64);
+        }
         self.recent.add(&self.name, via.outcome(), ids.len(), ids);
     }
 
