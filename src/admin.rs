@@ -2,6 +2,7 @@
 //!
 //! Whoever looks waits for no store: everything here is in memory already.
 
+mod activity;
 mod page;
 mod status;
 pub mod store_gauges;
@@ -17,6 +18,7 @@ use warp::{
     reply::Response,
 };
 
+pub use self::activity::Activity;
 use self::store_gauges::StoreGauges;
 use crate::{
     admission::Limits,
@@ -37,6 +39,15 @@ pub struct Health {
     pub nats: watch::Receiver<Contact>,
 }
 
+/// What this instance does with a batch while a store is down, by the values of the settings.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct OnUnavailable {
+    /// `redis.on_unavailable`
+    pub redis: &'static str,
+    /// `nats.on_unavailable`
+    pub nats: &'static str,
+}
+
 /// All that is shown.
 pub struct Known {
     /// What the probes look at.
@@ -47,6 +58,10 @@ pub struct Known {
     pub metrics: Metrics,
     /// What the store holds.
     pub store_gauges: StoreGauges,
+    /// What came lately.
+    pub activity: Activity,
+    /// What happens while a store is down.
+    pub on_unavailable: OnUnavailable,
     /// The broker.
     pub publisher: Arc<dyn Publisher>,
     /// What requests may take.

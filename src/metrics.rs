@@ -6,9 +6,9 @@
 //! from them in the background (`admin::store_gauges`), so that nobody who looks waits for them. Ids, names and
 //! addresses are never labels.
 
-pub mod feed;
 mod live;
 mod process;
+pub mod recent_events;
 mod registry;
 mod route;
 mod timing;
@@ -18,13 +18,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use hashbrown::HashMap;
 use prometheus_client::metrics::{counter::Counter, gauge::Gauge};
 
-use self::{feed::Feed, registry::Families, route::Adopted};
 pub use self::{
     live::Live,
     registry::Exposition,
     route::{Answers, ClaimCounts, Items, PublishedCounter, RelayMetrics, RouteGauges, RouteMetrics, Via},
     timing::{Operation, PublishTimes, RedisTimes},
 };
+use self::{recent_events::RecentEvents, registry::Families, route::Adopted};
 use crate::route::{Route, RouteTable};
 
 /// The route of everything that is no route's.
@@ -52,7 +52,7 @@ struct Handles {
     shed: Vec<(&'static str, Counter)>,
     connections: Gauge,
     adopted: Mutex<Vec<Arc<Adopted>>>,
-    feed: Arc<Feed>,
+    recent: Arc<RecentEvents>,
 }
 
 impl Metrics {
@@ -60,9 +60,9 @@ impl Metrics {
     #[must_use]
     pub fn new(routes: &RouteTable, shed: &[&'static str]) -> (Self, Exposition) {
         let (families, exposition) = Families::register();
-        let feed = Arc::<Feed>::default();
+        let recent = Arc::<RecentEvents>::default();
         let known = routes.routes().iter().map(|route| {
-            let metrics = RouteMetrics::new(&families, Arc::clone(route), Arc::clone(&feed));
+            let metrics = RouteMetrics::new(&families, Arc::clone(route), Arc::clone(&recent));
             (route.pending_key().to_owned(), Arc::new(metrics))
         });
         let handles = Handles {
@@ -74,7 +74,7 @@ impl Metrics {
                 .collect(),
             connections: families.connections.clone(),
             adopted: Mutex::default(),
-            feed,
+            recent,
             families,
         };
         (Self(Arc::new(handles)), exposition)
@@ -132,10 +132,10 @@ impl Metrics {
     pub fn relay(&self, route: &Arc<Route>) -> RelayMetrics {
         let families = &self.0.families;
         if let Some(known) = self.0.routes.get(route.pending_key()) {
-            return RelayMetrics::new(families, &known.name, known.oldest.clone(), &self.0.feed);
+            return RelayMetrics::new(families, &known.name, known.oldest.clone(), &self.0.recent);
         }
         let adopted = Arc::new(Adopted::new(families, Arc::clone(route)));
-        let relay = RelayMetrics::new(families, &adopted.name, adopted.oldest.clone(), &self.0.feed);
+        let relay = RelayMetrics::new(families, &adopted.name, adopted.oldest.clone(), &self.0.recent);
         self.0.adopted.lock().unwrap_or_else(PoisonError::into_inner).push(adopted);
         relay
     }
@@ -148,8 +148,8 @@ impl Metrics {
 
     /// What happened last.
     #[must_use]
-    pub fn feed(&self) -> &Feed {
-        &self.0.feed
+    pub fn recent_events(&self) -> &RecentEvents {
+        &self.0.recent
     }
 
     /// Everything whose outbox and pending ids are counted in the store.

@@ -8,6 +8,7 @@ mod address;
 mod check;
 mod contents;
 mod dead_letters;
+mod diagnosis;
 pub mod inspect;
 mod link;
 pub mod memory;

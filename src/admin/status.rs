@@ -7,9 +7,9 @@ use std::{
 
 use serde::Serialize;
 
-use super::{Known, Store};
+use super::{Activity, Known, OnUnavailable, Store, activity::Lately};
 use crate::{
-    metrics::{Items, REVISION, RouteMetrics, VERSION, feed::Outcome},
+    metrics::{Items, REVISION, RouteMetrics, VERSION, recent_events::Outcome},
     readiness::Contact,
     shutdown::Phase,
 };
@@ -25,6 +25,7 @@ pub(super) struct Status {
     ready: bool,
     redis: Server,
     nats: Server,
+    on_unavailable: OnUnavailable,
     limits: InUse,
     routes: Vec<OneRoute>,
     orphaned_outboxes: Vec<Orphan>,
@@ -85,6 +86,8 @@ struct OneRoute {
     pending_key: String,
     requests: BTreeMap<u16, u64>,
     items: Items,
+    #[serde(flatten)]
+    lately: Lately,
     published: BTreeMap<&'static str, u64>,
     dead_letters: u64,
     signature_failures: u64,
@@ -93,7 +96,7 @@ struct OneRoute {
 }
 
 impl OneRoute {
-    fn new(metrics: &RouteMetrics) -> Self {
+    fn new(metrics: &RouteMetrics, activity: &Activity) -> Self {
         let route = &metrics.route;
         Self {
             name: route.name().to_owned(),
@@ -103,6 +106,7 @@ impl OneRoute {
             pending_key: route.pending_key().to_owned(),
             requests: metrics.answers.by_code().collect(),
             items: metrics.items(),
+            lately: activity.of(metrics),
             published: metrics.published_by_way().collect(),
             dead_letters: metrics.dead_letters(),
             signature_failures: metrics.signature_failures(),
@@ -139,9 +143,9 @@ fn rfc3339(time: SystemTime) -> String {
 }
 
 pub(super) fn status(known: &Known, started: Instant) -> Status {
-    let Known { health, metrics, store_gauges, publisher, limits, max_connections, phase, .. } = known;
+    let Known { health, metrics, store_gauges, activity, publisher, limits, max_connections, phase, .. } = known;
     let (reading, in_use) = (store_gauges.reading(), limits.in_use());
-    let mut routes: Vec<_> = metrics.routes().map(|route| OneRoute::new(route)).collect();
+    let mut routes: Vec<_> = metrics.routes().map(|route| OneRoute::new(route, activity)).collect();
     routes.sort_by(|one, other| one.name.cmp(&other.name));
     let orphans = metrics.adopted().into_iter().map(|adopted| Orphan {
         name: adopted.route.name().to_owned(),
@@ -149,11 +153,11 @@ pub(super) fn status(known: &Known, started: Instant) -> Status {
         pending_key: adopted.route.pending_key().to_owned(),
         outbox: Outbox::new(adopted.outbox()),
     });
-    let events = metrics.feed().newest().into_iter().map(|happened| Event {
-        time: rfc3339(happened.at),
-        route: happened.route.as_ref().to_owned(),
-        entity_id: happened.id,
-        outcome: happened.outcome,
+    let events = metrics.recent_events().newest().into_iter().map(|event| Event {
+        time: rfc3339(event.at),
+        route: event.route.as_ref().to_owned(),
+        entity_id: event.id,
+        outcome: event.outcome,
     });
     Status {
         version: VERSION,
@@ -170,6 +174,7 @@ pub(super) fn status(known: &Known, started: Instant) -> Status {
         ready: *health.ready.borrow(),
         redis: Server::new(&health.redis.borrow(), reading.server_version),
         nats: Server::new(&health.nats.borrow(), publisher.server_version()),
+        on_unavailable: known.on_unavailable,
         limits: InUse {
             requests_in_flight: Share { used: in_use.requests, limit: in_use.max_requests },
             buffered_bytes: Share { used: in_use.bytes, limit: in_use.max_bytes },

@@ -44,8 +44,8 @@ impl OperatorStore {
         let options = parts::claim_options(settings);
         let redis = Arc::new(Redis::open(&parts::access(address), options, &settings.routes, metrics.redis()));
         let contact = redis.contact();
-        let Stores { outbox, dead_letter_store, .. } = Stores::shared(Arc::clone(&redis));
-        Ok(Self { outbox, dead_letters: dead_letter_store, contact, redis })
+        let Stores { outbox, dead_letters, .. } = Stores::shared(Arc::clone(&redis));
+        Ok(Self { outbox, dead_letters, contact, redis })
     }
 
     /// Looks for settings that can cost events.

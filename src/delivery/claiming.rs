@@ -89,7 +89,7 @@ fn count(states: &[State], undeduplicated: bool) -> ClaimCounts {
     let mut counts = ClaimCounts::default();
     for state in states {
         match state {
-            State::New(_) if undeduplicated => counts.undeduplicated += 1,
+            State::New(_) if undeduplicated => {}
             State::New(_) => counts.new += 1,
             State::InFlight(_) => counts.in_flight += 1,
             State::Done => counts.duplicate += 1,

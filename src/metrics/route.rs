@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use prometheus_client::metrics::{counter::Counter, gauge::Gauge, histogram::Histogram};
 
 use super::{
-    feed::{Feed, Outcome},
+    recent_events::{Outcome, RecentEvents},
     registry::{Age, Families},
 };
 use crate::{
@@ -119,8 +119,6 @@ pub struct ClaimCounts {
     pub in_flight: usize,
     /// Claimed before, and acknowledged.
     pub duplicate: usize,
-    /// Not claimed, because Redis was down.
-    pub undeduplicated: usize,
 }
 
 /// Counts events of a route that NATS has acknowledged, on one way.
@@ -128,25 +126,34 @@ pub struct ClaimCounts {
 pub struct PublishedCounter {
     route: Arc<str>,
     counter: Counter,
+    /// Without a claim an item counts once its event is acknowledged: until then the request may be answered 503.
+    items: Option<Counter>,
     outcome: Outcome,
-    feed: Arc<Feed>,
+    recent: Arc<RecentEvents>,
 }
 
 impl PublishedCounter {
-    fn new(families: &Families, route: &Arc<str>, via: Via, feed: &Arc<Feed>) -> Self {
+    fn new(families: &Families, route: &Arc<str>, via: Via, recent: &Arc<RecentEvents>) -> Self {
         let labels = [("route", route.to_string()), ("via", via.code().to_owned())];
         Self {
             route: Arc::clone(route),
             counter: families.published.get_or_create_owned(&labels),
+            items: (via == Via::Undeduplicated).then(|| {
+                let labels = [("route", route.to_string()), ("result", RESULTS[UNDEDUPLICATED].to_owned())];
+                families.items.get_or_create_owned(&labels)
+            }),
             outcome: via.outcome(),
-            feed: Arc::clone(feed),
+            recent: Arc::clone(recent),
         }
     }
 
     /// NATS has acknowledged events.
     pub fn published<'a>(&self, ids: impl ExactSizeIterator<Item = &'a str>) {
         self.counter.inc_by(ids.len() as u64);
-        self.feed.add(&self.route, self.outcome, ids.len(), ids);
+        if let Some(items) = &self.items {
+            items.inc_by(ids.len() as u64);
+        }
+        self.recent.add(&self.route, self.outcome, ids.len(), ids);
     }
 }
 
@@ -165,11 +172,11 @@ pub struct RouteMetrics {
     signature_failures: [Counter; Failure::ALL.len()],
     pending: Gauge,
     outbox: Gauge,
-    feed: Arc<Feed>,
+    recent: Arc<RecentEvents>,
 }
 
 impl RouteMetrics {
-    pub(super) fn new(families: &Families, route: Arc<Route>, feed: Arc<Feed>) -> Self {
+    pub(super) fn new(families: &Families, route: Arc<Route>, recent: Arc<RecentEvents>) -> Self {
         let name = route.name();
         let route_name = Arc::from(name);
         let one = || [("route", name.to_owned())];
@@ -179,7 +186,7 @@ impl RouteMetrics {
             answers: Answers::new(families, name),
             oldest: families.outbox_age.get_or_create_owned(&one()),
             items: RESULTS.map(|result| families.items.get_or_create_owned(&with("result", result))),
-            published: Via::ALL.map(|via| PublishedCounter::new(families, &route_name, via, &feed)),
+            published: Via::ALL.map(|via| PublishedCounter::new(families, &route_name, via, &recent)),
             dead_letters: reasons
                 .map(|reason| (reason, families.dead_letters.get_or_create_owned(&with("reason", reason))))
                 .collect(),
@@ -189,7 +196,7 @@ impl RouteMetrics {
             outbox: families.outbox.get_or_create_owned(&one()),
             name: route_name,
             route,
-            feed,
+            recent,
         }
     }
 
@@ -204,10 +211,9 @@ impl RouteMetrics {
         by_result[NEW] = counts.new;
         by_result[IN_FLIGHT] = counts.in_flight;
         by_result[DUPLICATE] = counts.duplicate;
-        by_result[UNDEDUPLICATED] = counts.undeduplicated;
         self.add(by_result);
         if counts.duplicate > 0 {
-            self.feed.add(&self.name, Outcome::Duplicate, counts.duplicate, duplicates);
+            self.recent.add(&self.name, Outcome::Duplicate, counts.duplicate, duplicates);
         }
     }
 
@@ -234,7 +240,7 @@ impl RouteMetrics {
 
     /// NATS has not acknowledged events before the deadline of their request.
     pub fn unconfirmed<'a>(&self, ids: impl ExactSizeIterator<Item = &'a str>) {
-        self.feed.add(&self.name, Outcome::Unconfirmed, ids.len(), ids);
+        self.recent.add(&self.name, Outcome::Unconfirmed, ids.len(), ids);
     }
 
     /// A body can never be processed, for one of the reasons that the sender is told.
@@ -366,8 +372,8 @@ pub struct RelayMetrics {
 }
 
 impl RelayMetrics {
-    pub(super) fn new(families: &Families, name: &Arc<str>, oldest: Age, feed: &Arc<Feed>) -> Self {
-        Self { published: PublishedCounter::new(families, name, Via::Relay, feed), oldest }
+    pub(super) fn new(families: &Families, name: &Arc<str>, oldest: Age, recent: &Arc<RecentEvents>) -> Self {
+        Self { published: PublishedCounter::new(families, name, Via::Relay, recent), oldest }
     }
 
     /// How long the oldest entry has been seen; nothing if there is none.

@@ -12,7 +12,8 @@ use tracing::error;
 
 use super::{
     address::{self, Claiming},
-    link::{ConnectionCheck, takes_no_writes},
+    diagnosis::{takes_no_writes, words},
+    link::ConnectionCheck,
     outbox,
     redis::{Durability, Options},
     script::{self, CLAIM, PROBE},
@@ -73,7 +74,7 @@ async fn check_claim(
         CLAIM.call::<Vec<Value>>(&mut connection, arguments).await.map(|_no_states| String::new())
     };
     match unless_of_another_kind(route, checked.await) {
-        Err(error) if takes_no_writes(&error) => Ok(format!("route {route}: {error}")),
+        Err(error) if takes_no_writes(&error) => Ok(format!("route {route}: {}", words(&error))),
         checked => checked,
     }
 }

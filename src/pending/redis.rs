@@ -27,7 +27,8 @@ use super::{
     access::Access,
     address::{self, Claiming},
     check::check,
-    link::{Current, Link, takes_no_writes, wants_another_connection},
+    diagnosis::{takes_no_writes, wants_another_connection, words},
+    link::{Current, Link},
     script::{self, CLAIM},
     settler::Settler,
 };
@@ -166,7 +167,7 @@ impl Redis {
         match answer {
             Ok(Ok(answer)) => Ok(answer),
             Ok(Err(error)) if error.is_io_error() => Err(StoreError::Unknown(error.to_string())),
-            Ok(Err(error)) => Err(StoreError::Refused(error.to_string())),
+            Ok(Err(error)) => Err(StoreError::Refused(words(&error))),
             Err(_elapsed) => Err(self.no_answer()),
         }
     }
@@ -240,9 +241,9 @@ impl PendingStore for Redis {
 fn refused(link: &Link, error: &RedisError) -> StoreError {
     if takes_no_writes(error) {
         link.report_no_writes(error);
-        return StoreError::NoWrites(error.to_string());
+        return StoreError::NoWrites(words(error));
     }
-    StoreError::Refused(error.to_string())
+    StoreError::Refused(words(error))
 }
 
 /// Claims for one route.

@@ -8,7 +8,8 @@ use tracing::{debug, info, warn};
 
 use super::{
     CALL,
-    link::{Current, Link, takes_no_writes, wants_another_connection},
+    diagnosis::{takes_no_writes, wants_another_connection, words},
+    link::{Current, Link},
     script::{self, SETTLE},
 };
 use crate::{
@@ -68,7 +69,7 @@ impl Settler {
                 Ok(Err(error)) if takes_no_writes(&error) => {
                     self.link.report_no_writes(&error);
                     if !waits {
-                        warn!(route = %self.route, count = settlements.len(), %error, "acknowledged ids can't be settled now; it is tried again until Redis takes it");
+                        warn!(route = %self.route, count = settlements.len(), error = words(&error), "acknowledged ids can't be settled now; it is tried again until Redis takes it");
                     }
                     waits = true;
                     tokio::time::sleep(NO_WRITES_PAUSE).await;

@@ -171,7 +171,7 @@ fn apply(status: &watch::Sender<Status>, servers: &str, event: &Event) {
                 let news = place.as_deref() != Some(text);
                 *place = Some(text.to_owned());
                 if news && now.logged.as_deref() != Some(text) {
-                    error!(reason = %text, "NATS denied a permission; see the README on what hookgate needs");
+                    error!(reason = %text, "NATS denied a permission: grant it; docs/permissions.md has all that hookgate needs");
                     now.logged = Some(text.to_owned());
                 }
                 news
@@ -179,7 +179,7 @@ fn apply(status: &watch::Sender<Status>, servers: &str, event: &Event) {
         }
         Event::ServerError(error) => warn!(%error, "NATS server reports an error"),
         Event::ClientError(ClientError::Other(text)) if text == "DNS error" => {
-            let reason = format!("connect to {servers}: no address is known of the host");
+            let reason = format!("no address is known of the host in {servers}; check nats.url and the DNS");
             status.send_modify(|now| now.contact = Contact::Unreachable(reason));
         }
         Event::SlowConsumer(_) => warn!("acknowledgements from NATS were dropped: more than the client can hold"),
@@ -191,7 +191,7 @@ fn apply(status: &watch::Sender<Status>, servers: &str, event: &Event) {
 
 /// How it is with servers that deny something.
 pub(super) fn denied(servers: &str, denial: &str) -> Contact {
-    Contact::Refused(format!("{servers}: {denial}; grant it, see the README"))
+    Contact::Refused(format!("{servers}: {denial}: grant it; docs/permissions.md has all that hookgate needs"))
 }
 
 /// The denial of a subscription to our inbox, without what the server adds to it on some occasions.
