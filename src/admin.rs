@@ -3,10 +3,12 @@
 //! Whoever looks waits for no store: everything here is in memory already.
 
 mod page;
+pub mod specifications;
 mod status;
 
 use std::{convert::Infallible, sync::Arc, time::Instant};
 
+use schemars::JsonSchema;
 use serde::Serialize;
 use tokio::sync::watch;
 use warp::{
@@ -16,6 +18,7 @@ use warp::{
     reply::Response,
 };
 
+use self::specifications::Specifications;
 use crate::{
     admission::Limits,
     metrics::{Exposition, Metrics, census::Census},
@@ -23,6 +26,9 @@ use crate::{
     readiness::Contact,
     shutdown::Phase,
 };
+
+const NOTHING_HERE: &str =
+    "nothing here; try /, /livez, /readyz, /metrics, /v1/status, /openapi.json or /asyncapi.json\n";
 
 /// What the probes look at.
 #[derive(Debug, Clone)]
@@ -53,10 +59,13 @@ pub struct Known {
     pub max_connections: usize,
     /// How far the process is.
     pub phase: watch::Receiver<Phase>,
+    /// What is served and published, for programs.
+    pub specifications: Specifications,
 }
 
 /// `/livez`: the event loop turns. `/readyz`: 200 or 503, with what is known of the stores. `/metrics`:
-/// OpenMetrics. `/v1/status`: the same for programs and people, in JSON. `/`: a page that shows it.
+/// OpenMetrics. `/v1/status`: the same for programs and people, in JSON. `/`: a page that shows it. `/openapi.json`,
+/// `/asyncapi.json`: what is served and published.
 #[must_use]
 pub fn answers(known: Known) -> impl Filter<Extract = (Response,), Error = Infallible> + Clone {
     let (known, started) = (Arc::new(known), Instant::now());
@@ -67,7 +76,9 @@ pub fn answers(known: Known) -> impl Filter<Extract = (Response,), Error = Infal
             "/readyz" => |known, _| readyz(&known.health),
             "/metrics" => |known, _| metrics(&known.exposition),
             "/v1/status" => |known, started| json(StatusCode::OK, &status::status(known, started)),
-            _ => return text(StatusCode::NOT_FOUND, "nothing here; try /, /livez, /readyz, /metrics or /v1/status\n"),
+            "/openapi.json" => |known, _| json(StatusCode::OK, &known.specifications.openapi()),
+            "/asyncapi.json" => |known, _| json(StatusCode::OK, &known.specifications.asyncapi()),
+            _ => return text(StatusCode::NOT_FOUND, NOTHING_HERE),
         };
         if method == Method::GET || method == Method::HEAD {
             return look(&known, started);
@@ -79,7 +90,7 @@ pub fn answers(known: Known) -> impl Filter<Extract = (Response,), Error = Infal
 }
 
 /// A store, in JSON.
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct Store<'a> {
     state: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -92,7 +103,7 @@ impl<'a> Store<'a> {
     }
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct Readiness<'a> {
     ready: bool,
     redis: Store<'a>,

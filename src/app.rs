@@ -11,7 +11,7 @@ use tokio_util::task::TaskTracker;
 use tracing::{error, info, warn};
 
 use crate::{
-    admin::{self, Health, Known},
+    admin::{self, Health, Known, specifications::Specifications},
     admission::Limits,
     dead_letters::{DeadLetters, Graveyard},
     files,
@@ -157,6 +157,9 @@ pub async fn run(mut settings: Settings) -> Result<Ended, AppError> {
     background.spawn(census.clone().run(holdings, metrics.clone(), pending.contact(), shutdown.watch()));
     let health = Health { ready: ready.subscribe(), redis: pending.contact(), nats: publisher.contact() };
     exposition.watch(live(&*pending, &*publisher, settings.limits.clone()));
+    let (routes, verifiers) = (Arc::new(settings.routes), Arc::new(settings.verifiers));
+    let specifications =
+        Specifications { routes: Arc::clone(&routes), verifiers: Arc::clone(&verifiers), port: senders_address.port() };
     let known = Known {
         health,
         exposition,
@@ -166,11 +169,12 @@ pub async fn run(mut settings: Settings) -> Result<Ended, AppError> {
         limits: settings.limits.clone(),
         max_connections: settings.connections.max_connections,
         phase: shutdown.watch(),
+        specifications,
     };
     let dead_letters = DeadLetters::start(graveyard, settings.dead_letters, shutdown.watch(), &burying);
     let filters = webhooks::webhooks(Webhooks {
-        table: Arc::new(settings.routes),
-        verifiers: Arc::new(settings.verifiers),
+        table: routes,
+        verifiers,
         pipeline,
         dead_letters,
         limits: settings.limits.clone(),
