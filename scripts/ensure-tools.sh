@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Installs from Debian's packages what hookgate's commands need and this machine lacks, says what and why,
 # and leaves nothing running. HOOKGATE_REDIS_SERVER and HOOKGATE_NATS_SERVER may name other binaries. With the
-# argument `faults`, `k8s`, `envoy`, `image`, `browser`, `alerts`, `docs`, `openapi`, `workflows`, `bench` or `fuzz` also what
-# that part of the tests
-# needs beyond that; HOOKGATE_NGINX, HOOKGATE_ENVOY and HOOKGATE_REDIS_AOF_SERVER (Redis 7.2 or newer) may name other binaries.
+# argument `faults`, `k8s`, `envoy`, `image`, `browser`, `alerts`, `docs`, `openapi`, `workflows`, `bench` or `fuzz` also
+# what that part of the tests needs beyond that; HOOKGATE_NGINX, HOOKGATE_ENVOY and HOOKGATE_REDIS_AOF_SERVER (Redis 7.2
+# or newer) may name other binaries.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

@@ -155,13 +155,10 @@ pub async fn run(mut settings: Settings) -> Result<Ended, AppError> {
     background.spawn(secrets::follow(settings.secret_files, shutdown.watch()));
     let census = Census::default();
     background.spawn(census.clone().run(holdings, metrics.clone(), pending.contact(), shutdown.watch()));
-    let health = Health { ready: ready.subscribe(), redis: pending.contact(), nats: publisher.contact() };
     exposition.watch(live(&*pending, &*publisher, settings.limits.clone()));
     let (routes, verifiers) = (Arc::new(settings.routes), Arc::new(settings.verifiers));
-    let specifications =
-        Specifications { routes: Arc::clone(&routes), verifiers: Arc::clone(&verifiers), port: senders_address.port() };
     let known = Known {
-        health,
+        health: Health { ready: ready.subscribe(), redis: pending.contact(), nats: publisher.contact() },
         exposition,
         metrics: metrics.clone(),
         census,
@@ -169,7 +166,7 @@ pub async fn run(mut settings: Settings) -> Result<Ended, AppError> {
         limits: settings.limits.clone(),
         max_connections: settings.connections.max_connections,
         phase: shutdown.watch(),
-        specifications,
+        specifications: Specifications::new(&routes, &verifiers, senders_address.port()),
     };
     let dead_letters = DeadLetters::start(graveyard, settings.dead_letters, shutdown.watch(), &burying);
     let filters = webhooks::webhooks(Webhooks {

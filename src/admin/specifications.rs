@@ -15,12 +15,18 @@ use crate::{route::RouteTable, signature::Verifiers};
 /// What both documents are made from.
 #[derive(Debug, Clone)]
 pub struct Specifications {
-    /// The webhooks.
-    pub routes: Arc<RouteTable>,
-    /// Who may send what.
-    pub verifiers: Arc<Verifiers>,
+    routes: Arc<RouteTable>,
+    verifiers: Arc<Verifiers>,
     /// Where webhooks come in.
-    pub port: u16,
+    port: u16,
+}
+
+impl Specifications {
+    /// Of these webhooks, which come in on this port.
+    #[must_use]
+    pub fn new(routes: &Arc<RouteTable>, verifiers: &Arc<Verifiers>, port: u16) -> Self {
+        Self { routes: Arc::clone(routes), verifiers: Arc::clone(verifiers), port }
+    }
 }
 
 /// What both documents say of themselves.
@@ -68,11 +74,8 @@ mod tests {
             let entries = if route.entity() == "signed" { vec![(scheme.clone(), secrets.clone())] } else { Vec::new() };
             (route.name().to_owned(), Verifier::new(entries))
         });
-        Specifications {
-            verifiers: Arc::new(Verifiers::new(verifiers)),
-            routes: Arc::new(RouteTable::new(routes).expect("they differ")),
-            port: 3000,
-        }
+        let verifiers = Verifiers::new(verifiers);
+        Specifications::new(&Arc::new(RouteTable::new(routes).expect("they differ")), &Arc::new(verifiers), 3000)
     }
 
     #[test]
