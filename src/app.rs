@@ -13,7 +13,7 @@ use tracing::{info, warn};
 
 use self::drain::Drain;
 use crate::{
-    admin::{self, Activity, Health, Known, OnUnavailable, store_gauges::StoreGauges},
+    admin::{self, Activity, Health, Known, OnUnavailable, specifications::Specifications, store_gauges::StoreGauges},
     admission::Limits,
     dead_letters::{DeadLetterStore, DeadLetters},
     delivery::{Delivery, PendingStore, Policy, Publisher, StoreContents, WithoutAck, WithoutClaim},
@@ -120,7 +120,7 @@ pub async fn run(mut settings: Settings) -> Result<Ended, AppError> {
     let (probes, probes_address) = listener::bind("admin.listen", settings.admin_listen).await?;
     announce(&settings, senders_address, probes_address);
     let drain_delay = settings.drain_delay;
-    let (shutdown, drain) = serve(settings, senders, probes).await?;
+    let (shutdown, drain) = serve(settings, (senders, senders_address), probes).await?;
     let signal = signals.next().await;
     info!(signal, ?drain_delay, "shutting down: still serving, so that senders can move to other replicas");
     tokio::select! {
@@ -136,7 +136,11 @@ pub async fn run(mut settings: Settings) -> Result<Ended, AppError> {
 }
 
 /// Puts the parts together and starts them.
-async fn serve(settings: Settings, senders: TcpListener, probes: TcpListener) -> Result<(Shutdown, Drain), AppError> {
+async fn serve(
+    settings: Settings,
+    (senders, address): (TcpListener, SocketAddr),
+    probes: TcpListener,
+) -> Result<(Shutdown, Drain), AppError> {
     let (shutdown, background) = (Shutdown::default(), TaskTracker::new());
     let (connections, dead_letter_tasks, exporting) = (TaskTracker::new(), TaskTracker::new(), TaskTracker::new());
     let tracer = open_tracer(&settings, &shutdown, &exporting)?;
@@ -155,7 +159,10 @@ async fn serve(settings: Settings, senders: TcpListener, probes: TcpListener) ->
         tracer.clone(),
     )
     .start(&settings.routes, &shutdown.watch(), &background);
-    let known = admin(&settings, &stores, &publisher, &metrics, exposition, &ready, &shutdown, &background);
+    let (routes, verifiers) = (Arc::new(settings.routes.clone()), Arc::new(settings.verifiers.clone()));
+    let specifications = Specifications::new(&routes, &verifiers, address.port());
+    let known =
+        admin(&settings, specifications, &stores, &publisher, &metrics, exposition, &ready, &shutdown, &background);
     background.spawn(listener::serve(
         probes,
         TowerToHyperService::new(warp::service(admin::answers(known))),
@@ -174,8 +181,8 @@ async fn serve(settings: Settings, senders: TcpListener, probes: TcpListener) ->
         tracer.clone(),
     );
     let filters = webhooks::webhooks(Webhooks {
-        table: Arc::new(settings.routes),
-        verifiers: Arc::new(settings.verifiers),
+        table: routes,
+        verifiers,
         delivery: Arc::new(delivery),
         dead_letters: DeadLetters::start(
             stores.dead_letters,
@@ -215,6 +222,7 @@ async fn serve(settings: Settings, senders: TcpListener, probes: TcpListener) ->
 #[expect(clippy::too_many_arguments, reason = "it looks at every part of the process")]
 fn admin(
     settings: &Settings,
+    specifications: Specifications,
     stores: &Stores,
     publisher: &Arc<dyn Publisher>,
     metrics: &Metrics,
@@ -238,6 +246,7 @@ fn admin(
         limits: settings.limits.clone(),
         max_connections: settings.connections.max_connections,
         phase: shutdown.watch(),
+        specifications,
     }
 }
 

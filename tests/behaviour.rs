@@ -28,6 +28,7 @@ mod redis_outage;
 mod replicas;
 mod signatures;
 mod slow_clients;
+mod specifications;
 mod startup;
 mod status;
 mod status_codes;

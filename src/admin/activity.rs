@@ -162,7 +162,7 @@ impl Past {
 }
 
 /// What came to a webhook lately; docs/status.md says what the members mean.
-#[derive(Debug, serde::Serialize)]
+#[derive(Debug, serde::Serialize, schemars::JsonSchema)]
 pub(super) struct Lately {
     items_last_minute: u64,
     items_by_second: Vec<u64>,
@@ -171,7 +171,7 @@ pub(super) struct Lately {
     unreleased_for_seconds: u64,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, schemars::JsonSchema)]
 struct LastHour {
     given_up_requests: u64,
     rejected_items: u64,

@@ -5,6 +5,7 @@ use std::{
     time::{Instant, SystemTime},
 };
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::{Activity, Known, OnUnavailable, Store, activity::Lately};
@@ -15,7 +16,7 @@ use crate::{
 };
 
 /// The answer; docs/status.md says what its members mean.
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 pub(super) struct Status {
     version: &'static str,
     revision: &'static str,
@@ -34,7 +35,7 @@ pub(super) struct Status {
 }
 
 /// A store, and the version of its server.
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct Server {
     state: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -51,20 +52,20 @@ impl Server {
 }
 
 /// What is taken of a limit.
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct Share<T> {
     used: T,
     limit: usize,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct InUse {
     requests_in_flight: Share<usize>,
     buffered_bytes: Share<usize>,
     connections: Share<i64>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct Outbox {
     entries: i64,
     oldest_age_seconds: f64,
@@ -77,7 +78,7 @@ impl Outbox {
 }
 
 /// One webhook since the start of the process.
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct OneRoute {
     name: String,
     label: String,
@@ -117,7 +118,7 @@ impl OneRoute {
 }
 
 /// What is left of a route that is configured no more.
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct Orphan {
     name: String,
     subject: String,
@@ -125,7 +126,7 @@ struct Orphan {
     outbox: Outbox,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct Event {
     time: String,
     route: String,

@@ -12,7 +12,7 @@ use std::{
 pub const KEPT: usize = 50;
 
 /// What became of an id.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, schemars::JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Outcome {
     /// Its event was acknowledged.

@@ -94,7 +94,7 @@ impl Answers {
 }
 
 /// What became of the items of a route so far.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, schemars::JsonSchema)]
 pub struct Items {
     /// Claimed.
     pub new: u64,
