@@ -59,7 +59,7 @@ impl Access {
             std::fs::read(path).map_err(|error| crate::tls::TlsFileError {
                 key,
                 path: path.clone(),
-                problem: format!("read file: {error}"),
+                problem: crate::tls::TlsFileProblem::Unreadable(error),
             })
         };
         // Always said, since the library has authorities of its own for whoever says nothing.
