@@ -1,5 +1,5 @@
-//! One body for each thing a sender can get wrong, with what becomes of it: rows 46 to 63 of the design, as far
-//! as the reader decides them. What a whole hookgate answers is in `bad_items.rs` and `status_codes.rs`.
+//! One body for each thing a sender can get wrong, and what the reader makes of it. What hookgate answers is in
+//! `bad_input/bodies.rs` and `bad_items.rs`.
 
 use std::fmt::Write;
 

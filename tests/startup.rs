@@ -10,7 +10,7 @@ async fn assert_waiting(gate: &Gate) {
 }
 
 #[tokio::test]
-async fn without_redis() {
+async fn it_starts_without_redis_and_says_so() {
     let mut world = World::start().await;
     world.redis.kill();
     let gate = world.gate_unready("").await;
@@ -25,7 +25,7 @@ async fn without_redis() {
 }
 
 #[tokio::test]
-async fn without_nats() {
+async fn it_starts_without_nats_and_says_so() {
     let mut world = World::start().await;
     world.nats.kill();
     let gate = world.gate_unready("server.request_deadline = \"1s\"").await;
@@ -41,7 +41,7 @@ async fn without_nats() {
 }
 
 #[tokio::test]
-async fn without_either() {
+async fn it_starts_without_redis_and_nats_and_names_both() {
     let mut world = World::start().await;
     world.redis.kill();
     world.nats.kill();
@@ -58,7 +58,7 @@ async fn without_either() {
 }
 
 #[tokio::test]
-async fn while_both_hang() {
+async fn it_starts_while_redis_and_nats_hang() {
     let world = World::start().await;
     world.redis.freeze();
     world.nats.freeze();

@@ -145,7 +145,7 @@ async fn keeps_the_contract(store: Arc<dyn PendingStore>, release: impl AsyncFn(
 }
 
 #[tokio::test]
-async fn redis() {
+async fn redis_keeps_the_contract() {
     let redis = RedisServer::start().await;
     let store = open(&redis, OPTIONS);
     keeps_the_contract(Arc::new(store), async |_route, id| redis.release(PENDING, id).await).await;
@@ -153,7 +153,7 @@ async fn redis() {
 }
 
 #[tokio::test]
-async fn memory() {
+async fn memory_keeps_the_contract() {
     let store = Arc::new(Memory::new(OUTBOX_LIMIT));
     let release = async |route: &Route, id: &str| assert!(store.release(route, id), "{id} was pending");
     keeps_the_contract(Arc::clone(&store) as Arc<dyn PendingStore>, release).await;

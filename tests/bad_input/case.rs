@@ -1,4 +1,7 @@
-//! A row of the table, and how it is tried.
+//! A case of the table, and how it is tried.
+//!
+//! The table is in `framing.rs`, `signatures.rs` and `bodies.rs`: for each case its name, what is sent, what has to come
+//! back, and why.
 
 use std::{fs, time::Duration};
 
@@ -20,11 +23,18 @@ pub(super) const OTHERS: &str = "of another route";
 const DRIP: Duration = Duration::from_millis(40);
 
 #[derive(Clone)]
-pub(super) struct Row {
-    pub(super) number: u32,
-    pub(super) what: &'static str,
+pub(super) struct Case {
+    /// No other case has it.
+    pub(super) name: &'static str,
     pub(super) sent: Sent,
     pub(super) expect: Expect,
+    /// Why hookgate answers so.
+    pub(super) why: &'static str,
+}
+
+/// Cases with the same reason.
+pub(super) fn because<const N: usize>(why: &'static str, cases: [(&'static str, Sent, Expect); N]) -> Vec<Case> {
+    cases.map(|(name, sent, expect)| Case { name, sent, expect, why }).to_vec()
 }
 
 /// What goes over the wire.
@@ -40,6 +50,12 @@ pub(super) enum Sent {
     Twice(Vec<u8>),
     /// As soon as the previous secret is no longer one.
     AfterRotation(Vec<u8>),
+}
+
+impl From<String> for Sent {
+    fn from(bytes: String) -> Self {
+        Self::Bytes(bytes.into_bytes())
+    }
 }
 
 #[derive(Clone, Copy)]
@@ -58,12 +74,12 @@ pub(super) enum Expect {
     TakenThenClosed,
 }
 
-pub(super) fn row(number: u32, what: &'static str, bytes: impl Into<Vec<u8>>, expect: Expect) -> Row {
-    Row { number, what, sent: Sent::Bytes(bytes.into()), expect }
+/// A request with these lines beside the usual ones.
+pub(super) fn request(path: &str, lines: &str, body: impl AsRef<[u8]>) -> Sent {
+    Sent::Bytes(request_bytes(path, lines, body))
 }
 
-/// A request with these lines beside the usual ones.
-pub(super) fn request(path: &str, lines: &str, body: impl AsRef<[u8]>) -> Vec<u8> {
+pub(super) fn request_bytes(path: &str, lines: &str, body: impl AsRef<[u8]>) -> Vec<u8> {
     let body = body.as_ref();
     let length = body.len();
     let head = format!("POST {path} HTTP/1.1\r\nHost: hookgate.test\r\n{lines}Content-Length: {length}\r\n\r\n");
@@ -124,7 +140,7 @@ routes = [
         Connection::open(self.gate.address()).await.expect("hookgate listens")
     }
 
-    /// Of the routes.
+    /// Where the events of its routes go.
     #[expect(clippy::unused_self, reason = "it is about this site")]
     pub(super) fn subjects(&self) -> [&str; 3] {
         [SUBJECT, "vmh.signed.create", "vmh.others.create"]
@@ -134,9 +150,9 @@ routes = [
         assert_eq!(self.gate.post(batch([id])).await.counts(), (1, 1), "{id}: an honest request is served");
     }
 
-    /// Does what a row needs before.
-    pub(super) async fn prepare(&self, row: &Row) {
-        match &row.sent {
+    /// Does what a case needs before.
+    pub(super) async fn prepare(&self, case: &Case) {
+        match &case.sent {
             Sent::Twice(bytes) => {
                 let mut first = self.connect().await;
                 first.send(bytes).await.expect("hookgate reads");
@@ -153,11 +169,13 @@ routes = [
         }
     }
 
-    /// Sends and judges; whether the row may claim ids of the open route.
-    pub(super) async fn ask(&self, row: &Row, what: &str) -> bool {
+    /// Sends and judges; whether the case may claim ids of the open route.
+    pub(super) async fn ask(&self, case: &Case) -> bool {
+        let Case { name, why, .. } = case;
+        let what = format!("{name} ({why})");
         let mut connection = self.connect().await;
         // Whoever is answered early may find the connection closed in the middle of a write.
-        match &row.sent {
+        match &case.sent {
             Sent::Bytes(bytes) | Sent::Twice(bytes) | Sent::AfterRotation(bytes) => {
                 let _refused = connection.send(bytes).await;
             }
@@ -167,14 +185,14 @@ routes = [
             }
             Sent::Dripped(start, slow) => {
                 connection.send(start).await.expect("hookgate reads");
-                drip(&mut connection, slow, what).await;
+                drip(&mut connection, slow, &what).await;
             }
         }
         let mut answer = async || {
             let answer = connection.answer().await;
             answer.unwrap_or_else(|error| panic!("{what}: no answer: {error}"))
         };
-        match row.expect {
+        match case.expect {
             Expect::Status(codes) => {
                 let answer = answer().await;
                 assert!(codes.contains(&answer.status), "{what}: {} {}", answer.status, answer.text());
@@ -203,7 +221,7 @@ routes = [
                 each.iter().any(|(status, total)| *status == 200 && *total > 0)
             }
             Expect::Closed(codes) => {
-                let rest = in_time(what, connection.closed()).await.unwrap_or_default();
+                let rest = in_time(&what, connection.closed()).await.unwrap_or_default();
                 let code =
                     std::str::from_utf8(rest.get(9..12).unwrap_or_default()).ok().and_then(|code| code.parse().ok());
                 assert!(rest.is_empty() || code.is_some_and(|code: u16| codes.contains(&code)), "{what}: {code:?}");
@@ -233,5 +251,5 @@ async fn drip(connection: &mut Connection, bytes: &[u8], what: &str) {
 
 /// Of the open route.
 pub(super) fn open(body: impl AsRef<[u8]>) -> Vec<u8> {
-    request(PATH, "", body)
+    request_bytes(PATH, "", body)
 }

@@ -185,7 +185,7 @@ async fn released_before_a_late_claim() -> Report {
     storm.judged(crm).await
 }
 
-/// A fault lasts for so long.
+/// How long a fault lasts: what the scenario does, not a wait for something to happen.
 async fn pause(time: Duration) {
     let _never = within(time, async || None::<()>).await;
 }

@@ -17,7 +17,7 @@ pub(crate) async fn within<T>(limit: Duration, mut probe: impl AsyncFnMut() -> O
             if let Some(answer) = probe().await {
                 return answer;
             }
-            // The only pause in the tests: between two looks.
+            // Between two looks. Other pauses in tests are the pace of a sender or the length of a fault.
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };
