@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Installs from Debian's packages what hookgate's commands need and this machine lacks, says what and why,
 # and leaves nothing running. HOOKGATE_REDIS_SERVER and HOOKGATE_NATS_SERVER may name other binaries. With the
-# argument `faults`, `k8s`, `envoy`, `image`, `browser`, `alerts`, `docs`, `openapi`, `workflows`, `bench` or `fuzz` also
-# what that part of the tests needs beyond that; HOOKGATE_NGINX, HOOKGATE_ENVOY and HOOKGATE_REDIS_AOF_SERVER (Redis 7.2
+# argument `faults`, `k8s`, `envoy`, `image`, `browser`, `alerts`, `docs`, `openapi`, `compose`, `workflows`, `bench` or
+# `fuzz` also what that part of the tests needs beyond that; HOOKGATE_NGINX, HOOKGATE_ENVOY and HOOKGATE_REDIS_AOF_SERVER (Redis 7.2
 # or newer) may name other binaries.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -111,8 +111,12 @@ case ${1:-} in
         have node || want nodejs "validates AsyncAPI"
         have npm || want npm "installs what does that"
         ;;
+    compose)
+        python3 -m pip --version >/dev/null 2>&1 || want python3-pip "installs what reads compose.yaml"
+        ;;
     workflows)
-        python3 -m pip --version >/dev/null 2>&1 || want python3-pip "installs what reads workflows, forms and compose.yaml"
+        python3 -m pip --version >/dev/null 2>&1 || want python3-pip "installs what reads workflows and forms"
+        have systemd-analyze || want systemd "systemd-analyze checks the unit; nothing of it is started"
         ;;
     alerts)
         have python3 || want python3 "reads metrics, rules and dashboard, in tests/alerts"
