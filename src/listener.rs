@@ -45,7 +45,7 @@ use crate::{
     metrics::ConnectionMetrics,
     reply::{self, Refusal},
     shutdown::Phase,
-    supervision::keep_on,
+    supervision::supervise,
 };
 
 /// Connections that may wait to be accepted; the system has a limit of its own (`net.core.somaxconn`, 4096 by
@@ -158,7 +158,7 @@ pub async fn serve<S>(
         connections,
         metrics,
     };
-    keep_on!(&name, acceptor.run());
+    supervise!(&name, acceptor.run());
 }
 
 /// Accepts connections. Outlives its panics.

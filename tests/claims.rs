@@ -9,9 +9,9 @@ use std::{
 use futures_util::future::join_all;
 use hookgate::{
     batch::{Batch, EntityId},
+    delivery::{PendingStore, Proposal, State},
     event::{Attempt, Token, TokenSeed},
     pending::redis::{Durability, Options, Redis},
-    pipeline::{PendingStore, Proposal, State},
     readiness::Contact,
 };
 use proptest::{collection::vec, prelude::*, test_runner::TestRunner};

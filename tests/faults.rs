@@ -59,6 +59,8 @@ pub(crate) struct Scenario {
     alone: bool,
     /// Goes on for as long as `--minutes` says.
     long: bool,
+    /// Runs replicas of 0.1.0, too.
+    older: bool,
     run: fn() -> Report,
 }
 
@@ -71,6 +73,7 @@ macro_rules! scenario {
             quick: false,
             alone: false,
             long: false,
+            older: false,
             run: || $crate::to_its_end($name()),
         };
         $( scenario.$flag = true; )*
@@ -151,6 +154,10 @@ fn main() -> ExitCode {
         .filter(|scenario| !quick || scenario.quick)
         .filter(|scenario| names.is_empty() || names.iter().any(|name| scenario.name.contains(name.as_str())))
         .collect();
+    // Outside the time that a scenario has.
+    if chosen.iter().any(|scenario| scenario.older) {
+        faults::addresses::older_binary();
+    }
     let runtime = tokio::runtime::Runtime::new().expect("a runtime can be started");
     let began = Instant::now();
     let (passed, failed) = runtime.block_on(run(chosen, jobs));

@@ -1,9 +1,10 @@
-//! Every store of pending ids keeps one contract, shown through the pipeline on a real broker.
+//! Every store of pending ids keeps one contract, shown through delivery on a real broker.
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use hookgate::{
     batch::Batch,
+    delivery::{Delivery, Failure, PendingStore, Policy, Publisher, Receipt, WithoutAck, WithoutClaim},
     event::{Events, TokenSeed},
     metrics::Metrics,
     pending::{
@@ -11,7 +12,6 @@ use hookgate::{
         memory::Memory,
         redis::{Durability, Options, Redis},
     },
-    pipeline::{Failure, PendingStore, Pipeline, Policy, Publisher, Receipt, WithoutAck, WithoutClaim},
     publisher::{StreamSettings, jetstream::JetStream, login::Login, servers::Servers},
     readiness::Contact,
     route::{Route, RouteSpec, RouteTable},
@@ -25,7 +25,7 @@ use crate::support::{Event, NatsServer, PENDING, RedisServer, batch, eventually,
 
 /// Ids in flight that the stores are opened for.
 const OUTBOX_LIMIT: usize = 3;
-const OPTIONS: Options =
+pub(crate) const OPTIONS: Options =
     Options { timeout: Duration::from_millis(500), outbox_limit: OUTBOX_LIMIT, durability: Durability::None };
 
 pub(crate) fn routes() -> RouteTable {
@@ -43,7 +43,7 @@ pub(crate) fn open(redis: &RedisServer, options: Options) -> Redis {
 struct Bench {
     nats: NatsServer,
     route: Arc<Route>,
-    pipeline: Arc<Pipeline>,
+    delivery: Arc<Delivery>,
     broker: Arc<JetStream>,
     _tasks: TaskTracker,
 }
@@ -72,17 +72,17 @@ impl Bench {
             without_ack: WithoutAck::Reject,
             ack_timeout: Duration::from_millis(500),
         };
-        let pipeline =
-            Pipeline::new(store, publisher, policy, &routes, Metrics::new(&routes, &[]).0, Tracer::default());
+        let delivery =
+            Delivery::new(store, publisher, policy, &routes, Metrics::new(&routes, &[]).0, Tracer::default());
         let route = Arc::clone(&routes.routes()[0]);
-        Self { nats, route, pipeline: Arc::new(pipeline), broker, _tasks: tasks }
+        Self { nats, route, delivery: Arc::new(delivery), broker, _tasks: tasks }
     }
 
-    /// Takes ids through the pipeline.
+    /// Delivers ids.
     async fn run(&self, ids: &[&str]) -> Result<Receipt, Failure> {
         let batch = Batch::parse(batch(ids).as_bytes()).expect("the body is valid");
         let deadline = Instant::now() + Duration::from_secs(2);
-        self.pipeline.run(Arc::clone(&self.route), batch, TokenSeed::now(), deadline, ()).await
+        self.delivery.deliver(Arc::clone(&self.route), batch, TokenSeed::now(), deadline).await
     }
 
     /// Takes ids through while both are up; how many of them were new.

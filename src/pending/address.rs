@@ -10,9 +10,9 @@ use redis::{RedisError, Value, aio::MultiplexedConnection};
 use serde::{Deserialize, Serialize};
 use tracing::{error, warn};
 
-use super::script::REGISTER;
+use super::{diagnosis::takes_no_writes, script::REGISTER};
 use crate::{
-    pipeline::Addresses,
+    delivery::Addresses,
     route::{Route, RouteSpec},
 };
 
@@ -44,30 +44,36 @@ pub(super) struct Claiming {
     number: AtomicUsize,
 }
 
+/// Above all numbers.
+const NO_NUMBER: usize = usize::MAX;
+
 impl Claiming {
     pub(super) fn new(route: &Arc<Route>) -> Self {
-        Self { route: Arc::clone(route), address: text(route), number: AtomicUsize::new(0) }
+        Self { route: Arc::clone(route), address: text(route), number: AtomicUsize::new(NO_NUMBER) }
     }
 
-    /// As of the present connection.
-    pub(super) fn number(&self) -> usize {
-        self.number.load(Ordering::SeqCst)
+    /// As it was registered last; none while it can't be: another address may have any number then.
+    pub(super) fn number(&self) -> Option<usize> {
+        Some(self.number.load(Ordering::SeqCst)).filter(|number| *number != NO_NUMBER)
     }
 
-    /// Finds or gives the number. `first` is the address of claims without one, as 0.1.0 recorded it, if it did. Gives
-    /// that address.
+    /// Finds or gives the number. `first` is the address of claims without one, as 0.1.0 recorded it, if it did. Answers
+    /// the number, and that address.
     pub(super) async fn register(
         &self,
         connection: &mut MultiplexedConnection,
         first: Option<&str>,
-    ) -> Result<String, RedisError> {
+    ) -> Result<(usize, String), RedisError> {
         let Self { route, address, number } = self;
-        let answer: Vec<Value> = REGISTER
-            .call(connection, |call| {
-                call.arg(2).arg(route.addresses_key()).arg(route.outbox_key());
-                call.arg(first.unwrap_or_default()).arg(address);
-            })
-            .await?;
+        let answer = REGISTER.call::<Vec<Value>>(connection, |call| {
+            call.arg(2).arg(route.addresses_key()).arg(route.outbox_key());
+            call.arg(first.unwrap_or_default()).arg(address);
+        });
+        let answer = answer.await.inspect_err(|error| {
+            if takes_no_writes(error) {
+                number.store(NO_NUMBER, Ordering::SeqCst);
+            }
+        })?;
         let mut answer = answer.into_iter();
         let given = redis::from_redis_value(answer.next().unwrap_or(Value::Nil))?;
         let first: String = redis::from_redis_value(answer.next().unwrap_or(Value::Nil))?;
@@ -77,7 +83,7 @@ impl Claiming {
                 "a replica of hookgate 0.1.0 claims under this key for another address than before: entries without a number go to that one now");
         }
         number.store(given, Ordering::SeqCst);
-        Ok(first)
+        Ok((given, first))
     }
 }
 

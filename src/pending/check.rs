@@ -12,7 +12,8 @@ use tracing::error;
 
 use super::{
     address::{self, Claiming},
-    link::{Check, takes_no_writes},
+    diagnosis::{takes_no_writes, words},
+    link::ConnectionCheck,
     outbox,
     redis::{Durability, Options},
     script::{self, CLAIM, PROBE},
@@ -22,29 +23,24 @@ use crate::{event::Attempt, route::Route};
 /// What a new connection has to be able to do: all that keeps events from being lost, on each route's keys. It
 /// also leaves the script of the claim in Redis, and the addresses of the routes. Answers why Redis takes no writes now,
 /// if that is so: what is in the outbox can still be published.
-pub(super) fn check(routes: Vec<Arc<Claiming>>, options: Options) -> Check {
+pub(super) fn check(routes: Vec<Arc<Claiming>>, options: Options) -> ConnectionCheck {
     Arc::new(move |mut connection| {
         let routes = routes.clone();
         async move {
             // All at the same time: one after the other, many routes would take longer than there is.
             let probes = routes.iter().map(|claiming| check_route(connection.clone(), &claiming.route));
-            let mut refusal = try_join_all(probes).await?.into_iter().find(|refusal| !refusal.is_empty());
+            let mut refusals = try_join_all(probes).await?;
             let recorded = outbox::recorded(&mut connection, &routes).await?;
             let claims = routes.iter().zip(&recorded);
             let claims =
                 claims.map(|(claiming, first)| check_claim(connection.clone(), claiming, first.as_deref(), options));
-            match try_join_all(claims).await {
-                Err(error) if takes_no_writes(&error) => refusal = refusal.or_else(|| Some(error.to_string())),
-                checked => {
-                    checked?;
-                }
-            }
+            refusals.extend(try_join_all(claims).await?);
             if options.durability == Durability::Aof {
                 let wait = redis::cmd("WAITAOF").arg(1).arg(0).arg(1).query_async::<Value>(&mut connection).await;
                 let _no_writes = wait.map_err(without_waitaof)?;
             }
             outbox::may_read_records(&mut connection).await?;
-            Ok(refusal)
+            Ok(refusals.into_iter().find(|refusal| !refusal.is_empty()))
         }
         .boxed()
     })
@@ -59,30 +55,35 @@ async fn check_route(mut connection: MultiplexedConnection, route: &Route) -> Re
     unless_of_another_kind(route, PROBE.call::<String>(&mut connection, probe).await)
 }
 
+/// Why nothing can be claimed for this route now; empty if it can. The others can go on, and the outbox, too.
 async fn check_claim(
     mut connection: MultiplexedConnection,
     claiming: &Claiming,
     first: Option<&str>,
     options: Options,
-) -> Result<(), RedisError> {
+) -> Result<String, RedisError> {
+    let route = &claiming.route;
     let checked = async {
-        let zero = claiming.register(&mut connection, first).await?;
+        let (number, zero) = claiming.register(&mut connection, first).await?;
         if first.is_none() {
-            let owner = address::route(zero.as_bytes(), claiming.route.pending_key());
-            outbox::record(&mut connection, owner.as_ref().unwrap_or(&claiming.route)).await?;
+            let owner = address::route(zero.as_bytes(), route.pending_key());
+            outbox::record(&mut connection, owner.as_ref().unwrap_or(route)).await?;
         }
-        let attempt = Attempt::FIRST.at_address(claiming.number());
+        let attempt = Attempt::FIRST.at_address(number);
         let arguments = |call: &mut Cmd| script::claim(call, claiming, options.outbox_limit, false, &[], attempt);
-        CLAIM.call::<Vec<Value>>(&mut connection, arguments).await.map(|_no_states| ())
+        CLAIM.call::<Vec<Value>>(&mut connection, arguments).await.map(|_no_states| String::new())
     };
-    unless_of_another_kind(&claiming.route, checked.await)
+    match unless_of_another_kind(route, checked.await) {
+        Err(error) if takes_no_writes(&error) => Ok(format!("route {route}: {}", words(&error))),
+        checked => checked,
+    }
 }
 
 /// The other routes can go on without this one.
 fn unless_of_another_kind<T: Default>(route: &Route, checked: Result<T, RedisError>) -> Result<T, RedisError> {
     match checked {
         Err(error) if error.code() == Some("WRONGTYPE") => {
-            error!(%route, pending_key = route.pending_key(), outbox = route.outbox_key(), %error,
+            error!(%route, pending_key = route.pending_key(), outbox = route.outbox_key(), addresses = route.addresses_key(), %error,
                 "a key of this route is something else in Redis, so nothing can be claimed for it; rename that key, or set routes.pending_key");
             Ok(T::default())
         }

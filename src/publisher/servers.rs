@@ -149,14 +149,28 @@ impl Servers {
 
     /// What a failed attempt to connect says of a server, whose words these are.
     fn judge(&self, server: &str, error: &str) -> Contact {
-        let reason = format!("connect to {server}: {error}");
+        let server = server.trim_end_matches('/');
+        let said = error.strip_prefix("IO error: ").unwrap_or(error);
         if is_refusal(error) {
-            return Contact::Refused(format!("{reason}; {}", self.login.advice()));
+            let said = said.rsplit(": ").next().unwrap_or(said);
+            return Contact::Refused(format!("{server} does not let hookgate in ({said}): {}", self.login.advice()));
         }
-        match tls::advice("nats", error) {
-            Some(advice) => Contact::Refused(format!("{reason}; {advice}")),
-            None => Contact::Unreachable(reason),
+        if let Some(advice) = tls::advice("nats", error) {
+            return Contact::Refused(format!("connect to {server}: {said}; {advice}"));
         }
+        Contact::Unreachable(match said {
+            _ if said.starts_with("Connection refused") => {
+                format!("nothing listens on {server}; is NATS running there? (nats.url)")
+            }
+            "DNS error" => format!("no address is known of the host in {server}; check nats.url and the DNS"),
+            "timed out" => format!(
+                "no answer from {server} within {CONNECT_TIMEOUT:?}; is it NATS that listens there, and does it work?"
+            ),
+            _ if said.starts_with("expected INFO") => {
+                format!("what answers on {server} is not NATS; check the port in nats.url")
+            }
+            _ => format!("connect to {server}: {said}"),
+        })
     }
 
     /// What the last attempts say of all servers: those that refuse have more to say than those that are away.

@@ -93,7 +93,7 @@ impl StreamWatch {
         match &found {
             Ok(survey) => {
                 self.usable.store(true, Ordering::Relaxed);
-                self.connection.granted(|denial| denial.contains("\"$JS.API."));
+                self.connection.permission_granted(|denial| denial.contains("\"$JS.API."));
                 said.say(survey, &self.stream);
             }
             Err(error) if error.is_no_jetstream() => self.usable.store(false, Ordering::Relaxed),

@@ -24,8 +24,8 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
         scenario!(pending_keys_swapped_over_a_full_outbox, quick),
         scenario!(removed_route_without_a_stream, quick),
         scenario!(removed_route_is_drained),
-        scenario!(upgrade_from_0_1_0_with_another_subject),
-        scenario!(rollback_to_0_1_0_and_upgrade_again),
+        scenario!(upgrade_from_0_1_0_with_another_subject, older),
+        scenario!(rollback_to_0_1_0_and_upgrade_again, older),
     ]
 }
 
@@ -115,7 +115,7 @@ async fn pending_keys_swapped_over_a_full_outbox() -> Report {
 /// The log says which subject has no stream and how many entries wait; a stream of any name brings them out.
 async fn removed_route_without_a_stream() -> Report {
     let mut world = World::start().await;
-    let gate = ready(&world, &to("old.created")).await;
+    let gate = ready(&world, &to("vmh.old")).await;
     leave_behind(&mut world, gate, PATH, &["a", "b"]).await;
     world.nats.start_again().await;
     let jetstream = world.nats.jetstream().await;
@@ -123,10 +123,10 @@ async fn removed_route_without_a_stream() -> Report {
     let other = "[[routes]]\nflow = \"vmh\"\nentity = \"akte\"\naction = \"create\"\n";
     let gate = ready(&world, other).await;
     let line = gate.wait_log("no stream covers the subject").await;
-    let said = line.contains("\"old.created\"") && line.contains("\"entries\":2");
+    let said = line.contains("\"vmh.old\"") && line.contains("\"entries\":2");
     let stream = async_nats::jetstream::stream::Config {
         name: "ARCHIVE".to_owned(),
-        subjects: vec!["old.>".to_owned()],
+        subjects: vec!["vmh.old".to_owned()],
         ..Default::default()
     };
     jetstream.create_stream(stream).await.expect("the tests may");
@@ -192,7 +192,7 @@ async fn older(world: &World, settings: &str) -> Gate {
 }
 
 /// The program that `HOOKGATE_0_1_0` names, or the one that is built of the history once, below `target`.
-fn older_binary() -> &'static Path {
+pub(crate) fn older_binary() -> &'static Path {
     static BINARY: OnceLock<PathBuf> = OnceLock::new();
     BINARY.get_or_init(|| {
         let named = PathBuf::from(binary("HOOKGATE_0_1_0", ""));

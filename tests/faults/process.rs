@@ -1,4 +1,4 @@
-//! hookgate dies at random times and at each named point of the pipeline.
+//! hookgate dies at random times and at each named point of a delivery.
 
 use super::{
     crm::{Crm, Load},
@@ -77,7 +77,7 @@ async fn killed_in_settle() -> Report {
     die_at("in_settle").await
 }
 
-/// One replica dies at a point of its pipeline, again and again; the other one lives.
+/// One replica dies at a point of its delivery, again and again; the other one lives.
 async fn die_at(point: &str) -> Report {
     let deaths = 10;
     let rig = Rig::start(1, "").await;

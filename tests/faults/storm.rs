@@ -237,7 +237,7 @@ impl Storm {
         let nats_wire = Wire::to(world.nats.port()).await;
         let wire = format!("nats.url = \"nats://127.0.0.1:{}\"\n", nats_wire.port());
         // Neither the stream nor the logs may fill the machine.
-        let small = "nats.stream.max_age = \"5m\"\nnats.stream.duplicate_window = \"5m\"\nlog.filter = \"info,hookgate::entity=warn,hookgate::pipeline=warn\"\n";
+        let small = "nats.stream.max_age = \"5m\"\nnats.stream.duplicate_window = \"5m\"\nlog.filter = \"info,hookgate::entity=warn,hookgate::delivery=warn\"\n";
         let mut rig = Rig::with(world, 0, &format!("{wire}{small}{}", plan.settings)).await;
         for redis_wire in &redis_wires {
             let gate = replica(&rig, redis_wire).await;

@@ -149,8 +149,9 @@ impl RedisServer {
 
     /// A connection to database 1.
     pub(crate) async fn connection(&self) -> MultiplexedConnection {
-        // By itself the client waits for half a second; a busy machine and its disk may take longer.
-        let patient = AsyncConnectionConfig::new().set_response_timeout(Some(Duration::from_secs(10)));
+        // By itself the client waits for a second at most; a busy machine and its disk may take longer.
+        let patience = Some(Duration::from_secs(10));
+        let patient = AsyncConnectionConfig::new().set_connection_timeout(patience).set_response_timeout(patience);
         let connection = self.client().get_multiplexed_async_connection_with_config(&patient).await;
         connection.expect("Redis takes connections")
     }

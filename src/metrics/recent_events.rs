@@ -12,7 +12,7 @@ use std::{
 pub const KEPT: usize = 50;
 
 /// What became of an id.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, schemars::JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Outcome {
     /// Its event was acknowledged.
@@ -29,7 +29,7 @@ pub enum Outcome {
 
 /// An id, and what became of it.
 #[derive(Debug, Clone)]
-pub struct Happened {
+pub struct RecentEvent {
     /// When.
     pub at: SystemTime,
     /// Name of its route.
@@ -42,9 +42,9 @@ pub struct Happened {
 
 /// The last [`KEPT`] of them.
 #[derive(Debug, Default)]
-pub struct Feed(Mutex<VecDeque<Happened>>);
+pub struct RecentEvents(Mutex<VecDeque<RecentEvent>>);
 
-impl Feed {
+impl RecentEvents {
     /// Adds the last of `count` ids.
     pub(super) fn add<'a>(&self, route: &Arc<str>, outcome: Outcome, count: usize, ids: impl Iterator<Item = &'a str>) {
         let at = SystemTime::now();
@@ -54,13 +54,13 @@ impl Feed {
                 if kept.len() < KEPT { None } else { kept.pop_front() }.map_or_else(String::new, |old| old.id);
             text.clear();
             text.push_str(id);
-            kept.push_back(Happened { at, route: Arc::clone(route), id: text, outcome });
+            kept.push_back(RecentEvent { at, route: Arc::clone(route), id: text, outcome });
         }
     }
 
     /// The newest first.
     #[must_use]
-    pub fn newest(&self) -> Vec<Happened> {
+    pub fn newest(&self) -> Vec<RecentEvent> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).iter().rev().cloned().collect()
     }
 }
@@ -71,16 +71,16 @@ mod tests {
 
     #[test]
     fn the_last_are_kept_in_their_order() {
-        let feed = Feed::default();
+        let recent = RecentEvents::default();
         let route = Arc::from("f/e/a");
         let ids: Vec<String> = (0..3 * KEPT).map(|number| number.to_string()).collect();
-        feed.add(&route, Outcome::Published, 2, ids[..2].iter().map(String::as_str));
-        assert_eq!(feed.newest().iter().map(|happened| happened.id.as_str()).collect::<Vec<_>>(), ["1", "0"]);
-        feed.add(&route, Outcome::Duplicate, ids.len(), ids.iter().map(String::as_str));
-        let newest = feed.newest();
+        recent.add(&route, Outcome::Published, 2, ids[..2].iter().map(String::as_str));
+        assert_eq!(recent.newest().iter().map(|event| event.id.as_str()).collect::<Vec<_>>(), ["1", "0"]);
+        recent.add(&route, Outcome::Duplicate, ids.len(), ids.iter().map(String::as_str));
+        let newest = recent.newest();
         assert_eq!(newest.len(), KEPT);
         assert_eq!(newest[0].id, "149");
         assert_eq!(newest[KEPT - 1].id, "100");
-        assert!(newest.iter().all(|happened| happened.outcome == Outcome::Duplicate));
+        assert!(newest.iter().all(|event| event.outcome == Outcome::Duplicate));
     }
 }

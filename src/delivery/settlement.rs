@@ -1,20 +1,7 @@
 //! From a claim to its settlement, which takes an acknowledgement.
 
-use crate::{batch::EntityId, event::Token, publisher::Ack};
-
-/// An id whose event has to be acknowledged before the batch may be.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Claim<'a> {
-    pub(super) id: EntityId<'a>,
-    pub(super) token: Token,
-}
-
-impl Claim<'_> {
-    /// Only an acknowledgement makes a settlement.
-    pub(super) fn settled_by(&self, ack: Ack) -> Settlement {
-        Settlement::acknowledged(self.id.as_str().to_owned(), self.token, ack)
-    }
-}
+use super::Ack;
+use crate::event::Token;
 
 /// An acknowledged claim, whose entry in the outbox can go.
 #[derive(Debug, Clone, PartialEq, Eq)]

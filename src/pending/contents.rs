@@ -8,16 +8,13 @@ use redis::Value;
 
 use super::redis::Redis;
 use crate::{
-    metrics::{
-        Operation,
-        census::{Held, Holdings},
-    },
-    pipeline::ClaimError,
+    delivery::{RouteContents, StoreContents, StoreError},
+    metrics::Operation,
     route::Route,
 };
 
-impl Holdings for Redis {
-    fn held<'a>(&'a self, routes: &'a [Arc<Route>]) -> BoxFuture<'a, Result<Vec<Held>, ClaimError>> {
+impl StoreContents for Redis {
+    fn contents<'a>(&'a self, routes: &'a [Arc<Route>]) -> BoxFuture<'a, Result<Vec<RouteContents>, StoreError>> {
         async move {
             let mut together = redis::pipe();
             for route in routes {
@@ -25,7 +22,7 @@ impl Holdings for Redis {
             }
             let counts: Vec<usize> =
                 self.look(Operation::Count, async |connection| together.query_async(connection).await).await?;
-            Ok(counts.chunks_exact(2).map(|pair| Held { pending: pair[0], outbox: pair[1] }).collect())
+            Ok(counts.chunks_exact(2).map(|pair| RouteContents { pending: pair[0], outbox: pair[1] }).collect())
         }
         .boxed()
     }

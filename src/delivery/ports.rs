@@ -1,4 +1,4 @@
-//! The two ports of the pipeline, and what goes through them. Their adapters are in `pending` and `publisher`.
+//! The ports of delivery, and what goes through them. Their adapters are in `pending` and `publisher`.
 
 use std::{ops::Range, sync::Arc, time::Duration};
 
@@ -6,11 +6,10 @@ use futures_util::future::BoxFuture;
 use hashbrown::HashMap;
 use tokio::sync::watch;
 
-use super::Settlement;
+use super::{Ack, PublishError, Settlement};
 use crate::{
     batch::{Batch, EntityId},
     event::{Attempt, Event, Token, TokenSeed},
-    publisher::{Ack, PublishError},
     readiness::Contact,
     route::Route,
 };
@@ -99,7 +98,7 @@ pub struct Claimed {
 
 /// Why a claim, or another question to the pending store, gave no answer.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum ClaimError {
+pub enum StoreError {
     /// The store is known to be down; nothing was sent to it.
     #[error("the pending store is down: {0}")]
     Down(String),
@@ -119,7 +118,7 @@ pub enum ClaimError {
 pub trait PendingStore: Send + Sync {
     /// Claims ids atomically, each at most once among all replicas, and answers for each in their order. A token is
     /// proposed in one call only: whoever tries again takes those of the next [`Attempt`].
-    fn claim(&self, route: &Arc<Route>, proposal: Proposal) -> BoxFuture<'_, Result<Claimed, ClaimError>>;
+    fn claim(&self, route: &Arc<Route>, proposal: Proposal) -> BoxFuture<'_, Result<Claimed, StoreError>>;
 
     /// Empties the outbox of acknowledged claims, each only if it still holds that very token. Happens in
     /// the background and may fail: an entry that stays is published again under its token by whoever meets
@@ -149,4 +148,23 @@ pub trait Publisher: Send + Sync {
 
     /// Version of the server, if one is known.
     fn server_version(&self) -> Option<String>;
+}
+
+/// What the store holds of a route.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RouteContents {
+    /// Pending ids.
+    pub pending: usize,
+    /// Entries of the outbox.
+    pub outbox: usize,
+}
+
+/// What can be asked of the pending store without changing anything. A refusal is only an answer: nobody's
+/// claim may suffer because somebody counts.
+pub trait StoreContents: Send + Sync {
+    /// What it holds of each of these routes, in their order, at a cost that does not grow with what it holds.
+    fn contents<'a>(&'a self, routes: &'a [Arc<Route>]) -> BoxFuture<'a, Result<Vec<RouteContents>, StoreError>>;
+
+    /// Version of the server, if there is one and it says so.
+    fn server_version(&self) -> BoxFuture<'_, Option<String>>;
 }

@@ -1,4 +1,4 @@
-//! Work that goes on without whoever waits for it.
+//! Work that goes on when nobody waits for it any more.
 
 use std::{
     pin::Pin,
@@ -7,25 +7,25 @@ use std::{
 
 use tokio::runtime::Handle;
 
-/// A future that, dropped before its end, goes on in a task of its own.
-///
-/// Almost every request is waited for to its end, and costs no task.
-pub(crate) struct Unstoppable<F>(Option<Pin<Box<F>>>)
+/// A future that, dropped before its end, goes on in a task of its own. Awaited to its end it costs no task.
+#[derive(Debug)]
+pub(crate) struct DetachOnDrop<F>(Option<Pin<Box<F>>>)
 where
     F: Future + Send + 'static,
     F::Output: Send;
 
-impl<F> Unstoppable<F>
+impl<F> DetachOnDrop<F>
 where
     F: Future + Send + 'static,
     F::Output: Send,
 {
+    /// Boxes the work, which stays where it is when it is detached.
     pub(crate) fn new(work: F) -> Self {
         Self(Some(Box::pin(work)))
     }
 }
 
-impl<F> Future for Unstoppable<F>
+impl<F> Future for DetachOnDrop<F>
 where
     F: Future + Send + 'static,
     F::Output: Send,
@@ -42,7 +42,7 @@ where
     }
 }
 
-impl<F> Drop for Unstoppable<F>
+impl<F> Drop for DetachOnDrop<F>
 where
     F: Future + Send + 'static,
     F::Output: Send,
@@ -67,7 +67,7 @@ mod tests {
     async fn goes_on_when_nobody_waits_any_more() {
         let (go, told) = oneshot::channel::<()>();
         let (done, ended) = oneshot::channel();
-        let mut work = Box::pin(Unstoppable::new(async move {
+        let mut work = Box::pin(DetachOnDrop::new(async move {
             told.await.expect("somebody says go");
             done.send(()).expect("somebody listens");
         }));

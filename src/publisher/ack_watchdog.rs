@@ -19,8 +19,8 @@ const SILENCE: Duration = Duration::from_secs(10);
 
 impl Connection {
     /// Whether anything that was sent together on a connection has been answered, be it with an error.
-    pub(super) fn heard(&self, epoch: u64, answered: bool) {
-        self.unheard.send_if_modified(|since| {
+    pub(super) fn answered(&self, epoch: u64, answered: bool) {
+        self.unanswered.send_if_modified(|since| {
             let before = since.filter(|(of, _)| *of == epoch);
             let now = if answered { None } else { before.or_else(|| Some((epoch, Instant::now()))) };
             std::mem::replace(since, now) != now
@@ -28,14 +28,14 @@ impl Connection {
     }
 
     /// Makes a new connection, with its subscriptions, where no answer can come or none has come for long.
-    pub(super) async fn listen_again(&self) {
-        let (mut status, mut unheard) = (self.status.clone(), self.unheard.subscribe());
-        let mut deaf_since = None;
+    pub(super) async fn ack_watchdog(&self) {
+        let (mut status, mut unanswered) = (self.status.clone(), self.unanswered.subscribe());
+        let mut inbox_denied_since = None;
         loop {
             let now = status.borrow_and_update().clone();
-            let unheard_since = unheard.borrow_and_update().filter(|(epoch, _)| *epoch == now.epoch);
-            deaf_since = now.deaf.as_ref().map(|_| deaf_since.unwrap_or_else(Instant::now));
-            let due = match (deaf_since, unheard_since) {
+            let unheard_since = unanswered.borrow_and_update().filter(|(epoch, _)| *epoch == now.epoch);
+            inbox_denied_since = now.inbox_denied.as_ref().map(|_| inbox_denied_since.unwrap_or_else(Instant::now));
+            let due = match (inbox_denied_since, unheard_since) {
                 _ if now.contact != Contact::Up => None,
                 (Some(since), _) => Some(since + LISTEN_AGAIN),
                 // What is denied is not answered either, and another connection would be denied the same.
@@ -50,13 +50,13 @@ impl Connection {
             };
             let goes_on = tokio::select! {
                 changed = status.changed() => changed.is_ok(),
-                changed = unheard.changed() => changed.is_ok(),
+                changed = unanswered.changed() => changed.is_ok(),
                 () = wait => {
-                    if now.deaf.is_none() {
+                    if now.inbox_denied.is_none() {
                         warn!("NATS has answered nothing for {SILENCE:?} on a connection that looks well; trying a new one");
                     }
-                    deaf_since = None;
-                    self.unheard.send_replace(None);
+                    inbox_denied_since = None;
+                    self.unanswered.send_replace(None);
                     self.client.force_reconnect().await.is_ok()
                 }
             };

@@ -5,11 +5,11 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 use futures_util::{FutureExt, future::BoxFuture};
 
-use super::{redis::Redis, script::BURY};
+use super::{redis::Redis, script::KEEP_LETTERS};
 use crate::{
-    dead_letters::{Buried, DeadLetter, DeadLetterLimits, Graveyard},
+    dead_letters::{DeadLetter, DeadLetterLimits, DeadLetterStore, KeptLetter},
+    delivery::StoreError,
     metrics::Operation,
-    pipeline::ClaimError,
 };
 
 /// The stream.
@@ -19,25 +19,31 @@ const BYTES: &str = "{hookgate:dead_letters}:bytes";
 
 type Fields = (String, Vec<(String, Vec<u8>)>);
 
-impl Graveyard for Redis {
-    fn bury<'a>(
+impl DeadLetterStore for Redis {
+    fn keep<'a>(
         &'a self,
         letters: &'a [DeadLetter],
         limits: DeadLetterLimits,
-    ) -> BoxFuture<'a, Result<(), ClaimError>> {
+    ) -> BoxFuture<'a, Result<(), StoreError>> {
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or(Duration::ZERO);
         let oldest = u64::try_from(now.saturating_sub(limits.max_age).as_millis()).unwrap_or(0);
         async move {
             // Should it take long, the connection is still good for claims.
             let _dropped: usize = self
                 .look(Operation::DeadLetters, async |connection| {
-                    BURY.call(connection, |call| {
-                        call.arg(2).arg(LETTERS).arg(BYTES).arg(limits.max_entries).arg(limits.max_bytes).arg(oldest);
-                        for DeadLetter { route, reason, time, raw } in letters {
-                            call.arg(route).arg(reason).arg(time).arg(raw.as_ref());
-                        }
-                    })
-                    .await
+                    KEEP_LETTERS
+                        .call(connection, |call| {
+                            call.arg(2)
+                                .arg(LETTERS)
+                                .arg(BYTES)
+                                .arg(limits.max_entries)
+                                .arg(limits.max_bytes)
+                                .arg(oldest);
+                            for DeadLetter { route, reason, time, raw } in letters {
+                                call.arg(route).arg(reason).arg(time).arg(raw.as_ref());
+                            }
+                        })
+                        .await
                 })
                 .await?;
             Ok(())
@@ -45,7 +51,11 @@ impl Graveyard for Redis {
         .boxed()
     }
 
-    fn letters<'a>(&'a self, count: usize, entry: Option<&'a str>) -> BoxFuture<'a, Result<Vec<Buried>, ClaimError>> {
+    fn letters<'a>(
+        &'a self,
+        count: usize,
+        entry: Option<&'a str>,
+    ) -> BoxFuture<'a, Result<Vec<KeptLetter>, StoreError>> {
         async move {
             let mut call = redis::cmd("XREVRANGE");
             call.arg(LETTERS).arg(entry.unwrap_or("+")).arg(entry.unwrap_or("-")).arg("COUNT").arg(count);
@@ -56,7 +66,7 @@ impl Graveyard for Redis {
         .boxed()
     }
 
-    fn purge(&self) -> BoxFuture<'_, Result<usize, ClaimError>> {
+    fn purge(&self) -> BoxFuture<'_, Result<usize, StoreError>> {
         async move {
             let mut together = redis::pipe();
             together.atomic().cmd("XLEN").arg(LETTERS).cmd("DEL").arg(LETTERS).ignore().cmd("DEL").arg(BYTES).ignore();
@@ -68,10 +78,10 @@ impl Graveyard for Redis {
     }
 }
 
-fn read((entry, fields): Fields) -> Buried {
+fn read((entry, fields): Fields) -> KeptLetter {
     let get = |name: &str| fields.iter().find(|(field, _)| field == name).map(|(_, value)| value.clone());
     let text = |name: &str| String::from_utf8_lossy(&get(name).unwrap_or_default()).into_owned();
-    Buried {
+    KeptLetter {
         entry,
         letter: DeadLetter {
             route: text("route"),

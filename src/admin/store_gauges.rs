@@ -5,38 +5,24 @@ use std::{
     time::Duration,
 };
 
-use futures_util::future::BoxFuture;
 use tokio::{sync::watch, time::Instant};
 use tracing::{debug, warn};
 
-use super::Metrics;
-use crate::{pipeline::ClaimError, readiness::Contact, route::Route, shutdown::Phase, supervision::keep_on};
+use crate::{
+    delivery::{RouteContents, StoreContents, StoreError},
+    metrics::Metrics,
+    readiness::Contact,
+    route::Route,
+    shutdown::Phase,
+    supervision::supervise,
+};
 
 /// Between two looks.
 const EVERY: Duration = Duration::from_secs(2);
 
-/// What the store holds of a route.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Held {
-    /// Pending ids.
-    pub pending: usize,
-    /// Entries of the outbox.
-    pub outbox: usize,
-}
-
-/// What can be asked of the pending store without changing anything. A refusal is only an answer: nobody's
-/// claim may suffer because somebody counts.
-pub trait Holdings: Send + Sync {
-    /// What it holds of each of these routes, in their order, at a cost that does not grow with what it holds.
-    fn held<'a>(&'a self, routes: &'a [Arc<Route>]) -> BoxFuture<'a, Result<Vec<Held>, ClaimError>>;
-
-    /// Version of the server, if there is one and it says so.
-    fn server_version(&self) -> BoxFuture<'_, Option<String>>;
-}
-
 /// What was read last, beside the gauges.
 #[derive(Debug, Clone, Default)]
-pub struct Census(Arc<Mutex<Reading>>);
+pub struct StoreGauges(Arc<Mutex<Reading>>);
 
 /// One look.
 #[derive(Debug, Clone, Default)]
@@ -47,7 +33,7 @@ pub struct Reading {
     pub server_version: Option<String>,
 }
 
-impl Census {
+impl StoreGauges {
     /// What was read last.
     #[must_use]
     pub fn reading(&self) -> Reading {
@@ -58,17 +44,17 @@ impl Census {
     /// what it said last.
     pub async fn run(
         self,
-        store: Arc<dyn Holdings>,
+        store: Arc<dyn StoreContents>,
         metrics: Metrics,
         contact: watch::Receiver<Contact>,
         phase: watch::Receiver<Phase>,
     ) {
-        keep_on!("the counting of what Redis holds", self.count(&*store, &metrics, contact.clone(), phase.clone()));
+        supervise!("the counting of what Redis holds", self.count(&*store, &metrics, contact.clone(), phase.clone()));
     }
 
     async fn count(
         &self,
-        store: &dyn Holdings,
+        store: &dyn StoreContents,
         metrics: &Metrics,
         mut contact: watch::Receiver<Contact>,
         mut phase: watch::Receiver<Phase>,
@@ -81,7 +67,7 @@ impl Census {
                 }
                 match self.look(store, metrics).await {
                     Ok(()) => warned = false,
-                    Err(ClaimError::Refused(problem)) => {
+                    Err(StoreError::Refused(problem)) => {
                         if !warned {
                             warn!(%problem, "Redis does not say what it holds, so metrics and status page can't; allow +scard and +hlen");
                         }
@@ -98,12 +84,12 @@ impl Census {
         }
     }
 
-    async fn look(&self, store: &dyn Holdings, metrics: &Metrics) -> Result<(), ClaimError> {
-        let holders = metrics.holders();
-        let routes: Vec<Arc<Route>> = holders.iter().map(|holder| Arc::clone(holder.route())).collect();
-        let all = store.held(&routes).await?;
-        for (holder, Held { pending, outbox }) in holders.iter().zip(all) {
-            holder.set(pending, outbox);
+    async fn look(&self, store: &dyn StoreContents, metrics: &Metrics) -> Result<(), StoreError> {
+        let gauges = metrics.gauges();
+        let routes: Vec<Arc<Route>> = gauges.iter().map(|gauge| Arc::clone(gauge.route())).collect();
+        let all = store.contents(&routes).await?;
+        for (gauge, RouteContents { pending, outbox }) in gauges.iter().zip(all) {
+            gauge.set(pending, outbox);
         }
         let server_version = store.server_version().await;
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Reading { at: Some(Instant::now()), server_version };
