@@ -1,4 +1,4 @@
-//! The process starts whatever is missing, says what, and becomes ready when it is there.
+//! The process starts without Redis or NATS, names what is missing, and becomes ready when it is there.
 
 use crate::support::{Gate, NatsServer, RedisServer, World, batch};
 

@@ -20,7 +20,7 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
     vec![scenario!(both_killed), scenario!(both_killed_publish), scenario!(both_frozen_1000_requests, alone)]
 }
 
-/// Each comes back first once.
+/// Each of the two comes back first in one round.
 async fn both_killed() -> Report {
     let mut rig = Rig::start(2, Policy::Reject.settings()).await;
     let crm = rig.load(Load::default());
@@ -84,8 +84,8 @@ async fn both_killed_publish() -> Report {
     report
 }
 
-/// With the settings that hookgate has by itself: 1,000 senders at once are each told in time, in bounded
-/// memory, and work goes on within a second.
+/// With default settings, 1,000 senders at once each get their answer in time and in bounded memory. After the thaw work
+/// resumes within a second.
 async fn both_frozen_1000_requests() -> Report {
     let longest = Duration::from_secs(9);
     let mut rig = Rig::start(0, "").await;
