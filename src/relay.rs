@@ -266,6 +266,8 @@ fn tell(route: &Route, Ended { walked, stopped }: &Ended, trouble: &mut Option<T
             debug!(route = %route, "another replica relays this outbox");
             return;
         }
+        // Said already by who keeps the connection to Redis.
+        (Some(RelayError::Outbox(ClaimError::Down(_))), _) => return,
         (Some(RelayError::Outbox(_) | RelayError::Publish(_)), _) => Some(Trouble::Stopped),
         (_, Some(_)) => Some(Trouble::Unsettled),
         (None, None) => None,
