@@ -12,6 +12,7 @@ mod address;
 mod api;
 mod connection;
 pub mod core;
+mod diagnosis;
 mod hearing;
 mod inbox;
 pub mod inspect;

@@ -20,7 +20,7 @@ async fn assert_waiting(gate: &Gate) {
 async fn without_redis() {
     let mut world = World::start().await;
     world.redis.kill();
-    let mut gate = world.gate_unready("").await;
+    let gate = world.gate_unready("").await;
     gate.wait_store("nats", "up").await;
     gate.wait_store("redis", "unreachable").await;
     let line = gate.wait_log("nothing listens on 127.0.0.1:").await;
@@ -37,7 +37,7 @@ async fn without_redis() {
 async fn without_nats() {
     let mut world = World::start().await;
     world.nats.kill();
-    let mut gate = world.gate_unready("server.request_deadline = \"1s\"").await;
+    let gate = world.gate_unready("server.request_deadline = \"1s\"").await;
     gate.wait_store("redis", "up").await;
     gate.wait_store("nats", "unreachable").await;
     let line = gate.wait_log("nothing listens on nats://127.0.0.1:").await;
