@@ -5,7 +5,7 @@ export CARGO_TERM_COLOR ?= auto
 # Debian keeps servers where an ordinary user's PATH does not look.
 export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin
 
-.PHONY: help demo test test-all e2e faults bench image fuzz audit check fmt lint doc tools clean
+.PHONY: help demo test test-all e2e faults compat bench image fuzz audit check fmt lint doc tools clean
 
 help: ## list the commands
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/\1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 10
@@ -37,6 +37,9 @@ faults: ## kill, freeze and cut off real processes under load, then count; ONLY=
 image: ## the image hookgate:VERSION, with docker, podman or buildah; IMAGE=registry/name:tag, HOOKGATE_ENGINE=...
 	@scripts/image.sh
 
+compat: ## the contract's tests over several versions of NATS and Redis, and a table; ONLY=part-of-a-name; in no other command
+	@tests/servers/compat $(ONLY)
+
 bench: ## measure hookgate, its floor and its baselines; QUICK=1: whether it works. See bench/README.md
 	@bench/run
 
@@ -54,7 +57,6 @@ fmt: ## whether the code is formatted
 lint: tools ## clippy, without and with all features, warnings denied
 	cargo clippy --locked --all-targets -- -D warnings
 	cargo clippy --locked --all-targets --all-features -- -D warnings
-# Targets that a plain `cargo test` leaves out are no part of --all-targets.
 	cargo clippy --locked --all-features --test faults --test edge_load -- -D warnings
 
 doc: tools ## the documentation, warnings denied

@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Installs from Debian's packages what hookgate's commands need and this machine lacks, says what and why,
 # and leaves nothing running. HOOKGATE_REDIS_SERVER and HOOKGATE_NATS_SERVER may name other binaries. With the
-# argument `faults`, `k8s`, `envoy`, `image`, `browser`, `alerts`, `docs`, `bench` or `fuzz` also what that part of the tests
-# needs beyond that; HOOKGATE_NGINX, HOOKGATE_ENVOY and HOOKGATE_REDIS_AOF_SERVER (Redis 7.2 or newer) may name other binaries.
+# argument `faults`, `k8s`, `envoy`, `image`, `browser`, `alerts`, `docs`, `openapi`, `compose`, `workflows`, `bench` or
+# `fuzz` also what that part of the tests needs beyond that; HOOKGATE_NGINX, HOOKGATE_ENVOY and HOOKGATE_REDIS_AOF_SERVER (Redis 7.2
+# or newer) may name other binaries.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -104,6 +105,18 @@ case ${1:-} in
         ;;
     fuzz)
         have c++ || want g++ "builds libFuzzer, which comes as source in a crate"
+        ;;
+    openapi)
+        python3 -m pip --version >/dev/null 2>&1 || want python3-pip "installs Schemathesis and a validator of OpenAPI"
+        have node || want nodejs "validates AsyncAPI"
+        have npm || want npm "installs what does that"
+        ;;
+    compose)
+        python3 -m pip --version >/dev/null 2>&1 || want python3-pip "installs what reads compose.yaml"
+        ;;
+    workflows)
+        python3 -m pip --version >/dev/null 2>&1 || want python3-pip "installs what reads workflows and forms"
+        have systemd-analyze || want systemd "systemd-analyze checks the unit; nothing of it is started"
         ;;
     alerts)
         have python3 || want python3 "reads metrics, rules and dashboard, in tests/alerts"

@@ -2,11 +2,15 @@
 //!
 //! Whoever looks waits for no store: everything here is in memory already.
 
+mod activity;
 mod page;
+pub mod specifications;
 mod status;
+pub mod store_gauges;
 
 use std::{convert::Infallible, sync::Arc, time::Instant};
 
+use schemars::JsonSchema;
 use serde::Serialize;
 use tokio::sync::watch;
 use warp::{
@@ -16,13 +20,18 @@ use warp::{
     reply::Response,
 };
 
+pub use self::activity::Activity;
+use self::{specifications::Specifications, store_gauges::StoreGauges};
 use crate::{
     admission::Limits,
-    metrics::{Exposition, Metrics, census::Census},
-    pipeline::Publisher,
+    delivery::Publisher,
+    metrics::{Exposition, Metrics},
     readiness::Contact,
     shutdown::Phase,
 };
+
+const NOTHING_HERE: &str =
+    "nothing here; try /, /livez, /readyz, /metrics, /v1/status, /openapi.json or /asyncapi.json\n";
 
 /// What the probes look at.
 #[derive(Debug, Clone)]
@@ -35,6 +44,15 @@ pub struct Health {
     pub nats: watch::Receiver<Contact>,
 }
 
+/// What this instance does with a batch while a store is down, by the values of the settings.
+#[derive(Debug, Clone, Copy, Serialize, schemars::JsonSchema)]
+pub struct OnUnavailable {
+    /// `redis.on_unavailable`
+    pub redis: &'static str,
+    /// `nats.on_unavailable`
+    pub nats: &'static str,
+}
+
 /// All that is shown.
 pub struct Known {
     /// What the probes look at.
@@ -44,7 +62,11 @@ pub struct Known {
     /// What is counted.
     pub metrics: Metrics,
     /// What the store holds.
-    pub census: Census,
+    pub store_gauges: StoreGauges,
+    /// What came lately.
+    pub activity: Activity,
+    /// What happens while a store is down.
+    pub on_unavailable: OnUnavailable,
     /// The broker.
     pub publisher: Arc<dyn Publisher>,
     /// What requests may take.
@@ -53,10 +75,13 @@ pub struct Known {
     pub max_connections: usize,
     /// How far the process is.
     pub phase: watch::Receiver<Phase>,
+    /// What is served and published, for programs.
+    pub specifications: Specifications,
 }
 
 /// `/livez`: the event loop turns. `/readyz`: 200 or 503, with what is known of the stores. `/metrics`:
-/// OpenMetrics. `/v1/status`: the same for programs and people, in JSON. `/`: a page that shows it.
+/// OpenMetrics. `/v1/status`: the same for programs and people, in JSON. `/`: a page that shows it. `/openapi.json`,
+/// `/asyncapi.json`: what is served and published.
 #[must_use]
 pub fn answers(known: Known) -> impl Filter<Extract = (Response,), Error = Infallible> + Clone {
     let (known, started) = (Arc::new(known), Instant::now());
@@ -67,7 +92,9 @@ pub fn answers(known: Known) -> impl Filter<Extract = (Response,), Error = Infal
             "/readyz" => |known, _| readyz(&known.health),
             "/metrics" => |known, _| metrics(&known.exposition),
             "/v1/status" => |known, started| json(StatusCode::OK, &status::status(known, started)),
-            _ => return text(StatusCode::NOT_FOUND, "nothing here; try /, /livez, /readyz, /metrics or /v1/status\n"),
+            "/openapi.json" => |known, _| json(StatusCode::OK, &known.specifications.openapi()),
+            "/asyncapi.json" => |known, _| json(StatusCode::OK, &known.specifications.asyncapi()),
+            _ => return text(StatusCode::NOT_FOUND, NOTHING_HERE),
         };
         if method == Method::GET || method == Method::HEAD {
             return look(&known, started);
@@ -79,7 +106,7 @@ pub fn answers(known: Known) -> impl Filter<Extract = (Response,), Error = Infal
 }
 
 /// A store, in JSON.
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct Store<'a> {
     state: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -92,7 +119,7 @@ impl<'a> Store<'a> {
     }
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct Readiness<'a> {
     ready: bool,
     redis: Store<'a>,

@@ -2,6 +2,14 @@
 //!
 //! A request takes memory while its body arrives, and a permit once all of the body is here. So a sender of heads alone
 //! holds no permit. Knows nothing of routes, batches and answers.
+//!
+//! The budget (`server.max_buffered_bytes`) counts bytes as they arrive, and heads above 8 KiB. Until its signature is
+//! verified a body may use seven eighths of the budget, a body above 64 KiB three quarters. The rest is reserved for small
+//! bodies and for authenticated requests. A small body that finds no room waits for half a second. While one waits, bodies
+//! that have been coming for more than 250 ms are refused, as many as it takes.
+//!
+//! Shown by `make faults ONLY=memory_of_1000_large_bodies` and `tests/slow_clients.rs`; `tests/edge/run` measures memory and
+//! CPU of crafted bodies.
 
 use std::{
     sync::{

@@ -1,41 +1,36 @@
 //! The process: puts the parts together, serves, and takes leave without losing anything.
 
+mod drain;
 pub mod operator;
 mod parts;
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use hyper_util::service::TowerToHyperService;
-use tokio::sync::watch;
+use tokio::{net::TcpListener, sync::watch};
 use tokio_util::task::TaskTracker;
-use tracing::{error, info, warn};
+use tracing::{info, warn};
 
+use self::drain::Drain;
 use crate::{
-    admin::{self, Health, Known},
+    admin::{self, Activity, Health, Known, OnUnavailable, specifications::Specifications, store_gauges::StoreGauges},
     admission::Limits,
-    dead_letters::{DeadLetters, Graveyard},
+    dead_letters::{DeadLetterStore, DeadLetters},
+    delivery::{Delivery, PendingStore, Policy, Publisher, StoreContents, WithoutAck, WithoutClaim},
     files,
     listener::{self, BindError, ConnectionLimits, LingerLimits},
-    metrics::{
-        ConnectionMetrics, Live, Metrics,
-        census::{Census, Holdings},
-    },
+    metrics::{ConnectionMetrics, Exposition, Live, Metrics},
     pending::{memory::Memory, redis::Redis},
-    pipeline::{PendingStore, Pipeline, Publisher},
-    publisher::{core::Core, jetstream::JetStream},
+    publisher::{core::Core, jetstream::JetStream, timed::Timed},
     readiness::first_contact,
     relay::{Outbox, Relay, Repeats},
     reply, secrets,
-    settings::{ClaimsIn, Delivery, Settings},
+    settings::{ClaimsIn, DeliveryMode, Settings},
     shutdown::{Phase, Shutdown, Signals},
     traces::Tracer,
     webhooks::{self, Webhooks},
 };
 
-/// How long acknowledged ids may take to leave the outbox at the end.
-const SETTLE_WITHIN: Duration = Duration::from_secs(2);
-/// How long connections may take to write what they owe at the end.
-const CLOSE_WITHIN: Duration = Duration::from_secs(2);
 /// Limits of the operator's address: a probe is one small request.
 const ADMIN_CONNECTIONS: ConnectionLimits = ConnectionLimits {
     max_connections: 256,
@@ -80,8 +75,8 @@ pub enum Ended {
 struct Stores {
     pending: Arc<dyn PendingStore>,
     outbox: Arc<dyn Outbox>,
-    graveyard: Arc<dyn Graveyard>,
-    holdings: Arc<dyn Holdings>,
+    dead_letters: Arc<dyn DeadLetterStore>,
+    contents: Arc<dyn StoreContents>,
 }
 
 impl Stores {
@@ -100,16 +95,16 @@ impl Stores {
         }
     }
 
-    fn in_one(store: impl PendingStore + Outbox + Graveyard + Holdings + 'static) -> Self {
+    fn in_one(store: impl PendingStore + Outbox + DeadLetterStore + StoreContents + 'static) -> Self {
         Self::shared(Arc::new(store))
     }
 
-    fn shared(store: Arc<impl PendingStore + Outbox + Graveyard + Holdings + 'static>) -> Self {
+    fn shared(store: Arc<impl PendingStore + Outbox + DeadLetterStore + StoreContents + 'static>) -> Self {
         Self {
             pending: Arc::clone(&store) as _,
             outbox: Arc::clone(&store) as _,
-            graveyard: Arc::clone(&store) as _,
-            holdings: store,
+            dead_letters: Arc::clone(&store) as _,
+            contents: store,
         }
     }
 }
@@ -124,55 +119,77 @@ pub async fn run(mut settings: Settings) -> Result<Ended, AppError> {
     let (senders, senders_address) = listener::bind("server.listen", settings.listen).await?;
     let (probes, probes_address) = listener::bind("admin.listen", settings.admin_listen).await?;
     announce(&settings, senders_address, probes_address);
+    let drain_delay = settings.drain_delay;
+    let (shutdown, drain) = serve(settings, (senders, senders_address), probes).await?;
+    let signal = signals.next().await;
+    info!(signal, ?drain_delay, "shutting down: still serving, so that senders can move to other replicas");
+    tokio::select! {
+        ended = drain.run(&shutdown) => {
+            info!("bye");
+            Ok(ended)
+        }
+        signal = signals.next() => {
+            warn!(signal, "second signal: leaving at once");
+            Ok(Ended::CutShort)
+        }
+    }
+}
 
-    let background = TaskTracker::new();
-    let shutdown = Shutdown::default();
-    let (connections, burying, exporting) = (TaskTracker::new(), TaskTracker::new(), TaskTracker::new());
+/// Puts the parts together and starts them.
+async fn serve(
+    settings: Settings,
+    (senders, address): (TcpListener, SocketAddr),
+    probes: TcpListener,
+) -> Result<(Shutdown, Drain), AppError> {
+    let (shutdown, background) = (Shutdown::default(), TaskTracker::new());
+    let (connections, dead_letter_tasks, exporting) = (TaskTracker::new(), TaskTracker::new(), TaskTracker::new());
     let tracer = open_tracer(&settings, &shutdown, &exporting)?;
-    let (metrics, mut exposition) = Metrics::new(&settings.routes, &reply::SHED);
-    let Stores { pending, outbox, graveyard, holdings } = Stores::open(&settings, &metrics);
+    let (metrics, exposition) = Metrics::new(&settings.routes, &reply::SHED);
+    let stores = Stores::open(&settings, &metrics);
     let publisher = open_publisher(&settings, &background).await?;
-    let publisher: Arc<dyn Publisher> = Arc::new(metrics.time_publishing(publisher));
-    let pipeline = Arc::new(Pipeline::new(
+    let publisher: Arc<dyn Publisher> = Arc::new(Timed::new(publisher, metrics.publishing()));
+    let ready = Arc::new(watch::Sender::new(false));
+    Relay::new(
+        Arc::clone(&stores.outbox),
+        Arc::clone(&publisher),
+        settings.relay_after,
+        repeats(settings.delivery),
+        settings.policy.ack_timeout,
+        metrics.clone(),
+        tracer.clone(),
+    )
+    .start(&settings.routes, &shutdown.watch(), &background);
+    let (routes, verifiers) = (Arc::new(settings.routes.clone()), Arc::new(settings.verifiers.clone()));
+    let specifications = Specifications::new(&routes, &verifiers, address.port());
+    let known =
+        admin(&settings, specifications, &stores, &publisher, &metrics, exposition, &ready, &shutdown, &background);
+    background.spawn(listener::serve(
+        probes,
+        TowerToHyperService::new(warp::service(admin::answers(known))),
+        ADMIN_CONNECTIONS,
+        shutdown.watch(),
+        connections.clone(),
+        ConnectionMetrics::default(),
+    ));
+    let pending = stores.pending;
+    let delivery = Delivery::new(
         Arc::clone(&pending),
         Arc::clone(&publisher),
         settings.policy,
         &settings.routes,
         metrics.clone(),
         tracer.clone(),
-    ));
-    let ready = Arc::new(watch::Sender::new(false));
-    Relay::new(
-        outbox,
-        Arc::clone(&publisher),
-        settings.relay_after,
-        repeats(&settings.delivery),
-        settings.policy.ack_timeout,
-        metrics.clone(),
-        tracer.clone(),
-    )
-    .start(&settings.routes, &shutdown.watch(), &background);
-    background.spawn(secrets::follow(settings.secret_files, shutdown.watch()));
-    let census = Census::default();
-    background.spawn(census.clone().run(holdings, metrics.clone(), pending.contact(), shutdown.watch()));
-    let health = Health { ready: ready.subscribe(), redis: pending.contact(), nats: publisher.contact() };
-    exposition.watch(live(&*pending, &*publisher, settings.limits.clone()));
-    let known = Known {
-        health,
-        exposition,
-        metrics: metrics.clone(),
-        census,
-        publisher: Arc::clone(&publisher),
-        limits: settings.limits.clone(),
-        max_connections: settings.connections.max_connections,
-        phase: shutdown.watch(),
-    };
-    let dead_letters = DeadLetters::start(graveyard, settings.dead_letters, shutdown.watch(), &burying);
+    );
     let filters = webhooks::webhooks(Webhooks {
-        table: Arc::new(settings.routes),
-        verifiers: Arc::new(settings.verifiers),
-        pipeline,
-        dead_letters,
+        table: routes,
+        verifiers,
+        delivery: Arc::new(delivery),
+        dead_letters: DeadLetters::start(
+            stores.dead_letters,
+            settings.dead_letters,
+            shutdown.watch(),
+            &dead_letter_tasks,
+        ),
         limits: settings.limits.clone(),
         phase: shutdown.watch(),
         metrics: metrics.clone(),
@@ -186,37 +203,50 @@ pub async fn run(mut settings: Settings) -> Result<Ended, AppError> {
         connections.clone(),
         metrics.connections(),
     ));
-    background.spawn(listener::serve(
-        probes,
-        TowerToHyperService::new(warp::service(admin::answers(known))),
-        ADMIN_CONNECTIONS,
-        shutdown.watch(),
-        connections.clone(),
-        ConnectionMetrics::default(),
-    ));
+    background.spawn(secrets::follow(settings.secret_files, shutdown.watch()));
     background.spawn(become_ready(pending.contact(), publisher.contact(), Arc::clone(&ready), shutdown.watch()));
-
-    let signal = signals.next().await;
-    info!(signal, drain_delay = ?settings.drain_delay, "shutting down: still serving, so that senders can move to other replicas");
     let drain = Drain {
         delay: settings.drain_delay,
-        busy_for: settings.request_deadline + SETTLE_WITHIN,
+        busy_for: settings.request_deadline,
         limits: settings.limits,
         ready,
         pending,
-        burying,
+        dead_letter_tasks,
         exporting,
         connections,
     };
-    tokio::select! {
-        ended = drain.run(&shutdown) => {
-            info!("bye");
-            Ok(ended)
-        }
-        signal = signals.next() => {
-            warn!(signal, "second signal: leaving at once");
-            Ok(Ended::CutShort)
-        }
+    Ok((shutdown, drain))
+}
+
+/// What the admin address shows, and the tasks that keep it up to date.
+#[expect(clippy::too_many_arguments, reason = "it looks at every part of the process")]
+fn admin(
+    settings: &Settings,
+    specifications: Specifications,
+    stores: &Stores,
+    publisher: &Arc<dyn Publisher>,
+    metrics: &Metrics,
+    mut exposition: Exposition,
+    ready: &watch::Sender<bool>,
+    shutdown: &Shutdown,
+    background: &TaskTracker,
+) -> Known {
+    let (pending, contents) = (&stores.pending, Arc::clone(&stores.contents));
+    let store_gauges = StoreGauges::default();
+    background.spawn(store_gauges.clone().run(contents, metrics.clone(), pending.contact(), shutdown.watch()));
+    exposition.watch(live(&**pending, &**publisher, settings.limits.clone()));
+    Known {
+        health: Health { ready: ready.subscribe(), redis: pending.contact(), nats: publisher.contact() },
+        exposition,
+        metrics: metrics.clone(),
+        activity: Activity::start(metrics, &store_gauges, shutdown.watch(), background),
+        store_gauges,
+        on_unavailable: on_unavailable(settings.policy),
+        publisher: Arc::clone(publisher),
+        limits: settings.limits.clone(),
+        max_connections: settings.connections.max_connections,
+        phase: shutdown.watch(),
+        specifications,
     }
 }
 
@@ -224,6 +254,20 @@ pub async fn run(mut settings: Settings) -> Result<Ended, AppError> {
 fn live(pending: &dyn PendingStore, publisher: &dyn Publisher, limits: Limits) -> Live {
     let requests_in_flight = Box::new(move || limits.requests_in_flight());
     Live { redis: pending.contact(), nats: publisher.contact(), requests_in_flight }
+}
+
+/// What this process does while a store is down, in the words of its settings.
+const fn on_unavailable(policy: Policy) -> OnUnavailable {
+    OnUnavailable {
+        redis: match policy.without_claim {
+            WithoutClaim::Publish => "publish",
+            WithoutClaim::Reject => "reject",
+        },
+        nats: match policy.without_ack {
+            WithoutAck::Reject => "reject",
+            WithoutAck::Accept => "accept",
+        },
+    }
 }
 
 /// Says what is served, and how.
@@ -235,47 +279,11 @@ fn announce(settings: &Settings, webhooks: SocketAddr, probes: SocketAddr) {
             warn!(route = %route, "this route takes webhooks from anybody who reaches it: it has no auth");
         }
     }
-    if settings.delivery == Delivery::Core {
+    if settings.delivery == DeliveryMode::Core {
         warn!("nats.delivery is \"core\": an event reaches whoever is subscribed at that moment, and nobody else");
     }
     info!(address = %webhooks, "listening for webhooks");
     info!(address = %probes, "listening for probes");
-}
-
-/// What has to come to its end, in this order.
-struct Drain {
-    delay: Duration,
-    busy_for: Duration,
-    limits: Limits,
-    ready: Arc<watch::Sender<bool>>,
-    pending: Arc<dyn PendingStore>,
-    burying: TaskTracker,
-    exporting: TaskTracker,
-    connections: TaskTracker,
-}
-
-impl Drain {
-    async fn run(self, shutdown: &Shutdown) -> Ended {
-        self.ready.send_replace(false);
-        shutdown.enter(Phase::Leaving);
-        tokio::time::sleep(self.delay).await;
-        info!("shutting down: finishing what is in flight");
-        shutdown.enter(Phase::Refusing);
-        let idle = self.limits.idle(self.busy_for).await;
-        if !idle {
-            error!("requests are in flight beyond their deadline; leaving without them");
-        }
-        self.pending.close(SETTLE_WITHIN).await;
-        shutdown.enter(Phase::Flushing);
-        tokio::join!(
-            ended(&self.burying, SETTLE_WITHIN, "dead letters were lost: the store did not take them in time"),
-            ended(&self.exporting, SETTLE_WITHIN, "spans were lost: the collector did not take them in time"),
-        );
-        // Last of all: whoever is refused a connection may never come back.
-        shutdown.enter(Phase::Closing);
-        ended(&self.connections, CLOSE_WITHIN, "some connections did not end in time").await;
-        if idle { Ended::Drained } else { Ended::CutShort }
-    }
 }
 
 /// Files of those connections that are no sender's: of both listeners, and those over their limits.
@@ -289,14 +297,6 @@ fn open_tracer(settings: &Settings, shutdown: &Shutdown, tasks: &TaskTracker) ->
     let collector = settings.collector.as_ref();
     let tracer = collector.map(|collector| collector.start(shutdown.watch(), tasks)).transpose();
     Ok(tracer.map_err(AppError::Collector)?.unwrap_or_default())
-}
-
-/// Waits for tasks to end, and says so if they don't in time.
-async fn ended(tasks: &TaskTracker, within: Duration, otherwise: &str) {
-    tasks.close();
-    if tokio::time::timeout(within, tasks.wait()).await.is_err() {
-        warn!("{otherwise}");
-    }
 }
 
 /// The publisher that the configuration asks for; `tasks` owns what it does in the background.
@@ -313,10 +313,10 @@ pub async fn open_publisher(settings: &Settings, tasks: &TaskTracker) -> Result<
 
 /// What a broker does with an event that comes twice.
 #[must_use]
-pub const fn repeats(delivery: &Delivery) -> Repeats {
+pub const fn repeats(delivery: DeliveryMode) -> Repeats {
     match delivery {
-        Delivery::Jetstream => Repeats::Dropped,
-        Delivery::Core => Repeats::Delivered,
+        DeliveryMode::Jetstream => Repeats::Dropped,
+        DeliveryMode::Core => Repeats::Delivered,
     }
 }
 

@@ -38,7 +38,7 @@ struct Times {
 
 /// Nothing has been acknowledged for a whole request, and nothing was in the time that a request waits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Open;
+pub struct BreakerOpen;
 
 impl Default for Breaker {
     /// A closed one.
@@ -51,8 +51,8 @@ impl Breaker {
     /// Whether a request may try: at once as long as the breaker is closed, or as a probe.
     ///
     /// # Errors
-    /// [`Open`], after half a second, and not beyond `deadline`.
-    pub async fn pass(&self, deadline: Instant) -> Result<(), Open> {
+    /// [`BreakerOpen`], after half a second, and not beyond `deadline`.
+    pub async fn pass(&self, deadline: Instant) -> Result<(), BreakerOpen> {
         if !*self.open.borrow() || self.may_probe() {
             return Ok(());
         }
@@ -60,12 +60,12 @@ impl Breaker {
         Box::pin(self.closed(deadline)).await
     }
 
-    async fn closed(&self, deadline: Instant) -> Result<(), Open> {
+    async fn closed(&self, deadline: Instant) -> Result<(), BreakerOpen> {
         let mut open = self.open.subscribe();
         let until = deadline.min(Instant::now() + PATIENCE);
         let closed = open.wait_for(|open| !open);
         // The sender lives as long as this does.
-        timeout_at(until, closed).await.map(|_closed| ()).map_err(|_elapsed| Open)
+        timeout_at(until, closed).await.map(|_closed| ()).map_err(|_elapsed| BreakerOpen)
     }
 
     /// Something was acknowledged; whether that closed the breaker.
@@ -110,7 +110,7 @@ mod tests {
     }
 
     /// Milliseconds that passing takes, and the outcome.
-    async fn pass(breaker: &Breaker, deadline: Instant) -> (u128, Result<(), Open>) {
+    async fn pass(breaker: &Breaker, deadline: Instant) -> (u128, Result<(), BreakerOpen>) {
         let began = Instant::now();
         let outcome = breaker.pass(deadline).await;
         (began.elapsed().as_millis(), outcome)
@@ -137,9 +137,9 @@ mod tests {
         assert!(!breaker.ran_out(began), "it is open already");
 
         assert_eq!(pass(&breaker, soon()).await, (0, Ok(())), "the first is a probe");
-        assert_eq!(pass(&breaker, soon()).await, (500, Err(Open)));
+        assert_eq!(pass(&breaker, soon()).await, (500, Err(BreakerOpen)));
         assert_eq!(pass(&breaker, soon()).await, (0, Ok(())), "another probe is due by then");
-        assert_eq!(pass(&breaker, Instant::now() + Duration::from_millis(100)).await, (100, Err(Open)));
+        assert_eq!(pass(&breaker, Instant::now() + Duration::from_millis(100)).await, (100, Err(BreakerOpen)));
     }
 
     #[tokio::test(start_paused = true)]

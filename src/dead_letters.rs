@@ -17,7 +17,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::task::TaskTracker;
 use tracing::warn;
 
-use crate::{pipeline::ClaimError, route::Route, shutdown::Phase, supervision::keep_on};
+use crate::{delivery::StoreError, route::Route, shutdown::Phase, supervision::supervise};
 
 /// Letters written with one call.
 const TOGETHER: usize = 100;
@@ -60,7 +60,7 @@ pub struct DeadLetter {
 
 /// A letter that was written, and its name.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Buried {
+pub struct KeptLetter {
     /// Name of the entry.
     pub entry: String,
     /// The letter.
@@ -68,16 +68,20 @@ pub struct Buried {
 }
 
 /// Where dead letters are kept.
-pub trait Graveyard: Send + Sync {
+pub trait DeadLetterStore: Send + Sync {
     /// Adds letters, and drops the oldest beyond the limits.
-    fn bury<'a>(&'a self, letters: &'a [DeadLetter], limits: DeadLetterLimits)
-    -> BoxFuture<'a, Result<(), ClaimError>>;
+    fn keep<'a>(&'a self, letters: &'a [DeadLetter], limits: DeadLetterLimits)
+    -> BoxFuture<'a, Result<(), StoreError>>;
 
     /// The newest letters, newest first; or the one with this name.
-    fn letters<'a>(&'a self, count: usize, entry: Option<&'a str>) -> BoxFuture<'a, Result<Vec<Buried>, ClaimError>>;
+    fn letters<'a>(
+        &'a self,
+        count: usize,
+        entry: Option<&'a str>,
+    ) -> BoxFuture<'a, Result<Vec<KeptLetter>, StoreError>>;
 
     /// Drops all letters; how many there were.
-    fn purge(&self) -> BoxFuture<'_, Result<usize, ClaimError>>;
+    fn purge(&self) -> BoxFuture<'_, Result<usize, StoreError>>;
 }
 
 /// Takes letters without ever making a request wait.
@@ -92,16 +96,17 @@ impl DeadLetters {
     /// Starts the task that writes the letters.
     #[must_use]
     pub fn start(
-        graveyard: Arc<dyn Graveyard>,
+        dead_letter_store: Arc<dyn DeadLetterStore>,
         limits: DeadLetterLimits,
         phase: watch::Receiver<Phase>,
         tasks: &TaskTracker,
     ) -> Self {
         let (queue, mut letters) = mpsc::channel(MAX_QUEUED);
         let queued_bytes = Arc::<AtomicUsize>::default();
-        let writer = Writer { graveyard, limits, queued_bytes: Arc::clone(&queued_bytes) };
+        let writer = Writer { dead_letter_store, limits, queued_bytes: Arc::clone(&queued_bytes) };
         if limits.max_entries > 0 {
-            let write = async move { keep_on!("the writing of dead letters", writer.run(&mut letters, phase.clone())) };
+            let write =
+                async move { supervise!("the writing of dead letters", writer.run(&mut letters, phase.clone())) };
             tasks.spawn(write);
         }
         Self { queue, queued_bytes, limits }
@@ -109,7 +114,7 @@ impl DeadLetters {
 
     /// Takes items of a request, as reason and bytes. What does not fit into the queue is counted in a
     /// warning and dropped.
-    pub fn bury(&self, route: &Route, items: impl IntoIterator<Item = (&'static str, Bytes)>) {
+    pub fn keep(&self, route: &Route, items: impl IntoIterator<Item = (&'static str, Bytes)>) {
         if self.limits.max_entries == 0 {
             return;
         }
@@ -134,7 +139,7 @@ impl DeadLetters {
 }
 
 struct Writer {
-    graveyard: Arc<dyn Graveyard>,
+    dead_letter_store: Arc<dyn DeadLetterStore>,
     limits: DeadLetterLimits,
     queued_bytes: Arc<AtomicUsize>,
 }
@@ -170,10 +175,10 @@ impl Writer {
 
     /// With one call, which drops what is too old even where there is nothing to write.
     async fn write(&self, letters: &[DeadLetter]) {
-        let Err(error) = self.graveyard.bury(letters, self.limits).await else { return };
+        let Err(error) = self.dead_letter_store.keep(letters, self.limits).await else { return };
         match error {
             _ if letters.is_empty() => {}
-            ClaimError::Unknown(_) => warn!(letters = letters.len(), %error, "dead letters may not have been kept"),
+            StoreError::Unknown(_) => warn!(letters = letters.len(), %error, "dead letters may not have been kept"),
             _ => warn!(lost = letters.len(), %error, "dead letters could not be kept"),
         }
     }

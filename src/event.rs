@@ -1,7 +1,7 @@
-//! The event of a claim: its token, its payload and its headers. Pure, and the same for whoever publishes it.
+//! The event of a claim: token, payload and trace context. Pure.
 //!
-//! A message is a function of route, id and token and of nothing else, so that a retry by another replica,
-//! minutes later, is byte for byte the same and JetStream drops it as a duplicate.
+//! A message depends on route, id and token alone. So another replica that publishes it again minutes later sends the
+//! same bytes, and JetStream drops them as a duplicate.
 
 use std::{
     fmt,
@@ -14,26 +14,26 @@ use uuid::{NoContext, Timestamp, Uuid, Version};
 
 use crate::{batch::EntityId, rfc3339, route::Route};
 
-/// Places of one attempt: more ids than any request brings through before its deadline.
+/// Places in one batch. No request claims so many ids before its deadline.
 const PLACES: usize = 10_000_000;
-/// Tries of one address.
+/// Attempts of one address.
 const TRIES: usize = 10;
 
-/// Which try of a claim proposes a token. A token is proposed in one claim call only: the call may be carried out long
-/// after its answer was given up, when a consumer has already released the id.
+/// Which attempt of a claim proposes a token. Each attempt proposes tokens of its own: Redis may run a call long after
+/// hookgate gave up on it, when a consumer has already released the id.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Attempt(usize);
 
 impl Attempt {
-    /// The first try.
+    /// The first attempt.
     pub const FIRST: Self = Self(0);
-    /// No try: the event goes out without a claim, so its token is never proposed.
+    /// None: the event is published without a claim, so its token is never proposed.
     pub const UNCLAIMED: Self = Self(9);
 
-    /// The same try for the address with this number among those of its pending key: 0 to 9.
+    /// The same attempt, for the address with this number among those of its pending key: 0 to 9.
     ///
     /// # Panics
-    /// Above 9: 0.1.0 takes a token of more than nine digits for a damaged one.
+    /// Above 9: version 0.1.0 calls a token with more than nine digits damaged.
     #[must_use]
     pub fn at_address(self, number: usize) -> Self {
         assert!(number < 10, "an address has one digit");
@@ -46,10 +46,10 @@ impl Attempt {
         self.0 / TRIES
     }
 
-    /// The try after this one.
+    /// The next attempt.
     ///
     /// # Panics
-    /// After eight tries.
+    /// After eight attempts.
     #[must_use]
     pub fn next(self) -> Self {
         assert!(self.0 % TRIES + 1 < Self::UNCLAIMED.0, "a claim is tried a few times");
@@ -57,38 +57,38 @@ impl Attempt {
     }
 }
 
-/// What the tokens of one request have in common: a version 7 UUID, made before the pending store is asked.
+/// The common part of the tokens of one request: a version 7 UUID, made before the claim.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TokenSeed(Uuid);
 
 impl TokenSeed {
-    /// A seed nobody else has, with the present time. It is its random part that makes it unique: a context that
-    /// only counts upwards would stay at the latest time it has seen for as long as a clock was set back.
+    /// A new seed with the present time. Its random part makes it unique. `NoContext`: a counting context would keep
+    /// the latest time for as long as the clock is set back.
     #[must_use]
     pub fn now() -> Self {
         Self(Uuid::new_v7(Timestamp::now(NoContext)))
     }
 
-    /// The trace of everything that is done under this seed.
+    /// The trace id of the request.
     #[must_use]
     pub const fn trace_id(self) -> u128 {
         self.0.as_u128()
     }
 
-    /// The span of a part of that, at a place of the batch.
+    /// The span id of one part of the request, at a place of the batch.
     #[must_use]
     pub fn span_id(self, part: &str, index: usize) -> u64 {
         span_id(format!("{self}/{part}/{index}").as_bytes())
     }
 
-    /// Whether it is of hookgate's kind, with a time that RFC 3339 can say: of four digits of a year.
+    /// Whether hookgate can have made it: version 7, with a year of four digits, as RFC 3339 needs.
     fn has_a_time(self) -> bool {
         const YEAR_10000: u64 = 253_402_300_800;
         let time = self.0.get_timestamp().map(|stamp| stamp.to_unix());
         self.0.get_version() == Some(Version::SortRand) && time.is_some_and(|(seconds, _)| seconds < YEAR_10000)
     }
 
-    /// The token that a try proposes for the id at a place of the batch.
+    /// The token that an attempt proposes for the id at a place of the batch.
     ///
     /// # Panics
     /// At the ten millionth place, which no request reaches before its deadline.
@@ -106,11 +106,11 @@ impl fmt::Display for TokenSeed {
     }
 }
 
-/// The name of one claim: unique, repeated by whoever publishes that claim again, and the `Nats-Msg-Id` of its event.
+/// Identifies one claim, and is the `Nats-Msg-Id` of its event. Whoever publishes the claim again uses the same token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Token {
     seed: TokenSeed,
-    /// The place of the id in its batch, above it the try, above that the number of the address.
+    /// Address, attempt and place in the batch: `(address * TRIES + attempt) * PLACES + place`.
     index: usize,
 }
 
@@ -121,13 +121,13 @@ impl Token {
         self.index
     }
 
-    /// The number of the address that was claimed for, among those of the pending key. 0.1.0 wrote none, which is 0.
+    /// The number of the address among those of the pending key. Version 0.1.0 wrote none, which reads as 0.
     #[must_use]
     pub const fn address(self) -> usize {
         self.index / (PLACES * TRIES)
     }
 
-    /// Whether both were proposed for the same id by the same request, perhaps by different tries.
+    /// Whether the same request proposed both for the same id, perhaps in different attempts.
     #[must_use]
     pub fn is_of_same_request(self, other: Self) -> bool {
         self.seed == other.seed && self.index % PLACES == other.index % PLACES
@@ -146,13 +146,13 @@ impl Token {
         self.seed
     }
 
-    /// The span in which the event came to be: a hash of the token.
+    /// The span id of the event: a hash of the token.
     #[must_use]
     pub fn span_id(self) -> u64 {
         self.with_bytes(span_id)
     }
 
-    /// W3C trace context: trace id from the seed, and that span.
+    /// W3C trace context: the trace id of the seed, and the span id of the event.
     #[must_use]
     pub fn traceparent(self) -> String {
         let mut text = String::with_capacity(55);
@@ -177,7 +177,7 @@ impl Token {
         text
     }
 
-    /// Hands on the text of the token, without memory of its own: it is made several times for each event.
+    /// Calls `then` with the text of the token. On the stack: each event needs that text several times.
     pub(crate) fn with_bytes<T>(self, then: impl FnOnce(&[u8]) -> T) -> T {
         // 32 hex digits, '-', and at most 20 digits.
         let mut buffer = [0; 53];
@@ -197,7 +197,7 @@ impl fmt::Display for Token {
     }
 }
 
-/// The text is not a token: not written by hookgate, or damaged.
+/// The text is not a token: another program wrote it, or it is damaged.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} is not the token of a claim (a version 7 UUID as 32 hex digits, '-', a number)")]
 pub struct NotAToken(String);
@@ -217,8 +217,8 @@ impl FromStr for Token {
     }
 }
 
-/// FNV-1a with the last step of splitmix64, so that neighbours differ in all digits. Spelled out because
-/// the result is part of the wire format: all replicas, of all versions, have to agree on it.
+/// FNV-1a with the last step of splitmix64, so that neighbours differ in all digits. Written out here: the result is
+/// part of the wire format, and replicas of all versions must agree on it.
 fn span_id(bytes: &[u8]) -> u64 {
     let hash = bytes
         .iter()
@@ -229,33 +229,33 @@ fn span_id(bytes: &[u8]) -> u64 {
     (hash ^ (hash >> 31)).max(1)
 }
 
-/// An event, ready to be handed to a broker.
+/// An event, ready to be published.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Event {
-    /// The claim it announces.
+    /// The token of its claim.
     pub token: Token,
     /// JSON, see [`Events::event`].
     pub payload: Bytes,
 }
 
-/// Bytes of what follows the id, for any usual action.
+/// Capacity for what follows the id: enough for any usual action.
 const TAIL: usize = 96;
 
-/// Makes the events of a route. Neighbours tend to share their seed, and with it all but their id.
+/// Makes the events of a route. Keeps the text behind the id, which events of one seed share.
 pub struct Events<'a> {
     route: &'a Route,
     tail: Option<(TokenSeed, String)>,
 }
 
 impl<'a> Events<'a> {
-    /// Of this route.
+    /// Makes the events of `route`.
     #[must_use]
     pub const fn of(route: &'a Route) -> Self {
         Self { route, tail: None }
     }
 
-    /// The event of a claim: `{"entity_id":…,"action":…,"source":"webhook","timestamp":…}`, the time of the
-    /// claim in RFC 3339, UTC, with milliseconds.
+    /// The event of a claim: `{"entity_id":…,"action":…,"source":"webhook","timestamp":…}`. The timestamp is the time
+    /// of the claim in RFC 3339, UTC, with milliseconds.
     ///
     /// # Panics
     /// Never: strings always serialize.

@@ -1,4 +1,4 @@
-//! What a look at a store found: for `hookgate doctor`.
+//! Findings of `hookgate doctor`.
 
 use serde::Serialize;
 
@@ -8,35 +8,35 @@ use serde::Serialize;
 pub enum Level {
     /// As it should be.
     Ok,
-    /// Works, and can cost something one day.
+    /// Works today, and may fail or lose something later.
     Warning,
-    /// Does not work, or loses what it accepted.
+    /// Does not work, or would lose accepted webhooks.
     Failure,
 }
 
-/// One thing that was looked at.
+/// The result of one check.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Finding {
     /// How much it matters.
     pub level: Level,
-    /// What was looked at, for example `redis maxmemory-policy`.
+    /// What was checked, for example `redis maxmemory-policy`.
     pub what: String,
-    /// What was found, what it can cost, and what to do.
+    /// What was found, what may follow from it, and what to do.
     pub text: String,
 }
 
 impl Finding {
-    /// As it should be.
+    /// A finding of level [`Level::Ok`].
     pub fn ok(what: impl Into<String>, text: impl Into<String>) -> Self {
         Self { level: Level::Ok, what: what.into(), text: text.into() }
     }
 
-    /// Works, and can cost something one day.
+    /// A finding of level [`Level::Warning`].
     pub fn warning(what: impl Into<String>, text: impl Into<String>) -> Self {
         Self { level: Level::Warning, what: what.into(), text: text.into() }
     }
 
-    /// Does not work, or loses what it accepted.
+    /// A finding of level [`Level::Failure`].
     pub fn failure(what: impl Into<String>, text: impl Into<String>) -> Self {
         Self { level: Level::Failure, what: what.into(), text: text.into() }
     }

@@ -3,13 +3,12 @@
 //!
 //! Cheap where it is hot: the series of every route are made at the start, so that a request costs one look
 //! into a map and some atomic additions, once a batch and never once an item. What the stores hold is read
-//! from them in the background ([`census`]), so that nobody who looks waits for them. Ids, names and
+//! from them in the background (`admin::store_gauges`), so that nobody who looks waits for them. Ids, names and
 //! addresses are never labels.
 
-pub mod census;
-pub mod feed;
 mod live;
 mod process;
+pub mod recent_events;
 mod registry;
 mod route;
 mod timing;
@@ -19,17 +18,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use hashbrown::HashMap;
 use prometheus_client::metrics::{counter::Counter, gauge::Gauge};
 
-use self::{
-    feed::Feed,
-    registry::Families,
-    route::{Adopted, Holds},
-};
 pub use self::{
     live::Live,
     registry::Exposition,
-    route::{Answers, Items, RelayMetrics, RouteMetrics, Via},
-    timing::{Operation, RedisTimes, TimedPublisher},
+    route::{Answers, ClaimCounts, Items, PublishedCounter, RelayMetrics, RouteGauges, RouteMetrics, Via},
+    timing::{Operation, PublishTimes, RedisTimes},
 };
+use self::{recent_events::RecentEvents, registry::Families, route::Adopted};
 use crate::route::{Route, RouteTable};
 
 /// The route of everything that is no route's.
@@ -57,7 +52,7 @@ struct Handles {
     shed: Vec<(&'static str, Counter)>,
     connections: Gauge,
     adopted: Mutex<Vec<Arc<Adopted>>>,
-    feed: Arc<Feed>,
+    recent: Arc<RecentEvents>,
 }
 
 impl Metrics {
@@ -65,9 +60,9 @@ impl Metrics {
     #[must_use]
     pub fn new(routes: &RouteTable, shed: &[&'static str]) -> (Self, Exposition) {
         let (families, exposition) = Families::register();
-        let feed = Arc::<Feed>::default();
+        let recent = Arc::<RecentEvents>::default();
         let known = routes.routes().iter().map(|route| {
-            let metrics = RouteMetrics::new(&families, Arc::clone(route), Arc::clone(&feed));
+            let metrics = RouteMetrics::new(&families, Arc::clone(route), Arc::clone(&recent));
             (route.pending_key().to_owned(), Arc::new(metrics))
         });
         let handles = Handles {
@@ -79,7 +74,7 @@ impl Metrics {
                 .collect(),
             connections: families.connections.clone(),
             adopted: Mutex::default(),
-            feed,
+            recent,
             families,
         };
         (Self(Arc::new(handles)), exposition)
@@ -137,10 +132,10 @@ impl Metrics {
     pub fn relay(&self, route: &Arc<Route>) -> RelayMetrics {
         let families = &self.0.families;
         if let Some(known) = self.0.routes.get(route.pending_key()) {
-            return RelayMetrics::new(families, &known.name, known.oldest.clone(), &self.0.feed);
+            return RelayMetrics::new(families, &known.name, known.oldest.clone(), &self.0.recent);
         }
         let adopted = Arc::new(Adopted::new(families, Arc::clone(route)));
-        let relay = RelayMetrics::new(families, &adopted.name, adopted.oldest.clone(), &self.0.feed);
+        let relay = RelayMetrics::new(families, &adopted.name, adopted.oldest.clone(), &self.0.recent);
         self.0.adopted.lock().unwrap_or_else(PoisonError::into_inner).push(adopted);
         relay
     }
@@ -153,20 +148,21 @@ impl Metrics {
 
     /// What happened last.
     #[must_use]
-    pub fn feed(&self) -> &Feed {
-        &self.0.feed
+    pub fn recent_events(&self) -> &RecentEvents {
+        &self.0.recent
     }
 
     /// Everything whose outbox and pending ids are counted in the store.
-    fn holders(&self) -> Vec<Holds> {
-        let known = self.0.routes.values().map(|route| Holds::Known(Arc::clone(route)));
-        known.chain(self.adopted().into_iter().map(Holds::Adopted)).collect()
+    #[must_use]
+    pub fn gauges(&self) -> Vec<RouteGauges> {
+        let known = self.0.routes.values().map(|route| RouteGauges::Known(Arc::clone(route)));
+        known.chain(self.adopted().into_iter().map(RouteGauges::Adopted)).collect()
     }
 
-    /// Times every attempt to publish.
+    /// How long attempts to publish take.
     #[must_use]
-    pub fn time_publishing(&self, publisher: Arc<dyn crate::pipeline::Publisher>) -> TimedPublisher {
-        TimedPublisher::new(publisher, self.0.families.publish_seconds.clone())
+    pub fn publishing(&self) -> PublishTimes {
+        PublishTimes::new(self.0.families.publish_seconds.clone())
     }
 }
 
@@ -180,9 +176,9 @@ pub struct ConnectionMetrics {
 impl ConnectionMetrics {
     /// A connection is open until this is dropped.
     #[must_use]
-    pub fn opened(&self) -> Open {
+    pub fn opened(&self) -> OpenConnection {
         self.open.inc();
-        Open(self.open.clone())
+        OpenConnection(self.open.clone())
     }
 
     /// The listener answered a request by itself, with this status code. `shed` is the code under which the request was
@@ -198,9 +194,9 @@ impl ConnectionMetrics {
 
 /// An open connection.
 #[derive(Debug)]
-pub struct Open(Gauge);
+pub struct OpenConnection(Gauge);
 
-impl Drop for Open {
+impl Drop for OpenConnection {
     fn drop(&mut self) {
         self.0.dec();
     }

@@ -6,8 +6,9 @@
 pub mod access;
 mod address;
 mod check;
-mod graveyard;
-mod holdings;
+mod contents;
+mod dead_letters;
+mod diagnosis;
 pub mod inspect;
 mod link;
 pub mod memory;

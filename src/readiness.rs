@@ -5,7 +5,10 @@
 //! 60 s without any answer. Wrong credentials, missing permissions or a server without JetStream keep it unready, so
 //! that a bad rollout stops.
 
-use std::time::Duration;
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
 use tokio::{sync::watch, time::Instant};
 use tracing::{error, info, warn};
@@ -57,36 +60,94 @@ impl Contact {
     }
 }
 
-/// Where the owner of a store's connection says how it is; the only place that logs it.
+/// How often a store that is not up is said to be so still.
+const REMIND_EVERY: Duration = Duration::from_secs(60);
+
+/// Where the owner of a store's connection says how it is; the only place that logs it: once when it begins, once a
+/// minute while it lasts, and once when it is over.
 #[derive(Debug, Clone)]
 pub struct Reporter {
     store: &'static str,
     contact: watch::Sender<Contact>,
+    logged: Arc<Mutex<Logged>>,
+}
+
+/// What was logged of a store that is not up.
+#[derive(Debug, Default)]
+struct Logged {
+    down_since: Option<Instant>,
+    /// State and reason, and when they were logged. Two that come in turns are each logged once a minute.
+    lines: Vec<(&'static str, String, Instant)>,
+}
+
+impl Logged {
+    /// Whether a line is due, and since when the store has been down.
+    fn is_due(&mut self, contact: &Contact) -> (bool, Option<Instant>) {
+        let Some(reason) = contact.problem() else {
+            self.lines.clear();
+            return (true, self.down_since.take());
+        };
+        let now = Instant::now();
+        let since = *self.down_since.get_or_insert(now);
+        self.lines.retain(|(.., at)| now - *at < REMIND_EVERY);
+        let state = contact.code();
+        if self.lines.iter().any(|(before, text, _)| *before == state && text == reason) {
+            return (false, Some(since));
+        }
+        self.lines.push((state, reason.to_owned(), now));
+        (true, Some(since))
+    }
 }
 
 impl Reporter {
     /// Nothing is known yet of the store with this name.
     #[must_use]
     pub fn new(store: &'static str) -> Self {
-        Self { store, contact: watch::Sender::new(Contact::Unreachable("not connected yet".to_owned())) }
+        let contact = watch::Sender::new(Contact::Unreachable("not connected yet".to_owned()));
+        Self { store, contact, logged: Arc::default() }
     }
 
-    /// Says how the store is now, and logs it if that is news.
+    /// Says how the store is now, and logs it if that is news, or has not been said for a minute.
     pub fn set(&self, now: Contact) {
-        let store = self.store;
         self.contact.send_if_modified(|before| {
-            if *before == now {
-                return false;
-            }
-            match &now {
-                Contact::Up => info!(store, "store is up"),
-                Contact::NoWrites(reason) => warn!(store, %reason, "store takes no writes now"),
-                Contact::Unreachable(reason) => warn!(store, %reason, "store is unreachable"),
-                Contact::Refused(reason) => error!(store, %reason, "store refuses to work with hookgate"),
+            let news = *before != now;
+            if news || self.is_down_in_the_log() {
+                self.log(&now);
             }
             *before = now;
-            true
+            news
         });
+    }
+
+    /// Says again that the store is not up, if that has not been said for a minute.
+    pub fn remind(&self) {
+        let now = self.contact.borrow();
+        if self.is_down_in_the_log() {
+            self.log(&now);
+        }
+    }
+
+    fn is_down_in_the_log(&self) -> bool {
+        self.logged().down_since.is_some()
+    }
+
+    fn log(&self, now: &Contact) {
+        let store = self.store;
+        let (due, since) = self.logged().is_due(now);
+        if !due {
+            return;
+        }
+        let down_seconds = since.map(|since| since.elapsed().as_secs()).filter(|seconds| *seconds > 0);
+        match now {
+            Contact::Up => info!(store, down_seconds, "store is up"),
+            Contact::NoWrites(reason) => warn!(store, %reason, down_seconds, "store takes no writes now"),
+            Contact::Unreachable(reason) => warn!(store, %reason, down_seconds, "store is unreachable"),
+            Contact::Refused(reason) => error!(store, %reason, down_seconds, "store refuses to work with hookgate"),
+        }
+    }
+
+    fn logged(&self) -> MutexGuard<'_, Logged> {
+        self.logged.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// How the store is.
@@ -158,6 +219,24 @@ mod tests {
         store.send_replace(unreachable());
         assert!(timeout(Duration::from_secs(50), &mut waiting).await.is_err());
         assert!(timeout(Duration::from_secs(11), &mut waiting).await.is_ok());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_store_that_is_down_is_logged_once_a_minute_and_reasons_that_alternate_too() {
+        let mut logged = Logged::default();
+        let (reset, broken) =
+            (Contact::Unreachable("reset by peer".to_owned()), Contact::Unreachable("broken pipe".to_owned()));
+        let began = Instant::now();
+        let mut lines = 0;
+        while began.elapsed() < Duration::from_secs(600) {
+            for contact in [&reset, &broken] {
+                lines += usize::from(logged.is_due(contact).0);
+                tokio::time::advance(Duration::from_millis(200)).await;
+            }
+        }
+        assert_eq!(lines, 2 * 10);
+        assert_eq!(logged.is_due(&Contact::Up), (true, Some(began)));
+        assert!(logged.is_due(&reset).0, "the next time is news again");
     }
 
     #[tokio::test(start_paused = true)]

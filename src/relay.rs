@@ -26,15 +26,14 @@ use tracing::{debug, info, warn};
 pub use self::{tracked::Repeats, walk::Walked};
 use self::{
     tracked::{MAX_TRACKED, Tracked},
-    walk::{Ended, Walk, WithoutLease},
+    walk::{Walk, WalkEnded, WithoutLease},
 };
 use crate::{
+    delivery::{Addresses, PublishError, Publisher, Settlement, StoreError},
     metrics::{Metrics, RelayMetrics},
-    pipeline::{Addresses, ClaimError, Publisher, Settlement},
-    publisher::PublishError,
     route::{Route, RouteTable},
     shutdown::Phase,
-    supervision::keep_on,
+    supervision::supervise,
     traces::Tracer,
 };
 
@@ -74,10 +73,10 @@ pub struct Page {
 /// The outboxes of the pending store.
 pub trait Outbox: Send + Sync {
     /// A page of a route's outbox; the first one at 0.
-    fn page<'a>(&'a self, route: &'a Route, cursor: u64) -> BoxFuture<'a, Result<Page, ClaimError>>;
+    fn page<'a>(&'a self, route: &'a Route, cursor: u64) -> BoxFuture<'a, Result<Page, StoreError>>;
 
     /// Number of entries.
-    fn count<'a>(&'a self, route: &'a Route) -> BoxFuture<'a, Result<usize, ClaimError>>;
+    fn count<'a>(&'a self, route: &'a Route) -> BoxFuture<'a, Result<usize, StoreError>>;
 
     /// Takes or renews the lease of a route's outbox; whether `holder` has it now.
     fn lease<'a>(
@@ -85,20 +84,20 @@ pub trait Outbox: Send + Sync {
         route: &'a Route,
         holder: &'a str,
         duration: Duration,
-    ) -> BoxFuture<'a, Result<bool, ClaimError>>;
+    ) -> BoxFuture<'a, Result<bool, StoreError>>;
 
     /// Removes acknowledged entries, each only if it still holds that very token; how many went.
     fn settle_now<'a>(
         &'a self,
         route: &'a Route,
         settlements: &'a [Settlement],
-    ) -> BoxFuture<'a, Result<usize, ClaimError>>;
+    ) -> BoxFuture<'a, Result<usize, StoreError>>;
 
     /// Where the entries of a route's outbox go that were claimed for another address.
-    fn addresses<'a>(&'a self, route: &'a Route) -> BoxFuture<'a, Result<Addresses, ClaimError>>;
+    fn addresses<'a>(&'a self, route: &'a Route) -> BoxFuture<'a, Result<Addresses, StoreError>>;
 
     /// Every route that ever claimed in this store, also those of older configurations.
-    fn recorded_routes(&self) -> BoxFuture<'_, Result<Vec<Route>, ClaimError>>;
+    fn recorded_routes(&self) -> BoxFuture<'_, Result<Vec<Route>, StoreError>>;
 }
 
 /// The relay of a process.
@@ -118,7 +117,7 @@ pub struct Relay {
 pub enum RelayError {
     /// The outbox can't be read.
     #[error(transparent)]
-    Outbox(#[from] ClaimError),
+    Outbox(#[from] StoreError),
     /// NATS takes nothing now.
     #[error(transparent)]
     Publish(#[from] PublishError),
@@ -152,7 +151,7 @@ impl Relay {
         let (this, phase, all) = (Arc::clone(self), phase.clone(), tasks.clone());
         let mut known: Vec<String> = routes.routes().iter().map(|route| route.pending_key().to_owned()).collect();
         tasks.spawn(async move {
-            keep_on!("the relay of removed routes", this.adopt(&mut known, &phase, &all));
+            supervise!("the relay of removed routes", this.adopt(&mut known, &phase, &all));
         });
     }
 
@@ -160,7 +159,7 @@ impl Relay {
         let metrics = self.metrics.relay(&route);
         let mut tracked = Tracked::new(self.after, self.repeats, MAX_TRACKED);
         let name = format!("the relay of route {route}");
-        keep_on!(&name, self.serve(&route, &mut tracked, &metrics, phase.clone()));
+        supervise!(&name, self.serve(&route, &mut tracked, &metrics, phase.clone()));
     }
 
     /// Walks through one outbox again and again.
@@ -235,21 +234,22 @@ impl Relay {
     pub async fn relay_now(&self, route: &Arc<Route>) -> Result<Walked, RelayError> {
         let mut tracked = Tracked::new(Duration::ZERO, self.repeats, usize::MAX);
         let metrics = self.metrics.relay(route);
-        let Ended { walked, stopped } = Walk::new(self, route, &mut tracked, &metrics, WithoutLease::GoOn).run().await;
+        let WalkEnded { walked, stopped } =
+            Walk::new(self, route, &mut tracked, &metrics, WithoutLease::GoOn).run().await;
         stopped.map_or(Ok(walked), Err)
     }
 
-    async fn take_lease(&self, route: &Route) -> Result<bool, ClaimError> {
+    async fn take_lease(&self, route: &Route) -> Result<bool, StoreError> {
         self.outbox.lease(route, &self.holder, LEASE).await
     }
 
-    async fn give_up_lease(&self, route: &Route) -> Result<bool, ClaimError> {
+    async fn give_up_lease(&self, route: &Route) -> Result<bool, StoreError> {
         self.outbox.lease(route, &self.holder, GIVEN_UP).await
     }
 }
 
 /// Says what came of a walk; what keeps the relay from its work once when it begins and once when it ends.
-fn tell(route: &Route, Ended { walked, stopped }: &Ended, trouble: &mut Option<Trouble>) {
+fn tell(route: &Route, WalkEnded { walked, stopped }: &WalkEnded, trouble: &mut Option<RelayTrouble>) {
     match walked {
         // That there is no stream is said with the number of entries, by whoever can count them.
         Walked { published: 0, failed: 0, .. } | Walked { reason: Some(PublishError::NoStream(_)), .. } => {}
@@ -266,15 +266,17 @@ fn tell(route: &Route, Ended { walked, stopped }: &Ended, trouble: &mut Option<T
             debug!(route = %route, "another replica relays this outbox");
             return;
         }
-        (Some(RelayError::Outbox(_) | RelayError::Publish(_)), _) => Some(Trouble::Stopped),
-        (_, Some(_)) => Some(Trouble::Unsettled),
+        // Said already by who keeps the connection to Redis.
+        (Some(RelayError::Outbox(StoreError::Down(_))), _) => return,
+        (Some(RelayError::Outbox(_) | RelayError::Publish(_)), _) => Some(RelayTrouble::Stopped),
+        (_, Some(_)) => Some(RelayTrouble::Unsettled),
         (None, None) => None,
     };
     if std::mem::replace(trouble, now) == now {
         return;
     }
     match (now, stopped, &walked.refusal) {
-        (Some(Trouble::Stopped), Some(error), _) => {
+        (Some(RelayTrouble::Stopped), Some(error), _) => {
             warn!(route = %route, %error, "the relay can't go on: what is in the outbox stays there, and it is tried again every second");
         }
         (_, _, Some(refusal)) => {
@@ -286,7 +288,7 @@ fn tell(route: &Route, Ended { walked, stopped }: &Ended, trouble: &mut Option<T
 
 /// What keeps the relay from its work.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Trouble {
+enum RelayTrouble {
     /// The outbox can't be read, or NATS takes nothing.
     Stopped,
     /// Nothing can be deleted from the outbox.

@@ -6,6 +6,7 @@
 
 use std::{borrow::Cow, time::Duration};
 
+use schemars::JsonSchema;
 use serde::Serialize;
 use warp::{
     http::{HeaderValue, StatusCode, header},
@@ -15,8 +16,8 @@ use warp::{
 use crate::{
     admission::AdmissionError,
     batch::BatchError,
+    delivery::{Failure, Receipt},
     event::TokenSeed,
-    pipeline::{Failure, Receipt},
     route::Route,
     signature,
 };
@@ -34,6 +35,37 @@ const SHUTTING_DOWN: &str = "shutting_down";
 
 /// Codes of requests that are shed ([`Refusal::shed`]).
 pub const SHED: [&str; 5] = [TOO_MANY_CONNECTIONS, TOO_MANY_REQUESTS, TOO_MANY_BYTES, OUTBOX_FULL, SHUTTING_DOWN];
+
+/// Each status code and machine-readable name of a [`Refusal`], by status code.
+pub const REFUSALS: [(StatusCode, &str); 24] = {
+    let [empty, neither, not_json] = BatchError::CODES;
+    [
+        (StatusCode::BAD_REQUEST, empty),
+        (StatusCode::BAD_REQUEST, neither),
+        (StatusCode::BAD_REQUEST, not_json),
+        (StatusCode::BAD_REQUEST, "body_unreadable"),
+        (StatusCode::BAD_REQUEST, "length_unclear"),
+        (StatusCode::BAD_REQUEST, "host_unclear"),
+        (StatusCode::UNAUTHORIZED, "signature_missing"),
+        (StatusCode::UNAUTHORIZED, "signature_wrong"),
+        (StatusCode::NOT_FOUND, "unknown_path"),
+        (StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed"),
+        (StatusCode::REQUEST_TIMEOUT, "body_timeout"),
+        (StatusCode::PAYLOAD_TOO_LARGE, "body_too_large"),
+        (StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "too_many_headers"),
+        (StatusCode::SERVICE_UNAVAILABLE, TOO_MANY_CONNECTIONS),
+        (StatusCode::SERVICE_UNAVAILABLE, TOO_MANY_REQUESTS),
+        (StatusCode::SERVICE_UNAVAILABLE, TOO_MANY_BYTES),
+        (StatusCode::SERVICE_UNAVAILABLE, "too_many_pieces"),
+        (StatusCode::SERVICE_UNAVAILABLE, "no_memory"),
+        (StatusCode::SERVICE_UNAVAILABLE, SHUTTING_DOWN),
+        (StatusCode::SERVICE_UNAVAILABLE, "pending_store_unavailable"),
+        (StatusCode::SERVICE_UNAVAILABLE, OUTBOX_FULL),
+        (StatusCode::SERVICE_UNAVAILABLE, "not_published"),
+        (StatusCode::SERVICE_UNAVAILABLE, "deadline"),
+        (StatusCode::SERVICE_UNAVAILABLE, "internal_error"),
+    ]
+};
 
 /// Every way in which a request is refused. As text: the full reason, for the log.
 #[derive(Debug, thiserror::Error)]
@@ -219,13 +251,18 @@ impl Refusal {
     }
 }
 
-/// The body of a 200; the members in their order.
-#[derive(Serialize)]
-struct Received<'a> {
+/// The body of a 200: the batch is done. The members come in this order.
+#[derive(Serialize, JsonSchema)]
+pub struct Received<'a> {
+    #[schemars(extend("const" = "received"))]
     status: &'static str,
+    /// The action of the route.
     action: &'a str,
+    /// Ids that this request claimed.
     new_ids_count: usize,
+    /// Distinct valid ids of the body.
     total_ids_in_batch: usize,
+    /// Items without a valid id. Left out if there is none.
     #[serde(skip_serializing_if = "is_zero")]
     rejected_items_count: usize,
 }
@@ -236,12 +273,17 @@ const fn is_zero(number: &usize) -> bool {
 }
 
 /// The body of every other answer.
-#[derive(Serialize)]
-struct Refused<'a> {
+#[derive(Serialize, JsonSchema)]
+pub struct Refused<'a> {
+    #[schemars(extend("const" = "error"))]
     status: &'static str,
+    /// Machine-readable name of what is wrong.
     error: &'a str,
+    /// What is wrong, and what to do.
     message: &'a str,
+    /// Of a 503: the log has the reason under it.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "String", regex(pattern = "^[0-9a-f]{32}$"))]
     trace_id: Option<String>,
 }
 
@@ -278,8 +320,10 @@ fn json(code: StatusCode, body: &impl Serialize) -> Response {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
-    use crate::publisher::PublishError;
+    use crate::delivery::{PublishError, StoreError};
 
     #[test]
     fn a_503_tells_nothing_of_the_inside() {
@@ -304,6 +348,59 @@ mod tests {
             let headers = refusal.response(TokenSeed::now()).headers().clone();
             assert_eq!(headers.get(header::RETRY_AFTER), Some(&RETRY_AFTER), "{refusal}");
         }
+    }
+
+    /// One of each, in a chain: the next after another. A new variant does not compile until it is an arm here.
+    fn after(refusal: &Refusal) -> Option<Refusal> {
+        let unauthenticated = |failure| Some(Refusal::Unauthenticated { failure, scheme: "github" });
+        let unclaimed = || StoreError::Down(String::new());
+        Some(match refusal {
+            Refusal::LengthUnclear => Refusal::HostUnclear,
+            Refusal::HostUnclear => Refusal::NoPath,
+            Refusal::NoPath => Refusal::TooManyHeaders { lines: 2, limit: 1 },
+            Refusal::TooManyHeaders { .. } => Refusal::TooManyConnections { limit: 1, setting: "" },
+            Refusal::TooManyConnections { .. } => Refusal::UnknownPath { path: String::new() },
+            Refusal::UnknownPath { .. } => Refusal::NotPost("GET"),
+            Refusal::NotPost(_) => Refusal::BodyTooLarge { limit: 1 },
+            Refusal::BodyTooLarge { .. } => Refusal::BodyTimeout,
+            Refusal::BodyTimeout => Refusal::BodyUnreadable(String::new()),
+            Refusal::BodyUnreadable(_) => Refusal::TooManyPieces { pieces: 1, bytes: 1 },
+            Refusal::TooManyPieces { .. } => return unauthenticated(signature::Failure::Missing),
+            Refusal::Unauthenticated { failure: signature::Failure::Missing, .. } => {
+                return unauthenticated(signature::Failure::Wrong);
+            }
+            Refusal::Unauthenticated { .. } => BatchError::Empty.into(),
+            Refusal::Malformed(BatchError::Empty) => BatchError::NeitherArrayNorObject.into(),
+            Refusal::Malformed(BatchError::NeitherArrayNorObject) => {
+                BatchError::NotJson { problem: String::new(), at: 0 }.into()
+            }
+            Refusal::Malformed(BatchError::NotJson { .. }) => AdmissionError::NoPermit { limit: 1 }.into(),
+            Refusal::NotAdmitted(AdmissionError::NoPermit { .. }) => AdmissionError::NoBudget { limit: 1 }.into(),
+            Refusal::NotAdmitted(AdmissionError::NoBudget { .. }) => {
+                AdmissionError::NoMemory(std::io::Error::other("none")).into()
+            }
+            Refusal::NotAdmitted(AdmissionError::NoMemory(_)) => AdmissionError::Draining.into(),
+            Refusal::NotAdmitted(AdmissionError::Draining) => Failure::Unclaimed(unclaimed()).into(),
+            Refusal::NotDone(Failure::Unclaimed(_)) => {
+                Failure::OutboxFull { route: String::new(), unclaimed: 1 }.into()
+            }
+            Refusal::NotDone(Failure::OutboxFull { .. }) => {
+                let last = PublishError::Unavailable(String::new());
+                Failure::Unpublished { unconfirmed: 1, total: 1, last }.into()
+            }
+            Refusal::NotDone(Failure::Unpublished { .. }) => Failure::Panicked.into(),
+            Refusal::NotDone(Failure::Panicked) => Refusal::Deadline(Duration::ZERO),
+            Refusal::Deadline(_) => Refusal::Internal(String::new()),
+            Refusal::Internal(_) => return None,
+        })
+    }
+
+    #[test]
+    fn every_refusal_is_listed_and_nothing_else() {
+        let refusals = std::iter::successors(Some(Refusal::LengthUnclear), after);
+        let found: BTreeSet<_> = refusals.map(|refusal| refusal.status()).collect();
+        assert_eq!(found, BTreeSet::from(REFUSALS));
+        assert!(REFUSALS.is_sorted_by_key(|(status, _)| *status), "by status code");
     }
 
     #[test]

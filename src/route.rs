@@ -1,12 +1,12 @@
-//! Which path leads to which subject and which pending SET. Pure: no I/O, no HTTP types, no Redis, no NATS.
+//! Routes: which path leads to which subject and which pending SET. Pure: no I/O, no HTTP types, no Redis, no NATS.
 //!
-//! A [`Route`] is made from three words (flow, entity, action), from which everything else follows unless
-//! the configuration says otherwise. Whatever reaches a [`RouteTable`] has been checked: subjects can be
-//! published to, keys can carry a cluster hash tag, and no two routes share a path, a pending key or a name.
+//! Three words make a [`Route`]: flow, entity and action. They fill the templates of path, subject and key; the
+//! configuration may set each of these itself. A [`RouteTable`] holds checked routes only: NATS accepts their subjects,
+//! their keys can be a cluster hash tag, and no two share a path, a pending key or a name.
 
 use std::{collections::HashMap, fmt, sync::Arc};
 
-/// One webhook: where it comes in, where its ids are claimed, and where its events go.
+/// One webhook: its path, the SET that its ids are claimed in, and the subject of its events.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Route {
     name: String,
@@ -23,10 +23,10 @@ pub struct Route {
     action_title: String,
 }
 
-/// What the configuration says of a route: three words, and what differs from the templates.
+/// A route as configured: three words, and the fields that differ from their templates.
 #[derive(Debug, Clone, Default)]
 pub struct RouteSpec<'a> {
-    /// First word of path, subject and key: the process the webhook belongs to.
+    /// First word of path, subject and key: the process that the webhook belongs to.
     pub flow: &'a str,
     /// The kind of record, for example `beteiligte`.
     pub entity: &'a str,
@@ -55,9 +55,9 @@ pub enum RouteError {
         /// The offending value.
         value: String,
         /// What is wrong with it and what is allowed.
-        problem: String,
+        problem: FieldProblem,
     },
-    /// Two routes claim the same thing.
+    /// Two routes share what only one may have.
     #[error("routes {first:?} and {second:?} have the same {field} {value:?}; give one of them a {field} of its own")]
     Clash {
         /// Name of the earlier route.
@@ -74,6 +74,55 @@ pub enum RouteError {
     Empty,
 }
 
+/// The rule that a field breaks. The text says what is allowed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum FieldProblem {
+    /// A word without letters.
+    #[error("is empty; it needs at least one letter")]
+    EmptyWord,
+    /// A label without text.
+    #[error("is empty; leave it out to get the default")]
+    EmptyLabel,
+    /// A subject with two dots in a row, or one at an end.
+    #[error("has an empty token; tokens are separated by single dots")]
+    EmptyToken,
+    /// Too long, or too short.
+    #[error("is {bytes} bytes long; {allowed} are allowed")]
+    Length {
+        /// Its length.
+        bytes: usize,
+        /// The limits.
+        allowed: &'static str,
+    },
+    /// A path without its slash.
+    #[error("does not begin with '/'")]
+    NoSlash,
+    /// A subject that NATS uses itself.
+    #[error("belongs to NATS itself; choose a subject that begins neither with '$' nor with _INBOX")]
+    ReservedByNats,
+    /// A key that hookgate uses itself.
+    #[error("begins with 'hookgate:', which hookgate keeps for itself")]
+    ReservedByHookgate,
+    /// A blank.
+    #[error("has a blank at byte {at}; allowed: {allowed}")]
+    Blank {
+        /// Its place.
+        at: usize,
+        /// The characters that may stand there.
+        allowed: &'static str,
+    },
+    /// Another character that is not allowed.
+    #[error("has {character:?} at byte {at}; allowed: {allowed}")]
+    Character {
+        /// The character.
+        character: char,
+        /// Its place.
+        at: usize,
+        /// The characters that may stand there.
+        allowed: &'static str,
+    },
+}
+
 impl Route {
     /// Fills the templates and checks every field.
     ///
@@ -82,7 +131,7 @@ impl Route {
     pub fn new(spec: &RouteSpec<'_>) -> Result<Self, RouteError> {
         let RouteSpec { flow, entity, action, .. } = *spec;
         let name = format!("{flow}/{entity}/{action}");
-        let check = |field: &'static str, value: &str, verdict: Result<(), String>| {
+        let check = |field: &'static str, value: &str, verdict: Result<(), FieldProblem>| {
             verdict.map_err(|problem| RouteError::Field {
                 route: name.clone(),
                 field,
@@ -120,7 +169,7 @@ impl Route {
         })
     }
 
-    /// What no other route may have.
+    /// Fields that no other route may share.
     fn identity(&self) -> [(&'static str, &str); 3] {
         [("path", &self.path), ("pending_key", &self.pending_key), ("name", &self.name)]
     }
@@ -143,7 +192,7 @@ impl Route {
         &self.entity
     }
 
-    /// What the event says happened, for example `create`.
+    /// What happened to the record, as the event says it: for example `create`.
     #[must_use]
     pub fn action(&self) -> &str {
         &self.action
@@ -173,26 +222,26 @@ impl Route {
         &self.pending_key
     }
 
-    /// Redis key of the HASH id → token of claims that NATS has not acknowledged yet. It carries the
-    /// pending key as its hash tag, so that both lie in one cluster slot.
+    /// Redis key of the outbox: a HASH id → token of the claims that NATS has not acknowledged yet. The pending key is
+    /// its hash tag, so that both lie in one cluster slot.
     #[must_use]
     pub fn outbox_key(&self) -> &str {
         &self.outbox_key
     }
 
-    /// Redis key of the lease of whoever relays the outbox.
+    /// Redis key of the lease that the relay of this outbox holds.
     #[must_use]
     pub fn lease_key(&self) -> &str {
         &self.lease_key
     }
 
-    /// Redis key of the HASH number → address of every address that ever claimed under the pending key.
+    /// Redis key of the HASH number → address. It names every address that ever claimed under the pending key.
     #[must_use]
     pub fn addresses_key(&self) -> &str {
         &self.addresses_key
     }
 
-    /// Whether the events of both routes say the same and go to the same subject.
+    /// Whether the events of both routes have the same content and the same subject.
     #[must_use]
     pub fn is_same_address(&self, other: &Self) -> bool {
         self.name == other.name && self.subject == other.subject
@@ -211,7 +260,7 @@ impl fmt::Display for Route {
     }
 }
 
-/// All routes of a process, none in conflict with another.
+/// All routes of a process, without conflicts.
 #[derive(Debug, Clone)]
 pub struct RouteTable {
     routes: Vec<Arc<Route>>,
@@ -219,11 +268,10 @@ pub struct RouteTable {
 }
 
 impl RouteTable {
-    /// Puts routes together.
+    /// Checks the routes for conflicts.
     ///
     /// # Errors
-    /// [`RouteError::Clash`] for two routes with the same name, path or pending key, [`RouteError::Empty`]
-    /// for none.
+    /// [`RouteError::Clash`] if two routes share a name, a path or a pending key. [`RouteError::Empty`] without routes.
     pub fn new(routes: Vec<Route>) -> Result<Self, RouteError> {
         if routes.is_empty() {
             return Err(RouteError::Empty);
@@ -246,7 +294,7 @@ impl RouteTable {
         Ok(Self { routes, by_path })
     }
 
-    /// The route of an undecoded path.
+    /// The route with this path, compared without decoding.
     #[must_use]
     pub fn find(&self, path: &str) -> Option<&Arc<Route>> {
         self.by_path.get(path)
@@ -265,42 +313,42 @@ fn title(word: &str) -> String {
     letters.next().map_or_else(String::new, |first| first.to_uppercase().chain(letters).collect())
 }
 
-fn check_word(word: &str) -> Result<(), String> {
+fn check_word(word: &str) -> Result<(), FieldProblem> {
     if word.is_empty() {
-        return Err("is empty; it needs at least one letter".to_owned());
+        return Err(FieldProblem::EmptyWord);
     }
     if word.len() > 64 {
-        return Err(format!("is {} bytes long; at most 64 are allowed", word.len()));
+        return Err(FieldProblem::Length { bytes: word.len(), allowed: "at most 64" });
     }
     allow(word, |c| c.is_ascii_alphanumeric() || c == '_' || c == '-', "letters a-z and A-Z, digits, '_' and '-'")
 }
 
-fn check_path(path: &str) -> Result<(), String> {
+fn check_path(path: &str) -> Result<(), FieldProblem> {
     if !path.starts_with('/') {
-        return Err("does not begin with '/'".to_owned());
+        return Err(FieldProblem::NoSlash);
     }
     allow(path, |c| c.is_ascii_graphic() && c != '?' && c != '#', "visible ASCII without '?' and '#'")
 }
 
-fn check_subject(subject: &str) -> Result<(), String> {
+fn check_subject(subject: &str) -> Result<(), FieldProblem> {
     if subject.len() > 255 {
-        return Err(format!("is {} bytes long; at most 255 are allowed", subject.len()));
+        return Err(FieldProblem::Length { bytes: subject.len(), allowed: "at most 255" });
     }
     if subject.split('.').any(str::is_empty) {
-        return Err("has an empty token; tokens are separated by single dots".to_owned());
+        return Err(FieldProblem::EmptyToken);
     }
     if subject.starts_with('$') || subject.starts_with("_INBOX") {
-        return Err("belongs to NATS itself; choose a subject that begins neither with '$' nor with _INBOX".to_owned());
+        return Err(FieldProblem::ReservedByNats);
     }
     allow(subject, |c| c.is_ascii_graphic() && c != '*' && c != '>', "visible ASCII without the wildcards '*' and '>'")
 }
 
-fn check_key(key: &str) -> Result<(), String> {
+fn check_key(key: &str) -> Result<(), FieldProblem> {
     if key.is_empty() || key.len() > 512 {
-        return Err(format!("is {} bytes long; 1 to 512 are allowed", key.len()));
+        return Err(FieldProblem::Length { bytes: key.len(), allowed: "1 to 512" });
     }
     if key.starts_with("hookgate:") {
-        return Err("begins with 'hookgate:', which hookgate keeps for itself".to_owned());
+        return Err(FieldProblem::ReservedByHookgate);
     }
     allow(
         key,
@@ -309,18 +357,18 @@ fn check_key(key: &str) -> Result<(), String> {
     )
 }
 
-fn check_label(label: &str) -> Result<(), String> {
+fn check_label(label: &str) -> Result<(), FieldProblem> {
     if label.is_empty() {
-        return Err("is empty; leave it out to get the default".to_owned());
+        return Err(FieldProblem::EmptyLabel);
     }
     allow(label, |c| !c.is_control(), "anything but control characters")
 }
 
 /// Names the first character that is not allowed, with its place.
-fn allow(text: &str, good: impl Fn(char) -> bool, allowed: &str) -> Result<(), String> {
+fn allow(text: &str, good: impl Fn(char) -> bool, allowed: &'static str) -> Result<(), FieldProblem> {
     match text.char_indices().find(|(_, c)| !good(*c)) {
         None => Ok(()),
-        Some((at, ' ')) => Err(format!("has a blank at byte {at}; allowed: {allowed}")),
-        Some((at, c)) => Err(format!("has {c:?} at byte {at}; allowed: {allowed}")),
+        Some((at, ' ')) => Err(FieldProblem::Blank { at, allowed }),
+        Some((at, character)) => Err(FieldProblem::Character { character, at, allowed }),
     }
 }

@@ -36,14 +36,14 @@ use self::{
 pub use self::{
     error::{SettingsError, SettingsErrors},
     layers::Layers,
-    sections::{Delivery, Durability, Stream},
+    sections::{DeliveryMode, Durability, Stream},
     variables::{Environment, environment},
 };
 use crate::{
     admission::Limits,
     dead_letters::{self, DeadLetterLimits},
+    delivery::Policy,
     listener::{ConnectionLimits, LingerLimits},
-    pipeline::Policy,
     publisher::servers::Servers,
     route::{Route, RouteTable},
     secrets::{Secret, SecretFiles},
@@ -114,12 +114,12 @@ pub struct Settings {
     pub durability: Durability,
     /// Most ids of a route in flight at once.
     pub outbox_limit: usize,
-    /// What the pipeline does when a store fails.
+    /// What delivery does when a store fails.
     pub policy: Policy,
     /// The NATS servers and how to log in.
     pub nats: Servers,
     /// How events are delivered.
-    pub delivery: Delivery,
+    pub delivery: DeliveryMode,
     /// What is created where no stream covers a subject.
     pub stream: Stream,
     /// Age at which the relay takes an entry of the outbox over.

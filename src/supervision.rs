@@ -6,6 +6,8 @@
 //!
 //! Shown by `make faults ONLY=panic_in`.
 
+mod detach_on_drop;
+
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     time::Duration,
@@ -14,21 +16,23 @@ use std::{
 use futures_util::FutureExt;
 use tracing::error;
 
+pub(crate) use self::detach_on_drop::DetachOnDrop;
+
 /// Before it goes on, so that one that panics each time keeps nobody else from working.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// Works until there is nothing more to do, over panics: each begins the work anew.
+/// Runs `$work` to its end. A panic begins it anew.
 ///
 /// `$work` is evaluated each time. A macro, because a closure can't lend what it owns to a future that has to be `Send`.
-macro_rules! keep_on {
+macro_rules! supervise {
     ($task:expr, $work:expr) => {
-        while !$crate::supervision::came_to_its_end($task, $work).await {}
+        while !$crate::supervision::ran_to_its_end($task, $work).await {}
     };
 }
-pub(crate) use keep_on;
+pub(crate) use supervise;
 
 /// Whether the work ended by itself; if not, by a panic, after a pause.
-pub(crate) async fn came_to_its_end(task: &str, work: impl Future<Output = ()>) -> bool {
+pub(crate) async fn ran_to_its_end(task: &str, work: impl Future<Output = ()>) -> bool {
     // A task that begins anew puts in order itself what it may have left half-way.
     let ended = AssertUnwindSafe(work).catch_unwind().await.is_ok();
     if !ended {
@@ -67,7 +71,7 @@ mod tests {
                 done.push(job);
             }
         };
-        keep_on!("a test", work(&mut jobs, &mut done));
+        supervise!("a test", work(&mut jobs, &mut done));
         assert_eq!(done, [1, 3, 5]);
         survived("a test", || panic!("a bug"));
     }

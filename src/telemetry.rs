@@ -22,8 +22,8 @@ pub enum Format {
     Text,
 }
 
-/// What libraries say below a warning is said by hookgate itself, in the words of its settings.
-const QUIET: &str = "async_nats=warn";
+/// The NATS client writes a line for each failed attempt. hookgate says the same once, in the words of its settings.
+const QUIET: &str = "async_nats=off";
 
 /// Reads filter directives, such as `info,hookgate::entity=warn`.
 ///

@@ -1,10 +1,12 @@
-//! TLS to the stores: the files behind it, and what a handshake that failed asks of the operator. Knows no store
-//! but by the name of its section.
+//! TLS to the stores: its files, and what to do after a failed handshake. Knows a store only by the name of its
+//! section.
 //!
-//! The files are read again for each connection, so that a certificate that was renewed in its place holds from
-//! the next one on.
+//! Each connection reads the files again: a certificate that was renewed in place is used from the next one on.
 
-use std::path::{Path, PathBuf};
+use std::{
+    fmt, io,
+    path::{Path, PathBuf},
+};
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use rustls::{
@@ -24,7 +26,7 @@ pub struct TlsFiles {
     pub client: Option<(PathBuf, PathBuf)>,
 }
 
-/// A file that TLS can't be spoken with.
+/// A file that TLS can't use.
 #[derive(Debug, thiserror::Error)]
 #[error("{key} = {path:?}: {problem}")]
 pub struct TlsFileError {
@@ -33,7 +35,55 @@ pub struct TlsFileError {
     /// The file.
     pub path: PathBuf,
     /// What is wrong with it.
-    pub problem: String,
+    pub problem: TlsFileProblem,
+}
+
+/// What is wrong with a file. Never quotes the file.
+#[derive(Debug, thiserror::Error)]
+pub enum TlsFileProblem {
+    /// It can't be read.
+    #[error("read file: {0}")]
+    Unreadable(io::Error),
+    /// It lacks what it is for.
+    #[error("it holds no {0} in PEM")]
+    Missing(PemItem),
+    /// It is damaged.
+    #[error("it holds no good PEM of a {0}")]
+    Damaged(PemItem),
+    /// rustls refuses a certificate in it.
+    #[error("it holds a bad certificate: {0}")]
+    BadCertificate(rustls::Error),
+    /// The key belongs to another certificate.
+    #[error("it does not fit client_cert_file: {0}")]
+    KeyOfAnother(rustls::Error),
+}
+
+/// What a file is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PemItem {
+    /// At least one certificate.
+    Certificate,
+    /// A private key.
+    PrivateKey,
+}
+
+impl fmt::Display for PemItem {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(match self {
+            Self::Certificate => "certificate",
+            Self::PrivateKey => "private key",
+        })
+    }
+}
+
+impl TlsFileProblem {
+    fn pem(error: pem::Error, wanted: PemItem) -> Self {
+        match error {
+            pem::Error::Io(error) => Self::Unreadable(error),
+            pem::Error::NoItemsFound => Self::Missing(wanted),
+            _ => Self::Damaged(wanted),
+        }
+    }
 }
 
 impl TlsFiles {
@@ -50,22 +100,23 @@ impl TlsFiles {
     pub fn check(&self) -> Result<(), TlsFileError> {
         let mut roots = RootCertStore::empty();
         if let Some(path) = &self.ca {
-            let wrong = |problem: String| TlsFileError { key: "ca_file", path: path.clone(), problem };
+            let wrong = |problem| TlsFileError { key: "ca_file", path: path.clone(), problem };
             for certificate in certificates(path).map_err(wrong)? {
-                roots.add(certificate).map_err(|error| wrong(format!("it holds a bad certificate: {error}")))?;
+                roots.add(certificate).map_err(|error| wrong(TlsFileProblem::BadCertificate(error)))?;
             }
         }
         let Some((certificate, key)) = &self.client else { return Ok(()) };
         let wrong = |problem| TlsFileError { key: "client_cert_file", path: certificate.clone(), problem };
         let chain = certificates(certificate).map_err(wrong)?;
         let wrong = |problem| TlsFileError { key: "client_key_file", path: key.clone(), problem };
-        let key = PrivateKeyDer::from_pem_file(key).map_err(|error| wrong(in_words(error, "private key")))?;
+        let key = PrivateKeyDer::from_pem_file(key)
+            .map_err(|error| wrong(TlsFileProblem::pem(error, PemItem::PrivateKey)))?;
         let config = ClientConfig::builder().with_root_certificates(roots).with_client_auth_cert(chain, key);
-        config.map(drop).map_err(|error| wrong(format!("it does not fit client_cert_file: {error}")))
+        config.map(drop).map_err(|error| wrong(TlsFileProblem::KeyOfAnother(error)))
     }
 }
 
-/// Whether this system has certificates of authorities, as an image from scratch has not.
+/// Whether this system has certificates of authorities. An image from scratch has none.
 #[must_use]
 pub fn system_has_authorities() -> bool {
     !usable_authorities().is_empty()
@@ -80,7 +131,7 @@ pub fn system_authorities() -> Vec<u8> {
     usable_authorities().iter().map(one).collect::<String>().into_bytes()
 }
 
-/// One that can't be used must not take the others with it.
+/// Leaves out what rustls refuses: one bad certificate would make it refuse all.
 fn usable_authorities() -> Vec<CertificateDer<'static>> {
     let mut found = rustls_native_certs::load_native_certs().certs;
     found.retain(|certificate| RootCertStore::empty().add(certificate.clone()).is_ok());
@@ -88,25 +139,16 @@ fn usable_authorities() -> Vec<CertificateDer<'static>> {
 }
 
 /// The certificates in a file, at least one.
-fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
+fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsFileProblem> {
     let all = CertificateDer::pem_file_iter(path).and_then(Iterator::collect::<Result<Vec<_>, _>>);
-    match all {
-        Ok(all) if all.is_empty() => Err(in_words(pem::Error::NoItemsFound, "certificate")),
-        Ok(all) => Ok(all),
-        Err(error) => Err(in_words(error, "certificate")),
+    match all.map_err(|error| TlsFileProblem::pem(error, PemItem::Certificate))? {
+        none if none.is_empty() => Err(TlsFileProblem::Missing(PemItem::Certificate)),
+        all => Ok(all),
     }
 }
 
-/// Never with what stands in the file.
-fn in_words(error: pem::Error, wanted: &str) -> String {
-    match error {
-        pem::Error::Io(error) => format!("read file: {error}"),
-        pem::Error::NoItemsFound => format!("it holds no {wanted} in PEM"),
-        _ => format!("it holds no good PEM of a {wanted}"),
-    }
-}
-
-/// Words of a failed handshake, as rustls and the servers put them, and what to look at. `{}` is the section.
+/// Words in the error of a failed handshake (of rustls, the client or the server), and the advice. `{}` is the section.
+/// The first match counts.
 const CAUSES: [(&str, &str); 17] = [
     ("UnknownIssuer", "the server's certificate is of an authority that {}.ca_file does not name; check {}.ca_file"),
     ("BadSignature", "another authority of the same name signed the server's certificate; check {}.ca_file"),
@@ -148,7 +190,7 @@ const CAUSES: [(&str, &str); 17] = [
     ("platform certs", "the system's own certificates can't be read; set {}.ca_file"),
 ];
 
-/// What to look at after such an error, if it is one of TLS. Waiting does not help with any of these.
+/// What to do about an error, if TLS caused it. Trying again helps with none of these.
 #[must_use]
 pub fn advice(section: &str, problem: &str) -> Option<String> {
     let (_, advice) = CAUSES.iter().find(|(words, _)| problem.contains(words))?;

@@ -1,19 +1,18 @@
-//! What OpenTelemetry gets to see: a span for each station of a webhook. Off unless a collector is configured;
-//! then nothing is made that somebody would have to throw away.
+//! OpenTelemetry spans, one for each step of a webhook. Without a collector no span is made.
 //!
 //! ```text
-//! POST /vmh/webhook/beteiligte/create      server     trace: the seed of the request's tokens
+//! POST /vmh/webhook/beteiligte/create      server     trace id: the seed of the tokens
 //! ├── claim                                internal
-//! ├── create vmh.beteiligte.create         producer   one an event; its message carries this span
-//! └── send vmh.beteiligte.create           client     one a step; links to what it sends
+//! ├── create vmh.beteiligte.create         producer   one per event; its message carries this span
+//! └── send vmh.beteiligte.create           client     one per step; links to the events
 //!
-//! send vmh.beteiligte.create (relay)       client     a trace of its own; links to what it sends
+//! send vmh.beteiligte.create (relay)       client     a trace of its own; links to the events
 //! ```
 //!
-//! Every span id follows from the seed, so that a message is the same whoever publishes it, and a parent is
-//! known before its span has ended. A `traceparent` that came in is linked and never the parent: anybody can
-//! send one. Names follow the semantic conventions for HTTP and messaging. No span holds a record, an address
-//! or a path that is not configured.
+//! Every span id is derived from the seed. So a message is the same whoever publishes it, and the id of a parent is
+//! known before its span ends. An incoming `traceparent` becomes a link, never the parent: anybody can send one. Names
+//! follow the semantic conventions for HTTP and messaging. No span holds a record, an address or a path that is not
+//! configured.
 
 mod export;
 
@@ -40,7 +39,7 @@ use crate::{
     route::Route,
 };
 
-/// Where spans go; nowhere by default.
+/// Takes spans. The default drops them.
 #[derive(Debug, Clone, Default)]
 pub struct Tracer(Option<Arc<Queue>>);
 
@@ -51,67 +50,68 @@ struct Queue {
     scope: InstrumentationScope,
 }
 
-/// When a station began.
+/// When a step began.
 #[derive(Debug, Clone, Copy)]
 pub struct Began {
     time: SystemTime,
     instant: Instant,
 }
 
-/// A request with an answer.
+/// A request that was answered.
 #[derive(Debug)]
 pub struct Received<'a> {
-    /// Of the tokens, where it came so far; else any.
+    /// The seed of its tokens; a new one if it got none.
     pub seed: TokenSeed,
     /// The webhook.
     pub route: &'a Route,
-    /// How it was asked for, `_OTHER` if by no usual method.
+    /// Its method; `_OTHER` if it is not a usual one.
     pub method: &'static str,
-    /// The answer.
+    /// Its status code.
     pub status: u16,
     /// Machine-readable name of the refusal, if it was one.
     pub error: Option<&'static str>,
-    /// Size of the body, where all of it arrived.
+    /// Size of the body, if all of it arrived.
     pub body_bytes: Option<usize>,
-    /// The `traceparent` it came with.
+    /// Its `traceparent` header.
     pub traceparent: Option<Traceparent>,
 }
 
-/// A claim that was answered, or not.
+/// A call that claims ids.
 #[derive(Debug)]
-pub struct Claimed<'a> {
-    /// Of the tokens.
+pub struct ClaimSpan<'a> {
+    /// The seed of the tokens.
     pub seed: TokenSeed,
-    /// Place in the batch of the first id.
+    /// Place of the first id in the batch.
     pub start: usize,
     /// The webhook.
     pub route: &'a Route,
-    /// Ids, and those of them that are new and in flight.
+    /// Ids in the call.
     pub ids: usize,
-    /// Of these, claimed now.
+    /// Ids that were claimed now.
     pub new: usize,
-    /// Of these, claimed before and not yet acknowledged.
+    /// Ids that were claimed before and are not acknowledged yet.
     pub in_flight: usize,
-    /// Why there is no answer.
+    /// Why the store did not answer.
     pub problem: Option<String>,
 }
 
-/// Events that were handed to the broker, and acknowledged or not.
+/// Events that were published, acknowledged or not.
 #[derive(Debug)]
 pub struct Sent<'a> {
-    /// Of the request; none for the relay's.
+    /// The seed of the request and the place of its first event; `None` for the relay.
     pub request: Option<(TokenSeed, usize)>,
     /// The webhook.
     pub route: &'a Route,
     /// The tokens of the events.
     pub tokens: Vec<Token>,
-    /// Attempts it took.
+    /// Attempts so far.
     pub attempts: usize,
-    /// Why some are not acknowledged.
+    /// Why some are not acknowledged, if so.
     pub problem: Option<String>,
 }
 
-/// W3C trace context that came in.
+/// The W3C trace context of a request. Read here: opentelemetry's propagator takes what the specification refuses, such
+/// as ids that are too short.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Traceparent {
     trace_id: u128,
@@ -119,7 +119,7 @@ pub struct Traceparent {
     flags: u8,
 }
 
-/// The header is not valid: a new trace starts, as without one.
+/// The header is not valid. The request is traced as without one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("not a W3C traceparent")]
 pub struct NotATraceparent;
@@ -156,13 +156,13 @@ impl Traceparent {
 }
 
 impl Tracer {
-    /// The beginning of a station; `None` if nobody wants to know.
+    /// Begins a step; `None` without a collector.
     #[must_use]
     pub fn begin(&self) -> Option<Began> {
         self.0.as_ref().map(|_| Began { time: SystemTime::now(), instant: Instant::now() })
     }
 
-    /// A request has its answer.
+    /// Records a request that was answered.
     pub fn received(&self, began: Option<Began>, received: &Received<'_>) {
         let Some((queue, began)) = self.0.as_ref().zip(began) else { return };
         let Received { seed, route, method, status, error, body_bytes, traceparent } = received;
@@ -176,7 +176,7 @@ impl Tracer {
         ];
         attributes.extend(body_bytes.map(|bytes| KeyValue::new("http.request.body.size", count(bytes))));
         attributes.extend(error.map(|error| KeyValue::new("error.type", error)));
-        // A sender's mistake is no error of the server.
+        // A mistake of the sender is not an error of this span.
         let problem = error.filter(|_| *status >= 500).map(str::to_owned);
         queue.record(Span {
             context: context(*seed, seed.span_id("receive", 0)),
@@ -190,10 +190,10 @@ impl Tracer {
         });
     }
 
-    /// A claim was answered, or not.
-    pub fn claimed(&self, began: Option<Began>, claimed: Claimed<'_>) {
+    /// Records a call that claims ids.
+    pub fn claimed(&self, began: Option<Began>, claimed: ClaimSpan<'_>) {
         let Some((queue, began)) = self.0.as_ref().zip(began) else { return };
-        let Claimed { seed, start, route, ids, new, in_flight, problem } = claimed;
+        let ClaimSpan { seed, start, route, ids, new, in_flight, problem } = claimed;
         queue.record(Span {
             context: context(seed, seed.span_id("claim", start)),
             parent: Some(seed.span_id("receive", 0)),
@@ -211,7 +211,7 @@ impl Tracer {
         });
     }
 
-    /// Events were handed to the broker, and acknowledged or not.
+    /// Records events that were published.
     pub fn sent(&self, began: Option<Began>, sent: Sent<'_>) {
         let Some((queue, began)) = self.0.as_ref().zip(began) else { return };
         let Sent { request, route, tokens, attempts, problem } = sent;
@@ -231,8 +231,7 @@ impl Tracer {
         attributes.extend(problem.as_ref().map(|_| KeyValue::new("error.type", "not_published")));
         let (seed, start) = request.unwrap_or_else(|| (TokenSeed::now(), 0));
         let parent = request.map(|(seed, _)| seed.span_id("receive", 0));
-        // The message of an event that this request claimed carries the span that is made here. Those of
-        // other requests have theirs in the traces of those.
+        // Only for events that this request claimed: another request's events have their spans in its trace.
         let own = request.map(|(seed, _)| seed);
         for token in tokens.iter().filter(|token| own == Some(token.trace_id())) {
             queue.record(Span {
@@ -265,7 +264,7 @@ impl Tracer {
     }
 }
 
-/// A span that has just ended.
+/// A span that ends now.
 struct Span {
     context: SpanContext,
     parent: Option<u64>,
@@ -278,7 +277,7 @@ struct Span {
 }
 
 impl Queue {
-    /// Never waits: what does not fit is counted and dropped.
+    /// Never waits. A full queue drops the span and counts it.
     fn record(&self, span: Span) {
         let Span { context, parent, kind, name, began, attributes, links, problem } = span;
         let mut all_links = SpanLinks::default();
@@ -290,7 +289,7 @@ impl Queue {
             span_kind: kind,
             name: Cow::Owned(name),
             start_time: began.time,
-            // So that a clock that is set back makes no span of negative length.
+            // From the monotonic clock: a clock that is set back would give a negative length.
             end_time: began.time + began.instant.elapsed(),
             attributes,
             dropped_attributes_count: 0,

@@ -44,7 +44,7 @@ use self::{
     verify::verify,
 };
 use crate::{
-    admission::Limits, dead_letters::DeadLetters, metrics::Metrics, pipeline::Pipeline, route::RouteTable,
+    admission::Limits, dead_letters::DeadLetters, delivery::Delivery, metrics::Metrics, route::RouteTable,
     shutdown::Phase, signature::Verifiers, traces::Tracer,
 };
 
@@ -55,7 +55,7 @@ pub struct Webhooks {
     /// Who may send what.
     pub verifiers: Arc<Verifiers>,
     /// Where batches go.
-    pub pipeline: Arc<Pipeline>,
+    pub delivery: Arc<Delivery>,
     /// Where rejected items and bodies go.
     pub dead_letters: DeadLetters,
     /// What requests may take.

@@ -5,13 +5,13 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use hookgate::{
     batch::Batch,
+    delivery::{PendingStore, Proposal, State, StoreError},
     event::{Token, TokenSeed},
     metrics::Metrics,
     pending::{
         access::Access,
         redis::{Options, Redis},
     },
-    pipeline::{ClaimError, PendingStore, Proposal, State},
     readiness::Contact,
     relay::Outbox,
     route::{Route, RouteSpec, RouteTable},
@@ -60,14 +60,14 @@ impl Store {
         in_time(what, self.redis.contact().wait_for(holds)).await.expect("its owner lives");
     }
 
-    async fn claim_on(&self, route: usize, id: &str) -> Result<State, ClaimError> {
+    async fn claim_on(&self, route: usize, id: &str) -> Result<State, StoreError> {
         let batch = Arc::new(Batch::parse(batch([id]).as_bytes()).expect("the body is valid"));
         let proposal = Proposal { range: 0..1, batch, seed: TokenSeed::now() };
         let claimed = self.redis.claim(&self.table.routes()[route], proposal).await?;
         Ok(claimed.states[0])
     }
 
-    async fn claim(&self, id: &str) -> Result<State, ClaimError> {
+    async fn claim(&self, id: &str) -> Result<State, StoreError> {
         self.claim_on(0, id).await
     }
 
@@ -121,7 +121,7 @@ async fn the_number_of_an_address_that_no_entry_needs_is_used_again() {
     let eleventh = Store::open(&redis, "vmh.s10");
     eleventh.is("it has no number", |now| matches!(now, Contact::NoWrites(why) if why.contains("ten addresses"))).await;
     let refused = eleventh.claim("id-10").await.expect_err("it has no number");
-    assert!(matches!(refused, ClaimError::NoWrites(_)), "{refused}");
+    assert!(matches!(refused, StoreError::NoWrites(_)), "{refused}");
     assert_eq!(address(eleventh.claim_on(1, "id").await.expect("another route is served")), 0);
     let outbox: &dyn Outbox = &eleventh.redis;
     assert_eq!(outbox.count(&eleventh.table.routes()[0]).await, Ok(10));
@@ -132,7 +132,7 @@ async fn the_number_of_an_address_that_no_entry_needs_is_used_again() {
     assert_eq!(eleventh.number("id-10").await, 3);
 
     let refused = stores[3].claim("id-11").await.expect_err("its number is another one's");
-    assert!(matches!(refused, ClaimError::NoWrites(_)), "{refused}");
+    assert!(matches!(refused, StoreError::NoWrites(_)), "{refused}");
     connection.hdel(OUTBOX, "id-5").await.expect("it is a HASH");
     assert_eq!(stores[3].next_number("id-11").await, 5);
     let subjects = subjects(&redis).await;
@@ -159,7 +159,7 @@ async fn number_0_is_the_address_that_0_1_0_recorded() {
     let third = Store::connect(&redis, "vmh.older").await;
     assert_eq!(third.number("c").await, 0);
     let refused = zero.claim("d").await.expect_err("number 0 is another one's");
-    assert!(matches!(refused, ClaimError::NoWrites(_)), "{refused}");
+    assert!(matches!(refused, StoreError::NoWrites(_)), "{refused}");
     assert_eq!(zero.next_number("d").await, 2);
     assert_eq!(store.number("e").await, 1, "nothing has changed for it");
     let subjects: Vec<_> = subjects(&redis).await.into_values().collect();

@@ -1,44 +1,45 @@
-//! Whatever comes in: an answer that the sender understands or a closed connection, nothing claimed that should not
-//! be, the process alive, its memory back, and the next honest request served.
+//! Bad input harms nobody. The sender gets the right answer or a closed connection, nothing is claimed that should not
+//! be, the process lives, its memory comes back, and the next honest request is served.
+//!
+//! The table of cases is in `bad_input/`: name, request, expected answer, and why.
 
+mod bodies;
+mod case;
 mod framing;
-mod json;
-mod row;
-mod signed;
+mod signatures;
 
 use std::{collections::BTreeSet, panic::AssertUnwindSafe};
 
 use futures_util::FutureExt;
 use hookgate::batch::EntityId;
 
-use self::row::{Row, Site};
+use self::case::{Case, Site};
 use crate::support::{PATH, PENDING, World, batch, eventually};
 
-/// How much more than before the table it may use once a row is over. Allocators keep some.
+/// How much more memory than before the table hookgate may hold after a case. Allocators keep some.
 const MEMORY: usize = 48 << 20;
 
-/// Rows up to here are those of the first design; what was found later follows.
-const DESIGNED: u32 = 63;
+/// So that no case gets lost.
+const CASES: usize = 160;
 
 #[tokio::test]
 async fn every_bad_input_is_answered_as_it_should_be() {
     let world = World::start().await;
     let mut site = Site::start(&world).await;
-    let found = [framing::found(), framing::in_chunks(), json::found()].concat();
-    let rows: Vec<Row> = [framing::rows(), signed::rows(), json::rows(), found].concat();
-    let numbers: BTreeSet<u32> = rows.iter().map(|row| row.number).collect();
-    assert_eq!((1..=DESIGNED).filter(|number| !numbers.contains(number)).collect::<Vec<_>>(), [0; 0], "rows missing");
-    assert!(numbers.iter().filter(|number| **number > DESIGNED).count() >= 10, "and what was found besides");
+    let cases: Vec<Case> = [framing::cases(), signatures::cases(), bodies::cases()].concat();
+    assert_eq!(cases.len(), CASES, "cases in the table");
+    let names: BTreeSet<_> = cases.iter().map(|case| case.name).collect();
+    assert_eq!(names.len(), CASES, "each case has a name of its own");
 
     site.honest("before").await;
     let memory = site.gate.resident_bytes() + MEMORY;
     let mut failed = Vec::new();
-    for (index, row) in rows.iter().enumerate() {
-        let what = format!("row {}, {}", row.number, row.what);
+    for (index, case) in cases.iter().enumerate() {
+        let what = case.name;
         let before = world.redis.pending(PENDING).await;
-        site.prepare(row).await;
-        // All rows are tried before the test fails.
-        let Ok(claims) = AssertUnwindSafe(site.ask(row, &what)).catch_unwind().await else {
+        site.prepare(case).await;
+        // All cases are tried before the test fails.
+        let Ok(claims) = AssertUnwindSafe(site.ask(case)).catch_unwind().await else {
             failed.push(what);
             continue;
         };
@@ -50,20 +51,20 @@ async fn every_bad_input_is_answered_as_it_should_be() {
         }
         site.honest(&format!("honest-{index}")).await;
     }
-    assert_eq!(failed, [""; 0], "rows that went wrong; each has said above how");
+    assert_eq!(failed, [""; 0], "cases that went wrong; each has said above how");
     let subjects: BTreeSet<_> = world.nats.events().await.into_iter().map(|event| event.subject).collect();
     assert!(subjects.iter().all(|subject| site.subjects().contains(&subject.as_str())), "{subjects:?}");
     for id in world.redis.pending(PENDING).await {
-        assert!(EntityId::parse(&id).is_some(), "{id:?} is one");
+        assert!(EntityId::parse(&id).is_some(), "{id:?} is a valid id");
     }
     for line in site.gate.log().await {
         let record: serde_json::Value = serde_json::from_str(&line).unwrap_or_else(|_| panic!("one line each: {line}"));
         assert_ne!(record["level"], "ERROR", "{line}");
-        assert!(!line.contains("forged") && !line.contains(json::NAME), "{line}");
+        assert!(!line.contains("forged") && !line.contains(bodies::NAME), "{line}");
     }
 }
 
-/// With a body that is larger than one read, so that "before anything is read" means something.
+/// The body is larger than one read, so that an answer before it shows.
 #[tokio::test]
 async fn only_a_body_that_will_be_read_is_asked_for() {
     let world = World::start().await;
@@ -73,7 +74,7 @@ async fn only_a_body_that_will_be_read_is_asked_for() {
         (PATH, large.len(), 200),
         (PATH, 3 << 20, 413),
         ("/elsewhere", large.len(), 404),
-        (row::SIGNED, large.len(), 401),
+        (case::SIGNED, large.len(), 401),
     ] {
         let head = format!(
             "POST {path} HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n"

@@ -1,5 +1,5 @@
-//! One body for each thing a sender can get wrong, with what becomes of it: rows 46 to 63 of the design, as far
-//! as the reader decides them. What a whole hookgate answers is in `bad_items.rs` and `status_codes.rs`.
+//! One body for each thing a sender can get wrong, and what the reader makes of it. What hookgate answers is in
+//! `bad_input/bodies.rs` and `bad_items.rs`.
 
 use std::fmt::Write;
 
@@ -26,27 +26,27 @@ fn ids<const N: usize>(ids: [&str; N]) -> Vec<String> {
 }
 
 #[test]
-fn row_46_nothing_is_no_batch() {
+fn nothing_is_no_batch() {
     for body in ["", " ", "\n\t\r "] {
         assert_eq!(refused(body), BatchError::Empty, "{body:?}");
     }
 }
 
 #[test]
-fn row_47_an_empty_list_is_an_empty_batch() {
+fn an_empty_list_is_an_empty_batch() {
     for body in ["[]", " [ ] ", "\n[\n]\n"] {
         assert_eq!(read(body), (vec![], vec![]), "{body:?}");
     }
 }
 
 #[test]
-fn row_48_one_object_is_a_batch_of_one() {
+fn one_object_is_a_batch_of_one() {
     assert_eq!(read(r#"{"name":"Test","id":"entity-123"}"#), (ids(["entity-123"]), vec![]));
     assert_eq!(read(" {} "), (vec![], vec![(Reason::NoId, 1)]));
 }
 
 #[test]
-fn row_49_other_values_are_no_batch() {
+fn other_values_are_no_batch() {
     for body in ["null", "true", "1", "-1.5e3", "\"x\"", " \"id\" ", "1e999", r#""\ud800""#] {
         assert_eq!(refused(body), BatchError::NeitherArrayNorObject, "{body}");
     }
@@ -56,14 +56,14 @@ fn row_49_other_values_are_no_batch() {
 }
 
 #[test]
-fn row_50_items_that_are_no_records_leave_the_others_alone() {
+fn items_that_are_no_records_leave_the_others_alone() {
     let rejected = vec![(Reason::NotAnObject, 3), (Reason::NoId, 1)];
     assert_eq!(read("[1,null,[],{}]"), (vec![], rejected.clone()));
     assert_eq!(read(r#"[1,{"id":"a"},null,[{"id":"inner"}],{},{"id":"b"}]"#), (ids(["a", "b"]), rejected));
 }
 
 #[test]
-fn row_51_an_id_is_text_or_an_integer() {
+fn an_id_is_text_or_an_integer() {
     let kinds =
         ["null", "true", "false", "1.5", "-0.0", "1e3", "1E3", "1e999", "[]", r#"["a"]"#, "{}", r#"{"id":"a"}"#];
     for id in kinds {
@@ -74,7 +74,7 @@ fn row_51_an_id_is_text_or_an_integer() {
 }
 
 #[test]
-fn row_52_an_integer_is_taken_as_it_is_written() {
+fn an_integer_is_taken_as_it_is_written() {
     let digits = "1234567890123456789012345678901234567890";
     let body = format!(r#"[{{"id":7}},{{"id":-7}},{{"id":0}},{{"id":-0}},{{"id":{digits}}},{{"id":"7"}}]"#);
     // The text "7" and the number 7 are the same id; -0 stays as it is, and is another one than 0.
@@ -88,7 +88,7 @@ fn row_52_an_integer_is_taken_as_it_is_written() {
 }
 
 #[test]
-fn row_53_an_id_is_short_and_has_no_control_characters() {
+fn an_id_is_short_and_has_no_control_characters() {
     for id in
         [r"a\u0000", r"\u0000", r"a\r\nb", r"\t", r"a\u001f", r"\u007f", "\u{7f}", r"\u0080", "a\u{85}b", "\u{9f}"]
     {
@@ -108,7 +108,7 @@ fn row_53_an_id_is_short_and_has_no_control_characters() {
 }
 
 #[test]
-fn row_54_two_ids_are_none() {
+fn two_ids_are_none() {
     for item in [
         r#"{"id":"a","id":"b"}"#,
         r#"{"id":"a","name":"b","id":"a"}"#,
@@ -125,7 +125,7 @@ fn row_54_two_ids_are_none() {
 
 /// Deeper than any stack, and than the 128 levels at which `serde_json::Value` gives up.
 #[test]
-fn row_55_no_depth_is_too_deep() {
+fn no_depth_is_too_deep() {
     let lists = format!("{}{}", "[".repeat(100_000), "]".repeat(100_000));
     let objects = format!("{}1{}", r#"{"id":"#.repeat(100_000), "}".repeat(100_000));
     for deep in [&lists, &objects] {
@@ -145,14 +145,14 @@ fn row_55_no_depth_is_too_deep() {
 
 /// `serde_json::Value` refuses 1e999.
 #[test]
-fn row_56_numbers_elsewhere_may_have_any_size() {
+fn numbers_elsewhere_may_have_any_size() {
     let body = r#"[{"x":1e999,"y":[-1E+999,1234567890123456789012345678901234567890],"id":"a","z":0.1e-99999}]"#;
     assert_eq!(read(body), (ids(["a"]), vec![]));
 }
 
 /// `serde_json::Value` refuses half of a surrogate pair wherever it stands.
 #[test]
-fn row_57_half_a_surrogate_pair_makes_no_id_and_harms_no_other_member() {
+fn half_a_surrogate_pair_makes_no_id_and_harms_no_other_member() {
     for id in [r"\ud800", r"\udfff", r"a\ud83db", r"\ude00\ud83d", r"\ud83d\n", r"\ud83d\ud83d\ude00", r"\uD83Dx"] {
         let body = format!(r#"[{{"id":"{id}"}},{{"id":"b"}}]"#);
         assert_eq!(read(body), (ids(["b"]), vec![(Reason::LoneSurrogate, 1)]), "{id}");
@@ -168,7 +168,7 @@ fn row_57_half_a_surrogate_pair_makes_no_id_and_harms_no_other_member() {
 }
 
 #[test]
-fn row_57_bytes_that_are_no_text_make_no_id_and_harm_no_other_member() {
+fn bytes_that_are_no_text_make_no_id_and_harm_no_other_member() {
     for bad in [&b"\xff"[..], b"\x80", b"\xc3", b"\xc0\xaf", b"\xed\xa0\x80", b"\xf0\x9f\x98", b"\xf8\x88\x80\x80\x80"]
     {
         let with = |before: &[u8], after: &[u8]| [before, bad, after].concat();
@@ -193,14 +193,14 @@ fn row_57_bytes_that_are_no_text_make_no_id_and_harm_no_other_member() {
 }
 
 #[test]
-fn row_57_a_byte_order_mark_is_no_json() {
+fn a_byte_order_mark_is_no_json() {
     assert!(not_json("\u{feff}[]"));
     assert!(not_json("[]\u{feff}"));
     assert!(not_json("[\u{feff}{}]"));
 }
 
 #[test]
-fn row_58_only_the_first_places_of_a_flood_are_kept() {
+fn only_the_first_places_of_a_flood_are_kept() {
     let number = MAX_REJECTED_PLACES + 5;
     let batch = Batch::parse(format!("[{}1]", "1,".repeat(number)).as_bytes()).expect("it is JSON");
     assert_eq!((batch.rejected().count(), batch.rejected().places().len()), (number + 1, MAX_REJECTED_PLACES));
@@ -208,7 +208,7 @@ fn row_58_only_the_first_places_of_a_flood_are_kept() {
 }
 
 #[test]
-fn row_59_ten_thousand_items_are_read_in_their_order() {
+fn ten_thousand_items_are_read_in_their_order() {
     let numbers = 0..10_000;
     let body = numbers.clone().fold(String::new(), |mut text, number| {
         write!(text, "{}{{\"id\":\"entity-{number}\"}}", if number == 0 { '[' } else { ',' }).expect("a String grows");
@@ -219,13 +219,13 @@ fn row_59_ten_thousand_items_are_read_in_their_order() {
 }
 
 #[test]
-fn row_60_the_same_id_counts_once() {
+fn the_same_id_counts_once() {
     let body = r#"[{"id":"b"},{"id":"a"},{"id":"b"},{"\u0069d":"\u0062"},{"id":"B"},{"id":"a "}]"#;
     assert_eq!(read(body), (ids(["b", "a", "B", "a "]), vec![]));
 }
 
 #[test]
-fn row_63_what_is_not_one_document_is_refused_as_a_whole() {
+fn what_is_not_one_document_is_refused_as_a_whole() {
     let good = r#"[{"id":"a"}]"#;
     for tail in ["x", ",", "]", "}", "[]", "{}", "1", "\"\"", "//", "\0", "\u{a0}", "\u{c}", "\u{b}"] {
         assert!(not_json(format!("{good}{tail}")), "{}", tail.escape_debug());

@@ -3,6 +3,7 @@
 //! A file is named after the behaviour it shows. `support/` starts and looks; it asserts nothing of its own.
 
 mod addresses;
+mod architecture;
 mod bad_input;
 mod bad_items;
 mod batch_examples;
@@ -27,6 +28,7 @@ mod redis_outage;
 mod replicas;
 mod signatures;
 mod slow_clients;
+mod specifications;
 mod startup;
 mod status;
 mod status_codes;

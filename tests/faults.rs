@@ -12,25 +12,26 @@
 //! A scenario is a function that returns a [`Report`]; the invariants are in `faults/rig.rs`.
 
 mod faults {
+    pub(crate) mod accept_without_nats;
     pub(crate) mod addresses;
+    pub(crate) mod both_stores;
     pub(crate) mod clock;
     pub(crate) mod cluster;
     pub(crate) mod crm;
     pub(crate) mod disk;
-    pub(crate) mod edge;
-    pub(crate) mod edge_more;
-    pub(crate) mod full;
+    pub(crate) mod drain_and_disconnect;
     pub(crate) mod ingress;
     pub(crate) mod jetstream;
     pub(crate) mod judge;
+    pub(crate) mod late_claims;
     pub(crate) mod nats;
     pub(crate) mod oracle;
+    pub(crate) mod overload;
     pub(crate) mod process;
     pub(crate) mod redis;
-    pub(crate) mod redis_more;
+    pub(crate) mod redis_takes_no_writes;
     pub(crate) mod rig;
     pub(crate) mod storm;
-    pub(crate) mod tokens;
     pub(crate) mod wire;
 }
 #[allow(dead_code, unused_imports, reason = "shared with behaviour.rs, which uses the rest")]
@@ -50,7 +51,7 @@ const LIMIT: Duration = Duration::from_secs(240);
 const JOBS: usize = 3;
 
 /// A scenario by its name.
-#[expect(clippy::struct_excessive_bools, reason = "flags, each by its name")]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag of the scenario! macro")]
 pub(crate) struct Scenario {
     name: &'static str,
     /// Part of `--quick`.
@@ -93,16 +94,17 @@ fn scenarios() -> Vec<Scenario> {
         faults::process::scenarios(),
         faults::nats::scenarios(),
         faults::redis::scenarios(),
-        faults::redis_more::scenarios(),
+        faults::both_stores::scenarios(),
+        faults::accept_without_nats::scenarios(),
         faults::clock::scenarios(),
         faults::cluster::scenarios(),
         faults::jetstream::scenarios(),
-        faults::edge::scenarios(),
-        faults::edge_more::scenarios(),
-        faults::full::scenarios(),
+        faults::drain_and_disconnect::scenarios(),
+        faults::overload::scenarios(),
+        faults::redis_takes_no_writes::scenarios(),
         faults::ingress::scenarios(),
         faults::storm::scenarios(),
-        faults::tokens::scenarios(),
+        faults::late_claims::scenarios(),
         faults::addresses::scenarios(),
     ];
     files.into_iter().flatten().collect()

@@ -1,5 +1,4 @@
-//! What hookgate may do in the stores, as `k8s/privileges` says: enough for its whole job, and with any one
-//! permission less something certain fails.
+//! The permissions in `k8s/privileges` are enough for hookgate's whole job, and each of them is needed.
 
 mod files;
 mod job;
@@ -20,7 +19,7 @@ async fn the_whole_job_needs_no_more() {
     let mut gate = world.gate(&format!("{}{second}", access.settings("1500ms"))).await;
     job::claims(&world, &gate).await.expect("webhooks become events once");
     job::dead_letters(&world, &gate).await.expect("what can't be processed is kept");
-    job::census(&gate, 2).await.expect("what Redis holds is counted");
+    job::store_gauges(&gate, 2).await.expect("what Redis holds is counted");
 
     // NATS goes away; what stays behind is the relay's, also what a removed route left.
     world.nats.kill();
@@ -64,7 +63,7 @@ const REDIS: [(&str, Step); 25] = [
     ("+evalsha", Step::Ready),
     ("+smismember", Step::Ready),
     ("+sadd", Step::Ready),
-    ("+scard", Step::Census),
+    ("+scard", Step::StoreGauges),
     ("+hmget", Step::Ready),
     ("+hset", Step::Ready),
     ("+hdel", Step::Ready),

@@ -1,5 +1,5 @@
-//! Nobody without the secret gets an event in. What the schemes' own documents give as examples, then the real
-//! binary: bad signatures one by one, rotation through the files of a secret mount, and what an operator is told.
+//! Only a sender with the secret gets an event in: the examples of each scheme's documents, bad signatures against the
+//! real binary, rotation through the files of a secret mount, and what an operator is told.
 
 use std::{
     fs,
@@ -48,7 +48,7 @@ fn verify(scheme: Scheme, secrets: &[&str], at: u64, pairs: &[(&str, &str)], bod
 }
 
 #[test]
-fn espocrm() {
+fn espocrm_signs_each_body_under_the_id_of_its_webhook() {
     let says = |pairs: &[(&str, &str)]| verify(Scheme::EspoCrm { id: ID.to_owned() }, &[SECRET], 0, pairs, BODY);
     assert_eq!(says(&[("Signature", SIGNATURE)]), Ok(()));
     assert_eq!(says(&[("X-Signature", X_SIGNATURE)]), Ok(()));
@@ -64,7 +64,7 @@ fn espocrm() {
 
 /// <https://github.com/standard-webhooks/standard-webhooks/blob/main/spec/standard-webhooks.md>
 #[test]
-fn standard_webhooks() {
+fn a_standard_webhooks_signature_is_good_for_five_minutes() {
     const SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
     const MAC: &str = "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE=";
     const BODY: &str = r#"{"test": 2432232314}"#;
@@ -99,7 +99,7 @@ fn standard_webhooks() {
 
 /// <https://docs.github.com/en/webhooks/using-webhooks/validating-webhook-deliveries#testing-the-webhook-payload-validation>
 #[test]
-fn github() {
+fn github_signs_each_body() {
     const MAC: &str = "757107ea0eb2509fc211221cce984b8a37570b6d7586c22c46f4379c8b043e17";
     let says = |value: &str| {
         let pairs = [("X-Hub-Signature-256", value)];
@@ -116,7 +116,7 @@ fn github() {
 
 /// <https://www.rfc-editor.org/rfc/rfc6750#section-2.1>
 #[test]
-fn bearer() {
+fn a_bearer_token_is_compared_as_a_whole() {
     let says = |value: &str| verify(Scheme::Bearer, &["old", "mF_9.B5f-4.1JqM"], 0, &[("Authorization", value)], "[]");
     assert_eq!(says("Bearer mF_9.B5f-4.1JqM"), Ok(()));
     assert_eq!(says("bearer old"), Ok(()));
@@ -197,7 +197,7 @@ impl Mount {
 }
 
 #[tokio::test]
-async fn one_by_one_against_the_binary() {
+async fn each_bad_signature_is_401() {
     let (world, mount) = (World::start().await, Mount::new());
     let mut gate = world.gate(&mount.settings(&mount.entry(&["current"]))).await;
     let good = sign(ID, SECRET, BODY);
@@ -274,7 +274,7 @@ async fn one_by_one_against_the_binary() {
 }
 
 #[tokio::test]
-async fn secrets_change_while_it_runs() {
+async fn a_changed_secret_file_is_read_without_a_restart() {
     let (world, mut mount) = (World::start().await, Mount::new());
     mount.swap(&[("current", "first"), ("previous", "zeroth"), ("other", "other-secret")]);
     let mut gate = world.gate(&mount.settings(&mount.entry(&["current", "previous"]))).await;
@@ -345,7 +345,7 @@ async fn a_restart_without_the_previous_secret_starts_and_takes_the_next_one_in(
 }
 
 #[tokio::test]
-async fn the_operator_is_told() {
+async fn the_operator_is_told_of_open_routes_and_of_mistakes_in_auth() {
     let (world, mount) = (World::start().await, Mount::new());
     let servers = world.settings();
     let with = |first: &str| format!("{servers}{}", mount.settings(first));

@@ -56,6 +56,13 @@ async fn says_what_was_done_and_what_is_held() {
     assert_eq!(status["limits"]["connections"]["limit"], 9);
 
     let route = &status["routes"][0];
+    let mut route = route.clone();
+    let by_second = route["items_by_second"].take();
+    let by_second = by_second.as_array().expect("a number for each second");
+    assert_eq!(by_second.len(), 60);
+    assert_eq!(by_second.iter().filter_map(Value::as_u64).sum::<u64>(), 4, "{by_second:?}");
+    let unreleased = route["unreleased_for_seconds"].take();
+    assert!(unreleased.as_u64().is_some_and(|seconds| seconds < 60), "{unreleased}");
     let expected = json!({
         "name": "vmh/beteiligte/create",
         "label": "VMH Webhook Beteiligte Create",
@@ -64,13 +71,18 @@ async fn says_what_was_done_and_what_is_held() {
         "pending_key": "vmh:beteiligte:create_pending",
         "requests": {"200": 2, "400": 1},
         "items": {"new": 2, "in_flight": 0, "duplicate": 1, "coalesced": 0, "undeduplicated": 0, "rejected": 1},
+        "items_last_minute": 4,
+        "items_by_second": null,
+        "last_hour": {"given_up_requests": 1, "rejected_items": 1, "signature_failures": 0},
+        "refused_last_ten_seconds": 0,
+        "unreleased_for_seconds": null,
         "published": {"direct": 2, "relay": 0, "undeduplicated": 0},
         "dead_letters": 2,
         "signature_failures": 0,
         "pending_ids": 2,
         "outbox": {"entries": 0, "oldest_age_seconds": 0.0},
     });
-    assert_eq!(*route, expected);
+    assert_eq!(route, expected);
     assert_eq!(status["orphaned_outboxes"], json!([]));
     let expected = [pair("a", "duplicate"), pair("<b>\"ü", "published"), pair("a", "published")];
     assert_eq!(events(&status), expected);
@@ -91,12 +103,27 @@ async fn says_what_is_wrong() {
         assert!(status[store]["problem"].as_str().is_some_and(|problem| problem.contains("127.0.0.1")), "{status}");
     }
     assert_eq!(status["ready"], true, "an instance that answers 503 is better than none");
-    assert_eq!(events(&status), [pair("a", "unconfirmed")]);
+    assert_eq!(status["on_unavailable"], json!({"redis": "publish", "nats": "reject"}));
+    // Published without deduplication is what was acknowledged, and this is not.
+    assert_eq!(gate.post(batch(["lost", "gone"])).await.status, 503);
+    let status = self::status(&gate).await;
+    assert_eq!(status["routes"][0]["items"]["undeduplicated"], 0, "{status}");
+    assert!(status["routes"][0]["refused_last_ten_seconds"].as_u64() > Some(0), "{status}");
+    assert_eq!(events(&status), [pair("gone", "unconfirmed"), pair("lost", "unconfirmed"), pair("a", "unconfirmed")]);
 
     world.nats.start_again().await;
     gate.wait_store("nats", "up").await;
     gate.deliver(batch(["b"])).await;
-    assert_eq!(events(&self::status(&gate).await)[0], pair("b", "undeduplicated"));
+    let status = self::status(&gate).await;
+    assert_eq!(events(&status)[0], pair("b", "undeduplicated"));
+    assert_eq!(status["routes"][0]["items"]["undeduplicated"], 1);
+}
+
+#[tokio::test]
+async fn says_what_this_instance_does_while_a_store_is_down() {
+    let world = World::start().await;
+    let gate = world.gate("redis.on_unavailable = \"reject\"\nnats.on_unavailable = \"accept\"").await;
+    assert_eq!(status(&gate).await["on_unavailable"], json!({"redis": "reject", "nats": "accept"}));
 }
 
 #[tokio::test]

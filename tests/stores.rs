@@ -1,9 +1,10 @@
-//! One contract for every store of pending ids, shown through the pipeline on a real broker.
+//! Every store of pending ids keeps one contract, shown through delivery on a real broker.
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use hookgate::{
     batch::Batch,
+    delivery::{Delivery, Failure, PendingStore, Policy, Publisher, Receipt, WithoutAck, WithoutClaim},
     event::{Events, TokenSeed},
     metrics::Metrics,
     pending::{
@@ -11,7 +12,6 @@ use hookgate::{
         memory::Memory,
         redis::{Durability, Options, Redis},
     },
-    pipeline::{Failure, PendingStore, Pipeline, Policy, Publisher, Receipt, WithoutAck, WithoutClaim},
     publisher::{StreamSettings, jetstream::JetStream, login::Login, servers::Servers},
     readiness::Contact,
     route::{Route, RouteSpec, RouteTable},
@@ -43,7 +43,7 @@ pub(crate) fn open(redis: &RedisServer, options: Options) -> Redis {
 struct Bench {
     nats: NatsServer,
     route: Arc<Route>,
-    pipeline: Arc<Pipeline>,
+    delivery: Arc<Delivery>,
     broker: Arc<JetStream>,
     _tasks: TaskTracker,
 }
@@ -72,17 +72,17 @@ impl Bench {
             without_ack: WithoutAck::Reject,
             ack_timeout: Duration::from_millis(500),
         };
-        let pipeline =
-            Pipeline::new(store, publisher, policy, &routes, Metrics::new(&routes, &[]).0, Tracer::default());
+        let delivery =
+            Delivery::new(store, publisher, policy, &routes, Metrics::new(&routes, &[]).0, Tracer::default());
         let route = Arc::clone(&routes.routes()[0]);
-        Self { nats, route, pipeline: Arc::new(pipeline), broker, _tasks: tasks }
+        Self { nats, route, delivery: Arc::new(delivery), broker, _tasks: tasks }
     }
 
-    /// Takes ids through the pipeline.
+    /// Delivers ids.
     async fn run(&self, ids: &[&str]) -> Result<Receipt, Failure> {
         let batch = Batch::parse(batch(ids).as_bytes()).expect("the body is valid");
         let deadline = Instant::now() + Duration::from_secs(2);
-        self.pipeline.run(Arc::clone(&self.route), batch, TokenSeed::now(), deadline, ()).await
+        self.delivery.deliver(Arc::clone(&self.route), batch, TokenSeed::now(), deadline).await
     }
 
     /// Takes ids through while both are up; how many of them were new.
@@ -97,7 +97,7 @@ impl Bench {
     }
 }
 
-/// The contract. `release` is what a consumer does when it is through with an id.
+/// The contract. `release` is what a consumer does after it has processed an id.
 async fn keeps_the_contract(store: Arc<dyn PendingStore>, release: impl AsyncFn(&Route, &str)) {
     let mut bench = Bench::around(store).await;
 
@@ -145,7 +145,7 @@ async fn keeps_the_contract(store: Arc<dyn PendingStore>, release: impl AsyncFn(
 }
 
 #[tokio::test]
-async fn redis() {
+async fn redis_keeps_the_contract() {
     let redis = RedisServer::start().await;
     let store = open(&redis, OPTIONS);
     keeps_the_contract(Arc::new(store), async |_route, id| redis.release(PENDING, id).await).await;
@@ -153,7 +153,7 @@ async fn redis() {
 }
 
 #[tokio::test]
-async fn memory() {
+async fn memory_keeps_the_contract() {
     let store = Arc::new(Memory::new(OUTBOX_LIMIT));
     let release = async |route: &Route, id: &str| assert!(store.release(route, id), "{id} was pending");
     keeps_the_contract(Arc::clone(&store) as Arc<dyn PendingStore>, release).await;

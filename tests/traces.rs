@@ -1,4 +1,4 @@
-//! Spans, at a collector that speaks OTLP over HTTP: each of them, and how they hang together.
+//! Each span and its parent, as a collector gets them by OTLP over HTTP.
 
 use std::collections::BTreeMap;
 
@@ -32,7 +32,7 @@ fn traced(body: &str, traceparent: &str) -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn a_request_its_claim_and_its_events() {
+async fn spans_of_a_request_its_claim_and_its_events_hang_together() {
     let (world, collector) = tokio::join!(World::start(), Collector::start());
     let gate = world.gate(&format!("{SETTINGS}{}", collector.settings())).await;
     let outside = ("0af7651916cd43dd8448eb211c80319c".to_owned(), "b7ad6b7169203331".to_owned());
@@ -99,7 +99,7 @@ async fn a_request_its_claim_and_its_events() {
 }
 
 #[tokio::test]
-async fn duplicates_refusals_and_what_is_no_webhook() {
+async fn duplicates_and_refusals_have_spans_and_other_requests_none() {
     let (world, collector) = tokio::join!(World::start(), Collector::start());
     let mut gate = world.gate(&format!("{SETTINGS}{}", collector.settings())).await;
     assert_eq!(gate.post(batch(["a"])).await.counts(), (1, 1));
@@ -132,7 +132,7 @@ async fn duplicates_refusals_and_what_is_no_webhook() {
 }
 
 #[tokio::test]
-async fn what_is_not_acknowledged_and_what_the_relay_brings() {
+async fn an_event_of_the_relay_hangs_under_the_request_that_claimed_it() {
     let (mut world, collector) = tokio::join!(World::start(), Collector::start());
     let gate = world.gate(&format!("{SETTINGS}outbox.relay_after = \"3s\"\n{}", collector.settings())).await;
     world.nats.kill();

@@ -1,4 +1,4 @@
-//! Any bytes on a connection: hyper, the listener's own rules, warp's filters, signatures, batches and the pipeline, on
+//! Any bytes on a connection: hyper, the listener's own rules, warp's filters, signatures, batches and delivery, on
 //! the store in memory and a broker that is down. Time is the runtime's and passes at once, so that limits are met.
 //!
 //! The first byte says in what steps the rest arrives.
@@ -14,8 +14,7 @@ use hookgate::{
     listener::{self, HungUp},
     metrics::{ConnectionMetrics, Metrics},
     pending::memory::Memory,
-    pipeline::{Pipeline, Policy, Publisher, WithoutAck, WithoutClaim},
-    publisher::{Ack, PublishError},
+    delivery::{Ack, PublishError, Delivery, Policy, Publisher, WithoutAck, WithoutClaim},
     readiness::Contact,
     reply,
     route::Route,
@@ -112,7 +111,7 @@ impl World {
         };
         let memory = Arc::new(Memory::new(1000));
         let publisher = Arc::new(Down(watch::Sender::new(Contact::Up)));
-        let pipeline = Pipeline::new(
+        let delivery = Delivery::new(
             Arc::clone(&memory) as _,
             publisher,
             policy,
@@ -130,7 +129,7 @@ impl World {
         let webhooks = webhooks::webhooks(Webhooks {
             table: Arc::new(settings.routes),
             verifiers: Arc::new(settings.verifiers),
-            pipeline: Arc::new(pipeline),
+            delivery: Arc::new(delivery),
             dead_letters: DeadLetters::start(memory, letters, shutdown.watch(), &TaskTracker::new()),
             limits: settings.limits,
             phase: shutdown.watch(),

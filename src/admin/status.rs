@@ -5,17 +5,18 @@ use std::{
     time::{Instant, SystemTime},
 };
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
-use super::{Known, Store};
+use super::{Activity, Known, OnUnavailable, Store, activity::Lately};
 use crate::{
-    metrics::{Items, REVISION, RouteMetrics, VERSION, feed::Outcome},
+    metrics::{Items, REVISION, RouteMetrics, VERSION, recent_events::Outcome},
     readiness::Contact,
     shutdown::Phase,
 };
 
 /// The answer; docs/status.md says what its members mean.
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 pub(super) struct Status {
     version: &'static str,
     revision: &'static str,
@@ -25,6 +26,7 @@ pub(super) struct Status {
     ready: bool,
     redis: Server,
     nats: Server,
+    on_unavailable: OnUnavailable,
     limits: InUse,
     routes: Vec<OneRoute>,
     orphaned_outboxes: Vec<Orphan>,
@@ -33,7 +35,7 @@ pub(super) struct Status {
 }
 
 /// A store, and the version of its server.
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct Server {
     state: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -50,20 +52,20 @@ impl Server {
 }
 
 /// What is taken of a limit.
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct Share<T> {
     used: T,
     limit: usize,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct InUse {
     requests_in_flight: Share<usize>,
     buffered_bytes: Share<usize>,
     connections: Share<i64>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct Outbox {
     entries: i64,
     oldest_age_seconds: f64,
@@ -76,7 +78,7 @@ impl Outbox {
 }
 
 /// One webhook since the start of the process.
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct OneRoute {
     name: String,
     label: String,
@@ -85,6 +87,8 @@ struct OneRoute {
     pending_key: String,
     requests: BTreeMap<u16, u64>,
     items: Items,
+    #[serde(flatten)]
+    lately: Lately,
     published: BTreeMap<&'static str, u64>,
     dead_letters: u64,
     signature_failures: u64,
@@ -93,7 +97,7 @@ struct OneRoute {
 }
 
 impl OneRoute {
-    fn new(metrics: &RouteMetrics) -> Self {
+    fn new(metrics: &RouteMetrics, activity: &Activity) -> Self {
         let route = &metrics.route;
         Self {
             name: route.name().to_owned(),
@@ -103,6 +107,7 @@ impl OneRoute {
             pending_key: route.pending_key().to_owned(),
             requests: metrics.answers.by_code().collect(),
             items: metrics.items(),
+            lately: activity.of(metrics),
             published: metrics.published_by_way().collect(),
             dead_letters: metrics.dead_letters(),
             signature_failures: metrics.signature_failures(),
@@ -113,7 +118,7 @@ impl OneRoute {
 }
 
 /// What is left of a route that is configured no more.
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct Orphan {
     name: String,
     subject: String,
@@ -121,7 +126,7 @@ struct Orphan {
     outbox: Outbox,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct Event {
     time: String,
     route: String,
@@ -139,9 +144,9 @@ fn rfc3339(time: SystemTime) -> String {
 }
 
 pub(super) fn status(known: &Known, started: Instant) -> Status {
-    let Known { health, metrics, census, publisher, limits, max_connections, phase, .. } = known;
-    let (reading, in_use) = (census.reading(), limits.in_use());
-    let mut routes: Vec<_> = metrics.routes().map(|route| OneRoute::new(route)).collect();
+    let Known { health, metrics, store_gauges, activity, publisher, limits, max_connections, phase, .. } = known;
+    let (reading, in_use) = (store_gauges.reading(), limits.in_use());
+    let mut routes: Vec<_> = metrics.routes().map(|route| OneRoute::new(route, activity)).collect();
     routes.sort_by(|one, other| one.name.cmp(&other.name));
     let orphans = metrics.adopted().into_iter().map(|adopted| Orphan {
         name: adopted.route.name().to_owned(),
@@ -149,11 +154,11 @@ pub(super) fn status(known: &Known, started: Instant) -> Status {
         pending_key: adopted.route.pending_key().to_owned(),
         outbox: Outbox::new(adopted.outbox()),
     });
-    let events = metrics.feed().newest().into_iter().map(|happened| Event {
-        time: rfc3339(happened.at),
-        route: happened.route.as_ref().to_owned(),
-        entity_id: happened.id,
-        outcome: happened.outcome,
+    let events = metrics.recent_events().newest().into_iter().map(|event| Event {
+        time: rfc3339(event.at),
+        route: event.route.as_ref().to_owned(),
+        entity_id: event.id,
+        outcome: event.outcome,
     });
     Status {
         version: VERSION,
@@ -170,6 +175,7 @@ pub(super) fn status(known: &Known, started: Instant) -> Status {
         ready: *health.ready.borrow(),
         redis: Server::new(&health.redis.borrow(), reading.server_version),
         nats: Server::new(&health.nats.borrow(), publisher.server_version()),
+        on_unavailable: known.on_unavailable,
         limits: InUse {
             requests_in_flight: Share { used: in_use.requests, limit: in_use.max_requests },
             buffered_bytes: Share { used: in_use.bytes, limit: in_use.max_bytes },

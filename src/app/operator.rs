@@ -6,11 +6,11 @@ use tokio::sync::watch;
 
 use super::{Stores, parts};
 use crate::{
-    dead_letters::Graveyard,
+    dead_letters::DeadLetterStore,
+    delivery::{PendingStore, WithoutAck},
     finding::Finding,
     metrics::Metrics,
     pending::{inspect::Stakes, redis::Redis},
-    pipeline::{PendingStore, WithoutAck},
     publisher::{self, live::LiveEvents},
     readiness::Contact,
     relay::Outbox,
@@ -22,7 +22,7 @@ pub struct OperatorStore {
     /// What NATS has not acknowledged.
     pub outbox: Arc<dyn Outbox>,
     /// Rejected items and bodies.
-    pub dead_letters: Arc<dyn Graveyard>,
+    pub dead_letters: Arc<dyn DeadLetterStore>,
     /// Whether it can be worked with.
     pub contact: watch::Receiver<Contact>,
     redis: Arc<Redis>,
@@ -44,8 +44,8 @@ impl OperatorStore {
         let options = parts::claim_options(settings);
         let redis = Arc::new(Redis::open(&parts::access(address), options, &settings.routes, metrics.redis()));
         let contact = redis.contact();
-        let Stores { outbox, graveyard, .. } = Stores::shared(Arc::clone(&redis));
-        Ok(Self { outbox, dead_letters: graveyard, contact, redis })
+        let Stores { outbox, dead_letters, .. } = Stores::shared(Arc::clone(&redis));
+        Ok(Self { outbox, dead_letters, contact, redis })
     }
 
     /// Looks for settings that can cost events.

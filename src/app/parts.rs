@@ -8,7 +8,7 @@ use crate::{
         redis::{self as store, Options},
     },
     publisher::StreamSettings,
-    settings::{Delivery, Durability, RedisAddress, Settings, Stream},
+    settings::{DeliveryMode, Durability, RedisAddress, Settings, Stream},
 };
 
 /// How claims are made.
@@ -58,9 +58,9 @@ fn info(address: ConnectionAddr) -> ConnectionInfo {
 pub(super) fn stream(settings: &Settings) -> Option<StreamSettings> {
     let Stream { name, create, replicas, max_age, duplicate_window } = settings.stream.clone();
     match settings.delivery {
-        Delivery::Jetstream => {
+        DeliveryMode::Jetstream => {
             Some(StreamSettings { name, create, replicas, max_age: max_age.0, duplicate_window: duplicate_window.0 })
         }
-        Delivery::Core => None,
+        DeliveryMode::Core => None,
     }
 }

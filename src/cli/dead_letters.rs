@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, anyhow};
 use clap::Subcommand;
-use hookgate::{dead_letters::Buried, settings::Settings};
+use hookgate::{dead_letters::KeptLetter, settings::Settings};
 use serde::Serialize;
 
 use super::{Output, print, store, table::Table};
@@ -42,7 +42,7 @@ struct Row<'a> {
 }
 
 impl<'a> Row<'a> {
-    fn new(Buried { entry, letter }: &'a Buried, with_content: bool) -> Self {
+    fn new(KeptLetter { entry, letter }: &'a KeptLetter, with_content: bool) -> Self {
         Self {
             entry,
             time: &letter.time,

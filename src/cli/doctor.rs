@@ -5,8 +5,8 @@ use std::process::ExitCode;
 use anyhow::Context;
 use hookgate::{
     app::operator,
+    delivery::StoreError,
     finding::{Finding, Level},
-    pipeline::ClaimError,
     route::Route,
     settings::{ClaimsIn, Settings},
 };
@@ -18,7 +18,7 @@ use super::{Output, UNSIGNED, print, store, table::counted};
 
 Examples:
   hookgate doctor
-  hookgate doctor --strict                     in a pipeline: warnings fail too
+  hookgate doctor --strict                     in a delivery: warnings fail too
   hookgate doctor --output json | jq 'select(.level != \"ok\")'")]
 pub(crate) struct Arguments {
     /// End with exit code 1 on warnings too.
@@ -89,7 +89,7 @@ async fn redis(settings: &Settings) -> Vec<Finding> {
     findings
 }
 
-fn outbox(route: &Route, configured: bool, entries: Result<usize, ClaimError>) -> Finding {
+fn outbox(route: &Route, configured: bool, entries: Result<usize, StoreError>) -> Finding {
     let what = format!("outbox {route}");
     match (entries, configured) {
         (Err(error), _) => Finding::failure(what, format!("can't count {}: {error}", route.outbox_key())),

@@ -151,7 +151,7 @@ async fn relay(
     let publisher = app::open_publisher(settings, &tasks).await?;
     store::up("NATS", publisher.contact()).await?;
     let (metrics, _) = Metrics::new(&settings.routes, &[]);
-    let repeats = app::repeats(&settings.delivery);
+    let repeats = app::repeats(settings.delivery);
     let (after, ack_timeout) = (settings.relay_after, settings.policy.ack_timeout);
     let relay = Relay::new(outbox, publisher, after, repeats, ack_timeout, metrics, Tracer::default());
     let (mut failed, mut unsettled) = (0, 0);

@@ -12,7 +12,7 @@ use std::sync::{
 
 /// No request of the connection.
 const NONE: u64 = u64::MAX;
-/// Bytes of a line that are kept: the longest name that matters, and a length.
+/// Bytes of a line that are kept: enough for the longest name that matters, with a length.
 const LINE: usize = 64;
 
 /// Which request of a connection has an ambiguous length. Shared with what answers requests.
@@ -26,14 +26,14 @@ impl Ambiguous {
     }
 }
 
-/// Where in the stream of a connection the next byte stands.
+/// Where the next byte of the connection belongs.
 #[derive(Debug)]
 enum Place {
-    /// In the head of a request.
+    /// To the head of a request.
     Head(Head),
-    /// In a body, so many bytes before its end.
+    /// To a body, of which so many bytes are missing.
     Body(u64),
-    /// Behind what can be followed.
+    /// Unknown: after a head that is ambiguous or announces chunks.
     Unknown,
 }
 
@@ -42,11 +42,11 @@ struct Head {
     line: [u8; LINE],
     kept: usize,
     lines: usize,
-    /// A line is longer than what is kept of it.
+    /// A line with a length is longer than what is kept of it.
     cut: bool,
     length: Option<u64>,
     chunked: bool,
-    /// It says more than once how long its body is.
+    /// It has more than one length.
     ambiguous: bool,
 }
 
@@ -67,13 +67,13 @@ impl Heads {
         self.ambiguous.clone()
     }
 
-    /// Whether all of the first so many requests was read, and nothing of the next.
+    /// Whether exactly so many requests were read: all of them, and nothing of the next.
     pub(super) fn is_behind(&self, requests: u64) -> bool {
         let between = matches!(&self.place, Place::Head(head) if head.lines == 0 && head.kept == 0);
         between && self.request == requests
     }
 
-    /// Takes what was read.
+    /// Follows bytes that were read.
     pub(super) fn follow(&mut self, mut bytes: &[u8]) {
         while !bytes.is_empty() {
             match &mut self.place {
@@ -100,7 +100,7 @@ impl Heads {
 
     fn end_head(&mut self) {
         let Place::Head(head) = std::mem::replace(&mut self.place, Place::Unknown) else { return };
-        // A length that is cut off can't be followed, and nobody writes one like that in good faith.
+        // A length that is cut off can't be followed.
         if head.ambiguous || head.cut || head.chunked && head.length.is_some() {
             self.ambiguous.0.store(self.request, Ordering::Relaxed);
             return;
@@ -143,7 +143,7 @@ impl Head {
             if self.lines > 0 {
                 if let Some(value) = self.value_of(b"content-length") {
                     let digits = std::str::from_utf8(value.trim_ascii()).ok();
-                    // What is no number is refused by hyper.
+                    // hyper refuses what is not a number.
                     let length = digits.and_then(|digits| digits.parse().ok()).unwrap_or(u64::MAX);
                     self.ambiguous |= self.length.replace(length).is_some();
                 } else if self.value_of(b"transfer-encoding").is_some() {

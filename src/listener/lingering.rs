@@ -1,13 +1,14 @@
-//! The stream of a connection: notices a sender that hung up or takes no answer, and lingers at the end.
+//! The stream of a connection: detects a sender that hung up or takes no answer, and lingers before it closes.
 //!
-//! An answer that comes before the whole body was read (503 without a permit, 413) is lost if the connection is closed at
-//! once: the system resets a connection that is closed with unread bytes, and the sender, in the middle of its write, sees
-//! the reset instead of the answer. For `EspoCRM` 10 that is a final failure.
+//! An answer that comes before the whole body was read (503 without a permit, 413) is lost if the connection is closed
+//! at once: the system resets a connection that is closed with unread bytes, and the sender, in the middle of its
+//! write, sees the reset instead of the answer. For `EspoCRM` 10 that is a final failure.
 //!
-//! Whether the sender has hung up while its request is worked on is asked here: hyper would detect it by reading, which
-//! allocates 8 KiB per request.
+//! The stream detects a sender that hangs up during its request. hyper would detect it by reading, which allocates 8
+//! KiB per request.
 //!
-//! A sender that never reads its answers would hold its connection for good: hyper has a time-out for heads alone.
+//! A write has a time-out: a sender that never reads its answers would hold its connection for good. hyper has a
+//! time-out for heads only.
 
 use std::{
     io,
@@ -34,10 +35,9 @@ use super::{
 /// Bytes that are read and discarded at a time.
 const SCRATCH: usize = 8 * 1024;
 
-/// How much is read and discarded of a sender that was answered before its end.
+/// How much of a body is read and discarded after its answer.
 ///
-/// As much as of a request that is taken: it must not cost more, and the sender of a body that could have been taken has to
-/// get its 503.
+/// The same limits as for a body that is accepted: a refused one must not cost more, and its sender must get the 503.
 #[derive(Debug, Clone, Copy)]
 pub struct LingerLimits {
     /// Most bytes.
@@ -57,12 +57,12 @@ pub(super) fn hung_up(stream: &TcpStream, cx: &mut Context<'_>) -> Poll<()> {
     }
 }
 
-/// How far a connection is with its requests.
+/// Counts the requests of one connection.
 #[derive(Debug, Default)]
 pub(super) struct Progress {
     /// Requests whose head was read.
     begun: AtomicU64,
-    /// The request that is worked on, counted from 1. 0: none.
+    /// The request being worked on, counted from 1. 0: none.
     at_work: AtomicU64,
 }
 
@@ -77,25 +77,25 @@ impl Progress {
         self.begun.load(Ordering::Relaxed) == 0
     }
 
-    /// The request with this number is worked on.
+    /// Work on this request begins.
     pub(super) fn works_on(&self, number: u64) {
         self.at_work.store(number + 1, Ordering::Relaxed);
     }
 
-    /// The request has its answer.
+    /// The request was answered.
     pub(super) fn rests(&self) {
         self.at_work.store(0, Ordering::Relaxed);
     }
 }
 
-/// A stream that, once it is shut down, reads on for a while until the other side has ended too.
+/// A stream that lingers: after its shutdown it reads and discards until the sender ends too, within limits.
 pub(super) struct LingeringStream<T> {
     stream: T,
     hung_up: HungUp<T>,
     progress: Arc<Progress>,
     heads: Heads,
     write_timeout: Duration,
-    /// When a write that waits is given up.
+    /// When a waiting write fails.
     stalled: Option<Pin<Box<Sleep>>>,
     limits: LingerLimits,
     /// When lingering ends.
@@ -118,12 +118,12 @@ impl<T> LingeringStream<T> {
         }
     }
 
-    /// Which of its requests is ambiguous in its length.
+    /// Which of its requests has an ambiguous length.
     pub(super) fn ambiguous(&self) -> Ambiguous {
         self.heads.ambiguous()
     }
 
-    /// Gives up a write that waits for too long.
+    /// Fails a write that waits for too long.
     fn watch<R>(&mut self, cx: &mut Context<'_>, written: Poll<io::Result<R>>) -> Poll<io::Result<R>> {
         if written.is_ready() {
             self.stalled = None;
@@ -186,7 +186,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for LingeringStream<T> {
                 Poll::Ready(Ok(())) if !unread.filled().is_empty() && this.discarded < this.limits.max_bytes => {
                     this.discarded += unread.filled().len();
                 }
-                // Its end, or a connection that is gone: nothing more will come. Or it came to too much.
+                // The sender has ended, the connection is gone, or the limit is reached.
                 Poll::Ready(_) => return Poll::Ready(Ok(())),
                 Poll::Pending => {
                     let time = this.limits.timeout;

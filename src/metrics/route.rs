@@ -5,12 +5,11 @@ use std::{sync::Arc, time::Duration};
 use prometheus_client::metrics::{counter::Counter, gauge::Gauge, histogram::Histogram};
 
 use super::{
-    feed::{Feed, Outcome},
+    recent_events::{Outcome, RecentEvents},
     registry::{Age, Families},
 };
 use crate::{
-    batch::{BatchError, EntityId, Reason, Rejected},
-    pipeline::State,
+    batch::{BatchError, Reason, Rejected},
     route::Route,
     signature::Failure,
 };
@@ -95,7 +94,7 @@ impl Answers {
 }
 
 /// What became of the items of a route so far.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, schemars::JsonSchema)]
 pub struct Items {
     /// Claimed.
     pub new: u64,
@@ -111,6 +110,53 @@ pub struct Items {
     pub rejected: u64,
 }
 
+/// What a claim found, in numbers of ids.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ClaimCounts {
+    /// Claimed now.
+    pub new: usize,
+    /// Claimed before, and not acknowledged yet.
+    pub in_flight: usize,
+    /// Claimed before, and acknowledged.
+    pub duplicate: usize,
+}
+
+/// Counts events of a route that NATS has acknowledged, on one way.
+#[derive(Debug)]
+pub struct PublishedCounter {
+    route: Arc<str>,
+    counter: Counter,
+    /// Without a claim an item counts once its event is acknowledged: until then the request may be answered 503.
+    items: Option<Counter>,
+    outcome: Outcome,
+    recent: Arc<RecentEvents>,
+}
+
+impl PublishedCounter {
+    fn new(families: &Families, route: &Arc<str>, via: Via, recent: &Arc<RecentEvents>) -> Self {
+        let labels = [("route", route.to_string()), ("via", via.code().to_owned())];
+        Self {
+            route: Arc::clone(route),
+            counter: families.published.get_or_create_owned(&labels),
+            items: (via == Via::Undeduplicated).then(|| {
+                let labels = [("route", route.to_string()), ("result", RESULTS[UNDEDUPLICATED].to_owned())];
+                families.items.get_or_create_owned(&labels)
+            }),
+            outcome: via.outcome(),
+            recent: Arc::clone(recent),
+        }
+    }
+
+    /// NATS has acknowledged events.
+    pub fn published<'a>(&self, ids: impl ExactSizeIterator<Item = &'a str>) {
+        self.counter.inc_by(ids.len() as u64);
+        if let Some(items) = &self.items {
+            items.inc_by(ids.len() as u64);
+        }
+        self.recent.add(&self.route, self.outcome, ids.len(), ids);
+    }
+}
+
 /// The counters of a route.
 #[derive(Debug)]
 pub struct RouteMetrics {
@@ -121,17 +167,18 @@ pub struct RouteMetrics {
     pub(super) name: Arc<str>,
     pub(super) oldest: Age,
     items: [Counter; RESULTS.len()],
-    published: [Counter; Via::ALL.len()],
+    published: [PublishedCounter; Via::ALL.len()],
     dead_letters: Vec<(&'static str, Counter)>,
     signature_failures: [Counter; Failure::ALL.len()],
     pending: Gauge,
     outbox: Gauge,
-    feed: Arc<Feed>,
+    recent: Arc<RecentEvents>,
 }
 
 impl RouteMetrics {
-    pub(super) fn new(families: &Families, route: Arc<Route>, feed: Arc<Feed>) -> Self {
+    pub(super) fn new(families: &Families, route: Arc<Route>, recent: Arc<RecentEvents>) -> Self {
         let name = route.name();
+        let route_name = Arc::from(name);
         let one = || [("route", name.to_owned())];
         let with = |label, value: &str| [("route", name.to_owned()), (label, value.to_owned())];
         let reasons = Reason::ALL.into_iter().map(Reason::code).chain(BatchError::CODES);
@@ -139,7 +186,7 @@ impl RouteMetrics {
             answers: Answers::new(families, name),
             oldest: families.outbox_age.get_or_create_owned(&one()),
             items: RESULTS.map(|result| families.items.get_or_create_owned(&with("result", result))),
-            published: published(families, name),
+            published: Via::ALL.map(|via| PublishedCounter::new(families, &route_name, via, &recent)),
             dead_letters: reasons
                 .map(|reason| (reason, families.dead_letters.get_or_create_owned(&with("reason", reason))))
                 .collect(),
@@ -147,9 +194,9 @@ impl RouteMetrics {
                 .map(|failure| families.signature_failures.get_or_create_owned(&with("reason", failure.code()))),
             pending: families.pending.get_or_create_owned(&one()),
             outbox: families.outbox.get_or_create_owned(&one()),
-            name: Arc::from(name),
+            name: route_name,
             route,
-            feed,
+            recent,
         }
     }
 
@@ -158,22 +205,15 @@ impl RouteMetrics {
         self.signature_failures[failure as usize].inc();
     }
 
-    /// Ids were asked for in the store, and this is what it said.
-    pub fn claimed<'a>(&self, states: impl Iterator<Item = (EntityId<'a>, State)> + Clone, via: Via) {
-        let mut counts = [0; RESULTS.len()];
-        for (_, state) in states.clone() {
-            match state {
-                State::New(_) if via == Via::Undeduplicated => counts[UNDEDUPLICATED] += 1,
-                State::New(_) => counts[NEW] += 1,
-                State::InFlight(_) => counts[IN_FLIGHT] += 1,
-                State::Done => counts[DUPLICATE] += 1,
-                State::OutboxFull => {}
-            }
-        }
-        self.add(counts);
-        if counts[DUPLICATE] > 0 {
-            let done = states.filter(|(_, state)| *state == State::Done).map(|(id, _)| id.as_str());
-            self.feed.add(&self.name, Outcome::Duplicate, counts[DUPLICATE], done);
+    /// Ids were asked for in the store, and this is what it said; `duplicates` are those that were done.
+    pub fn claimed<'a>(&self, counts: ClaimCounts, duplicates: impl Iterator<Item = &'a str>) {
+        let mut by_result = [0; RESULTS.len()];
+        by_result[NEW] = counts.new;
+        by_result[IN_FLIGHT] = counts.in_flight;
+        by_result[DUPLICATE] = counts.duplicate;
+        self.add(by_result);
+        if counts.duplicate > 0 {
+            self.recent.add(&self.name, Outcome::Duplicate, counts.duplicate, duplicates);
         }
     }
 
@@ -192,30 +232,30 @@ impl RouteMetrics {
         }
     }
 
-    /// NATS has acknowledged events.
-    pub fn published<'a>(&self, via: Via, ids: impl ExactSizeIterator<Item = &'a str>) {
-        self.published[via as usize].inc_by(ids.len() as u64);
-        self.feed.add(&self.name, via.outcome(), ids.len(), ids);
+    /// Counts events that NATS has acknowledged.
+    #[must_use]
+    pub fn published_via(&self, via: Via) -> &PublishedCounter {
+        &self.published[via as usize]
     }
 
     /// NATS has not acknowledged events before the deadline of their request.
     pub fn unconfirmed<'a>(&self, ids: impl ExactSizeIterator<Item = &'a str>) {
-        self.feed.add(&self.name, Outcome::Unconfirmed, ids.len(), ids);
+        self.recent.add(&self.name, Outcome::Unconfirmed, ids.len(), ids);
     }
 
     /// A body can never be processed, for one of the reasons that the sender is told.
-    pub fn buried_body(&self, reason: &'static str) {
-        self.buried(reason, 1);
+    pub fn dead_body(&self, reason: &'static str) {
+        self.dead_letter(reason, 1);
     }
 
     /// Items of a batch that is done can never be processed.
-    pub fn buried_items(&self, rejected: &Rejected) {
+    pub fn dead_items(&self, rejected: &Rejected) {
         for (reason, count) in rejected.by_reason() {
-            self.buried(reason.code(), count as u64);
+            self.dead_letter(reason.code(), count as u64);
         }
     }
 
-    fn buried(&self, reason: &'static str, count: u64) {
+    fn dead_letter(&self, reason: &'static str, count: u64) {
         let known = self.dead_letters.iter().find(|(known, _)| *known == reason);
         debug_assert!(known.is_some(), "{reason} is no reason of a dead letter");
         if let Some((_, counter)) = known {
@@ -233,7 +273,7 @@ impl RouteMetrics {
 
     /// Events acknowledged so far, by their way.
     pub fn published_by_way(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
-        Via::ALL.iter().zip(&self.published).map(|(via, count)| (via.code(), count.get()))
+        Via::ALL.iter().zip(&self.published).map(|(via, published)| (via.code(), published.counter.get()))
     }
 
     /// Items and bodies that could not be processed so far.
@@ -259,12 +299,6 @@ impl RouteMetrics {
     pub fn outbox(&self) -> (i64, f64) {
         (self.outbox.get(), self.oldest.get())
     }
-}
-
-fn published(families: &Families, route: &str) -> [Counter; Via::ALL.len()] {
-    Via::ALL.map(|via| {
-        families.published.get_or_create_owned(&[("route", route.to_owned()), ("via", via.code().to_owned())])
-    })
 }
 
 /// The outbox of a route that has left the configuration.
@@ -295,22 +329,27 @@ impl Adopted {
     }
 }
 
-/// Something whose holdings in the store are counted.
+/// The gauges of what the store holds of a route.
 #[derive(Debug)]
-pub(super) enum Holds {
+pub enum RouteGauges {
+    /// Of a route of the table.
     Known(Arc<RouteMetrics>),
+    /// Of a route that has left the configuration.
     Adopted(Arc<Adopted>),
 }
 
-impl Holds {
-    pub(super) fn route(&self) -> &Arc<Route> {
+impl RouteGauges {
+    /// The route.
+    #[must_use]
+    pub fn route(&self) -> &Arc<Route> {
         match self {
             Self::Known(known) => &known.route,
             Self::Adopted(adopted) => &adopted.route,
         }
     }
 
-    pub(super) fn set(&self, pending: usize, outbox: usize) {
+    /// Sets the numbers of pending ids and of entries of the outbox.
+    pub fn set(&self, pending: usize, outbox: usize) {
         let number = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
         match self {
             Self::Known(known) => {
@@ -327,22 +366,14 @@ impl Holds {
 /// What the relay counts of an outbox.
 #[derive(Debug)]
 pub struct RelayMetrics {
-    name: Arc<str>,
-    published: Counter,
+    /// Counts events that NATS has acknowledged.
+    pub published: PublishedCounter,
     oldest: Age,
-    feed: Arc<Feed>,
 }
 
 impl RelayMetrics {
-    pub(super) fn new(families: &Families, name: &Arc<str>, oldest: Age, feed: &Arc<Feed>) -> Self {
-        let [_, relayed, _] = published(families, name);
-        Self { name: Arc::clone(name), published: relayed, oldest, feed: Arc::clone(feed) }
-    }
-
-    /// NATS has acknowledged events.
-    pub fn published<'a>(&self, ids: impl ExactSizeIterator<Item = &'a str>) {
-        self.published.inc_by(ids.len() as u64);
-        self.feed.add(&self.name, Outcome::Relayed, ids.len(), ids);
+    pub(super) fn new(families: &Families, name: &Arc<str>, oldest: Age, recent: &Arc<RecentEvents>) -> Self {
+        Self { published: PublishedCounter::new(families, name, Via::Relay, recent), oldest }
     }
 
     /// How long the oldest entry has been seen; nothing if there is none.

@@ -1,22 +1,10 @@
 //! How long the stores take.
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
-use futures_util::{FutureExt, future::BoxFuture};
 use prometheus_client::metrics::histogram::Histogram;
-use tokio::sync::watch;
 
 use super::registry::Families;
-use crate::{
-    event::Event,
-    pipeline::Publisher,
-    publisher::{Ack, PublishError},
-    readiness::Contact,
-    route::Route,
-};
 
 /// What Redis is asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -73,42 +61,17 @@ impl RedisTimes {
     }
 }
 
-/// A publisher, and how long it takes.
-pub struct TimedPublisher {
-    publisher: Arc<dyn Publisher>,
-    seconds: Histogram,
-}
+/// How long attempts to publish take, those that fail included.
+#[derive(Debug, Clone)]
+pub struct PublishTimes(Histogram);
 
-impl TimedPublisher {
-    pub(super) const fn new(publisher: Arc<dyn Publisher>, seconds: Histogram) -> Self {
-        Self { publisher, seconds }
-    }
-}
-
-impl Publisher for TimedPublisher {
-    fn publish<'a>(
-        &'a self,
-        route: &'a Route,
-        events: Vec<Event>,
-        limit: Duration,
-    ) -> BoxFuture<'a, Vec<Result<Ack, PublishError>>> {
-        let began = Instant::now();
-        async move {
-            let outcomes = self.publisher.publish(route, events, limit).await;
-            // What was never sent took no time.
-            if outcomes.iter().any(|outcome| !matches!(outcome, Err(PublishError::Unavailable(_)))) {
-                self.seconds.observe(began.elapsed().as_secs_f64());
-            }
-            outcomes
-        }
-        .boxed()
+impl PublishTimes {
+    pub(super) const fn new(seconds: Histogram) -> Self {
+        Self(seconds)
     }
 
-    fn contact(&self) -> watch::Receiver<Contact> {
-        self.publisher.contact()
-    }
-
-    fn server_version(&self) -> Option<String> {
-        self.publisher.server_version()
+    /// An attempt took so long.
+    pub fn observe(&self, took: Duration) {
+        self.0.observe(took.as_secs_f64());
     }
 }

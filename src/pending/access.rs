@@ -1,6 +1,6 @@
 //! How a Redis is reached: its address, who logs in, and the files of TLS.
 
-use redis::{Client, ClientTlsConfig, ConnectionInfo, RedisError, TlsCertificates};
+use redis::{Client, ClientTlsConfig, ConnectionInfo, RedisError, TlsCertificates, io::tcp::TcpSettings};
 
 use crate::tls::{TlsFiles, system_authorities};
 
@@ -25,14 +25,14 @@ pub enum AccessError {
 impl Access {
     /// Without TLS.
     #[must_use]
-    pub const fn plain(info: ConnectionInfo) -> Self {
-        Self { info, files: None }
+    pub fn plain(info: ConnectionInfo) -> Self {
+        Self { info: without_delay(info), files: None }
     }
 
     /// With TLS; the address has to say so too.
     #[must_use]
-    pub const fn tls(info: ConnectionInfo, files: TlsFiles) -> Self {
-        Self { info, files: Some(files) }
+    pub fn tls(info: ConnectionInfo, files: TlsFiles) -> Self {
+        Self { info: without_delay(info), files: Some(files) }
     }
 
     /// The address and who logs in.
@@ -59,7 +59,7 @@ impl Access {
             std::fs::read(path).map_err(|error| crate::tls::TlsFileError {
                 key,
                 path: path.clone(),
-                problem: format!("read file: {error}"),
+                problem: crate::tls::TlsFileProblem::Unreadable(error),
             })
         };
         // Always said, since the library has authorities of its own for whoever says nothing.
@@ -76,4 +76,10 @@ impl Access {
         };
         Ok(Client::build_with_tls(self.info.clone(), TlsCertificates { client_tls, root_cert })?)
     }
+}
+
+/// Turns Nagle's algorithm off, which the client library leaves on. Across a network it holds a claim back until the answer
+/// to the one before is here.
+fn without_delay(info: ConnectionInfo) -> ConnectionInfo {
+    info.set_tcp_settings(TcpSettings::default().set_nodelay(true))
 }

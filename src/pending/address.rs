@@ -10,9 +10,9 @@ use redis::{RedisError, Value, aio::MultiplexedConnection};
 use serde::{Deserialize, Serialize};
 use tracing::{error, warn};
 
-use super::{link::takes_no_writes, script::REGISTER};
+use super::{diagnosis::takes_no_writes, script::REGISTER};
 use crate::{
-    pipeline::Addresses,
+    delivery::Addresses,
     route::{Route, RouteSpec},
 };
 

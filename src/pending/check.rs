@@ -12,7 +12,8 @@ use tracing::error;
 
 use super::{
     address::{self, Claiming},
-    link::{Check, takes_no_writes},
+    diagnosis::{takes_no_writes, words},
+    link::ConnectionCheck,
     outbox,
     redis::{Durability, Options},
     script::{self, CLAIM, PROBE},
@@ -22,7 +23,7 @@ use crate::{event::Attempt, route::Route};
 /// What a new connection has to be able to do: all that keeps events from being lost, on each route's keys. It
 /// also leaves the script of the claim in Redis, and the addresses of the routes. Answers why Redis takes no writes now,
 /// if that is so: what is in the outbox can still be published.
-pub(super) fn check(routes: Vec<Arc<Claiming>>, options: Options) -> Check {
+pub(super) fn check(routes: Vec<Arc<Claiming>>, options: Options) -> ConnectionCheck {
     Arc::new(move |mut connection| {
         let routes = routes.clone();
         async move {
@@ -73,7 +74,7 @@ async fn check_claim(
         CLAIM.call::<Vec<Value>>(&mut connection, arguments).await.map(|_no_states| String::new())
     };
     match unless_of_another_kind(route, checked.await) {
-        Err(error) if takes_no_writes(&error) => Ok(format!("route {route}: {error}")),
+        Err(error) if takes_no_writes(&error) => Ok(format!("route {route}: {}", words(&error))),
         checked => checked,
     }
 }

@@ -7,7 +7,6 @@
 //! changed password, a silent network), and makes callers wait.
 
 use std::{
-    fmt::Display,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -16,14 +15,20 @@ use std::{
 };
 
 use futures_util::future::BoxFuture;
-use redis::{AsyncConnectionConfig, ErrorKind, RedisError, ServerErrorKind, aio::MultiplexedConnection};
-use tokio::sync::{Notify, watch};
+use redis::{AsyncConnectionConfig, ConnectionAddr, RedisError, aio::MultiplexedConnection};
+use tokio::{
+    io::AsyncReadExt,
+    net::TcpStream,
+    sync::{Notify, watch},
+};
 
-use super::access::{Access, AccessError};
+use super::{
+    access::{Access, AccessError},
+    diagnosis::{Asked, no_writes, takes_no_writes, words},
+};
 use crate::{
     readiness::{Contact, Reporter},
-    supervision::keep_on,
-    tls,
+    supervision::supervise,
 };
 
 /// How often an idle connection is asked whether it lives.
@@ -43,29 +48,34 @@ pub(super) struct Link {
     current: watch::Receiver<Option<Current>>,
     /// Whether the first attempt to connect has ended; until then nothing is known of Redis.
     tried: Arc<AtomicBool>,
-    trouble: Arc<Trouble>,
+    trouble: Arc<ReportedTrouble>,
     report: Reporter,
 }
 
 /// Which connection does not work.
 #[derive(Default)]
-struct Trouble {
+struct ReportedTrouble {
     epoch: AtomicU64,
     news: Notify,
 }
 
 /// Proves on a new connection that what hookgate needs is allowed. Answers why Redis takes no writes now, if it does not.
-pub(super) type Check =
+pub(super) type ConnectionCheck =
     Arc<dyn Fn(MultiplexedConnection) -> BoxFuture<'static, Result<Option<String>, RedisError>> + Send + Sync>;
 
 impl Link {
     /// The link, and the task that keeps it, to be spawned by the owner.
-    pub(super) fn new(access: Access, timeout: Duration, check: Check) -> (Self, impl Future<Output = ()> + Send) {
+    pub(super) fn new(
+        access: Access,
+        timeout: Duration,
+        check: ConnectionCheck,
+    ) -> (Self, impl Future<Output = ()> + Send) {
         let (sender, current) = watch::channel(None);
-        let trouble = Arc::<Trouble>::default();
+        let trouble = Arc::<ReportedTrouble>::default();
         let tried = Arc::<AtomicBool>::default();
         let report = Reporter::new("redis");
         let keeper = Keeper {
+            asked: Asked::new(access.info(), access.is_tls()),
             access,
             timeout,
             check,
@@ -76,7 +86,7 @@ impl Link {
         };
         let keep = async move {
             let mut epoch = 0;
-            keep_on!("the connection to Redis", keeper.run(&mut epoch));
+            supervise!("the connection to Redis", keeper.run(&mut epoch));
         };
         (Self { current, tried, trouble, report }, keep)
     }
@@ -130,7 +140,7 @@ impl Link {
     /// Redis refused a write that it will take later. The connection is good; the task that keeps it looks for the end.
     pub(super) fn report_no_writes(&self, error: &RedisError) {
         if *self.report.subscribe().borrow() == Contact::Up {
-            self.report.set(no_writes(error));
+            self.report.set(no_writes(words(error)));
         }
     }
 
@@ -143,11 +153,12 @@ impl Link {
 
 struct Keeper {
     access: Access,
+    asked: Asked,
     timeout: Duration,
-    check: Check,
+    check: ConnectionCheck,
     current: watch::Sender<Option<Current>>,
     tried: Arc<AtomicBool>,
-    trouble: Arc<Trouble>,
+    trouble: Arc<ReportedTrouble>,
     report: Reporter,
 }
 
@@ -191,7 +202,7 @@ impl Keeper {
             .set_response_timeout(Some(self.timeout));
         let client = self.access.client().map_err(|error| match error {
             AccessError::File(error) => Contact::Refused(format!("redis.{error}")),
-            AccessError::Client(error) => self.contact_after(&error),
+            AccessError::Client(error) => self.asked.diagnose(&error),
         })?;
         let attempt = async {
             let connection = client.get_multiplexed_async_connection_with_config(&config).await?;
@@ -201,13 +212,15 @@ impl Keeper {
         // Connecting, logging in and the check each have the time-out; together they get twice of it.
         match tokio::time::timeout(self.timeout * 2, attempt).await {
             Ok(Ok(proven)) => Ok(proven),
-            Ok(Err(error)) if error.is_timeout() => Err(self.silent(self.timeout)),
+            Ok(Err(error)) if error.is_timeout() => Err(self.asked.silent(self.timeout)),
             // As a port does where TLS is spoken; or Redis is just leaving.
-            Ok(Err(error)) if error.is_connection_dropped() && !self.access.is_tls() => {
-                Err(self.unreachable(&format!("{error}; does it want TLS (rediss:// in redis.url)?")))
+            Ok(Err(error))
+                if error.is_connection_dropped() && !error.is_connection_refusal() && !self.access.is_tls() =>
+            {
+                Err(self.hung_up().await)
             }
-            Ok(Err(error)) => Err(self.contact_after(&error)),
-            Err(_elapsed) => Err(self.silent(self.timeout * 2)),
+            Ok(Err(error)) => Err(self.asked.diagnose(&error)),
+            Err(_elapsed) => Err(self.asked.silent(self.timeout * 2)),
         }
     }
 
@@ -241,94 +254,47 @@ impl Keeper {
             Ok(Ok(_pong)) => Ok(()),
             // A Redis that can't save refuses even that.
             Ok(Err(error)) if takes_no_writes(&error) => {
-                self.report.set(no_writes(error));
+                self.report.set(no_writes(words(&error)));
                 Ok(())
             }
             Ok(Err(error)) if error.is_io_error() && !error.is_timeout() => Err(None),
-            Ok(Err(error)) => Err(Some(self.contact_after(&error))),
-            Err(_elapsed) => Err(Some(self.unreachable(&format!("no answer within {:?}", self.timeout)))),
+            Ok(Err(error)) => Err(Some(self.asked.diagnose(&error))),
+            Err(_elapsed) => Err(Some(self.asked.silent(self.timeout))),
         }
     }
 
     /// Asks a Redis that took no writes again for everything that a new connection has to be able to do.
     async fn look_for_writes(&self, connection: MultiplexedConnection) -> Result<(), Option<Contact>> {
         match tokio::time::timeout(self.timeout, (self.check)(connection)).await {
-            Ok(Ok(Some(_still))) => Ok(()),
+            Ok(Ok(Some(_still))) => {
+                self.report.remind();
+                Ok(())
+            }
             Ok(Ok(None)) => {
                 self.report.set(Contact::Up);
                 Ok(())
             }
             Ok(Err(error)) if error.is_io_error() && !error.is_timeout() => Err(None),
-            Ok(Err(error)) => Err(Some(self.contact_after(&error))),
-            Err(_elapsed) => Err(Some(self.unreachable(&format!("no answer within {:?}", self.timeout)))),
+            Ok(Err(error)) => Err(Some(self.asked.diagnose(&error))),
+            Err(_elapsed) => Err(Some(self.asked.silent(self.timeout))),
         }
     }
 
-    fn unreachable(&self, problem: &dyn Display) -> Contact {
-        Contact::Unreachable(format!("{}: {problem}", self.access.info().addr()))
+    /// Redis hung up. Where it says why before that, the client library loses the words, since its own write fails.
+    async fn hung_up(&self) -> Contact {
+        let turned_away = self.words_of_farewell().await.and_then(|said| self.asked.turned_away(&said));
+        turned_away.unwrap_or_else(|| self.asked.hung_up())
     }
 
-    /// A Redis without TLS takes a greeting for the beginning of a command, and waits for the rest.
-    fn silent(&self, limit: Duration) -> Contact {
-        let question = if self.access.is_tls() { "; does it speak TLS there, as redis.url says?" } else { "" };
-        self.unreachable(&format!("no answer within {limit:?}{question}"))
-    }
-
-    fn contact_after(&self, error: &RedisError) -> Contact {
-        let contact = self.unreachable(error);
-        let problem = contact.problem().unwrap_or_default();
-        if let Some(advice) = tls::advice("redis", problem) {
-            return Contact::Refused(format!("{problem}; {advice}"));
-        }
-        // What Redis says of it inside a script; a command that was renamed away looks the same.
-        if problem.contains("Unknown Redis command") {
-            return Contact::Refused(format!(
-                "{problem}; hookgate needs Redis 6.2 or newer, with every command under its own name"
-            ));
-        }
-        let refused = || Contact::Refused(problem.to_owned());
-        let login_refused = || {
-            Contact::Refused(format!(
-                "{problem}; check redis.username and redis.password_file, or the login in redis.url, and what this user may do (k8s/privileges/redis.acl)"
-            ))
+    /// What is said to a connection that asks for nothing.
+    async fn words_of_farewell(&self) -> Option<String> {
+        let ConnectionAddr::Tcp(host, port) = self.access.info().addr() else { return None };
+        let listen = async {
+            let mut stream = TcpStream::connect((host.as_str(), *port)).await.ok()?;
+            let mut said = [0; 256];
+            let length = stream.read(&mut said).await.ok()?;
+            Some(String::from_utf8_lossy(&said[..length]).into_owned())
         };
-        // What the client library leaves of NOAUTH when it chooses the database.
-        let wants_login = error.detail().is_some_and(|detail| detail.starts_with("Authentication required"));
-        // And of NOPERM there.
-        let may_not = problem.contains("no permissions to run");
-        match error.kind() {
-            ErrorKind::AuthenticationFailed | ErrorKind::Server(ServerErrorKind::NoPerm) => login_refused(),
-            ErrorKind::InvalidClientConfig => refused(),
-            _ if wants_login || may_not || matches!(error.code(), Some("NOAUTH" | "WRONGPASS" | "NOPERM")) => {
-                login_refused()
-            }
-            _ if matches!(error.code(), Some("ERR" | "WRONGTYPE")) => refused(),
-            _ => contact,
-        }
+        tokio::time::timeout(self.timeout / 2, listen).await.ok().flatten()
     }
-}
-
-/// Whether Redis refused because it takes no writes now, which passes: no memory left under `maxmemory` (it still
-/// deletes), a failed snapshot, or too few replicas (it does not). READONLY is none of these: another connection may
-/// find the primary. Inside a script, Redis 6.2 has the words further behind. ADDRESSES is what `claim.lua` and
-/// `register.lua` say where the route has no number to claim under.
-pub(super) fn takes_no_writes(error: &RedisError) -> bool {
-    matches!(error.code(), Some("OOM" | "MISCONF" | "NOREPLICAS" | "ADDRESSES"))
-        || error.detail().is_some_and(|detail| {
-            ["OOM command not allowed", "MISCONF Redis", "NOREPLICAS Not"].iter().any(|words| detail.contains(words))
-        })
-}
-
-fn no_writes(refusal: impl Display) -> Contact {
-    Contact::NoWrites(format!(
-        "{refusal}; Redis is there and refuses claims until that is over; the outbox is published meanwhile"
-    ))
-}
-
-/// Whether another connection may do better: this one is broken, or what is behind it is not, or no longer,
-/// a Redis that takes writes from us.
-pub(super) fn means_trouble(error: &RedisError) -> bool {
-    error.is_io_error()
-        || error.is_unrecoverable_error()
-        || matches!(error.code(), Some("READONLY" | "LOADING" | "MASTERDOWN" | "NOAUTH" | "WRONGPASS" | "NOPERM"))
 }

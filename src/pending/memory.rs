@@ -10,10 +10,10 @@ use futures_util::{FutureExt, future::BoxFuture};
 use tokio::sync::watch;
 
 use crate::{
-    dead_letters::{Buried, DeadLetter, DeadLetterLimits, Graveyard},
+    dead_letters::{DeadLetter, DeadLetterLimits, DeadLetterStore, KeptLetter},
+    delivery::{Addresses, Claimed, PendingStore, Proposal, Settlement, State, StoreError},
+    delivery::{RouteContents, StoreContents},
     event::{Attempt, Token},
-    metrics::census::{Held, Holdings},
-    pipeline::{Addresses, ClaimError, Claimed, PendingStore, Proposal, Settlement, State},
     readiness::Contact,
     relay::{Entry, Outbox, PAGE, Page},
     route::Route,
@@ -71,7 +71,7 @@ impl Memory {
 }
 
 impl PendingStore for Memory {
-    fn claim(&self, route: &Arc<Route>, proposal: Proposal) -> BoxFuture<'_, Result<Claimed, ClaimError>> {
+    fn claim(&self, route: &Arc<Route>, proposal: Proposal) -> BoxFuture<'_, Result<Claimed, StoreError>> {
         let states = self.with(route, |Claims { pending, outbox }| {
             proposal
                 .ids()
@@ -108,7 +108,7 @@ impl PendingStore for Memory {
 
 impl Outbox for Memory {
     /// What is settled between two pages moves others past the cursor; the next walk meets them.
-    fn page<'a>(&'a self, route: &'a Route, cursor: u64) -> BoxFuture<'a, Result<Page, ClaimError>> {
+    fn page<'a>(&'a self, route: &'a Route, cursor: u64) -> BoxFuture<'a, Result<Page, StoreError>> {
         let start = usize::try_from(cursor).unwrap_or(usize::MAX);
         let page = self.with(route, |Claims { outbox, .. }| {
             let rest = outbox.iter().skip(start).take(PAGE);
@@ -118,7 +118,7 @@ impl Outbox for Memory {
         std::future::ready(Ok(page)).boxed()
     }
 
-    fn count<'a>(&'a self, route: &'a Route) -> BoxFuture<'a, Result<usize, ClaimError>> {
+    fn count<'a>(&'a self, route: &'a Route) -> BoxFuture<'a, Result<usize, StoreError>> {
         let count = self.with(route, |claims| claims.outbox.len());
         std::future::ready(Ok(count)).boxed()
     }
@@ -128,7 +128,7 @@ impl Outbox for Memory {
         _route: &'a Route,
         _holder: &'a str,
         _duration: Duration,
-    ) -> BoxFuture<'a, Result<bool, ClaimError>> {
+    ) -> BoxFuture<'a, Result<bool, StoreError>> {
         std::future::ready(Ok(true)).boxed()
     }
 
@@ -136,23 +136,23 @@ impl Outbox for Memory {
         &'a self,
         route: &'a Route,
         settlements: &'a [Settlement],
-    ) -> BoxFuture<'a, Result<usize, ClaimError>> {
+    ) -> BoxFuture<'a, Result<usize, StoreError>> {
         std::future::ready(Ok(self.remove(route, settlements))).boxed()
     }
 
     /// Its routes don't change.
-    fn addresses<'a>(&'a self, _route: &'a Route) -> BoxFuture<'a, Result<Addresses, ClaimError>> {
+    fn addresses<'a>(&'a self, _route: &'a Route) -> BoxFuture<'a, Result<Addresses, StoreError>> {
         std::future::ready(Ok(Addresses::default())).boxed()
     }
 
-    fn recorded_routes(&self) -> BoxFuture<'_, Result<Vec<Route>, ClaimError>> {
+    fn recorded_routes(&self) -> BoxFuture<'_, Result<Vec<Route>, StoreError>> {
         std::future::ready(Ok(Vec::new())).boxed()
     }
 }
 
-impl Holdings for Memory {
-    fn held<'a>(&'a self, routes: &'a [Arc<Route>]) -> BoxFuture<'a, Result<Vec<Held>, ClaimError>> {
-        let count = |claims: &mut Claims| Held { pending: claims.pending.len(), outbox: claims.outbox.len() };
+impl StoreContents for Memory {
+    fn contents<'a>(&'a self, routes: &'a [Arc<Route>]) -> BoxFuture<'a, Result<Vec<RouteContents>, StoreError>> {
+        let count = |claims: &mut Claims| RouteContents { pending: claims.pending.len(), outbox: claims.outbox.len() };
         std::future::ready(Ok(routes.iter().map(|route| self.with(route, count)).collect())).boxed()
     }
 
@@ -162,12 +162,12 @@ impl Holdings for Memory {
 }
 
 /// Kept in number and bytes; they end with the process, long before any age.
-impl Graveyard for Memory {
-    fn bury<'a>(
+impl DeadLetterStore for Memory {
+    fn keep<'a>(
         &'a self,
         letters: &'a [DeadLetter],
         limits: DeadLetterLimits,
-    ) -> BoxFuture<'a, Result<(), ClaimError>> {
+    ) -> BoxFuture<'a, Result<(), StoreError>> {
         let mut kept = self.letters.lock().unwrap_or_else(PoisonError::into_inner);
         kept.extend(letters.iter().cloned());
         let mut bytes: usize = kept.iter().map(|letter| letter.raw.len()).sum();
@@ -177,18 +177,22 @@ impl Graveyard for Memory {
         std::future::ready(Ok(())).boxed()
     }
 
-    fn letters<'a>(&'a self, count: usize, entry: Option<&'a str>) -> BoxFuture<'a, Result<Vec<Buried>, ClaimError>> {
+    fn letters<'a>(
+        &'a self,
+        count: usize,
+        entry: Option<&'a str>,
+    ) -> BoxFuture<'a, Result<Vec<KeptLetter>, StoreError>> {
         let kept = self.letters.lock().unwrap_or_else(PoisonError::into_inner);
         let newest = kept
             .iter()
             .enumerate()
             .rev()
-            .map(|(index, letter)| Buried { entry: index.to_string(), letter: letter.clone() });
+            .map(|(index, letter)| KeptLetter { entry: index.to_string(), letter: letter.clone() });
         let found = newest.filter(|buried| entry.is_none_or(|entry| buried.entry == entry)).take(count).collect();
         std::future::ready(Ok(found)).boxed()
     }
 
-    fn purge(&self) -> BoxFuture<'_, Result<usize, ClaimError>> {
+    fn purge(&self) -> BoxFuture<'_, Result<usize, StoreError>> {
         let count = std::mem::take(&mut *self.letters.lock().unwrap_or_else(PoisonError::into_inner)).len();
         std::future::ready(Ok(count)).boxed()
     }

@@ -14,8 +14,8 @@ use super::{
     script::{self, LEASE, SETTLE},
 };
 use crate::{
+    delivery::{Addresses, Settlement, StoreError},
     metrics::Operation,
-    pipeline::{Addresses, ClaimError, Settlement},
     relay::{Entry, Outbox, PAGE, Page},
     route::{Route, RouteSpec},
 };
@@ -94,7 +94,7 @@ fn entry(id: &[u8], token: &[u8]) -> Entry {
 }
 
 impl Outbox for Redis {
-    fn page<'a>(&'a self, route: &'a Route, cursor: u64) -> BoxFuture<'a, Result<Page, ClaimError>> {
+    fn page<'a>(&'a self, route: &'a Route, cursor: u64) -> BoxFuture<'a, Result<Page, StoreError>> {
         async move {
             let mut call = redis::cmd("HSCAN");
             call.arg(route.outbox_key()).arg(cursor).arg("COUNT").arg(PAGE);
@@ -106,7 +106,7 @@ impl Outbox for Redis {
         .boxed()
     }
 
-    fn count<'a>(&'a self, route: &'a Route) -> BoxFuture<'a, Result<usize, ClaimError>> {
+    fn count<'a>(&'a self, route: &'a Route) -> BoxFuture<'a, Result<usize, StoreError>> {
         async move {
             let mut call = redis::cmd("HLEN");
             call.arg(route.outbox_key());
@@ -120,7 +120,7 @@ impl Outbox for Redis {
         route: &'a Route,
         holder: &'a str,
         duration: Duration,
-    ) -> BoxFuture<'a, Result<bool, ClaimError>> {
+    ) -> BoxFuture<'a, Result<bool, StoreError>> {
         async move {
             self.ask(Operation::Relay, async |connection| {
                 LEASE
@@ -139,7 +139,7 @@ impl Outbox for Redis {
         &'a self,
         route: &'a Route,
         settlements: &'a [Settlement],
-    ) -> BoxFuture<'a, Result<usize, ClaimError>> {
+    ) -> BoxFuture<'a, Result<usize, StoreError>> {
         async move {
             self.ask(Operation::Relay, async |connection| {
                 SETTLE.call(connection, |call| script::settle(call, route, settlements)).await
@@ -149,11 +149,11 @@ impl Outbox for Redis {
         .boxed()
     }
 
-    fn addresses<'a>(&'a self, route: &'a Route) -> BoxFuture<'a, Result<Addresses, ClaimError>> {
+    fn addresses<'a>(&'a self, route: &'a Route) -> BoxFuture<'a, Result<Addresses, StoreError>> {
         self.ask(Operation::Relay, async |connection| address::read(connection, route).await).boxed()
     }
 
-    fn recorded_routes(&self) -> BoxFuture<'_, Result<Vec<Route>, ClaimError>> {
+    fn recorded_routes(&self) -> BoxFuture<'_, Result<Vec<Route>, StoreError>> {
         async move {
             let mut call = redis::cmd("HGETALL");
             call.arg(ROUTES);

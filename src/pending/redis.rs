@@ -27,18 +27,19 @@ use super::{
     access::Access,
     address::{self, Claiming},
     check::check,
-    link::{Current, Link, means_trouble, takes_no_writes},
+    diagnosis::{takes_no_writes, wants_another_connection, words},
+    link::{Current, Link},
     script::{self, CLAIM},
     settler::Settler,
 };
 use crate::{
+    delivery::{Addresses, Claimed, PendingStore, Proposal, Settlement, State, StoreError},
     event::Attempt,
     failpoint,
     metrics::{Operation, RedisTimes},
-    pipeline::{Addresses, ClaimError, Claimed, PendingStore, Proposal, Settlement, State},
     readiness::Contact,
     route::{Route, RouteTable},
-    supervision::keep_on,
+    supervision::supervise,
 };
 
 /// Requests of a route that may wait for the claim before theirs.
@@ -80,14 +81,14 @@ pub struct Redis {
 }
 
 struct Queues {
-    claims: mpsc::Sender<Job>,
+    claims: mpsc::Sender<ClaimJob>,
     settlements: mpsc::Sender<Vec<Settlement>>,
 }
 
 /// A proposal, and who waits for the answer.
-struct Job {
+struct ClaimJob {
     proposal: Proposal,
-    answer: oneshot::Sender<Result<Claimed, ClaimError>>,
+    answer: oneshot::Sender<Result<Claimed, StoreError>>,
 }
 
 impl Redis {
@@ -118,7 +119,7 @@ impl Redis {
                 warned: AtomicBool::new(false),
             };
             let claims_of = format!("the claims of route {route}");
-            tasks.spawn(async move { keep_on!(&claims_of, claimer.run(&mut claim_jobs)) });
+            tasks.spawn(async move { supervise!(&claims_of, claimer.run(&mut claim_jobs)) });
             let settler = Settler {
                 link: Arc::clone(&link),
                 route: Arc::clone(route),
@@ -127,7 +128,7 @@ impl Redis {
             };
             let closing = closing.clone();
             let settling_of = format!("the settling of route {route}");
-            settlers.spawn(async move { keep_on!(&settling_of, settler.run(&mut settle_jobs, &closing)) });
+            settlers.spawn(async move { supervise!(&settling_of, settler.run(&mut settle_jobs, &closing)) });
             (route.pending_key().to_owned(), Queues { claims, settlements })
         };
         let queues = claiming.iter().map(start).collect();
@@ -139,12 +140,12 @@ impl Redis {
         &self,
         operation: Operation,
         exchange: impl AsyncFnOnce(&mut MultiplexedConnection) -> Result<T, RedisError>,
-    ) -> Result<T, ClaimError> {
+    ) -> Result<T, StoreError> {
         let (current, answer) = self.exchange(operation, exchange).await?;
         match answer {
             Ok(Ok(answer)) => Ok(answer),
             Ok(Err(error)) => {
-                if means_trouble(&error) {
+                if wants_another_connection(&error) {
                     self.link.report_trouble(&current);
                 }
                 Err(refused(&self.link, &error))
@@ -161,12 +162,12 @@ impl Redis {
         &self,
         operation: Operation,
         exchange: impl AsyncFnOnce(&mut MultiplexedConnection) -> Result<T, RedisError>,
-    ) -> Result<T, ClaimError> {
+    ) -> Result<T, StoreError> {
         let (_current, answer) = self.exchange(operation, exchange).await?;
         match answer {
             Ok(Ok(answer)) => Ok(answer),
-            Ok(Err(error)) if error.is_io_error() => Err(ClaimError::Unknown(error.to_string())),
-            Ok(Err(error)) => Err(ClaimError::Refused(error.to_string())),
+            Ok(Err(error)) if error.is_io_error() => Err(StoreError::Unknown(error.to_string())),
+            Ok(Err(error)) => Err(StoreError::Refused(words(&error))),
             Err(_elapsed) => Err(self.no_answer()),
         }
     }
@@ -176,34 +177,34 @@ impl Redis {
         &self,
         operation: Operation,
         exchange: impl AsyncFnOnce(&mut MultiplexedConnection) -> Result<T, RedisError>,
-    ) -> Result<(Current, Result<Result<T, RedisError>, Elapsed>), ClaimError> {
-        let mut current = self.link.current().ok_or_else(|| ClaimError::Down(self.link.problem()))?;
+    ) -> Result<(Current, Result<Result<T, RedisError>, Elapsed>), StoreError> {
+        let mut current = self.link.current().ok_or_else(|| StoreError::Down(self.link.problem()))?;
         let answer = tokio::time::timeout(self.timeout, exchange(&mut current.connection));
         let answer = self.times.time(operation, answer).await;
         Ok((current, answer))
     }
 
-    fn no_answer(&self) -> ClaimError {
-        ClaimError::Unknown(format!("no answer within {:?}", self.timeout))
+    fn no_answer(&self) -> StoreError {
+        StoreError::Unknown(format!("no answer within {:?}", self.timeout))
     }
 
     /// The queues of a route of the table this was opened with.
-    fn queues(&self, route: &Route) -> Result<&Queues, ClaimError> {
+    fn queues(&self, route: &Route) -> Result<&Queues, StoreError> {
         self.queues
             .get(route.pending_key())
-            .ok_or_else(|| ClaimError::Refused(format!("route {:?} was not known at start", route.name())))
+            .ok_or_else(|| StoreError::Refused(format!("route {:?} was not known at start", route.name())))
     }
 }
 
 impl PendingStore for Redis {
-    fn claim(&self, route: &Arc<Route>, proposal: Proposal) -> BoxFuture<'_, Result<Claimed, ClaimError>> {
+    fn claim(&self, route: &Arc<Route>, proposal: Proposal) -> BoxFuture<'_, Result<Claimed, StoreError>> {
         let queues = self.queues(route);
-        let ended = || ClaimError::Down("hookgate is shutting down".to_owned());
+        let ended = || StoreError::Down("hookgate is shutting down".to_owned());
         async move {
             let (answer, states) = oneshot::channel();
-            queues?.claims.send(Job { proposal, answer }).await.map_err(|_| ended())?;
+            queues?.claims.send(ClaimJob { proposal, answer }).await.map_err(|_| ended())?;
             states.await.unwrap_or_else(|_| {
-                Err(ClaimError::Unknown(
+                Err(StoreError::Unknown(
                     "the call was given up by a bug of hookgate, or at its end; see the log".to_owned(),
                 ))
             })
@@ -237,12 +238,12 @@ impl PendingStore for Redis {
 }
 
 /// What an error that Redis answered means. That it takes no writes now is said to who keeps the connection.
-fn refused(link: &Link, error: &RedisError) -> ClaimError {
+fn refused(link: &Link, error: &RedisError) -> StoreError {
     if takes_no_writes(error) {
         link.report_no_writes(error);
-        return ClaimError::NoWrites(error.to_string());
+        return StoreError::NoWrites(words(error));
     }
-    ClaimError::Refused(error.to_string())
+    StoreError::Refused(words(error))
 }
 
 /// Claims for one route.
@@ -255,7 +256,7 @@ struct Claimer {
 }
 
 impl Claimer {
-    async fn run(&self, jobs: &mut mpsc::Receiver<Job>) {
+    async fn run(&self, jobs: &mut mpsc::Receiver<ClaimJob>) {
         while let Some(first) = jobs.recv().await {
             let mut ids = first.proposal.range.len();
             let mut batch = vec![first];
@@ -269,14 +270,14 @@ impl Claimer {
         }
     }
 
-    async fn answer(&self, jobs: Vec<Job>) {
+    async fn answer(&self, jobs: Vec<ClaimJob>) {
         failpoint::hit("in_claim");
         let proposals: Vec<_> = jobs.iter().map(|job| &job.proposal).collect();
         let (mut states, elsewhere, durable) = match self.claim(&proposals).await {
             Ok(Claimed { states, elsewhere, durable }) => (Ok(states.into_iter()), elsewhere, durable),
             Err(error) => (Err(error), Addresses::default(), false),
         };
-        for Job { proposal, answer } in jobs {
+        for ClaimJob { proposal, answer } in jobs {
             let part = match &mut states {
                 Ok(states) => Ok(Claimed {
                     states: states.by_ref().take(proposal.range.len()).collect(),
@@ -294,17 +295,17 @@ impl Claimer {
 
     /// One script call. If the connection breaks, once more over the next one, with other tokens: the first call may
     /// be carried out at any time, also after its ids were claimed, published and released by somebody else.
-    async fn claim(&self, proposals: &[&Proposal]) -> Result<Claimed, ClaimError> {
+    async fn claim(&self, proposals: &[&Proposal]) -> Result<Claimed, StoreError> {
         let Options { timeout, outbox_limit, durability } = self.options;
         let touch = durability != Durability::None;
         let until = Instant::now() + timeout;
         let next = timeout_at(until, self.link.current_or_next()).await.unwrap_or(None);
-        let mut current = next.ok_or_else(|| ClaimError::Down(self.link.problem()))?;
+        let mut current = next.ok_or_else(|| StoreError::Down(self.link.problem()))?;
         let mut attempt = Attempt::FIRST;
         loop {
             // One number for the call and for what is read of its answer.
             let Some(number) = self.claiming.number() else {
-                return Err(ClaimError::NoWrites("this route has no number to claim under yet".to_owned()));
+                return Err(StoreError::NoWrites("this route has no number to claim under yet".to_owned()));
             };
             let numbered = attempt.at_address(number);
             let arguments =
@@ -320,22 +321,22 @@ impl Claimer {
                 Ok(Err(error)) => error,
                 Err(_elapsed) => {
                     self.link.report_trouble(&current);
-                    return Err(ClaimError::Unknown(format!("no answer within {timeout:?}")));
+                    return Err(StoreError::Unknown(format!("no answer within {timeout:?}")));
                 }
             };
-            if means_trouble(&error) {
+            if wants_another_connection(&error) {
                 self.link.report_trouble(&current);
             }
             if !error.is_io_error() {
                 return Err(refused(&self.link, &error));
             }
             if attempt != Attempt::FIRST || error.is_timeout() {
-                return Err(ClaimError::Unknown(error.to_string()));
+                return Err(StoreError::Unknown(error.to_string()));
             }
             attempt = attempt.next();
             current = match timeout_at(until, self.link.connected_after(&current)).await {
                 Ok(Some(next)) => next,
-                Ok(None) | Err(_) => return Err(ClaimError::Unknown(error.to_string())),
+                Ok(None) | Err(_) => return Err(StoreError::Unknown(error.to_string())),
             };
         }
     }
@@ -348,7 +349,7 @@ impl Claimer {
         until: Instant,
         states: &[State],
         own: usize,
-    ) -> Result<Addresses, ClaimError> {
+    ) -> Result<Addresses, StoreError> {
         if !states.iter().any(|state| matches!(state, State::InFlight(token) if token.address() != own)) {
             return Ok(Addresses::default());
         }
@@ -359,7 +360,7 @@ impl Claimer {
             Err(_elapsed) => format!("no answer within {:?}", self.options.timeout),
         };
         self.link.report_trouble(current);
-        Err(ClaimError::Unknown(format!("it did not say where entries of the outbox go: {problem}")))
+        Err(StoreError::Unknown(format!("it did not say where entries of the outbox go: {problem}")))
     }
 
     /// Whether what this connection wrote has reached where `redis.durability` wants it.

@@ -6,8 +6,8 @@ use redis::{Cmd, ErrorKind, FromRedisValue, RedisError, ServerErrorKind, Value, 
 
 use super::address::Claiming;
 use crate::{
+    delivery::{Proposal, Settlement, State, StoreError},
     event::{Attempt, Token},
-    pipeline::{ClaimError, Proposal, Settlement, State},
     route::Route,
 };
 
@@ -16,7 +16,7 @@ pub(super) static REGISTER: LazyLock<Script> = LazyLock::new(|| Script::new(incl
 pub(super) static SETTLE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("settle.lua")));
 pub(super) static LEASE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lease.lua")));
 pub(super) static PROBE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("probe.lua")));
-pub(super) static BURY: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("bury.lua")));
+pub(super) static KEEP_LETTERS: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("keep_letters.lua")));
 
 /// A script, called by its hash and sent whole only to a Redis that does not know it yet.
 pub(super) struct Script {
@@ -77,7 +77,7 @@ pub(super) fn read_states(
     answers: &[Value],
     proposals: &[&Proposal],
     attempt: Attempt,
-) -> Result<Vec<State>, ClaimError> {
+) -> Result<Vec<State>, StoreError> {
     let expected = proposals.iter().map(|proposal| proposal.range.len()).sum::<usize>();
     let states = answers.split_first().and_then(|(letters, tokens)| {
         let Value::BulkString(letters) = letters else { return None };
@@ -88,7 +88,7 @@ pub(super) fn read_states(
         states.filter(|states| states.len() == expected && tokens.next().is_none())
     });
     states.ok_or_else(|| {
-        ClaimError::Refused(format!("the claim script gave an answer that can't be read for {expected} ids"))
+        StoreError::Refused(format!("the claim script gave an answer that can't be read for {expected} ids"))
     })
 }
 

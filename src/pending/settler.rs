@@ -8,13 +8,14 @@ use tracing::{debug, info, warn};
 
 use super::{
     CALL,
-    link::{Current, Link, means_trouble, takes_no_writes},
+    diagnosis::{takes_no_writes, wants_another_connection, words},
+    link::{Current, Link},
     script::{self, SETTLE},
 };
 use crate::{
+    delivery::Settlement,
     failpoint,
     metrics::{Operation, RedisTimes},
-    pipeline::Settlement,
     route::Route,
 };
 
@@ -68,12 +69,12 @@ impl Settler {
                 Ok(Err(error)) if takes_no_writes(&error) => {
                     self.link.report_no_writes(&error);
                     if !waits {
-                        warn!(route = %self.route, count = settlements.len(), %error, "acknowledged ids can't be settled now; it is tried again until Redis takes it");
+                        warn!(route = %self.route, count = settlements.len(), error = words(&error), "acknowledged ids can't be settled now; it is tried again until Redis takes it");
                     }
                     waits = true;
                     tokio::time::sleep(NO_WRITES_PAUSE).await;
                 }
-                Ok(Err(error)) if !means_trouble(&error) => {
+                Ok(Err(error)) if !wants_another_connection(&error) => {
                     warn!(route = %self.route, count = settlements.len(), %error, "Redis refused to settle; these ids stay in the outbox");
                     return;
                 }

@@ -12,10 +12,13 @@ use tokio::{sync::watch, time::Instant};
 use tokio_util::task::TaskTracker;
 use tracing::{error, info, warn};
 
-use super::servers::{INBOX_PREFIX, News, Servers, is_denial};
+use super::{
+    diagnosis::{self, denied, is_denial},
+    servers::{INBOX_PREFIX, News, Servers},
+};
 use crate::{
     readiness::Contact,
-    supervision::{keep_on, survived},
+    supervision::{supervise, survived},
 };
 
 /// What the client's events add up to.
@@ -29,7 +32,7 @@ pub(super) struct Status {
     pub(super) denied: Option<String>,
     /// That it lets us hear no answers on this connection, in its words: what is sent now can be stored, and is
     /// acknowledged to nobody.
-    pub(super) deaf: Option<String>,
+    pub(super) inbox_denied: Option<String>,
     /// The denial that was last written to the log, which is repeated on each new connection.
     logged: Option<String>,
 }
@@ -37,17 +40,17 @@ pub(super) struct Status {
 impl Status {
     /// What the server denies.
     pub(super) fn denial(&self) -> Option<&str> {
-        self.deaf.as_deref().or(self.denied.as_deref())
+        self.inbox_denied.as_deref().or(self.denied.as_deref())
     }
 
     /// The last connection on which nothing can be answered any more.
-    pub(super) fn over(&self) -> u64 {
+    pub(super) fn last_ended(&self) -> u64 {
         if self.problem().is_none() { self.epoch.saturating_sub(1) } else { self.epoch }
     }
 
     /// Why what is sent now can't be answered.
     fn problem(&self) -> Option<&str> {
-        self.contact.problem().or(self.deaf.as_deref())
+        self.contact.problem().or(self.inbox_denied.as_deref())
     }
 }
 
@@ -58,7 +61,7 @@ pub(super) struct Connection {
     pub(super) status: watch::Receiver<Status>,
     change: Arc<watch::Sender<Status>>,
     /// On which connection, and since when, nothing has been answered, although something was sent.
-    pub(super) unheard: Arc<watch::Sender<Option<(u64, Instant)>>>,
+    pub(super) unanswered: Arc<watch::Sender<Option<(u64, Instant)>>>,
 }
 
 impl Connection {
@@ -73,7 +76,7 @@ impl Connection {
             epoch: 0,
             contact: Contact::Unreachable("not connected yet".to_owned()),
             denied: None,
-            deaf: None,
+            inbox_denied: None,
             logged: None,
         }));
         let (receiver, change) = (status.subscribe(), Arc::clone(&status));
@@ -109,9 +112,9 @@ impl Connection {
         });
         let connected = options.connect(servers.addresses.as_slice()).await?;
         client.get_or_init(|| connected.clone());
-        let this = Self { client: connected, status: receiver, change, unheard: Arc::default() };
+        let this = Self { client: connected, status: receiver, change, unanswered: Arc::default() };
         let ear = this.clone();
-        tasks.spawn(async move { keep_on!("the watch over NATS' answers", ear.listen_again()) });
+        tasks.spawn(async move { supervise!("the watch over NATS' answers", ear.ack_watchdog()) });
         Ok(this)
     }
 
@@ -129,7 +132,7 @@ impl Connection {
 
     /// What `this` denial would be of has just been allowed: the server takes a permission away and gives it back
     /// without a word, and without ending the connection.
-    pub(super) fn granted(&self, this: impl Fn(&str) -> bool) {
+    pub(super) fn permission_granted(&self, this: impl Fn(&str) -> bool) {
         if self.status.borrow().denied.is_none() {
             return;
         }
@@ -148,11 +151,11 @@ fn apply(status: &watch::Sender<Status>, servers: &str, event: &Event) {
     match event {
         Event::Connected => status.send_modify(|now| {
             let logged = now.logged.take();
-            *now = Status { epoch: now.epoch + 1, contact: Contact::Up, denied: None, deaf: None, logged };
+            *now = Status { epoch: now.epoch + 1, contact: Contact::Up, denied: None, inbox_denied: None, logged };
         }),
         Event::Disconnected | Event::Closed => status.send_modify(|now| {
             if now.contact == Contact::Up {
-                now.contact = match &now.deaf {
+                now.contact = match &now.inbox_denied {
                     // Most likely left by ourselves, to find out whether that is over.
                     Some(denial) => denied(servers, denial),
                     None => Contact::Unreachable(format!("{servers}: connection lost")),
@@ -163,15 +166,15 @@ fn apply(status: &watch::Sender<Status>, servers: &str, event: &Event) {
             status.send_if_modified(|now| {
                 let (place, text) = match of_inbox(text) {
                     // One of two subscriptions is enough to say so.
-                    Some(_) if now.deaf.is_some() => return false,
-                    Some(text) => (&mut now.deaf, text),
+                    Some(_) if now.inbox_denied.is_some() => return false,
+                    Some(text) => (&mut now.inbox_denied, text),
                     None => (&mut now.denied, text.as_str()),
                 };
                 // Comes for every message that is denied.
                 let news = place.as_deref() != Some(text);
                 *place = Some(text.to_owned());
                 if news && now.logged.as_deref() != Some(text) {
-                    error!(reason = %text, "NATS denied a permission; see the README on what hookgate needs");
+                    error!(reason = %text, "NATS denied a permission: grant it; docs/permissions.md has all that hookgate needs");
                     now.logged = Some(text.to_owned());
                 }
                 news
@@ -179,19 +182,13 @@ fn apply(status: &watch::Sender<Status>, servers: &str, event: &Event) {
         }
         Event::ServerError(error) => warn!(%error, "NATS server reports an error"),
         Event::ClientError(ClientError::Other(text)) if text == "DNS error" => {
-            let reason = format!("connect to {servers}: no address is known of the host");
-            status.send_modify(|now| now.contact = Contact::Unreachable(reason));
+            status.send_modify(|now| now.contact = diagnosis::unknown_host(servers));
         }
         Event::SlowConsumer(_) => warn!("acknowledgements from NATS were dropped: more than the client can hold"),
         // Of other attempts to connect only the kind of failure is told here, and all of it before the next one.
         Event::ClientError(ClientError::Other(_)) | Event::LameDuckMode | Event::Draining => {}
         Event::ClientError(error) => warn!(%error, "NATS client reports an error"),
     }
-}
-
-/// How it is with servers that deny something.
-pub(super) fn denied(servers: &str, denial: &str) -> Contact {
-    Contact::Refused(format!("{servers}: {denial}; grant it, see the README"))
 }
 
 /// The denial of a subscription to our inbox, without what the server adds to it on some occasions.

@@ -10,19 +10,13 @@ use tokio::{
 };
 use tokio_util::task::TaskTracker;
 
-use super::{
-    Ack, PublishError,
-    address::Addresses,
-    connection::{self, Connection},
-    inbox::Inbox,
-    servers::Servers,
-};
+use super::{address::Addresses, connection::Connection, diagnosis, inbox::Inbox, servers::Servers};
 use crate::{
+    delivery::{Ack, PublishError, Publisher},
     event::Event,
-    pipeline::Publisher,
     readiness::{Contact, Reporter},
     route::{Route, RouteTable},
-    supervision::keep_on,
+    supervision::supervise,
 };
 
 /// Publishes to whoever listens.
@@ -44,7 +38,7 @@ impl Core {
         let inbox = Inbox::open(&connection, tasks, |_round| ()).await?;
         let report = Reporter::new("nats");
         let (mut status, reporter, names) = (connection.status.clone(), report.clone(), servers.names());
-        tasks.spawn(async move { keep_on!("the watch over NATS", follow(&mut status, &reporter, &names)) });
+        tasks.spawn(async move { supervise!("the watch over NATS", follow(&mut status, &reporter, &names)) });
         Ok(Self { connection, inbox, addresses: Addresses::of_all(routes), report })
     }
 
@@ -72,7 +66,7 @@ impl Core {
                 .map_err(|error| PublishError::Refused(error.to_string()))?;
             let _in_time = timeout_at(until, round.complete()).await;
             let answered = matches!(round.answers().as_slice(), [Some(())]);
-            self.connection.heard(epoch, answered);
+            self.connection.answered(epoch, answered);
             if !answered {
                 return Err(PublishError::NoAck(limit));
             }
@@ -117,7 +111,7 @@ async fn follow(status: &mut watch::Receiver<super::connection::Status>, report:
     loop {
         let now = status.borrow_and_update().clone();
         report.set(match now.denial() {
-            Some(denial) if now.contact == Contact::Up => connection::denied(names, denial),
+            Some(denial) if now.contact == Contact::Up => diagnosis::denied(names, denial),
             _ => now.contact,
         });
         if status.changed().await.is_err() {

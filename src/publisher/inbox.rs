@@ -14,7 +14,7 @@ use tokio::sync::{oneshot, watch};
 use tokio_util::task::TaskTracker;
 
 use super::connection::{Connection, Status};
-use crate::{failpoint, supervision::keep_on};
+use crate::{failpoint, supervision::supervise};
 
 /// The subscription, and who waits for what.
 pub(super) struct Inbox<T> {
@@ -24,13 +24,13 @@ pub(super) struct Inbox<T> {
 }
 
 struct Waiting<T> {
-    batches: HashMap<u64, Batch<T>>,
+    batches: HashMap<u64, AwaitedBatch<T>>,
     /// The last connection on which nothing is answered any more.
     over: u64,
 }
 
 /// The answers to a batch so far.
-struct Batch<T> {
+struct AwaitedBatch<T> {
     /// Over which connection it is sent.
     epoch: u64,
     answers: Vec<Option<T>>,
@@ -38,7 +38,7 @@ struct Batch<T> {
     complete: Option<oneshot::Sender<()>>,
 }
 
-impl<T> Batch<T> {
+impl<T> AwaitedBatch<T> {
     fn one_less(&mut self) {
         self.missing -= 1;
         if self.missing == 0
@@ -61,9 +61,9 @@ impl<T: Send + 'static> Inbox<T> {
         let mut answers = connection.client.subscribe(format!("{prefix}.>")).await?;
         let waiting = Arc::new(Mutex::new(Waiting { batches: HashMap::new(), over: 0 }));
         let (start, those) = (prefix.len() + 1, Arc::clone(&waiting));
-        tasks.spawn(async move { keep_on!("the answers of NATS", collect(&mut answers, read, start, &those)) });
+        tasks.spawn(async move { supervise!("the answers of NATS", collect(&mut answers, read, start, &those)) });
         let (mut status, those) = (connection.status.clone(), Arc::clone(&waiting));
-        tasks.spawn(async move { keep_on!("the end of NATS' connections", give_up(&mut status, &those)) });
+        tasks.spawn(async move { supervise!("the end of NATS' connections", give_up(&mut status, &those)) });
         Ok(Self { prefix, next: AtomicU64::new(0), waiting })
     }
 
@@ -75,7 +75,7 @@ impl<T: Send + 'static> Inbox<T> {
         let mut waiting = lock(&self.waiting);
         // Without it, nobody waits.
         let complete = (epoch > waiting.over).then_some(complete);
-        waiting.batches.insert(number, Batch { epoch, answers, missing: messages, complete });
+        waiting.batches.insert(number, AwaitedBatch { epoch, answers, missing: messages, complete });
         Expected { inbox: self, number, all_here }
     }
 }
@@ -146,7 +146,7 @@ async fn collect<T>(answers: &mut Subscriber, read: fn(&Message) -> T, prefix: u
 /// Lets go whoever waits for answers on a connection that is over.
 async fn give_up<T>(status: &mut watch::Receiver<Status>, waiting: &Mutex<Waiting<T>>) {
     loop {
-        let over = status.borrow_and_update().over();
+        let over = status.borrow_and_update().last_ended();
         {
             let mut waiting = lock(waiting);
             waiting.over = over;

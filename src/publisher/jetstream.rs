@@ -19,7 +19,6 @@ use tokio::{
 use tokio_util::task::TaskTracker;
 
 use super::{
-    Ack, PublishError,
     address::{Address, Addresses},
     api::Api,
     connection::Connection,
@@ -29,12 +28,12 @@ use super::{
     stream_watch::StreamWatch,
 };
 use crate::{
+    delivery::{Ack, PublishError, Publisher},
     event::Event,
     failpoint,
-    pipeline::Publisher,
     readiness::{Contact, Reporter},
     route::{Route, RouteTable},
-    supervision::keep_on,
+    supervision::supervise,
 };
 
 /// Publishes with acknowledgement.
@@ -78,7 +77,7 @@ impl JetStream {
             stream,
             routes: routes.clone(),
         };
-        tasks.spawn(async move { keep_on!("the look at the stream", watch.run()) });
+        tasks.spawn(async move { supervise!("the look at the stream", watch.run()) });
         Ok(this)
     }
 }
@@ -126,7 +125,7 @@ impl JetStream {
         let _complete_or_late = timeout_at(until, expected.complete()).await;
         let answers = expected.answers();
         if unsent.len() < events.len() {
-            self.connection.heard(epoch, answers.iter().any(Option::is_some));
+            self.connection.answered(epoch, answers.iter().any(Option::is_some));
         }
         let mut outcomes: Outcomes = answers
             .into_iter()
@@ -149,7 +148,7 @@ impl JetStream {
             self.look_again.notify_one();
         }
         if outcomes.iter().any(Result::is_ok) {
-            self.connection.granted(|denial| denial.contains(&format!("\"{}\"", route.subject())));
+            self.connection.permission_granted(|denial| denial.contains(&format!("\"{}\"", route.subject())));
         }
     }
 }
@@ -200,15 +199,15 @@ struct ApiError {
 }
 
 /// What was answered to a published message.
-type Reply = Result<Ack, Refusal>;
+type Reply = Result<Ack, NotStored>;
 
 /// Why a message was not stored.
-enum Refusal {
+enum NotStored {
     NoStream,
     Refused(String),
 }
 
-impl Refusal {
+impl NotStored {
     fn on(self, route: &Route) -> PublishError {
         match self {
             Self::NoStream => PublishError::NoStream(route.subject().to_owned()),
@@ -219,7 +218,7 @@ impl Refusal {
 
 fn read_reply(answer: &Message) -> Reply {
     if answer.status == Some(StatusCode::NO_RESPONDERS) {
-        return Err(Refusal::NoStream);
+        return Err(NotStored::NoStream);
     }
     let sequence = match serde_json::from_slice::<PubAck>(&answer.payload) {
         Ok(PubAck { stream, error: None, .. }) if stream.is_empty() => {
@@ -230,5 +229,5 @@ fn read_reply(answer: &Message) -> Reply {
         Err(error) => Err(format!("an acknowledgement that can't be read: {error}")),
     };
     let ack = sequence.and_then(|sequence| Ack::stored(sequence).ok_or("acknowledged without a sequence".to_owned()));
-    ack.map_err(Refusal::Refused)
+    ack.map_err(NotStored::Refused)
 }

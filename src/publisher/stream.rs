@@ -219,7 +219,7 @@ async fn create(api: &Api, settings: &StreamSettings, subjects: Subjects) -> Res
         result = create(&subjects_taken).await;
     }
     result.map_err(|error| StreamError::api("create the stream", &settings.name, error))?;
-    info!(stream = %settings.name, subjects = ?subjects_taken, "created the stream");
+    info!(stream = %settings.name, subjects = listed(&subjects_taken), "created the stream");
     Ok(())
 }
 
@@ -240,8 +240,13 @@ async fn extend(api: &Api, info: &StreamInfo, subjects: Subjects) -> Result<(), 
         result = extend(&added).await;
     }
     result.map_err(|error| StreamError::api("add subjects to the stream", name, error))?;
-    info!(stream = %name, ?added, "added subjects to the stream");
+    info!(stream = %name, added = listed(&added), "added subjects to the stream");
     Ok(())
+}
+
+/// For the log.
+fn listed(subjects: &BTreeSet<String>) -> String {
+    subjects.iter().map(String::as_str).collect::<Vec<_>>().join(",")
 }
 
 #[cfg(test)]

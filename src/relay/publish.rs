@@ -5,17 +5,26 @@ use std::sync::Arc;
 use super::{Relay, tracked::Due};
 use crate::{
     batch::EntityId,
-    event::{Event, Events},
+    delivery::{Ack, Attempted, Deliverable, PublishError, Settlement, StoreError, attempt},
+    event::Token,
     failpoint,
     metrics::RelayMetrics,
-    pipeline::{ClaimError, Settlement},
-    publisher::{Ack, PublishError},
     route::Route,
     traces::Sent,
 };
 
+impl Deliverable for Due {
+    fn id(&self) -> EntityId<'_> {
+        EntityId::parse(&self.id).expect("it was checked when the entry was found")
+    }
+
+    fn token(&self) -> Token {
+        self.token
+    }
+}
+
 /// What became of a page.
-pub(super) struct Attempt {
+pub(super) struct PageOutcome {
     /// Acknowledged now.
     pub(super) published: Vec<(u64, Ack)>,
     /// Not acknowledged, and what NATS said.
@@ -23,62 +32,53 @@ pub(super) struct Attempt {
     /// Nobody could say where they go.
     pub(super) untried: Vec<u64>,
     /// Whether anything was sent.
-    pub(super) tried: bool,
+    pub(super) was_sent: bool,
     /// What had to leave the outbox: acknowledged now or before.
     pub(super) settlements: Vec<u64>,
     /// Whether it did.
-    pub(super) settled: Result<(), ClaimError>,
+    pub(super) settled: Result<(), StoreError>,
 }
 
 impl Relay {
-    /// Publishes the due entries of a page, awaits their acknowledgements, and settles them with those that were
-    /// acknowledged before.
-    pub(super) async fn attempt(
+    /// Publishes the due entries of a page, each to the address it was claimed for, and settles them together with those
+    /// that were acknowledged before.
+    pub(super) async fn publish_page(
         &self,
         route: &Route,
         due: Vec<Due>,
         acknowledged: Vec<(u64, Settlement)>,
         metrics: &RelayMetrics,
-    ) -> Attempt {
-        let (mut published, mut failed) = (Vec::new(), Vec::new());
-        let before = acknowledged.len();
-        let (mut names, mut settlements): (Vec<_>, Vec<_>) = acknowledged.into_iter().unzip();
-        let untried = due.iter().map(|due| due.name).collect();
+    ) -> PageOutcome {
+        let mut outcome = PageOutcome {
+            published: Vec::new(),
+            failed: Vec::new(),
+            untried: due.iter().map(|due| due.name).collect(),
+            was_sent: false,
+            settlements: Vec::new(),
+            settled: Ok(()),
+        };
         let by_address = match self.by_address(route, due).await {
             Ok(by_address) => by_address,
             Err(error) => {
-                return Attempt {
-                    published,
-                    failed,
-                    untried,
-                    tried: false,
-                    settlements: Vec::new(),
-                    settled: Err(error),
-                };
+                outcome.settled = Err(error);
+                return outcome;
             }
         };
+        outcome.untried.clear();
+        let (mut names, mut settlements): (Vec<_>, Vec<_>) = acknowledged.into_iter().unzip();
         for (address, due) in by_address {
-            let outcomes = self.publish(address.as_deref().unwrap_or(route), &due).await;
-            for (Due { name, id, token }, outcome) in due.into_iter().zip(outcomes) {
-                match outcome {
-                    Ok(ack) => {
-                        published.push((name, ack));
-                        names.push(name);
-                        settlements.push(Settlement::acknowledged(id, token, ack));
-                    }
-                    Err(error) => failed.push((name, error)),
-                }
-            }
+            let attempted = self.attempt(address.as_deref().unwrap_or(route), due, metrics).await;
+            outcome.was_sent |= attempted.was_sent();
+            names.extend(attempted.acknowledged.iter().map(|(due, _)| due.name));
+            settlements.extend(attempted.settlements());
+            outcome.published.extend(attempted.acknowledged.into_iter().map(|(due, ack)| (due.name, ack)));
+            outcome.failed.extend(attempted.failed.into_iter().map(|(due, error)| (due.name, error)));
         }
-        let tried =
-            !published.is_empty() || failed.iter().any(|(_, error)| !matches!(error, PublishError::Unavailable(_)));
-        metrics.published(settlements[before..].iter().map(Settlement::id));
-        let settled = if settlements.is_empty() {
-            Ok(())
-        } else {
-            self.outbox.settle_now(route, &settlements).await.map(|_count| ())
-        };
-        Attempt { published, failed, untried: Vec::new(), tried, settlements: names, settled }
+        if !settlements.is_empty() {
+            outcome.settled = self.outbox.settle_now(route, &settlements).await.map(|_count| ());
+        }
+        outcome.settlements = names;
+        outcome
     }
 
     /// Due entries, by the address that each was claimed for; none where only the route itself is known.
@@ -86,7 +86,7 @@ impl Relay {
         &self,
         route: &Route,
         due: Vec<Due>,
-    ) -> Result<Vec<(Option<Arc<Route>>, Vec<Due>)>, ClaimError> {
+    ) -> Result<Vec<(Option<Arc<Route>>, Vec<Due>)>, StoreError> {
         let mut groups: Vec<(Option<Arc<Route>>, Vec<Due>)> = Vec::new();
         if due.is_empty() {
             return Ok(groups);
@@ -102,21 +102,17 @@ impl Relay {
         Ok(groups)
     }
 
-    /// The one place where due entries become publish calls; an outcome for each, in their order.
-    async fn publish(&self, route: &Route, due: &[Due]) -> Vec<Result<Ack, PublishError>> {
-        let mut events = Events::of(route);
-        let events: Vec<Event> =
-            due.iter().filter_map(|Due { id, token, .. }| Some(events.event(EntityId::parse(id)?, *token))).collect();
+    /// The one place where due entries become publish calls.
+    async fn attempt(&self, address: &Route, due: Vec<Due>, metrics: &RelayMetrics) -> Attempted<Due> {
         failpoint::hit("relay_before_publish");
         let began = self.tracer.begin();
-        let outcomes = self.publisher.publish(route, events, self.ack_timeout).await;
+        let tokens = if began.is_some() { due.iter().map(|due| due.token).collect() } else { Vec::new() };
+        let attempted = attempt(&*self.publisher, address, due, self.ack_timeout, &metrics.published).await;
         failpoint::hit("relay_after_publish");
-        let tried = outcomes.iter().any(|outcome| !matches!(outcome, Err(PublishError::Unavailable(_))));
-        if began.is_some() && tried {
-            let tokens = due.iter().map(|due| due.token).collect();
-            let problem = outcomes.iter().find_map(|outcome| outcome.as_ref().err()).map(ToString::to_string);
-            self.tracer.sent(began, Sent { request: None, route, tokens, attempts: 1, problem });
+        if began.is_some() && attempted.was_sent() {
+            let problem = attempted.failed.first().map(|(_, error)| error.to_string());
+            self.tracer.sent(began, Sent { request: None, route: address, tokens, attempts: 1, problem });
         }
-        outcomes
+        attempted
     }
 }

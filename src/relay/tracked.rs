@@ -11,7 +11,12 @@ use tokio::time::Instant;
 use tracing::error;
 
 use super::{Entry, LEASE, WALK_EVERY, YIELD};
-use crate::{batch::EntityId, event::Token, pipeline::Settlement, publisher::Ack, route::Route};
+use crate::{
+    batch::EntityId,
+    delivery::{Ack, Settlement},
+    event::Token,
+    route::Route,
+};
 
 /// Entries of a route of which something is known, in 7 MB; more are looked at once these are gone.
 pub(super) const MAX_TRACKED: usize = (1 << 18) / 8 * 7;

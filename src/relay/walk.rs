@@ -6,10 +6,14 @@ use futures_util::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnord
 
 use super::{
     PAGE_PAUSE, Relay, RelayError,
-    publish::Attempt,
+    publish::PageOutcome,
     tracked::{Found, Tracked},
 };
-use crate::{metrics::RelayMetrics, pipeline::ClaimError, publisher::PublishError, route::Route};
+use crate::{
+    delivery::{PublishError, StoreError},
+    metrics::RelayMetrics,
+    route::Route,
+};
 
 /// Pages that are published at the same time: so many events may wait in the client of NATS before one of a request.
 const PAGES_AT_ONCE: usize = 3;
@@ -42,13 +46,13 @@ pub struct Walked {
 
 /// A walk, and why it stopped before the end of the outbox.
 #[derive(Debug, Default)]
-pub(super) struct Ended {
+pub(super) struct WalkEnded {
     pub(super) walked: Walked,
     pub(super) stopped: Option<RelayError>,
 }
 
 /// Pages on their way to NATS and out of the outbox.
-type OnTheirWay<'a> = FuturesUnordered<BoxFuture<'a, Attempt>>;
+type OnTheirWay<'a> = FuturesUnordered<BoxFuture<'a, PageOutcome>>;
 
 /// A walk that is going on.
 pub(super) struct Walk<'a> {
@@ -59,7 +63,7 @@ pub(super) struct Walk<'a> {
     without_lease: WithoutLease,
     /// The store takes no lease now.
     leaseless: bool,
-    ended: Ended,
+    ended: WalkEnded,
 }
 
 impl<'a> Walk<'a> {
@@ -70,12 +74,12 @@ impl<'a> Walk<'a> {
         metrics: &'a RelayMetrics,
         without_lease: WithoutLease,
     ) -> Self {
-        Self { relay, route, tracked, metrics, without_lease, leaseless: false, ended: Ended::default() }
+        Self { relay, route, tracked, metrics, without_lease, leaseless: false, ended: WalkEnded::default() }
     }
 
     /// Walks to the end of the outbox, or until there is no use in going on. What is on its way then is still awaited: an
     /// acknowledgement that nobody hears is an entry that is published again.
-    pub(super) async fn run(mut self) -> Ended {
+    pub(super) async fn run(mut self) -> WalkEnded {
         let (relay, route) = (self.relay, self.route);
         let mut pages = OnTheirWay::new();
         let mut next = Some(0);
@@ -92,13 +96,13 @@ impl<'a> Walk<'a> {
                 Err(error) => self.stop(error.into()),
             }
             while pages.len() >= PAGES_AT_ONCE
-                && let Some(attempt) = pages.next().await
+                && let Some(outcome) = pages.next().await
             {
-                self.conclude(attempt).await;
+                self.conclude(outcome).await;
             }
         }
-        while let Some(attempt) = pages.next().await {
-            self.conclude(attempt).await;
+        while let Some(outcome) = pages.next().await {
+            self.conclude(outcome).await;
         }
         if self.ended.stopped.is_none() {
             self.tracked.end_walk();
@@ -112,7 +116,7 @@ impl<'a> Walk<'a> {
         loop {
             tokio::select! {
                 outcome = &mut awaited => return outcome,
-                Some(attempt) = pages.next() => self.conclude(attempt).await,
+                Some(outcome) = pages.next() => self.conclude(outcome).await,
             }
         }
     }
@@ -153,11 +157,11 @@ impl<'a> Walk<'a> {
         for entry in &due {
             self.tracked.back_off(entry.name);
         }
-        pages.push(self.relay.attempt(self.route, due, acknowledged, self.metrics).boxed());
+        pages.push(self.relay.publish_page(self.route, due, acknowledged, self.metrics).boxed());
     }
 
     /// Whether this replica may publish: it has the lease, or there can be none now.
-    async fn lease(&mut self) -> Result<bool, ClaimError> {
+    async fn lease(&mut self) -> Result<bool, StoreError> {
         if self.without_lease == WithoutLease::GoOn || self.tracked.has_lease() {
             return Ok(true);
         }
@@ -172,7 +176,7 @@ impl<'a> Walk<'a> {
                 Ok(leased)
             }
             // Another replica may do the same work at the same time; both begin at a moment of their own.
-            Err(ClaimError::NoWrites(_)) => {
+            Err(StoreError::NoWrites(_)) => {
                 if !self.leaseless {
                     tokio::time::sleep(self.tracked.some_time()).await;
                 }
@@ -185,8 +189,8 @@ impl<'a> Walk<'a> {
     }
 
     /// Takes note of what became of a page.
-    async fn conclude(&mut self, attempt: Attempt) {
-        let Attempt { published, failed, untried, tried, settlements, settled } = attempt;
+    async fn conclude(&mut self, outcome: PageOutcome) {
+        let PageOutcome { published, failed, untried, was_sent, settlements, settled } = outcome;
         let mut trouble = None;
         let only_failed = published.is_empty() && !failed.is_empty();
         for (name, error) in failed {
@@ -210,7 +214,7 @@ impl<'a> Walk<'a> {
         }
         match settled {
             Ok(()) => self.tracked.settled(&settlements),
-            Err(ClaimError::NoWrites(refusal)) => {
+            Err(StoreError::NoWrites(refusal)) => {
                 self.ended.walked.unsettled += settlements.len();
                 self.ended.walked.refusal = Some(refusal);
             }
@@ -221,16 +225,16 @@ impl<'a> Walk<'a> {
             self.stop(trouble.into());
         }
         if only_failed && self.without_lease == WithoutLease::Yield {
-            self.give_up_lease(tried).await;
+            self.give_up_lease(was_sent).await;
         }
     }
 
     /// Perhaps it is only this replica that can't publish.
-    async fn give_up_lease(&mut self, tried: bool) {
+    async fn give_up_lease(&mut self, was_sent: bool) {
         // If it could not even try, it costs nothing to ask again soon.
-        self.tracked.give_up_lease(tried);
+        self.tracked.give_up_lease(was_sent);
         match self.relay.give_up_lease(self.route).await {
-            Ok(_) | Err(ClaimError::NoWrites(_)) => {}
+            Ok(_) | Err(StoreError::NoWrites(_)) => {}
             Err(error) => self.stop(error.into()),
         }
     }

@@ -215,7 +215,7 @@ impl Check {
         let files = TlsFiles { ca: ca.1.clone(), client };
         files.check().map_err(|error| {
             let named = [ca.0, cert.0, key.0].into_iter().find(|name| name.ends_with(error.key)).unwrap_or(ca.0);
-            self.value(named, in_toml(&error.path), error.problem)
+            self.value(named, in_toml(&error.path), error.problem.to_string())
         })?;
         Ok(files)
     }

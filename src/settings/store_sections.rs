@@ -6,7 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{span::Span, table::table};
-use crate::pipeline::{WithoutAck, WithoutClaim};
+use crate::delivery::{WithoutAck, WithoutClaim};
 
 /// `[redis]`: where ids are claimed.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
@@ -91,7 +91,7 @@ pub struct Nats {
     /// `nats://host:port`, `tls://` to demand TLS; several separated by commas.
     pub url: String,
     /// Stored or live.
-    pub delivery: Delivery,
+    pub delivery: DeliveryMode,
     /// Of one attempt.
     pub ack_timeout: Span,
     /// What happens to a batch that is not acknowledged at the deadline.
@@ -129,7 +129,7 @@ impl Default for Nats {
     fn default() -> Self {
         Self {
             url: "nats://127.0.0.1:4222".to_owned(),
-            delivery: Delivery::Jetstream,
+            delivery: DeliveryMode::Jetstream,
             ack_timeout: Span::secs(2),
             on_unavailable: WithoutNats::Reject,
             user: None,
@@ -167,7 +167,7 @@ impl From<WithoutNats> for WithoutAck {
 /// `nats.delivery`
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
-pub enum Delivery {
+pub enum DeliveryMode {
     /// Stored in a stream and acknowledged.
     Jetstream,
     /// To whoever is subscribed.

@@ -1,4 +1,4 @@
-//! Spans on their way to the collector: in batches, in the background, and at the end.
+//! Sends spans to the collector, in batches, in the background. At shutdown it sends what is left.
 
 use std::{sync::Arc, sync::atomic::Ordering, time::Duration};
 
@@ -19,20 +19,20 @@ use url::Url;
 use super::{Queue, Tracer};
 use crate::shutdown::Phase;
 
-/// Spans that wait; more are dropped.
+/// Most spans that wait to be sent; more are dropped.
 const MAX_QUEUED: usize = 8192;
-/// Spans of one request to the collector.
+/// Most spans in one request to the collector.
 const TOGETHER: usize = 512;
-/// How long the first of them waits for others.
+/// How long the first span of a batch waits for others.
 const GATHER: Duration = Duration::from_secs(1);
-/// Of one request to the collector.
+/// Time-out of one request to the collector.
 const EXPORT_WITHIN: Duration = Duration::from_secs(2);
 
-/// A collector that takes OTLP over HTTP.
+/// The address of a collector that speaks OTLP over HTTP.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Collector(Url);
 
-/// The address is none of a collector.
+/// The address can't be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}; write http://collector:4318 (OTLP over HTTP; the path /v1/traces is added)")]
 pub struct CollectorError(String);
@@ -41,7 +41,7 @@ impl Collector {
     /// Reads an address such as `http://collector:4318`.
     ///
     /// # Errors
-    /// If it is none, or asks for what is not there: TLS, credentials.
+    /// If it is not an http URL, or has credentials, a query or a fragment.
     pub fn parse(address: &str) -> Result<Self, CollectorError> {
         let wrong = |problem: &str| CollectorError(problem.to_owned());
         let mut url = Url::parse(address).map_err(|error| CollectorError(format!("is no address ({error})")))?;
@@ -120,7 +120,7 @@ impl Sender {
         }
     }
 
-    /// Sends a batch; what the collector does not take is lost, and said once.
+    /// Sends a batch. Spans that the collector does not take are lost; the log says so once.
     async fn export(&mut self, batch: Vec<SpanData>) {
         let spans = batch.len();
         let outcome = match timeout(EXPORT_WITHIN, self.exporter.export(batch)).await {

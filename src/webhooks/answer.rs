@@ -10,8 +10,8 @@ use super::{
     request::{Rejected, Request},
 };
 use crate::{
+    delivery::Receipt,
     event::TokenSeed,
-    pipeline::Receipt,
     reply::{self, Refusal},
     shutdown::Phase,
 };

@@ -37,8 +37,8 @@ fn read(mut verified: SenderVerified) -> Result<(SenderVerified, Batch), Refusal
             Ok((verified, batch))
         }
         Err(error) => {
-            request.metrics.buried_body(error.code());
-            request.webhooks.dead_letters.bury(&request.route, [(error.code(), body.bytes().clone())]);
+            request.metrics.dead_body(error.code());
+            request.webhooks.dead_letters.keep(&request.route, [(error.code(), body.bytes().clone())]);
             Err(error.into())
         }
     }

@@ -11,7 +11,7 @@ use tokio_util::task::AbortOnDropHandle;
 use warp::Rejection;
 
 use super::request::Request;
-use crate::{admission::AdmissionError, pipeline::Unstoppable, reply::Refusal};
+use crate::{admission::AdmissionError, reply::Refusal, supervision::DetachOnDrop};
 
 /// Longest body that is verified and decoded by the thread on which it arrived. A longer one is worth waking another
 /// thread, and would hold up all other requests of this one. `EspoCRM` sends 50 records at most, about 30 KB.
@@ -83,7 +83,7 @@ where
             rest(outcome).await;
         }
     };
-    Unstoppable::new(work).await;
+    DetachOnDrop::new(work).await;
     handed_over.await.expect("the work has ended, and hands over its outcome")
 }
 

@@ -10,10 +10,9 @@ use warp::test::RequestBuilder;
 use super::{request::Rejected, *};
 use crate::{
     dead_letters::DeadLetterLimits,
+    delivery::{Ack, Policy, PublishError, Publisher, WithoutAck, WithoutClaim},
     event::Event,
     pending::memory::Memory,
-    pipeline::{Policy, Publisher, WithoutAck, WithoutClaim},
-    publisher::{Ack, PublishError},
     readiness::Contact,
     reply::{Refusal, SHED},
     route::{Route, RouteSpec},
@@ -75,7 +74,7 @@ impl Fixture {
             without_ack: WithoutAck::Accept,
             ack_timeout: Duration::from_millis(100),
         };
-        let pipeline = Pipeline::new(
+        let delivery = Delivery::new(
             Arc::clone(&memory) as _,
             Arc::new(Silent),
             policy,
@@ -94,7 +93,7 @@ impl Fixture {
         let webhooks = Arc::new(Webhooks {
             table: Arc::new(table),
             verifiers: Arc::new(verifiers),
-            pipeline: Arc::new(pipeline),
+            delivery: Arc::new(delivery),
             dead_letters: DeadLetters::start(memory, letters, shutdown.watch(), &TaskTracker::new()),
             limits: Limits::new(MAX_BODY, BUDGET, 1, time, time, 1),
             phase: shutdown.watch(),

@@ -37,7 +37,10 @@ def listens(port):
 
 
 class World:
-    """All three; `with World() as world`."""
+    """All three; `with World() as world`. Settings are TOML, added to the configuration."""
+
+    def __init__(self, settings=""):
+        self.settings = settings
 
     def __enter__(self):
         self.folder = tempfile.TemporaryDirectory()
@@ -56,7 +59,7 @@ server.listen = "127.0.0.1:{self.webhooks}"
 admin.listen = "127.0.0.1:{self.admin}"
 redis.url = "redis://127.0.0.1:{self.redis}"
 nats.url = "nats://127.0.0.1:{self.nats}"
-""")
+{self.settings}""")
         self.start(os.environ["HOOKGATE"], ["--config", str(config)], self.admin)
         until("hookgate is ready", lambda: self.look("/v1/status", json.load)["ready"])
         return self
@@ -75,8 +78,8 @@ nats.url = "nats://127.0.0.1:{self.nats}"
         with urllib.request.urlopen(f"http://127.0.0.1:{self.admin}{path}") as answer:
             return read(answer)
 
-    def post(self, body):
-        url = f"http://127.0.0.1:{self.webhooks}/vmh/webhook/beteiligte/create"
+    def post(self, body, path="/vmh/webhook/beteiligte/create"):
+        url = f"http://127.0.0.1:{self.webhooks}{path}"
         with urllib.request.urlopen(url, data=body.encode()) as answer:
             return answer.status
 

@@ -7,7 +7,7 @@ import { join } from "node:path";
 
 const PATIENCE = 30_000;
 const children = new Set();
-const folder = mkdtempSync(join(tmpdir(), "hookgate-browser-"));
+export const folder = mkdtempSync(join(tmpdir(), "hookgate-browser-"));
 
 process.on("exit", () => {
   for (const child of children) child.kill("SIGKILL");
@@ -63,26 +63,31 @@ export class Server {
   }
 }
 
-export async function world(hookgate, routes) {
+let worlds = 0;
+
+/* `settings` stand before the routes, `more` after them. */
+export async function world(hookgate, routes, { settings = "", more = "", drain = "0s" } = {}) {
+  worlds += 1;
   const [redisPort, natsPort, webhooks, admin] = [await freePort(), await freePort(), await freePort(), await freePort()];
   const redis = await new Server(process.env.HOOKGATE_REDIS_SERVER ?? "redis-server",
     ["--bind", "127.0.0.1", "--port", `${redisPort}`, "--save", ""], redisPort).start();
   const nats = await new Server(process.env.HOOKGATE_NATS_SERVER ?? "nats-server",
-    ["-a", "127.0.0.1", "-p", `${natsPort}`, "-js", "-sd", join(folder, "nats")], natsPort).start();
-  const config = join(folder, "hookgate.toml");
+    ["-a", "127.0.0.1", "-p", `${natsPort}`, "-js", "-sd", join(folder, `nats-${worlds}`)], natsPort).start();
+  const config = join(folder, `hookgate-${worlds}.toml`);
   writeFileSync(config, `
-server = { listen = "127.0.0.1:${webhooks}", request_deadline = "1s", drain_delay = "0s" }
+server = { listen = "127.0.0.1:${webhooks}", request_deadline = "1s", drain_delay = "${drain}" }
 admin.listen = "127.0.0.1:${admin}"
 redis.url = "redis://127.0.0.1:${redisPort}"
 nats.url = "nats://127.0.0.1:${natsPort}"
 outbox.relay_after = "2s"
 log.filter = "warn"
-${routes.map(([entity, action]) => `[[routes]]\nflow = "vmh"\nentity = "${entity}"\naction = "${action}"\nwhile_pending = "skip"\n`).join("")}`);
+${settings}
+${routes.map(([entity, action]) => `[[routes]]\nflow = "vmh"\nentity = "${entity}"\naction = "${action}"\nwhile_pending = "skip"\n`).join("")}${more}`);
   const gate = await new Server(hookgate, ["--config", config], admin).start();
   const origin = `http://127.0.0.1:${admin}`;
   await until("hookgate is ready", async () => (await fetch(`${origin}/readyz`)).status === 200);
   const post = async (path, records) => {
-    const answer = await fetch(`http://127.0.0.1:${webhooks}/vmh/webhook/${path}`, { method: "POST", body: JSON.stringify(records) });
+    const answer = await fetch(`http://127.0.0.1:${webhooks}/vmh/webhook/${path}`, { method: "POST", body: typeof records === "string" ? records : JSON.stringify(records) });
     await answer.arrayBuffer();
     return answer.status;
   };

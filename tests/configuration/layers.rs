@@ -1,8 +1,8 @@
-//! Which layer wins, how a variable is read, and what becomes of a value.
+//! Which layer wins, how a variable is read, and the resulting values.
 
 use std::time::Duration;
 
-use hookgate::settings::{AuthSecrets, ClaimsIn, Delivery, Layers, RedisAddress, Settings};
+use hookgate::settings::{AuthSecrets, ClaimsIn, DeliveryMode, Layers, RedisAddress, Settings};
 use serde_json::json;
 
 use super::Trial;
@@ -228,8 +228,8 @@ fn what_is_written_is_what_is_used() {
     );
     assert_eq!(request_deadline, Duration::from_millis(3500));
     assert_eq!((drain_delay, relay_after), (Duration::ZERO, Duration::from_secs(4)));
-    assert_eq!(delivery, Delivery::Jetstream, "the default");
+    assert_eq!(delivery, DeliveryMode::Jetstream, "the default");
     assert_eq!((stream.name.as_str(), stream.create, stream.replicas), ("S", false, 5));
     assert_eq!((stream.max_age.0, stream.duplicate_window.0), (Duration::ZERO, Duration::from_secs(3600)));
-    assert_eq!(settings("nats.delivery = \"core\"").delivery, Delivery::Core);
+    assert_eq!(settings("nats.delivery = \"core\"").delivery, DeliveryMode::Core);
 }

@@ -136,10 +136,10 @@ async fn cpu_per_byte_of(world: &World, request: &[u8], length: usize) -> f64 {
         gate.exchange(request).await;
         sent += 1;
     }
-    let used = gate.cpu().saturating_sub(before);
+    let cpu = gate.cpu().saturating_sub(before);
     #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
     let bytes = (length * sent) as f64;
-    used.as_secs_f64() * 1e9 / bytes
+    cpu.as_secs_f64() * 1e9 / bytes
 }
 
 #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]

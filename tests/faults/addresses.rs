@@ -8,10 +8,13 @@ use std::{
     sync::OnceLock,
 };
 
-use super::rig::Report;
+use super::{
+    crm::Load,
+    rig::{Bounds, Report, Rig},
+};
 use crate::{
     Scenario, scenario,
-    support::{Gate, OUTBOX, PATH, World, batch},
+    support::{Event, Gate, OUTBOX, PATH, SUBJECT, World, batch, binary},
 };
 
 /// The scenarios of this file.
@@ -20,6 +23,7 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
         scenario!(subject_changed_over_a_full_outbox, quick),
         scenario!(pending_keys_swapped_over_a_full_outbox, quick),
         scenario!(removed_route_without_a_stream, quick),
+        scenario!(removed_route_is_drained),
         scenario!(upgrade_from_0_1_0_with_another_subject, older),
         scenario!(rollback_to_0_1_0_and_upgrade_again, older),
     ]
@@ -192,13 +196,14 @@ async fn older(world: &World, settings: &str) -> Gate {
 pub(crate) fn older_binary() -> &'static Path {
     static BINARY: OnceLock<PathBuf> = OnceLock::new();
     BINARY.get_or_init(|| {
-        if let Some(named) = std::env::var_os("HOOKGATE_0_1_0") {
-            return PathBuf::from(named);
+        let named = PathBuf::from(binary("HOOKGATE_0_1_0", ""));
+        if !named.as_os_str().is_empty() {
+            return named;
         }
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));
         let folder = root.join("target/hookgate-0.1.0");
-        let binary = folder.join("target/debug/hookgate");
-        if !binary.exists() {
+        let built_here = folder.join("target/debug/hookgate");
+        if !built_here.exists() {
             std::fs::create_dir_all(&folder).expect("target is ours");
             let script = format!("set -e; git archive {REVISION} | tar -x -C '{}'", folder.display());
             let unpacked = Command::new("bash").args(["-o", "pipefail", "-c", &script]).current_dir(root).status();
@@ -213,6 +218,40 @@ pub(crate) fn older_binary() -> &'static Path {
                 .status();
             assert!(built.expect("there is a cargo").success(), "0.1.0 can't be built in {}", folder.display());
         }
-        binary
+        built_here
     })
+}
+
+/// Entries of a route that was removed from the configuration go to the subject that it had.
+async fn removed_route_is_drained() -> Report {
+    let mut rig = Rig::start(0, "").await;
+    let kept = "[[routes]]\nflow = \"vmh\"\nentity = \"beteiligte\"\naction = \"create\"\n";
+    let removed = "[[routes]]\nflow = \"old\"\nentity = \"kontakt\"\naction = \"create\"\nsubject = \"vmh.kontakt.made\"\npending_key = \"old:contacts\"\n";
+    rig.gates.push(rig.world.gate(&format!("{}{kept}{removed}", rig.settings())).await);
+    let crm = rig.load(Load::default());
+    rig.progress(&crm, 300).await;
+    let mut left: Vec<_> = (0..50).map(|id| format!("left-{id}")).collect();
+    rig.world.nats.freeze();
+    let answer = rig.gates[0].post_to("/old/webhook/kontakt/create", batch(&left)).await;
+    assert_eq!(answer.status, 503, "{}", answer.text());
+    rig.gates[0].kill();
+    let outbox = "{old:contacts}:outbox";
+    assert_eq!(rig.world.redis.outbox(outbox).await.len(), left.len());
+    // What the frozen server has already been sent, it stores now; the relay's repeats carry the same tokens.
+    rig.world.nats.thaw();
+    rig.replace(0).await;
+    crm.aim(rig.addresses());
+    rig.progress(&crm, 300).await;
+    rig.world.redis.settled(outbox).await;
+    let cut = u64::try_from(Load::default().workers).expect("few");
+    let mut report = rig.verdict(crm, Bounds { cut, ..Bounds::default() }).await;
+    let mut arrived: Vec<_> = rig.world.nats.events().await;
+    arrived.retain(|event| event.subject != SUBJECT);
+    let mut ids: Vec<_> = arrived.iter().map(Event::entity_id).collect();
+    ids.sort();
+    left.sort();
+    if ids != left || arrived.iter().any(|event| event.subject != "vmh.kontakt.made") {
+        report.violations.push(format!("the subject of the removed route holds {ids:?}"));
+    }
+    report
 }

@@ -2,8 +2,7 @@
 
 use super::{
     crm::Load,
-    edge::demand,
-    rig::{Bounds, Report, Rig},
+    rig::{Bounds, Report, Rig, demand},
 };
 use crate::{
     Scenario, scenario,

@@ -1,22 +1,20 @@
-//! NATS dies, hangs, comes back, or refuses: what it did not acknowledge stays claimed and gets there.
+//! NATS dies, hangs, comes back, or refuses. What it did not acknowledge stays claimed and is published later.
 //!
-//! Every attempt for a claim repeats its token, so that none of this may make a single duplicate.
+//! Every attempt for a claim repeats its token, so none of this may make a duplicate.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use async_nats::jetstream::stream::Config;
-use futures_util::future::join_all;
-use hookgate::event::Token;
 
 use super::{
     crm::{Crm, Load},
-    redis::{Policy, refusals},
+    redis::refusals,
     rig::{Bounds, Report, Rig},
     wire::{Mode, Wire},
 };
 use crate::{
     Scenario, scenario,
-    support::{Event, NatsServer, OUTBOX, PATH, RedisServer, World, batch, eventually, post, try_exchange},
+    support::{NatsServer, OUTBOX, RedisServer, World, eventually},
 };
 
 /// The stream that hookgate makes.
@@ -38,8 +36,6 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
         scenario!(stream_full),
         scenario!(publish_permission_withdrawn),
         scenario!(inbox_permission_withdrawn),
-        scenario!(both_killed),
-        scenario!(both_frozen_1000_requests, alone),
     ]
 }
 
@@ -223,8 +219,8 @@ async fn publish_permission_withdrawn() -> Report {
     permission_withdrawn("publish", "vmh.>").await
 }
 
-/// The server takes the subscription away that acknowledgements come through, says so once, and does not give it
-/// back with the permission. What it stored in between is acknowledged to nobody.
+/// The server revokes the subscription for acknowledgements, says so once, and does not restore it with the permission.
+/// Nobody gets the acknowledgement of what it stores in between.
 async fn inbox_permission_withdrawn() -> Report {
     permission_withdrawn("subscribe", "_INBOX.hookgate.>").await
 }
@@ -259,99 +255,4 @@ async fn permission_withdrawn(what: &str, subject: &str) -> Report {
     }
     rig.progress(&crm, 300).await;
     rig.verdict(crm, Bounds::default()).await
-}
-
-/// Each comes back first once.
-async fn both_killed() -> Report {
-    let mut rig = Rig::start(2, Policy::Reject.settings()).await;
-    let crm = rig.load(Load::default());
-    for redis_first in [true, false] {
-        rig.progress(&crm, 300).await;
-        rig.world.redis.kill();
-        rig.world.nats.kill();
-        refusals(&crm, 20).await;
-        if redis_first {
-            rig.world.redis.start_again().await;
-            refusals(&crm, 8).await;
-            rig.world.nats.start_again().await;
-        } else {
-            rig.world.nats.start_again().await;
-            refusals(&crm, 8).await;
-            rig.world.redis.start_again().await;
-        }
-    }
-    rig.progress(&crm, 300).await;
-    rig.verdict(crm, Bounds::default()).await
-}
-
-/// With the settings that hookgate has by itself: 1,000 senders at once are each told in time, in bounded
-/// memory, and work goes on within a second.
-async fn both_frozen_1000_requests() -> Report {
-    let longest = Duration::from_secs(9);
-    let mut rig = Rig::start(0, "").await;
-    let settings = "outbox.relay_after = \"10s\"\nlog.filter = \"info,hookgate::entity=warn\"\n";
-    let gate = rig.world.gate(settings).await;
-    rig.gates.push(gate);
-    let load = Load::default();
-    let crm = rig.load(load);
-    rig.progress(&crm, 300).await;
-    let before = rig.gates[0].resident_bytes();
-    rig.world.redis.freeze();
-    rig.world.nats.freeze();
-    let address = rig.gates[0].address();
-    let thousand = async |name: &str| {
-        let requests = (0..1000).map(|request| async move {
-            let ids = (0..10).map(|id| format!("{name}-{request}-{id}"));
-            let answer = try_exchange(address, &post(PATH, batch(ids).as_bytes())).await;
-            answer.map_or((0, longest), |answer| (answer.status, answer.took))
-        });
-        join_all(requests).await
-    };
-    let mut answers = thousand("frozen").await;
-    // By now it is known, and only probes wait until their deadline.
-    let mut soon = thousand("still-frozen").await;
-    soon.sort_by_key(|(_, took)| *took);
-    let (_, nearly_all) = soon[949];
-    answers.extend(soon);
-    let grown = rig.gates[0].resident_bytes().saturating_sub(before);
-    let accepted = crm.accepted();
-    let thawed = Instant::now();
-    rig.world.redis.thaw();
-    rig.world.nats.thaw();
-    eventually("something is accepted again", async || (crm.accepted() > accepted).then_some(())).await;
-    let recovered = thawed.elapsed();
-    rig.progress(&crm, 300).await;
-    let sent = crm.finish().await;
-    // What was sent before NATS was known to be down is stored when it wakes up, and without a claim each attempt has a
-    // token of its own. Those of the load are the attempts that were refused, and those that were still going on.
-    let refused = usize::try_from(*sent.statuses.get(&503).unwrap_or(&0)).expect("few");
-    let attempts = (refused + load.workers) * load.batch;
-    let mut report = rig.judge(sent, Bounds { duplicates: usize::MAX, longest, ..Bounds::default() }).await;
-    // A claim that Redis carries out when it wakes up has its event, too: one an id.
-    let unclaimed: Vec<_> = rig.oracle.events().into_iter().filter(is_unclaimed).collect();
-    let of_load = unclaimed.iter().filter(|event| event.entity_id().starts_with('w')).count();
-    let slowest = answers.iter().map(|(_, took)| *took).max().unwrap_or_default();
-    report.longest = report.longest.max(slowest);
-    let twice = report.duplicates;
-    let mut claim = |holds: bool, violation: String| {
-        if !holds {
-            report.violations.push(violation);
-        }
-    };
-    let others: Vec<_> = answers.iter().filter(|(status, _)| *status != 503).collect();
-    let unclaimed = unclaimed.len();
-    claim(twice <= unclaimed, format!("{twice} duplicates of {unclaimed} events without a claim"));
-    claim(of_load <= attempts, format!("{of_load} events without a claim of {attempts} attempts"));
-    claim(others.is_empty(), format!("{} of 2,000 were not answered 503: {:?}", others.len(), others.first()));
-    claim(nearly_all < Duration::from_secs(3), format!("950 of the second 1,000 took {nearly_all:?}"));
-    claim(slowest < longest, format!("one of 2,000 was answered after {slowest:?}"));
-    claim(grown < 64 << 20, format!("memory grew by {} MiB", grown >> 20));
-    claim(recovered < Duration::from_secs(1), format!("the first good answer came {recovered:?} after the thaw"));
-    report
-}
-
-/// Whether an event went out without a claim: it says so in its token, as if it were the ninth try.
-fn is_unclaimed(event: &Event) -> bool {
-    let token: Token = event.token().parse().expect("hookgate wrote it");
-    token.index() / 10_000_000 == 9
 }

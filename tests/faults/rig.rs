@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeSet,
     net::SocketAddr,
+    process::ExitStatus,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, SystemTime},
 };
@@ -63,6 +64,19 @@ pub(crate) struct Report {
     pub(crate) longest: Duration,
     /// What the scenario's bounds do not allow.
     pub(crate) violations: Vec<String>,
+}
+
+/// Adds what a scenario demands beyond the invariants of all.
+pub(crate) fn demand(report: &mut Report, holds: bool, otherwise: impl Into<String>) {
+    if !holds {
+        report.violations.push(otherwise.into());
+    }
+}
+
+pub(crate) fn demand_good_end(report: &mut Report, ends: &[ExitStatus]) {
+    for end in ends {
+        demand(report, end.success(), format!("a replica ended with {end}"));
+    }
 }
 
 impl Rig {
@@ -209,8 +223,7 @@ impl Rig {
         let history = lock(&self.history);
         let violations = history.violations(WhilePending::Skip, faults_ended);
         let without: BTreeSet<_> = violations.iter().map(|violation| &violation.id).collect();
-        // Whoever is pending now, and in no outbox, is released by nobody: its consumer is through with it, or it never
-        // had an event.
+        // Nobody releases an id that is pending now and in no outbox: its consumer is done, or it never had an event.
         let stuck: BTreeSet<_> = pending.iter().filter(|id| consumed || !stream.contains(*id)).collect();
         let (by_id, by_token) = self.oracle.copies();
         let statuses: Vec<_> = sent.statuses.iter().map(|(status, count)| format!("{status}: {count}")).collect();
@@ -235,8 +248,9 @@ impl Rig {
         );
         claim(missing.is_empty(), format!("accepted, but not in the stream: {:?}", first(&missing)));
         claim(sent.given_up.is_empty(), format!("given up by the sender: {:?}", first(&sent.given_up)));
-        let some: Vec<_> = violations.iter().take(5).map(|violation| format!("\n        {violation}")).collect();
-        let (some, count) = (some.concat(), violations.len());
+        let some =
+            violations.iter().take(5).fold(String::new(), |text, violation| text + &format!("\n        {violation}"));
+        let count = violations.len();
         claim(count == 0, format!("{count} accepted webhooks, of {} ids, without their event:{some}", without.len()));
         let some = stuck.iter().take(5).map(|id| {
             let token = outbox
@@ -265,7 +279,7 @@ impl Rig {
     }
 }
 
-/// How many events a line of the log says were published, if it is the line with this text.
+/// Number of published events in a log line, if the line has this text.
 pub(super) fn published(line: &str, text: &str) -> usize {
     if !line.contains(text) {
         return 0;

@@ -1,10 +1,10 @@
-//! Everything at once and in any order: stores, wires and replicas fail by the roll of dice, over each other, while
-//! senders repeat themselves and consumers release ids.
+//! Random faults of stores, wires and replicas, several at once, while senders repeat themselves and consumers release
+//! ids.
 //!
-//! In most of them ids come again, and consumers release them, so that an id which nobody will release any more, or a
-//! webhook without its event, shows. They can go on for long: `--minutes N`.
+//! In most storms ids come again and consumers release them. So a stuck id shows, and a webhook without its event.
+//! `--minutes N` makes storms longer.
 //!
-//! A schedule has a seed, which stands in the row; `--seed N` rolls it again. What the machine makes of it differs.
+//! Each schedule has a seed, which is printed; `--seed N` repeats the schedule. Timing still differs.
 
 use std::{
     hash::{BuildHasher, Hasher, RandomState},
@@ -185,7 +185,7 @@ async fn released_before_a_late_claim() -> Report {
     storm.judged(crm).await
 }
 
-/// A fault lasts for so long.
+/// How long a fault lasts: what the scenario does, not a wait for something to happen.
 async fn pause(time: Duration) {
     let _never = within(time, async || None::<()>).await;
 }
@@ -237,7 +237,7 @@ impl Storm {
         let nats_wire = Wire::to(world.nats.port()).await;
         let wire = format!("nats.url = \"nats://127.0.0.1:{}\"\n", nats_wire.port());
         // Neither the stream nor the logs may fill the machine.
-        let small = "nats.stream.max_age = \"5m\"\nnats.stream.duplicate_window = \"5m\"\nlog.filter = \"info,hookgate::entity=warn,hookgate::pipeline=warn\"\n";
+        let small = "nats.stream.max_age = \"5m\"\nnats.stream.duplicate_window = \"5m\"\nlog.filter = \"info,hookgate::entity=warn,hookgate::delivery=warn\"\n";
         let mut rig = Rig::with(world, 0, &format!("{wire}{small}{}", plan.settings)).await;
         for redis_wire in &redis_wires {
             let gate = replica(&rig, redis_wire).await;

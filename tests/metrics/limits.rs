@@ -1,4 +1,4 @@
-//! Requests that are sent away, and bytes that are no request.
+//! Refused requests, and heads that can't be read, are counted.
 
 use super::{OTHER, ROUTE, assert_is, samples, wait_for};
 use crate::support::{Connection, Gate, PATH, World, batch, eventually, post, post_and_stay};
@@ -12,7 +12,7 @@ async fn assert_shed(gate: &Gate, reason: &str, refused: f64) {
 }
 
 #[tokio::test]
-async fn too_many_requests() {
+async fn too_many_requests_are_counted() {
     let world = World::start().await;
     let gate = world.gate("server.max_in_flight = 1").await;
     world.nats.freeze();
@@ -27,7 +27,7 @@ async fn too_many_requests() {
 }
 
 #[tokio::test]
-async fn too_many_bytes() {
+async fn too_many_bytes_are_counted() {
     let world = World::start().await;
     let gate = world.gate("server.max_body_bytes = 1000\nserver.max_buffered_bytes = 4000").await;
     world.nats.freeze();
@@ -44,7 +44,7 @@ async fn too_many_bytes() {
 }
 
 #[tokio::test]
-async fn too_many_connections() {
+async fn too_many_connections_are_counted() {
     let world = World::start().await;
     let gate = world.gate("server.max_connections = 1").await;
     let mut first = Connection::open(gate.address()).await.expect("hookgate listens");
@@ -58,7 +58,7 @@ async fn too_many_connections() {
 }
 
 #[tokio::test]
-async fn a_full_outbox() {
+async fn batches_that_find_the_outbox_full_are_counted() {
     let world = World::start().await;
     let gate = world.gate("server.request_deadline = \"1s\"\noutbox.max_entries = 1").await;
     world.nats.freeze();
@@ -70,7 +70,7 @@ async fn a_full_outbox() {
 }
 
 #[tokio::test]
-async fn taking_leave() {
+async fn requests_refused_while_draining_are_counted() {
     let world = World::start().await;
     let gate = world.gate("server.drain_delay = \"0s\"").await;
     world.nats.freeze();
@@ -90,7 +90,7 @@ async fn taking_leave() {
 
 /// hyper answers these by itself; a batch behind such a head is lost all the same, so they are counted.
 #[tokio::test]
-async fn heads_that_cannot_be_read() {
+async fn heads_that_cannot_be_read_are_counted_and_logged() {
     let world = World::start().await;
     let gate = world.gate("").await;
     let long = format!("POST {PATH} HTTP/1.1\r\nHost: x\r\nX: {}\r\n\r\n", "x".repeat(70_000));

@@ -1,4 +1,4 @@
-//! What is counted while stores fail, hang and come back.
+//! Metrics while Redis and NATS fail, hang and come back.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use crate::support::{OUTBOX, World, batch, eventually};
 const SHORT: &str = "server.request_deadline = \"1s\"\n";
 
 #[tokio::test]
-async fn what_nats_does_not_take_and_the_relay_brings() {
+async fn events_that_the_relay_publishes_are_counted() {
     let mut world = World::start().await;
     let gate = world.gate("server.request_deadline = \"1s\"\noutbox.relay_after = \"1500ms\"").await;
     world.nats.kill();
@@ -42,7 +42,7 @@ async fn what_nats_does_not_take_and_the_relay_brings() {
 }
 
 #[tokio::test]
-async fn what_is_published_without_redis() {
+async fn events_published_without_a_claim_are_counted() {
     let mut world = World::start().await;
     let gate = world.gate(SHORT).await;
     assert_eq!(gate.post(batch(["a"])).await.counts(), (1, 1));
@@ -60,7 +60,7 @@ async fn what_is_published_without_redis() {
 }
 
 #[tokio::test]
-async fn whoever_looks_does_not_wait_for_stores_that_hang() {
+async fn nothing_at_the_admin_address_waits_for_stores_that_hang() {
     let world = World::start().await;
     let gate = world.gate(SHORT).await;
     world.nats.freeze();
@@ -79,7 +79,7 @@ async fn whoever_looks_does_not_wait_for_stores_that_hang() {
 }
 
 #[tokio::test]
-async fn the_outbox_of_a_route_that_was_removed() {
+async fn the_outbox_of_a_removed_route_is_counted() {
     let mut world = World::start().await;
     let mut both = world.gate(&format!("{SHORT}{TWO_ROUTES}")).await;
     world.nats.kill();
@@ -128,7 +128,7 @@ async fn a_redis_that_refuses_to_count_costs_the_gauges_and_nothing_else() {
 }
 
 #[tokio::test]
-async fn without_redis_memory_is_counted_too() {
+async fn a_trial_in_memory_is_counted_too() {
     let world = World::start().await;
     let gate = world.gate("redis.url = \"memory:\"").await;
     assert_eq!(gate.post(batch(["a", "b"])).await.counts(), (2, 2));

@@ -25,7 +25,7 @@ pub(super) enum Step {
     /// What can't be processed is kept, the newest of it.
     DeadLetters,
     /// What Redis holds is counted.
-    Census,
+    StoreGauges,
 }
 
 /// A step, and what is said of it.
@@ -66,7 +66,7 @@ pub(super) async fn first_failure(world: &World, access: &Access) -> Option<Fail
     }
     let later = async {
         dead_letters(world, &gate).await?;
-        census(&gate, 2).await
+        store_gauges(&gate, 2).await
     };
     later.await.err()
 }
@@ -105,12 +105,12 @@ pub(super) async fn dead_letters(world: &World, gate: &Gate) -> Result<(), Failu
     Ok(())
 }
 
-pub(super) async fn census(gate: &Gate, pending: usize) -> Result<(), Failure> {
+pub(super) async fn store_gauges(gate: &Gate, pending: usize) -> Result<(), Failure> {
     let series = format!("hookgate_pending_ids{{route=\"vmh/beteiligte/create\"}} {pending}\n");
     if comes(SOON, async || gate.probe("/metrics").await.text().contains(&series)).await {
         Ok(())
     } else {
-        Err((Step::Census, gate.wait_log("allow +scard and +hlen").await))
+        Err((Step::StoreGauges, gate.wait_log("allow +scard and +hlen").await))
     }
 }
 

@@ -1,0 +1,224 @@
+//! From a batch to its receipt: claim → publish → ack → settle. The one place that decides what an answer rests on.
+//!
+//! Declares its ports ([`PendingStore`], [`Publisher`]) and their errors, and knows neither HTTP nor Redis nor NATS.
+//!
+//! A claim is never taken back. What NATS did not acknowledge stays *in flight* in the outbox. The sender is told to come
+//! back, and its retry publishes the event again under the token of the claim; so does the relay.
+
+mod ack;
+mod attempt;
+mod claiming;
+mod ports;
+mod publishing;
+mod settlement;
+
+use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
+
+use futures_util::FutureExt;
+use hashbrown::HashMap;
+use tokio::time::Instant;
+use tracing::{error, info, warn};
+
+pub(crate) use self::attempt::{Attempted, Deliverable, attempt};
+use self::publishing::Published;
+pub use self::{
+    ack::{Ack, PublishError},
+    ports::{Addresses, Claimed, PendingStore, Proposal, Publisher, RouteContents, State, StoreContents, StoreError},
+    settlement::Settlement,
+};
+use crate::{
+    batch::Batch,
+    breaker::Breaker,
+    event::TokenSeed,
+    metrics::Metrics,
+    route::{Route, RouteTable},
+    traces::{Sent, Tracer},
+};
+
+/// Ids of one request that are claimed, published and acknowledged together. A batch of `EspoCRM` has 50; a
+/// larger one goes through in steps of this size, between which others have their turn (`bench/NOTES.md`).
+const STEP: usize = 250;
+
+/// What to do with a batch that can't be claimed (`redis.on_unavailable`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WithoutClaim {
+    /// Publish every id without deduplication, with a warning.
+    Publish,
+    /// Refuse the batch; the sender comes back.
+    Reject,
+}
+
+/// What to do with a batch that is claimed but not acknowledged at the deadline (`nats.on_unavailable`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WithoutAck {
+    /// Refuse it; the sender comes back, and the relay publishes it too.
+    Reject,
+    /// Accept it: it rests on the pending store alone until the relay has published it.
+    Accept,
+}
+
+/// What delivery does when a store fails.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Policy {
+    /// The pending store.
+    pub without_claim: WithoutClaim,
+    /// The broker.
+    pub without_ack: WithoutAck,
+    /// Longest time of one attempt to publish.
+    pub ack_timeout: Duration,
+}
+
+/// Every valid id of the batch is done: acknowledged by NATS now or before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[must_use]
+pub struct Receipt {
+    /// Distinct valid ids of the batch.
+    pub total: usize,
+    /// Those claimed by this request, or published without a claim while the store was down.
+    pub new: usize,
+    /// Items without a usable id.
+    pub rejected: usize,
+}
+
+/// Why a batch is not done. Always transient: the sender has to come back.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Failure {
+    /// The claim failed and `redis.on_unavailable` is `reject`.
+    #[error("{0}; nothing was published, because redis.on_unavailable is \"reject\"")]
+    Unclaimed(StoreError),
+    /// The outbox is full, so NATS has been failing for long.
+    #[error(
+        "the outbox of route {route:?} is full (outbox.max_entries): {unclaimed} ids were not claimed; bring NATS back"
+    )]
+    OutboxFull {
+        /// Name of the route.
+        route: String,
+        /// Ids that found no room.
+        unclaimed: usize,
+    },
+    /// Events without an acknowledgement at the deadline. Their claims stay in flight.
+    #[error("{unconfirmed} of {total} events were not acknowledged in time: {last}")]
+    Unpublished {
+        /// Events without an acknowledgement.
+        unconfirmed: usize,
+        /// Events that needed one.
+        total: usize,
+        /// What the last attempt said.
+        last: PublishError,
+    },
+    /// The work panicked: a bug.
+    #[error("internal error in the delivery; see the log")]
+    Panicked,
+}
+
+/// A batch on its way.
+struct Job {
+    route: Arc<Route>,
+    batch: Arc<Batch>,
+    seed: TokenSeed,
+    deadline: Instant,
+}
+
+/// Delivers the batches of a process.
+pub struct Delivery {
+    pending: Arc<dyn PendingStore>,
+    publisher: Arc<dyn Publisher>,
+    policy: Policy,
+    /// One a route, by its name: its stream may be full while another one's is not.
+    breakers: HashMap<String, Breaker>,
+    metrics: Metrics,
+    tracer: Tracer,
+}
+
+impl Delivery {
+    /// Puts the two ports together, for these routes.
+    #[must_use]
+    pub fn new(
+        pending: Arc<dyn PendingStore>,
+        publisher: Arc<dyn Publisher>,
+        policy: Policy,
+        table: &RouteTable,
+        metrics: Metrics,
+        tracer: Tracer,
+    ) -> Self {
+        let breakers = table.routes().iter().map(|route| (route.name().to_owned(), Breaker::default())).collect();
+        Self { pending, publisher, policy, breakers, metrics, tracer }
+    }
+
+    /// Delivers a batch. The tokens come from `seed`, whose time is that of the events. A caller who may go away wraps this
+    /// in a [`DetachOnDrop`](crate::supervision::DetachOnDrop): nothing may stop it between claim and publish.
+    ///
+    /// # Errors
+    /// [`Failure`], at the latest at `deadline`: the batch is not done, and the sender has to come back.
+    pub async fn deliver(
+        &self,
+        route: Arc<Route>,
+        batch: Batch,
+        seed: TokenSeed,
+        deadline: Instant,
+    ) -> Result<Receipt, Failure> {
+        let job = Job { route, batch: Arc::new(batch), seed, deadline };
+        let outcome = AssertUnwindSafe(self.all_steps(&job)).catch_unwind().await;
+        outcome.unwrap_or_else(|_panic| {
+            // Not its message, which may hold what was being worked on.
+            error!("the delivery of a batch panicked");
+            Err(Failure::Panicked)
+        })
+    }
+
+    async fn all_steps(&self, job: &Job) -> Result<Receipt, Failure> {
+        let Job { route, batch, seed, .. } = job;
+        info!(route = %route, trace_id = %seed, "{} empfangen", route.label());
+        let rejected = batch.rejected().count();
+        if rejected > 0 {
+            self.metrics.of(route).rejected(rejected);
+            warn!(route = %route, trace_id = %seed, rejected, reasons = %batch.rejected(), "items without a usable id were left out");
+        }
+        let mut receipt = Receipt { total: batch.len(), new: 0, rejected };
+        for start in (0..batch.len()).step_by(STEP) {
+            let range = start..batch.len().min(start + STEP);
+            receipt.new += self.step(job, &Proposal { batch: Arc::clone(batch), range, seed: *seed }).await?;
+        }
+        if batch.is_empty() {
+            log_new(route, *seed, 0);
+        }
+        Ok(receipt)
+    }
+
+    /// Delivers some ids; returns how many of them are new.
+    async fn step(&self, job: &Job, proposal: &Proposal) -> Result<usize, Failure> {
+        let Job { route, seed, .. } = job;
+        let claims = self.claim(route, proposal).await?;
+        log_new(route, *seed, claims.new);
+        let began = self.tracer.begin();
+        let (total, tokens) = (claims.own.len(), if began.is_some() { claims.tokens() } else { Vec::new() });
+        let mut published = self.publish(job, route, claims.own, claims.via).await;
+        for (address, claims_of_address) in claims.elsewhere {
+            // Boxed: hardly ever needed, it would enlarge every request's future.
+            published = published.and(Box::pin(self.publish(job, &address, claims_of_address, claims.via)).await);
+        }
+        let Published { outcome, attempts } = published;
+        if !tokens.is_empty() {
+            let problem = outcome.as_ref().err().map(ToString::to_string);
+            let request = Some((*seed, proposal.range.start));
+            self.tracer.sent(began, Sent { request, route, tokens, attempts, problem });
+        }
+        match outcome {
+            Err(failure) if claims.durable && self.policy.without_ack == WithoutAck::Accept => {
+                warn!(route = %route, trace_id = %seed, %failure, "accepted on the outbox alone; the relay publishes it");
+            }
+            outcome => outcome?,
+        }
+        if let Some(reason) = claims.undeduplicated {
+            warn!(route = %route, trace_id = %seed, published = total, %reason, "published without deduplication");
+        }
+        if claims.full > 0 {
+            return Err(Failure::OutboxFull { route: route.name().to_owned(), unclaimed: claims.full });
+        }
+        Ok(claims.new)
+    }
+}
+
+fn log_new(route: &Route, seed: TokenSeed, new: usize) {
+    info!(route = %route, trace_id = %seed, new, "{new} neue IDs zur {}-Sync-Queue hinzugefügt", route.action_title());
+}

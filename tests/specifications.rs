@@ -1,0 +1,59 @@
+//! `/openapi.json` and `/asyncapi.json` say what is really served and published. `tests/openapi/run` goes on from here,
+//! with validators and with made-up requests.
+
+use std::collections::BTreeSet;
+
+use serde_json::Value;
+
+use crate::support::{Gate, PATH, SUBJECT, World, batch};
+
+async fn document(gate: &Gate, path: &str) -> Value {
+    let answer = gate.probe(path).await;
+    assert_eq!((answer.status, answer.header("content-type")), (200, Some("application/json")));
+    answer.json()
+}
+
+fn names(object: &Value) -> BTreeSet<&str> {
+    object.as_object().expect("it is an object").keys().map(String::as_str).collect()
+}
+
+fn required(schema: &Value) -> BTreeSet<&str> {
+    schema["required"].as_array().expect("it is a list").iter().filter_map(Value::as_str).collect()
+}
+
+#[tokio::test]
+async fn openapi_says_what_is_served() {
+    let world = World::start().await;
+    let gate = world.gate("").await;
+    let document = document(&gate, "/openapi.json").await;
+    let received = &document["components"]["schemas"]["Received"];
+    assert_eq!(names(&gate.post(batch(["a"])).await.json()), required(received));
+    assert_eq!(names(&gate.post("[{}]").await.json()), names(&received["properties"]));
+    for (path, operations) in document["paths"].as_object().expect("it is an object") {
+        if let Some(post) = operations.get("post") {
+            assert_eq!((path.as_str(), post["operationId"].as_str()), (PATH, Some("vmh.beteiligte.create")));
+        } else {
+            let answer = gate.probe(path).await;
+            let content = &operations["get"]["responses"]["200"]["content"];
+            let kind = answer.header("content-type").unwrap_or_default();
+            let described = names(content).into_iter().any(|documented| kind.starts_with(documented));
+            assert!(answer.status == 200 && described, "{path}: {kind} is not in {content}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn asyncapi_says_what_is_published() {
+    let world = World::start().await;
+    let gate = world.gate("").await;
+    assert_eq!(gate.post(batch(["a"])).await.counts(), (1, 1));
+    let document = document(&gate, "/asyncapi.json").await;
+    let channel = &document["channels"]["vmh.beteiligte.create"];
+    assert_eq!(channel["address"], SUBJECT);
+    let event = world.nats.events().await.pop().expect("it is published");
+    let headers: BTreeSet<_> = event.headers.keys().map(String::as_str).collect();
+    assert_eq!(headers, required(&channel["messages"]["event"]["headers"]));
+    let payload: Value = serde_json::from_str(&event.payload).expect("it is JSON");
+    let schema = &document["components"]["schemas"]["Event"];
+    assert_eq!((names(&payload), names(&payload)), (required(schema), names(&schema["properties"])));
+}
