@@ -256,7 +256,7 @@ async fn refuse(stream: TcpStream, limits: &ConnectionLimits, metrics: Connectio
     }
 }
 
-/// Most connections over the limit that are answered at once: an eighth of it, from 16 to [`MAX_REFUSING`].
+/// Most connections over the limit that are answered at once: an eighth of it, from 16 to `MAX_REFUSING`.
 #[must_use]
 pub const fn refusing_beside(max_connections: usize) -> usize {
     match max_connections / 8 {
