@@ -192,7 +192,6 @@ async fn older(world: &World, settings: &str) -> Gate {
 }
 
 /// The program that `HOOKGATE_0_1_0` names, or the one that is built of the history once, below `target`.
-#[expect(clippy::disallowed_methods, reason = "says which program to test beside; no setting of hookgate")]
 pub(crate) fn older_binary() -> &'static Path {
     static BINARY: OnceLock<PathBuf> = OnceLock::new();
     BINARY.get_or_init(|| {
