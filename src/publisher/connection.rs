@@ -87,6 +87,8 @@ impl DenialCount {
 impl Denials {
     fn count(&self, text: &str) {
         if let Some(subject) = text.split('"').nth(1) {
+            // Each answer has a subject of its own.
+            let subject = if subject.starts_with(INBOX_PREFIX) { INBOX_PREFIX } else { subject };
             *self.0.lock().unwrap_or_else(PoisonError::into_inner).entry_ref(subject).or_default() += 1;
         }
     }
