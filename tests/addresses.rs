@@ -144,6 +144,36 @@ async fn the_number_of_an_address_that_no_entry_needs_is_used_again() {
     assert_eq!(numbers, (0..10).collect::<Vec<_>>());
 }
 
+/// Once ten addresses have had a number, replicas of two more take theirs from those that are not in use, and do not go
+/// on taking them from each other.
+#[tokio::test]
+async fn two_addresses_beyond_ten_do_not_take_their_number_from_each_other_for_good() {
+    let redis = RedisServer::start().await;
+    for number in 0..10 {
+        Store::connect(&redis, &format!("vmh.s{number}")).await;
+    }
+    let (one, other) = (Store::connect(&redis, "vmh.one").await, Store::connect(&redis, "vmh.other").await);
+    let mut connection = redis.connection().await;
+    let mut turn = 0;
+    eventually("both claim at the first try", async || {
+        let mut at_once = 0;
+        for _ in 0..4 {
+            for store in [&one, &other] {
+                turn += 1;
+                let id = format!("id-{turn}");
+                match store.claim(&id).await {
+                    Ok(_claimed) => at_once += 1,
+                    Err(_refused) => store.is("it has a number", |now| *now == Contact::Up).await,
+                }
+                // As if it was published.
+                connection.del(OUTBOX).await.expect("it is a HASH");
+            }
+        }
+        (at_once == 8).then_some(())
+    })
+    .await;
+}
+
 /// Entries of 0.1.0 have number 0, so that is the address which it recorded last. Who had it before claims no more under
 /// it.
 #[tokio::test]

@@ -2,7 +2,7 @@
 
 use futures_util::StreamExt;
 
-use crate::support::{Event, NatsServer, OUTBOX, PENDING, RedisServer, SUBJECT, World, batch, in_time};
+use crate::support::{Event, NatsServer, OUTBOX, PENDING, RedisServer, SUBJECT, World, batch, eventually, in_time};
 
 const SETTINGS: &str = "nats.delivery = \"core\"\nserver.request_deadline = \"2s\"";
 
@@ -102,4 +102,55 @@ async fn a_server_that_lets_it_hear_no_answers_for_a_while_is_asked_again() {
     world.nats.configure(&granted);
     assert_eq!(gate.deliver(batch(["b"])).await.counts(), (0, 1));
     gate.wait_store("nats", "up").await;
+}
+
+/// A server gives a permission back without a word. What it takes from then on is not refused on the strength of an old
+/// denial: it would be published again with each try, and never settled.
+#[tokio::test]
+async fn a_permission_that_is_given_back_counts_from_then_on() {
+    let users = |denied: &str| {
+        let gate =
+            format!("user: gate, password: right, permissions: {{ publish: {{ allow: \">\", deny: \"{denied}\" }} }}");
+        format!(
+            "authorization {{ users = [ {{ user: operator, password: op }}, {{ {gate} }} ] }}\nno_auth_user: operator\n"
+        )
+    };
+    let (granted, withdrawn) = (users("nothing"), users(SUBJECT));
+    let (redis, nats) = tokio::join!(RedisServer::start(), NatsServer::configured(&granted));
+    let world = World { redis, nats };
+    let url = world.nats.url().replace("nats://", "nats://gate:right@");
+    let gate = world.gate(&format!("nats.url = \"{url}\"\n{SETTINGS}")).await;
+    assert_eq!(gate.post(batch(["a"])).await.counts(), (1, 1));
+
+    world.nats.configure(&withdrawn);
+    eventually("it is refused", async || (gate.post(batch(["b"])).await.status == 503).then_some(())).await;
+    gate.wait_store("nats", "refused").await;
+    world.nats.configure(&granted);
+    gate.deliver(batch(["b"])).await;
+    gate.wait_store("nats", "up").await;
+    world.redis.settled(OUTBOX).await;
+}
+
+/// Of several denials at the same time each counts for its own subject.
+#[tokio::test]
+async fn what_is_denied_on_two_routes_at_once_is_accepted_on_neither() {
+    let users = "authorization { users = [ { user: operator, password: op },
+        { user: gate, password: right, permissions: { publish: { allow: \">\", deny: \"vmh.>\" } } } ] }
+        no_auth_user: operator\n";
+    let (redis, nats) = tokio::join!(RedisServer::start(), NatsServer::configured(users));
+    let world = World { redis, nats };
+    let url = world.nats.url().replace("nats://", "nats://gate:right@");
+    let entities = ["a", "b", "c"];
+    let routes =
+        entities.map(|entity| format!("[[routes]]\nflow = \"vmh\"\nentity = \"{entity}\"\naction = \"create\"\n"));
+    let gate = world.gate(&format!("nats.url = \"{url}\"\n{SETTINGS}\n{}", routes.concat())).await;
+    let one = |place: usize| {
+        let (gate, entity) = (&gate, entities[place % entities.len()]);
+        async move {
+            let path = format!("/vmh/webhook/{entity}/create");
+            gate.post_to(&path, batch((0..50).map(|id| format!("id-{place}-{id}")))).await.status
+        }
+    };
+    let answers = futures_util::future::join_all((0..60).map(one)).await;
+    assert!(answers.iter().all(|status| *status == 503), "{answers:?}");
 }

@@ -1,9 +1,12 @@
 //! Where the entries of a pending key go: every address that ever claimed under it has a number there, which the tokens
 //! carry (`register.lua`). So an entry goes to the subject it was claimed for, whatever the configuration says now.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicUsize, Ordering},
+use std::{
+    hash::{BuildHasher, RandomState},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
 use redis::{RedisError, Value, aio::MultiplexedConnection};
@@ -67,7 +70,7 @@ impl Claiming {
         let Self { route, address, number } = self;
         let answer = REGISTER.call::<Vec<Value>>(connection, |call| {
             call.arg(2).arg(route.addresses_key()).arg(route.outbox_key());
-            call.arg(first.unwrap_or_default()).arg(address);
+            call.arg(first.unwrap_or_default()).arg(address).arg(RandomState::new().hash_one(()) % 9);
         });
         let answer = answer.await.inspect_err(|error| {
             if takes_no_writes(error) {

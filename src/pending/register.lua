@@ -1,6 +1,6 @@
 -- Gives the address of a route its number among those that ever claimed under its pending key.
 -- KEYS: 1 addresses HASH (number -> address), 2 outbox HASH
--- ARGV: 1 the address that `hookgate:routes` says, or empty; 2 the address of the route
+-- ARGV: 1 the address that `hookgate:routes` says, or empty; 2 the address of the route; 3 any number, another one each time
 -- Answers the number, the address of number 0, and the one that number 0 stood for before if that was another.
 --
 -- A token carries the number (event.rs). Those of 0.1.0 have number 0, so it is the address that 0.1.0 recorded last.
@@ -41,7 +41,9 @@ if not free then
       end
     end
   until cursor == '0'
-  for place = 2, 10 do
+  -- Not always the first: two addresses that claim in turns would take it from each other for good.
+  for turn = 0, 8 do
+    local place = 2 + (tonumber(ARGV[3]) + turn) % 9
     if not used[place] then
       free = place
       break

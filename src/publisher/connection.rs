@@ -8,6 +8,7 @@
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use async_nats::{Client, ClientError, Event, ServerError};
+use hashbrown::HashMap;
 use tokio::{sync::watch, time::Instant};
 use tokio_util::task::TaskTracker;
 use tracing::{error, info, warn};
@@ -62,6 +63,43 @@ pub(super) struct Connection {
     change: Arc<watch::Sender<Status>>,
     /// On which connection, and since when, nothing has been answered, although something was sent.
     pub(super) unanswered: Arc<watch::Sender<Option<(u64, Instant)>>>,
+    denials: Arc<Denials>,
+}
+
+/// How often the server denied what concerns each subject. Of many denials a [`Status`] tells the last one.
+#[derive(Debug, Default)]
+struct Denials(Mutex<HashMap<String, u64>>);
+
+/// The client keeps 128 events and drops more that come at once. After half as many, one may be missing.
+const MAY_BE_DROPPED: u64 = 64;
+
+/// The denials up to some moment.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct DenialCount {
+    of_subject: u64,
+    all: u64,
+}
+
+impl DenialCount {
+    /// Whether the subject may have been denied between that moment and now.
+    pub(super) const fn may_have_grown(self, now: Self) -> bool {
+        self.of_subject != now.of_subject || now.all - self.all >= MAY_BE_DROPPED
+    }
+}
+
+impl Denials {
+    fn count(&self, text: &str) {
+        if let Some(subject) = text.split('"').nth(1) {
+            // Each answer has a subject of its own.
+            let subject = if subject.starts_with(INBOX_PREFIX) { INBOX_PREFIX } else { subject };
+            *self.0.lock().unwrap_or_else(PoisonError::into_inner).entry_ref(subject).or_default() += 1;
+        }
+    }
+
+    fn of(&self, subject: &str) -> DenialCount {
+        let counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        DenialCount { of_subject: counts.get(subject).copied().unwrap_or_default(), all: counts.values().sum() }
+    }
 }
 
 impl Connection {
@@ -98,8 +136,17 @@ impl Connection {
             });
             std::future::ready(None)
         });
+        let denials = Arc::<Denials>::default();
+        let counted = Arc::clone(&denials);
         let options = options.event_callback(move |event| {
-            survived("the reading of NATS' events", || apply(&status, &names, &event));
+            survived("the reading of NATS' events", || {
+                if let Event::ServerError(ServerError::Other(text)) = &event
+                    && is_denial(text)
+                {
+                    counted.count(text);
+                }
+                apply(&status, &names, &event);
+            });
             let lame_duck = if event == Event::LameDuckMode { for_events.get().cloned() } else { None };
             async move {
                 if let Some(client) = lame_duck {
@@ -112,7 +159,7 @@ impl Connection {
         });
         let connected = options.connect(servers.addresses.as_slice()).await?;
         client.get_or_init(|| connected.clone());
-        let this = Self { client: connected, status: receiver, change, unanswered: Arc::default() };
+        let this = Self { client: connected, status: receiver, change, unanswered: Arc::default(), denials };
         let ear = this.clone();
         tasks.spawn(async move { supervise!("the watch over NATS' answers", ear.ack_watchdog()) });
         Ok(this)
@@ -128,6 +175,11 @@ impl Connection {
             None => Ok(status.epoch),
             Some(problem) => Err(problem.to_owned()),
         }
+    }
+
+    /// How often the server has denied what was sent to a subject. It says so each time.
+    pub(super) fn denials_of(&self, subject: &str) -> DenialCount {
+        self.denials.of(subject)
     }
 
     /// What `this` denial would be of has just been allowed: the server takes a permission away and gives it back

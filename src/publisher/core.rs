@@ -47,6 +47,7 @@ impl Core {
         let epoch = self.connection.usable().map_err(PublishError::Unavailable)?;
         let client = &self.connection.client;
         let address = self.addresses.of(route);
+        let denials = self.connection.denials_of(route.subject());
         let send = async {
             for Event { token, payload } in events {
                 client.publish_with_headers(address.subject.clone(), address.headers(token), payload).await?;
@@ -71,14 +72,18 @@ impl Core {
                 return Err(PublishError::NoAck(limit));
             }
         }
-        let after = self.connection.status.borrow();
-        match &after.denied {
-            Some(denied) if denied.contains(&format!("\"{}\"", route.subject())) => {
-                Err(PublishError::Refused(denied.clone()))
-            }
-            _ if after.epoch != epoch => Err(PublishError::Unavailable("the connection was lost".to_owned())),
-            _ => Ok(()),
+        // By the number of denials: the last text may be of another subject, or of a time before the permission was granted.
+        let subject = route.subject();
+        if denials.may_have_grown(self.connection.denials_of(subject)) {
+            let denied = self.connection.status.borrow().denied.clone();
+            let reason = denied.filter(|denied| denied.contains(&format!("\"{subject}\"")));
+            return Err(PublishError::Refused(reason.unwrap_or_else(|| format!("publish to {subject:?} was denied"))));
         }
+        if self.connection.status.borrow().epoch != epoch {
+            return Err(PublishError::Unavailable("the connection was lost".to_owned()));
+        }
+        self.connection.permission_granted(|denial| denial.contains(&format!("\"{subject}\"")));
+        Ok(())
     }
 }
 
