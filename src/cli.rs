@@ -147,7 +147,7 @@ fn fail(error: &anyhow::Error, code: u8) -> ExitCode {
     ExitCode::from(code)
 }
 
-/// Prints a line of a result; whether somebody still reads.
+/// Prints a line of a result. Returns false once standard output is closed.
 fn print(line: &str) -> bool {
     use std::io::Write;
     writeln!(std::io::stdout().lock(), "{line}").is_ok()

@@ -49,7 +49,7 @@ use crate::{
 };
 
 /// Connections that may wait to be accepted; the system has a limit of its own (`net.core.somaxconn`, 4096 by
-/// default). One that finds no room tries again after a second.
+/// default). Beyond it the sender's system tries again after a second.
 const BACKLOG: u32 = 4096;
 /// How long a connection over the limit may take to get its 503.
 const REFUSE_WITHIN: Duration = Duration::from_secs(5);
@@ -60,10 +60,10 @@ const SAY_EVERY: Duration = Duration::from_secs(10);
 /// Pause after an error that will not go away at once, such as too many open files.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Most lines of a head for which hyper has room on the stack. It gets no lower limit: it would copy that room twice for
-/// each request.
+/// Most lines of a head that hyper parses on the stack. A lower limit would make it copy that array twice for each
+/// request.
 const HEADERS_ON_STACK: usize = 100;
-/// Least room for what a connection sends; hyper takes no less.
+/// Smallest read buffer of a connection; hyper takes no less.
 const MIN_BUFFER: usize = 8 * 1024;
 
 /// Limits of a listener's connections.
@@ -281,7 +281,7 @@ fn builder(limits: &ConnectionLimits) -> http1::Builder {
         .header_read_timeout(limits.header_read_timeout)
         // `LingeringStream` notices the end of a connection while a request is worked on.
         .half_close(true)
-        // No more room than for a head, outside of any budget: hyper's own limit of 400 KiB would be 400 MiB for a
+        // A buffer as large as a head, which no budget counts: hyper's own limit of 400 KiB would be 400 MiB for a
         // thousand connections. A body is read in pieces of this size.
         .max_buf_size(limits.max_header_bytes.max(MIN_BUFFER))
         .max_header_size(limits.max_header_bytes);
@@ -291,7 +291,7 @@ fn builder(limits: &ConnectionLimits) -> http1::Builder {
     builder
 }
 
-/// Serves one connection until it ends, or until `hung_up` says that nobody waits for an answer.
+/// Serves one connection until it ends, or until `hung_up` says that the sender is gone.
 pub async fn connection<T, S>(
     stream: T,
     hung_up: HungUp<T>,

@@ -22,7 +22,7 @@ use crate::rfc3339;
 const ROOM: usize = 4096;
 
 thread_local! {
-    /// Memory for the lines of this thread. Whoever logs while a line is being written finds none.
+    /// Buffer for the lines of this thread. It is empty for a line that is logged while another is being written.
     static LINE: Cell<String> = const { Cell::new(String::new()) };
 }
 
