@@ -27,7 +27,8 @@ const EXAMPLES: &str = "Examples:
 /// Takes webhooks, claims every entity id once in Redis and publishes each new one as an event on NATS.
 ///
 /// Without a command it serves. The configuration comes from --config files (without any, those of
-/// `HOOKGATE_CONFIG`, separated by colons) and from environment variables: `HOOKGATE__REDIS__URL` is the key `redis.url`. `hookgate check` shows what it amounts to.
+/// `HOOKGATE_CONFIG`, separated by colons) and from environment variables: `HOOKGATE__REDIS__URL` is the key
+/// `redis.url`. `hookgate check` shows what it amounts to.
 #[derive(Debug, Parser)]
 #[command(version, max_term_width = 100, after_help = EXAMPLES)]
 pub(crate) struct Arguments {
