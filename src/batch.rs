@@ -202,8 +202,9 @@ impl Batch {
         batch
     }
 
-    /// The same within a budget: `reserve` is asked for all memory that is proportional to the body before it is
-    /// taken. What was asked for beyond [`Batch::allocated_bytes`] is free again when this returns.
+    /// The same within a budget: asks `reserve` for all memory that grows with the body. Before taking it, but for the
+    /// table of ids, whose size is known once it is there. When this returns, only [`Batch::allocated_bytes`] of it are
+    /// still in use.
     ///
     /// # Errors
     /// What `reserve` says. Nothing of the body may be claimed then.

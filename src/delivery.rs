@@ -146,7 +146,7 @@ impl Delivery {
     }
 
     /// Delivers a batch. The tokens come from `seed`, whose time is that of the events. A caller who may go away wraps this
-    /// in a [`DetachOnDrop`](crate::supervision::DetachOnDrop): nothing may stop it between claim and publish.
+    /// in a `DetachOnDrop`: nothing may stop it between claim and publish.
     ///
     /// # Errors
     /// [`Failure`], at the latest at `deadline`: the batch is not done, and the sender has to come back.

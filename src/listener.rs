@@ -1,17 +1,10 @@
-//! Accepts connections and bounds them in number and time; warp's own server does neither.
+//! Accepts connections and limits their number and their time; warp's own server does neither.
 
 mod heads;
 mod lingering;
 
 use std::{
-    convert::Infallible,
-    future::{poll_fn, ready},
-    io,
-    net::SocketAddr,
-    panic::AssertUnwindSafe,
-    pin::pin,
-    sync::Arc,
-    task::Poll,
+    convert::Infallible, future::ready, io, net::SocketAddr, panic::AssertUnwindSafe, pin::pin, sync::Arc,
     time::Duration,
 };
 
@@ -48,47 +41,46 @@ use crate::{
     supervision::supervise,
 };
 
-/// Connections that may wait to be accepted; the system has a limit of its own (`net.core.somaxconn`, 4096 by
-/// default). Beyond it the sender's system tries again after a second.
+/// Most connections that wait to be accepted. The system's own limit is `net.core.somaxconn`, 4096 by default. A
+/// connection beyond is dropped, and its client tries again after a second.
 const BACKLOG: u32 = 4096;
 /// How long a connection over the limit may take to get its 503.
 const REFUSE_WITHIN: Duration = Duration::from_secs(5);
 /// Most connections over the limit that get their 503 at once; beyond, new ones wait in the kernel's queue.
 const MAX_REFUSING: usize = 512;
-/// How often the log says at most that connections are refused.
+/// The log says at most this often that connections are refused.
 const SAY_EVERY: Duration = Duration::from_secs(10);
-/// Pause after an error that will not go away at once, such as too many open files.
+/// Pause after an error that lasts, such as too many open files.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Most lines of a head that hyper parses on the stack. A lower limit would make it copy that array twice for each
-/// request.
+/// Header lines that hyper keeps on the stack. Setting a limit up to here would make hyper copy them twice per request.
 const HEADERS_ON_STACK: usize = 100;
-/// Smallest read buffer of a connection; hyper takes no less.
+/// Smallest read buffer that hyper allows.
 const MIN_BUFFER: usize = 8 * 1024;
 
 /// Limits of a listener's connections.
 #[derive(Debug, Clone)]
 pub struct ConnectionLimits {
-    /// At once; one more is accepted, answered 503 and closed.
+    /// Most open connections. One more is accepted, answered 503 and closed.
     pub max_connections: usize,
-    /// What sets that limit, for the log.
+    /// The setting of that limit, for the log.
     pub max_connections_setting: &'static str,
     /// From accepting to the end of the first request's head.
     pub first_request_timeout: Duration,
     /// From a response to the end of the next request's head.
     pub header_read_timeout: Duration,
-    /// Of all lines of a head.
+    /// Most bytes of a head.
     pub max_header_bytes: usize,
-    /// Lines of a head.
+    /// Most lines of a head.
     pub max_headers: usize,
-    /// How long the other side may take nothing of an answer.
+    /// How long a sender may take nothing of its answer.
     pub write_timeout: Duration,
-    /// Of a body that comes behind its answer.
+    /// Limits for a body that arrives after its answer.
     pub linger: LingerLimits,
 }
 
 impl ConnectionLimits {
-    /// A `write_timeout` that only a sender reaches which has stopped reading.
+    /// The `write_timeout` in use. Only a sender that has stopped reading reaches it.
     pub const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 
     #[cfg(test)]
@@ -116,15 +108,15 @@ pub struct BindError {
     problem: io::Error,
 }
 
-/// Binds an address, and says which one that is: the system chooses where the port is 0. `key` is where the
-/// configuration has it.
+/// Binds an address and returns the one in use: for port 0 the system chooses a port. `key` is the setting of the
+/// address.
 ///
 /// # Errors
-/// With the address and the key.
+/// If the address can't be bound. The error names address and key.
 pub async fn bind(key: &'static str, address: SocketAddr) -> Result<(TcpListener, SocketAddr), BindError> {
     let bound = async {
         let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
-        // As for any server: a port whose last connections are still being forgotten can be taken again.
+        // A restart can bind the port at once, while old connections are in TIME_WAIT.
         socket.set_reuseaddr(true)?;
         socket.bind(address)?;
         let listener = socket.listen(BACKLOG)?;
@@ -134,7 +126,7 @@ pub async fn bind(key: &'static str, address: SocketAddr) -> Result<(TcpListener
     bound.await.map_err(|problem| BindError { address, key, problem })
 }
 
-/// Accepts connections until the process closes. Then it waits for none of them: `connections` owns their tasks.
+/// Accepts connections until the process closes. Does not wait for open ones: `connections` owns their tasks.
 pub async fn serve<S>(
     listener: TcpListener,
     service: S,
@@ -161,7 +153,7 @@ pub async fn serve<S>(
     supervise!(&name, acceptor.run());
 }
 
-/// Accepts connections. Outlives its panics.
+/// Accepts connections. Keeps its state over a panic.
 struct Acceptor<S> {
     listener: TcpListener,
     service: S,
@@ -173,7 +165,7 @@ struct Acceptor<S> {
     permits: Arc<Semaphore>,
     /// One for each connection over the limit that is getting its 503.
     refusing: Arc<Semaphore>,
-    /// When the log said last that connections are refused, and under which trace id.
+    /// The last time that the log said that connections are refused, and the trace id it used.
     said: Option<(Instant, TokenSeed)>,
 }
 
@@ -232,7 +224,7 @@ where
         });
     }
 
-    /// Returns the trace id under which the log says so: one for all connections that are refused in the same 10 s.
+    /// Returns the trace id in the log. All connections that are refused within 10 s share one.
     fn say_that_connections_are_refused(&mut self) -> TokenSeed {
         if let Some((at, trace_id)) = self.said
             && at.elapsed() < SAY_EVERY
@@ -264,7 +256,7 @@ async fn refuse(stream: TcpStream, limits: &ConnectionLimits, metrics: Connectio
     }
 }
 
-/// Most connections over a limit that are open at once: an eighth of the limit, within bounds.
+/// Most connections over the limit that are answered at once: an eighth of it, from 16 to `MAX_REFUSING`.
 #[must_use]
 pub const fn refusing_beside(max_connections: usize) -> usize {
     match max_connections / 8 {
@@ -281,8 +273,8 @@ fn builder(limits: &ConnectionLimits) -> http1::Builder {
         .header_read_timeout(limits.header_read_timeout)
         // `LingeringStream` notices the end of a connection while a request is worked on.
         .half_close(true)
-        // A buffer as large as a head, which no budget counts: hyper's own limit of 400 KiB would be 400 MiB for a
-        // thousand connections. A body is read in pieces of this size.
+        // Buffers lie outside the budget, so they are as small as a head: hyper's default of 400 KiB is 400 MiB for
+        // 1,000 connections. A body is read in pieces of this size.
         .max_buf_size(limits.max_header_bytes.max(MIN_BUFFER))
         .max_header_size(limits.max_header_bytes);
     if limits.max_headers > HEADERS_ON_STACK {
@@ -291,7 +283,7 @@ fn builder(limits: &ConnectionLimits) -> http1::Builder {
     builder
 }
 
-/// Serves one connection until it ends, or until `hung_up` says that the sender is gone.
+/// Serves one connection until it ends, or until its sender hangs up.
 pub async fn connection<T, S>(
     stream: T,
     hung_up: HungUp<T>,
@@ -309,12 +301,17 @@ pub async fn connection<T, S>(
     let answering = Arc::new(Answering { service, progress: Arc::clone(&progress), ambiguous, max_headers, metrics });
     let service = hyper::service::service_fn(move |request| answering.answer(request));
     let mut serving = pin!(builder(limits).serve_connection(TokioIo::new(stream), service));
-    let mut silent = pin!(silent(limits.first_request_timeout, &progress));
-    let mut open = true;
+    let mut first_head = pin!(tokio::time::sleep(limits.first_request_timeout));
+    let (mut silent, mut open) = (true, true);
     loop {
         tokio::select! {
             ended = serving.as_mut() => return log_end(ended, metrics),
-            () = silent.as_mut() => return debug!("closed a connection that asked nothing in time"),
+            () = first_head.as_mut(), if silent => {
+                silent = progress.is_silent();
+                if silent {
+                    return debug!("closed a connection that asked nothing in time");
+                }
+            }
             _closing = phase.wait_for(|phase| *phase == Phase::Closing), if open => {
                 open = false;
                 serving.as_mut().graceful_shutdown();
@@ -351,19 +348,19 @@ where
                 Some(refusal) => this.refuse(&refusal),
                 None => match AssertUnwindSafe(this.service.call(request)).catch_unwind().await {
                     Ok(Ok(response)) => response,
-                    // A closed connection would be final for some senders.
+                    // EspoCRM 10 does not repeat a request whose connection closes without an answer.
                     Err(_panic) => {
                         this.refuse(&Refusal::Internal("the request panicked; the panic is logged before".to_owned()))
                     }
                 },
             };
             this.progress.rests();
-            // Only hyper knows where a chunked body ends: what comes behind it is not looked at (`heads`).
+            // `heads` does not follow chunked bodies, so nothing may come after one.
             Ok(if chunked { reply::last(response) } else { response })
         }
     }
 
-    /// Answers a request that no filter has answered.
+    /// Answers a request that has not reached a filter, or whose filter panicked.
     fn refuse(&self, refusal: &Refusal) -> Response {
         let ((code, error), trace_id) = (refusal.status(), TokenSeed::now());
         let status = code.as_u16();
@@ -377,12 +374,6 @@ where
     }
 }
 
-/// Resolves if no head was read in time. Not polled on once there was one, which each turn of a connection would pay for.
-async fn silent(timeout: Duration, progress: &Progress) {
-    let mut first_head = pin!(tokio::time::sleep(timeout));
-    poll_fn(|cx| if progress.is_silent() { first_head.as_mut().poll(cx) } else { Poll::Pending }).await;
-}
-
 /// Counts and logs a head that hyper could not read.
 fn log_end(ended: hyper::Result<()>, metrics: &ConnectionMetrics) {
     let Err(error) = ended else { return };
@@ -394,8 +385,8 @@ fn log_end(ended: hyper::Result<()>, metrics: &ConnectionMetrics) {
     }
 }
 
-/// What is wrong with a head that hyper serves all the same: two readers may understand it in two ways, the filters can't
-/// read it, or it is over a limit. Boxed: the rare refusal would enlarge every request's future.
+/// What is wrong with a head that hyper accepts: two readers may understand it differently, it has no path, or it is
+/// over a limit. Boxed: the rare refusal would enlarge every request's future.
 fn bad_head<B>(request: &Request<B>, number: u64, ambiguous: &Ambiguous, max_headers: usize) -> Option<Box<Refusal>> {
     if ambiguous.is(number) || is_chunked_twice(request.headers()) {
         return Some(Box::new(Refusal::LengthUnclear));
@@ -411,14 +402,14 @@ fn bad_head<B>(request: &Request<B>, number: u64, ambiguous: &Ambiguous, max_hea
     (hosts > 1 || hosts == 0 && request.version() > Version::HTTP_10).then(|| Box::new(Refusal::HostUnclear))
 }
 
-/// Whether the body is chunked twice, which RFC 9112 forbids: hyper decodes that once, others may do it twice.
+/// Whether the body is chunked twice, which RFC 9112 forbids. hyper decodes it once; a proxy may decode it twice.
 fn is_chunked_twice(headers: &HeaderMap) -> bool {
     let lines = headers.get_all(TRANSFER_ENCODING).iter();
     let codings = lines.flat_map(|line| line.as_bytes().split(|byte| *byte == b','));
     codings.filter(|coding| coding.trim_ascii().eq_ignore_ascii_case(b"chunked")).count() > 1
 }
 
-/// What hyper has answered by itself to a head that it could not read.
+/// The status that hyper has sent for a head that it could not read.
 fn answered_to(error: &hyper::Error) -> Option<u16> {
     if error.is_parse_too_large() {
         return Some(431);
@@ -426,7 +417,7 @@ fn answered_to(error: &hyper::Error) -> Option<u16> {
     error.is_parse().then_some(400)
 }
 
-/// Whether only the connection that was to be accepted is affected.
+/// Whether the error is about one connection, so that the next one can be accepted at once.
 fn is_about_one_connection(error: &io::Error) -> bool {
     matches!(
         error.kind(),

@@ -13,6 +13,7 @@ mod address;
 mod api;
 mod connection;
 pub mod core;
+mod diagnosis;
 mod inbox;
 pub mod inspect;
 pub mod jetstream;

@@ -137,12 +137,12 @@ impl Reporter {
         if !due {
             return;
         }
-        let down_for = since.map(|since| since.elapsed().as_secs()).filter(|seconds| *seconds > 0);
+        let down_seconds = since.map(|since| since.elapsed().as_secs()).filter(|seconds| *seconds > 0);
         match now {
-            Contact::Up => info!(store, down_for, "store is up"),
-            Contact::NoWrites(reason) => warn!(store, %reason, down_for, "store takes no writes now"),
-            Contact::Unreachable(reason) => warn!(store, %reason, down_for, "store is unreachable"),
-            Contact::Refused(reason) => error!(store, %reason, down_for, "store refuses to work with hookgate"),
+            Contact::Up => info!(store, down_seconds, "store is up"),
+            Contact::NoWrites(reason) => warn!(store, %reason, down_seconds, "store takes no writes now"),
+            Contact::Unreachable(reason) => warn!(store, %reason, down_seconds, "store is unreachable"),
+            Contact::Refused(reason) => error!(store, %reason, down_seconds, "store refuses to work with hookgate"),
         }
     }
 

@@ -266,6 +266,8 @@ fn tell(route: &Route, WalkEnded { walked, stopped }: &WalkEnded, trouble: &mut 
             debug!(route = %route, "another replica relays this outbox");
             return;
         }
+        // Said already by who keeps the connection to Redis.
+        (Some(RelayError::Outbox(StoreError::Down(_))), _) => return,
         (Some(RelayError::Outbox(_) | RelayError::Publish(_)), _) => Some(RelayTrouble::Stopped),
         (_, Some(_)) => Some(RelayTrouble::Unsettled),
         (None, None) => None,

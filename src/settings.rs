@@ -53,6 +53,10 @@ use crate::{
     traces::Collector,
 };
 
+/// Bytes of a refused body that are read at least, however small `server.max_body_bytes` is: reading them costs little, and a
+/// connection that is closed with unread bytes loses its answer.
+const LINGER_BYTES: usize = 4 << 20;
+
 /// The file that is read when no other is named, if it exists.
 pub const DEFAULT_FILE: &str = "config/default.toml";
 
@@ -337,7 +341,7 @@ fn times(check: &mut Check, configuration: &Configuration) {
 }
 
 /// Limits of the connections of senders.
-const fn connections(server: &sections::Server) -> ConnectionLimits {
+fn connections(server: &sections::Server) -> ConnectionLimits {
     ConnectionLimits {
         max_connections: server.max_connections,
         max_connections_setting: "server.max_connections",
@@ -346,6 +350,9 @@ const fn connections(server: &sections::Server) -> ConnectionLimits {
         max_header_bytes: server.max_header_bytes,
         max_headers: server.max_headers,
         write_timeout: ConnectionLimits::WRITE_TIMEOUT,
-        linger: LingerLimits { max_bytes: server.max_body_bytes, timeout: server.body_read_timeout.0 },
+        linger: LingerLimits {
+            max_bytes: server.max_body_bytes.max(LINGER_BYTES),
+            timeout: server.body_read_timeout.0,
+        },
     }
 }

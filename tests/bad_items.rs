@@ -1,10 +1,10 @@
-//! An item without a usable id is left out; the others go on, and nothing a sender writes gets into a subject.
+//! An item without a usable id is rejected; its neighbours are processed. Nothing a sender writes gets into a subject.
 
 use std::{collections::BTreeSet, fmt::Write};
 
 use crate::support::{Event, OUTBOX, PENDING, SUBJECT, World};
 
-/// Items that stand for nothing.
+/// Items without a usable id.
 const REJECTED: [(&str, &str); 22] = [
     ("a number", "1"),
     ("a string", "\"a\""),
@@ -30,7 +30,7 @@ const REJECTED: [(&str, &str); 22] = [
     ("two ids, one with an escape", r#"{"id":"a","\u0069d":"b"}"#),
 ];
 
-/// Items with an id that looks dangerous and is none, and the id as it has to arrive.
+/// Items whose id looks dangerous and is harmless, and the id that has to arrive.
 const ACCEPTED: [(&str, &str); 17] = [
     (r#"{"id":"*"}"#, "*"),
     (r#"{"id":">"}"#, ">"),

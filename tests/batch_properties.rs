@@ -1,7 +1,6 @@
 //! A body is read as the contract says, whatever is in it: `serde_json` is the judge (`batch_properties/oracle.rs`).
 //!
-//! Nothing is written into the tree: a failure prints the smallest body it was found for, which then becomes
-//! an example in `batch_examples.rs`.
+//! A failure prints the smallest body that shows it. Put that body into `batch_examples.rs`; nothing else is written.
 
 mod generate;
 mod oracle;

@@ -1,4 +1,4 @@
-//! What the scripts decide for many ids at once is what they would decide for one after the other.
+//! The scripts decide for many ids at once as they would for one id after the other.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -155,7 +155,7 @@ fn many_at_once_are_decided_as_one_after_the_other() {
 }
 
 /// Scripts don't roll back. One that may not write the outbox, or not the SET, ends in its middle: no id may then be
-/// pending without a token, for nobody would ever publish it.
+/// pending without a token: no relay would ever publish it.
 #[tokio::test]
 async fn a_claim_that_ends_half_way_leaves_nothing_without_its_token() {
     let redis = RedisServer::start().await;

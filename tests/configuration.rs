@@ -1,4 +1,4 @@
-//! Layers, their order, and complaints that say where the mistake is; through the binary.
+//! The binary reads its configuration in layers, and each complaint says where the mistake is.
 
 mod errors;
 mod example;

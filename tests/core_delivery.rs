@@ -1,4 +1,4 @@
-//! `nats.delivery = "core"`: for servers without `JetStream`; an event reaches whoever is subscribed.
+//! `nats.delivery = "core"`, for servers without `JetStream`: an event reaches those who are subscribed.
 
 use futures_util::StreamExt;
 

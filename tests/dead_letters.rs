@@ -1,4 +1,4 @@
-//! What can never be processed is kept for a person to look at, within limits, and never for a 503.
+//! What can never be processed becomes a dead letter, within limits. A 503 never does: its sender tries again.
 
 use serde_json::Value;
 

@@ -1,4 +1,4 @@
-//! A sender that hangs up can't stop half-way what it started.
+//! A request that has begun to claim is finished, also when its sender hangs up.
 
 use std::collections::{BTreeMap, BTreeSet};
 

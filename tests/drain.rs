@@ -1,4 +1,4 @@
-//! SIGTERM: whoever still comes is answered, and nothing in flight is lost.
+//! After SIGTERM new requests are answered, and nothing in flight is lost.
 
 use std::{
     io::ErrorKind,
@@ -15,7 +15,7 @@ use crate::support::{
 const LEAVING: &str = "still serving";
 const REFUSING: &str = "finishing what is in flight";
 
-/// Sends one batch after the other, each on a connection of its own, until nobody listens any more.
+/// Sends one batch after the other, each on a connection of its own, until the port is closed.
 async fn send_until_gone(gate: &Gate, sender: usize, signalled: &AtomicBool, taken: &AtomicUsize) -> Vec<String> {
     let mut delivered = Vec::new();
     for number in 0.. {
@@ -90,7 +90,7 @@ async fn what_is_in_flight_is_finished_and_what_comes_is_told_to_come_back() {
     assert_eq!(world.redis.pending(PENDING).await.into_iter().collect::<Vec<_>>(), ["a"]);
 }
 
-/// The only place is taken, and stays taken: whoever waits for it is refused, with nothing of it done.
+/// The only permit stays taken: a request that waits for it is refused, and claims nothing.
 #[tokio::test]
 async fn who_waits_for_a_place_is_told_to_come_back() {
     let world = World::start().await;
@@ -98,7 +98,7 @@ async fn who_waits_for_a_place_is_told_to_come_back() {
     world.nats.freeze();
     let mut in_flight = gate.busy_with(&post_and_stay(PATH, batch(["a"]).as_bytes())).await;
     let mut waiting = gate.send(&post_and_stay(PATH, batch(["b"]).as_bytes())).await;
-    // Somebody who came later has been answered: so it was read.
+    // A later request has been answered, so this one has been read.
     assert_eq!(gate.exchange(&post_and_stay("/elsewhere", b"[]")).await.status, 404);
 
     gate.signal("TERM");

@@ -1,5 +1,5 @@
 //! What hostile requests cost, on the real binary: memory and CPU of crafted bodies against an ordinary one, and the
-//! time of honest requests beside 2,000 connections that dawdle. `tests/edge/run` builds it as a release is built.
+//! time of honest requests beside 2,000 connections that dawdle. `tests/edge/run` builds it like a release.
 //!
 //! Every figure is a ratio to one that is measured at the same time on the same machine.
 

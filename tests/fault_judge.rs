@@ -1,4 +1,4 @@
-//! The judge of the fault suite can say no: a table of histories, and what it has to make of each.
+//! The judge of the fault suite finds lost events: a table of histories, and the verdict on each.
 
 #[allow(dead_code, reason = "faults.rs uses the rest")]
 #[path = "faults/judge.rs"]

@@ -51,6 +51,7 @@ const LIMIT: Duration = Duration::from_secs(240);
 const JOBS: usize = 3;
 
 /// A scenario by its name.
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag of the scenario! macro")]
 pub(crate) struct Scenario {
     name: &'static str,
     /// Part of `--quick`.

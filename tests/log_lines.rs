@@ -1,4 +1,4 @@
-//! What operators watch for stays word for word; what senders write about people never gets into the log.
+//! Lines that operators search for stay as they are, and nothing of a record but its id gets into the log.
 
 use serde_json::Value;
 
@@ -128,7 +128,7 @@ async fn one_event_is_one_line_of_text_too() {
     assert!(gate.log().await.iter().all(|line| line.starts_with("20")), "each line begins with a time:\n{log}");
 }
 
-/// Stands for what nobody may read in a log.
+/// Personal data that must not appear in a log.
 const MARKER: &str = "GEHEIM-Mustermann";
 
 #[tokio::test]

@@ -1,4 +1,4 @@
-//! The job of the step that hookgate replaces (its document's whole example), and what follows from it.
+//! The job of the step that hookgate replaces: the whole example of its document, and what follows from it.
 
 use std::collections::{BTreeMap, BTreeSet};
 

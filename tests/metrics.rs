@@ -1,4 +1,4 @@
-//! `/metrics`: every series from the start, and after known loads exactly the numbers that were sent.
+//! `/metrics` has every series from the start, and counts known loads exactly.
 
 mod limits;
 mod samples;
@@ -10,7 +10,7 @@ use crate::support::{Connection, Gate, OUTBOX, PATH, PENDING, World, batch, even
 const ROUTE: &str = "vmh/beteiligte/create";
 const OTHER: &str = "_other";
 
-/// Two routes, one of them the one of the other tests.
+/// The route of the other tests, and another one.
 const TWO_ROUTES: &str = r#"
 [[routes]]
 flow = "vmh"

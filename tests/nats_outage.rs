@@ -1,4 +1,4 @@
-//! NATS refuses, hangs, comes back: an id stays claimed, and its event gets into the stream once.
+//! While NATS is down or hangs, an id stays claimed; its event gets into the stream once.
 
 use std::{collections::BTreeSet, time::Duration};
 
@@ -105,7 +105,7 @@ async fn one_id_without_acknowledgement_is_503_for_the_whole_batch() {
     assert_eq!(ids, ["done", "new"]);
 }
 
-/// As where something between the two goes wrong that nobody is told of: the connection is well, and all that is
+/// As when something between the two drops packets silently: the connection is well, and all that is
 /// published stays without an answer.
 #[tokio::test]
 async fn where_nothing_is_answered_for_long_a_new_connection_is_tried() {

@@ -1,4 +1,4 @@
-//! `hookgate outbox`: what NATS has not acknowledged, and how it gets there.
+//! `hookgate outbox` lists what NATS has not acknowledged, and publishes it.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -72,7 +72,7 @@ async fn what_nats_refuses_is_said_beside_a_running_replica() {
     let said = gate.wait_log("NATS refuses events of the outbox").await;
     assert!(said.contains("maximum messages exceeded") && said.contains("\"failed\":2"), "{said}");
 
-    // The replica has the lease now: whoever is asked for it in person does it all the same.
+    // A replica holds the lease now; the command publishes all the same.
     let ran = run(&world.settings(), &["outbox", "relay"]);
     let (said, complaint) = (&ran.printed, &ran.remarks);
     assert_eq!(ran.code, Some(1), "{said}{complaint}");
@@ -107,7 +107,7 @@ async fn a_foreign_entry_is_named_and_holds_up_nobody() {
     assert_eq!(world.redis.outbox(OUTBOX).await, BTreeMap::from([("x".into(), "y".into())]));
 }
 
-/// Whatever others write into an outbox: it is named, it stands in nobody's way, and a webhook takes its id over.
+/// A foreign entry in an outbox is named in the log, blocks no other entry, and a webhook takes its id over.
 #[tokio::test]
 async fn entries_of_every_foreign_kind_hold_up_nobody() {
     let mut world = left_behind().await;

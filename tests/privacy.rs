@@ -1,5 +1,5 @@
-//! Nothing of a record but its id leaves hookgate, at any level, whatever happens to the request: marked data goes
-//! through every path, and then everything that came out is searched for it. Dead letters alone hold what was sent.
+//! Nothing of a record but its id leaves hookgate, at any log level. Marked data goes through every path; then all output
+//! is searched for it. Only dead letters hold what was sent.
 
 use crate::support::{Collector, Gate, PATH, World, eventually, post};
 
@@ -32,14 +32,14 @@ fn body(id: &str) -> String {
     format!("[{}]", record(id))
 }
 
-/// With the mark in every place of a request that is none of hookgate's business.
+/// A request with the mark in every place that hookgate must not repeat.
 fn marked(path: &str, body: &str) -> Vec<u8> {
     let request = String::from_utf8(post(path, body.as_bytes())).expect("it is text");
     let lines = format!("\r\nUser-Agent: {MARK}\r\nCookie: name={MARK}\r\ntraceparent: {MARK}\r\nX-{MARK}: {MARK}\r\n");
     request.replacen("\r\n", &lines, 1).into_bytes()
 }
 
-/// Bodies with what each has to be answered while all is well.
+/// Bodies, and the status of each while Redis and NATS are up.
 fn requests() -> Vec<(&'static str, String, u16)> {
     vec![
         ("a record", body("\"a\""), 200),

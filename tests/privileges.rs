@@ -1,5 +1,4 @@
-//! What hookgate may do in the stores, as `k8s/privileges` says: enough for its whole job, and with any one
-//! permission less something certain fails.
+//! The permissions in `k8s/privileges` are enough for hookgate's whole job, and each of them is needed.
 
 mod files;
 mod job;

@@ -1,4 +1,4 @@
-//! The examples of README and docs do what they say, and their links lead somewhere.
+//! The examples in README and docs work, and their links have a target.
 
 use std::{
     fs,

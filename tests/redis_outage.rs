@@ -1,4 +1,4 @@
-//! Redis refuses, hangs, comes back: every answer is in time, and nothing has to be restarted.
+//! While Redis is down or hangs, every answer is in time; when it is back, nothing has to be restarted.
 
 use std::{collections::BTreeSet, time::Duration};
 
@@ -162,7 +162,7 @@ async fn with_both_stores_down_the_sender_comes_back() {
     assert_eq!(ids(&world.nats.events().await).iter().filter(|id| *id == "a").count(), 1);
 }
 
-/// A key that somebody else has written costs its own route, and no other.
+/// A key of the wrong type disables its own route and no other.
 #[tokio::test]
 async fn a_key_of_another_kind_is_about_one_route() {
     let world = World::start().await;

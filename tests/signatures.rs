@@ -1,5 +1,5 @@
-//! Nobody without the secret gets an event in. What the schemes' own documents give as examples, then the real
-//! binary: bad signatures one by one, rotation through the files of a secret mount, and what an operator is told.
+//! Only a sender with the secret gets an event in: the examples of each scheme's documents, bad signatures against the
+//! real binary, rotation through the files of a secret mount, and what an operator is told.
 
 use std::{
     fs,

@@ -1,4 +1,4 @@
-//! Clients that do too little: each is left in its time, and nobody else waits for them.
+//! A client that sends or reads too slowly is disconnected in time, and delays no other.
 
 use std::time::{Duration, Instant};
 
@@ -55,7 +55,7 @@ async fn slow_bodies_take_no_place() {
     }
 }
 
-/// Large bodies that never end, for which nobody needs a secret, leave room for what is small.
+/// Large bodies that never end leave room for small ones. Sending them needs no secret.
 #[tokio::test]
 async fn large_bodies_that_do_not_come_take_a_part_of_the_memory() {
     const LARGE: usize = 1 << 20;
@@ -86,7 +86,7 @@ async fn large_bodies_that_do_not_come_take_a_part_of_the_memory() {
     }
 }
 
-/// Small ones that never end, as many as there is memory for: whoever is slow goes as soon as others wait.
+/// Small bodies that never end fill the budget: the slow ones are dropped as soon as others wait.
 #[tokio::test]
 async fn slow_bodies_that_hold_all_memory_make_room() {
     const EACH: usize = 60_000;
@@ -96,7 +96,7 @@ async fn slow_bodies_that_hold_all_memory_make_room() {
     let head = format!("POST {PATH} HTTP/1.1\r\nHost: x\r\nContent-Length: {EACH}\r\n\r\n");
     let begun = [head.as_bytes(), &b" ".repeat(EACH - 1)].concat();
     let mut slow = Vec::new();
-    // Seven eighths are for those of whom nobody knows who they are.
+    // Requests that are not authenticated yet share seven eighths of the budget.
     for _ in 0..limit / 8 * 7 / EACH {
         let mut connection = Connection::open(gate.address()).await.expect("hookgate listens");
         connection.send(&begun).await.expect("hookgate reads");
@@ -112,7 +112,7 @@ async fn slow_bodies_that_hold_all_memory_make_room() {
     }
     let mut finished = 0;
     for mut connection in slow {
-        // Those that nobody had to wait for were not sent away.
+        // Slow bodies that delayed no other request were kept.
         let _gone = connection.send(b" ").await;
         match connection.answer().await.expect("hookgate answers").error() {
             (400, error) if error == "body_empty" => finished += 1,

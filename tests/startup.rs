@@ -1,6 +1,13 @@
-//! The process starts whatever is missing, says what, and becomes ready when it is there.
+//! The process starts without Redis or NATS, names what is missing, and becomes ready when it is there.
 
-use crate::support::{Gate, NatsServer, RedisServer, World, batch};
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering},
+};
+
+use tokio::{io::AsyncWriteExt, net::TcpListener, task::JoinSet};
+
+use crate::support::{Gate, NatsServer, RedisServer, World, batch, eventually};
 
 async fn assert_waiting(gate: &Gate) {
     assert_eq!(gate.probe("/livez").await.status, 200);
@@ -16,6 +23,8 @@ async fn it_starts_without_redis_and_says_so() {
     let gate = world.gate_unready("").await;
     gate.wait_store("nats", "up").await;
     gate.wait_store("redis", "unreachable").await;
+    let line = gate.wait_log("nothing listens on 127.0.0.1:").await;
+    assert!(line.contains("is Redis running there? (redis.url)"), "{line}");
     assert_waiting(&gate).await;
 
     world.redis.start_again().await;
@@ -31,6 +40,8 @@ async fn it_starts_without_nats_and_says_so() {
     let gate = world.gate_unready("server.request_deadline = \"1s\"").await;
     gate.wait_store("redis", "up").await;
     gate.wait_store("nats", "unreachable").await;
+    let line = gate.wait_log("nothing listens on nats://127.0.0.1:").await;
+    assert!(line.contains("is NATS running there? (nats.url)"), "{line}");
     assert_waiting(&gate).await;
     assert_eq!(gate.post(batch(["a"])).await.error(), (503, "not_published".into()));
 
@@ -118,8 +129,36 @@ async fn no_password_where_redis_wants_one_is_named_too() {
     let world = World { redis, nats };
     let gate = world.gate_unready("").await;
     let problem = gate.wait_store("redis", "refused").await;
-    assert!(problem.contains("redis.password_file"), "{problem}");
+    assert!(problem.contains("requires a password: set redis.password_file"), "{problem}");
     assert_waiting(&gate).await;
+}
+
+/// As Redis does it, which listens to nobody then: the client library mostly sees its own write fail.
+#[tokio::test]
+async fn a_redis_in_protected_mode_is_named_once() {
+    let nats = NatsServer::start().await;
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port is free");
+    let address = listener.local_addr().expect("it has an address");
+    let turned_away = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&turned_away);
+    let mut ends_with_the_test = JoinSet::new();
+    ends_with_the_test.spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let _gone = stream
+                .write_all(b"-DENIED Redis is running in protected mode because protected mode is enabled\r\n")
+                .await;
+            count.fetch_add(1, Ordering::Relaxed);
+        }
+    });
+    let settings = format!("nats.url = \"{}\"\nredis.url = \"redis://{address}\"", nats.url());
+    let mut gate = Gate::start(&settings, "").await;
+    let problem = gate.wait_store("redis", "refused").await;
+    assert!(problem.contains("is in protected mode") && problem.contains("protected-mode no"), "{problem}");
+    eventually("many connections are turned away", async || (turned_away.load(Ordering::Relaxed) > 20).then_some(()))
+        .await;
+    let log = gate.log().await;
+    let said: Vec<_> = log.iter().filter(|line| line.contains("\"redis\"") && line.contains("reason")).collect();
+    assert_eq!(said.len(), 1, "{said:?}");
 }
 
 /// Debian's Redis does not know WAITAOF; without an append-only file no Redis carries it out.
@@ -141,14 +180,19 @@ async fn a_wrong_password_of_nats_keeps_it_unready_and_names_the_setting() {
     let (redis, nats) = tokio::join!(RedisServer::start(), NatsServer::with_user("gate", "right"));
     let world = World { redis, nats };
     let password = secret("mistaken");
-    let mut gate =
-        world.gate_unready(&format!("nats.user = \"gate\"\nnats.password_file = {:?}", password.path())).await;
+    let login = format!("nats.user = \"gate\"\nnats.password_file = {:?}", password.path());
+    let mut gate = world.gate_unready(&format!("server.request_deadline = \"2s\"\n{login}")).await;
     let problem = gate.wait_store("nats", "refused").await;
     assert!(problem.contains("nats.password_file"), "{problem}");
     let line = gate.wait_log("nats.password_file").await;
     assert!(line.contains("ERROR"), "{line}");
     assert_waiting(&gate).await;
-    assert!(!gate.log().await.concat().contains("mistaken"), "the password is in the log");
+    // A request waits while it tries again and again.
+    assert_eq!(gate.post(batch(["waits"])).await.status, 503);
+    let log = gate.log().await;
+    assert!(!log.concat().contains("mistaken"), "the password is in the log");
+    let said: Vec<_> = log.iter().filter(|line| line.contains("ERROR")).collect();
+    assert_eq!(said.len(), 1, "{said:?}");
 
     let password = secret("right");
     let gate = world.gate(&format!("nats.user = \"gate\"\nnats.password_file = {:?}", password.path())).await;

@@ -162,7 +162,7 @@ async fn an_answer_that_comes_early_reaches_a_sender_that_is_still_sending() {
     assert_eq!(gate.post(&body).await.error(), (413, "body_too_large".into()));
     assert_eq!(gate.post_to("/elsewhere", &body).await.error(), (404, "unknown_path".into()));
 
-    // Whoever never stops sending is left.
+    // A sender that never stops is disconnected.
     let mut endless = Connection::open(gate.address()).await.expect("hookgate listens");
     let head = format!("POST {PATH} HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n", u64::MAX >> 1);
     endless.send(head.as_bytes()).await.expect("hookgate reads");
@@ -183,7 +183,7 @@ async fn too_many_requests_at_once_are_503() {
     assert_eq!(gate.deliver(batch(["b"])).await.counts(), (1, 1), "its place is free again");
 }
 
-/// EspoCRM has few attempts, and thousands that are sent away at once come back at once.
+/// EspoCRM has few attempts, and thousands that are refused at once come back at once.
 #[tokio::test]
 async fn requests_that_find_no_place_wait_for_one() {
     let world = World::start().await;
@@ -200,7 +200,7 @@ async fn requests_that_find_no_place_wait_for_one() {
     }
 }
 
-/// Else a client that keeps its connections, such as an ingress, sends the next webhook where nobody reads.
+/// Otherwise a client that keeps connections, such as an ingress, sends its next webhook where nobody reads.
 #[tokio::test]
 async fn an_answer_before_the_end_of_the_body_says_that_the_connection_ends() {
     let world = World::start().await;

@@ -1,4 +1,4 @@
-//! One contract for every store of pending ids, shown through delivery on a real broker.
+//! Every store of pending ids keeps one contract, shown through delivery on a real broker.
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
@@ -97,7 +97,7 @@ impl Bench {
     }
 }
 
-/// The contract. `release` is what a consumer does when it is through with an id.
+/// The contract. `release` is what a consumer does after it has processed an id.
 async fn keeps_the_contract(store: Arc<dyn PendingStore>, release: impl AsyncFn(&Route, &str)) {
     let mut bench = Bench::around(store).await;
 

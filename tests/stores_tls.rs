@@ -1,5 +1,5 @@
-//! Every way to reach the stores works from a webhook to its event, and each that does not says which setting to
-//! look at: in the log, in /readyz and in `doctor`. Against servers that are configured so.
+//! TLS and logins, against servers that require them. A good configuration carries a webhook to its event; a bad one names
+//! the setting to correct in the log, in /readyz and in `doctor`.
 
 use std::{path::Path, time::Duration};
 
@@ -224,8 +224,8 @@ async fn nats_that_wants_a_certificate() {
     refused(&world, "nats", &format!("{settings}{expired}"), &named).await;
 }
 
-/// Who is named is trusted and nobody else, also where the system can't be asked, as in an image from scratch; and
-/// where nobody is named, whom the system names.
+/// Authorities that are configured are the only ones trusted, also without a system store (an image from scratch). Without
+/// any, those of the system are.
 #[tokio::test]
 async fn whom_both_connections_trust() {
     let (ours, others) = (Authority::new(), Authority::new());

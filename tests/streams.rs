@@ -1,4 +1,4 @@
-//! Which stream the events get into: one that is there as it is, or one that hookgate makes.
+//! Events get into an existing stream, which hookgate leaves as it is, or into one that it makes.
 
 use std::{
     collections::BTreeSet,
@@ -182,7 +182,7 @@ async fn a_stream_that_was_deleted_is_made_again() {
     assert_eq!(world.nats.events().await.iter().map(Event::entity_id).collect::<Vec<_>>(), ["b"]);
 }
 
-/// Whoever subscribes can answer, also where nothing is stored.
+/// Any subscriber can answer, also where nothing is stored.
 #[tokio::test]
 async fn an_answer_that_is_no_streams_is_no_acknowledgement() {
     let world = World::start().await;
@@ -203,7 +203,7 @@ async fn an_answer_that_is_no_streams_is_no_acknowledgement() {
     assert_eq!(world.redis.outbox(OUTBOX).await.len(), 1, "it is still to be published");
 }
 
-/// A subscriber takes the place of the server's word that nobody is there.
+/// With a subscriber the server does not say that no stream listens.
 #[tokio::test]
 async fn a_stream_that_is_missing_is_made_again_though_somebody_listens() {
     let world = World::start().await;
@@ -300,7 +300,7 @@ fn fields_of(value: &Value, path: &str, fields: &mut BTreeSet<String>) {
     }
 }
 
-/// On a server that is newer than this list of settings, a field may come that nobody has thought about.
+/// A newer server may have settings that this list does not know.
 #[tokio::test]
 async fn each_field_of_a_stream_is_judged_or_listed_as_harmless() {
     let world = World::start().await;

@@ -1,4 +1,4 @@
-//! Spans, at a collector that speaks OTLP over HTTP: each of them, and how they hang together.
+//! Each span and its parent, as a collector gets them by OTLP over HTTP.
 
 use std::collections::BTreeMap;
 

@@ -1,6 +1,7 @@
 //! Reads a body: the outermost level by itself, each item by `serde_json`, and of each item only its id.
 //!
-//! Whatever grows with the body asks for its memory first.
+//! Whatever grows with the body asks for its memory first. The table of ids asks right after it grew: only then is its size
+//! known.
 
 use std::{
     borrow::Cow,
@@ -19,8 +20,6 @@ use super::{Batch, BatchError, MAX_REJECTED_PLACES, Reason, check_id, slice};
 const MIN_ROOM: usize = 16;
 /// Room of the first table: for the ids of a body as `EspoCRM` sends it, at most 50.
 const MIN_TABLE: usize = 56;
-/// Most bytes of a table that belong to no place in it.
-const TABLE_END: usize = 64;
 
 /// Reads a body of less than 4 GiB.
 pub(super) fn read<E>(
@@ -220,12 +219,11 @@ impl<'a, E, R: FnMut(usize) -> Result<(), E>> Reader<'a, R> {
 
     /// Makes the table twice as large. The old one goes first: everything that it holds is in the batch.
     fn grow_seen(&mut self) -> Result<(), Stop<E>> {
-        let room = (2 * self.seen.capacity()).max(MIN_TABLE);
-        let bytes = (8 * room).div_ceil(7).next_power_of_two() * (size_of::<u32>() + 1) + TABLE_END;
-        (self.reserve)(bytes.saturating_sub(self.seen.allocation_size())).map_err(Stop::Budget)?;
+        let (before, room) = (self.seen.allocation_size(), (2 * self.seen.capacity()).max(MIN_TABLE));
         self.seen = HashTable::new();
         self.seen = HashTable::with_capacity(room);
-        debug_assert!(self.seen.allocation_size() <= bytes, "the table takes what was asked for");
+        // Only the table itself knows its size. A refused one is dropped at once.
+        (self.reserve)(self.seen.allocation_size() - before).map_err(Stop::Budget)?;
         let Self { seen, hasher, batch: Batch { text, ends, .. }, .. } = self;
         let hash_at = |index: u32| hasher.hash_one(slice(text, ends, index as usize));
         for index in (0..).take(ends.len()) {

@@ -35,8 +35,8 @@ pub(super) async fn up(name: &str, mut contact: watch::Receiver<Contact>) -> any
             eprintln!("hookgate: {name} takes no writes now: {problem}");
             Ok(())
         }
-        Ok(Ok(other)) => bail!("{name}: {}", other.problem().unwrap_or_default()),
+        Ok(Ok(other)) => bail!("{}", other.problem().unwrap_or_default()),
         Ok(Err(_)) => bail!("{name}: the connection ended"),
-        Err(_elapsed) => bail!("{name}: {}", contact.borrow().problem().unwrap_or("no answer")),
+        Err(_elapsed) => bail!("{}", contact.borrow().problem().unwrap_or("no answer")),
     }
 }

@@ -50,11 +50,10 @@ impl RecentEvents {
         let at = SystemTime::now();
         let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         for id in ids.skip(count.saturating_sub(KEPT)) {
-            let mut text =
-                if kept.len() < KEPT { None } else { kept.pop_front() }.map_or_else(String::new, |old| old.id);
-            text.clear();
-            text.push_str(id);
-            kept.push_back(RecentEvent { at, route: Arc::clone(route), id: text, outcome });
+            if kept.len() == KEPT {
+                kept.pop_front();
+            }
+            kept.push_back(RecentEvent { at, route: Arc::clone(route), id: id.to_owned(), outcome });
         }
     }
 

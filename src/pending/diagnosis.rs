@@ -176,10 +176,7 @@ pub(super) fn no_writes(refusal: impl Display) -> Contact {
 pub(super) fn wants_another_connection(error: &RedisError) -> bool {
     error.is_io_error()
         || error.is_unrecoverable_error()
-        || matches!(
-            error.code(),
-            Some("READONLY" | "LOADING" | "MASTERDOWN" | "NOAUTH" | "WRONGPASS" | "NOPERM" | "ADDRESSES")
-        )
+        || matches!(error.code(), Some("READONLY" | "LOADING" | "MASTERDOWN" | "NOAUTH" | "WRONGPASS" | "NOPERM"))
 }
 
 #[cfg(test)]

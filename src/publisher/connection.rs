@@ -12,7 +12,10 @@ use tokio::{sync::watch, time::Instant};
 use tokio_util::task::TaskTracker;
 use tracing::{error, info, warn};
 
-use super::servers::{INBOX_PREFIX, News, Servers, is_denial};
+use super::{
+    diagnosis::{self, denied, is_denial},
+    servers::{INBOX_PREFIX, News, Servers},
+};
 use crate::{
     readiness::Contact,
     supervision::{supervise, survived},
@@ -179,19 +182,13 @@ fn apply(status: &watch::Sender<Status>, servers: &str, event: &Event) {
         }
         Event::ServerError(error) => warn!(%error, "NATS server reports an error"),
         Event::ClientError(ClientError::Other(text)) if text == "DNS error" => {
-            let reason = format!("no address is known of the host in {servers}; check nats.url and the DNS");
-            status.send_modify(|now| now.contact = Contact::Unreachable(reason));
+            status.send_modify(|now| now.contact = diagnosis::unknown_host(servers));
         }
         Event::SlowConsumer(_) => warn!("acknowledgements from NATS were dropped: more than the client can hold"),
         // Here only the kind of failure is known; the connector logs it in full before the next attempt.
         Event::ClientError(ClientError::Other(_)) | Event::LameDuckMode | Event::Draining => {}
         Event::ClientError(error) => warn!(%error, "NATS client reports an error"),
     }
-}
-
-/// How it is with servers that deny something.
-pub(super) fn denied(servers: &str, denial: &str) -> Contact {
-    Contact::Refused(format!("{servers}: {denial}: grant it; docs/permissions.md has all that hookgate needs"))
 }
 
 /// The denial of a subscription to our inbox, without what the server adds to it on some occasions.

@@ -10,12 +10,7 @@ use tokio::{
 };
 use tokio_util::task::TaskTracker;
 
-use super::{
-    address::Addresses,
-    connection::{self, Connection},
-    inbox::Inbox,
-    servers::Servers,
-};
+use super::{address::Addresses, connection::Connection, diagnosis, inbox::Inbox, servers::Servers};
 use crate::{
     delivery::{Ack, PublishError, Publisher},
     event::Event,
@@ -116,7 +111,7 @@ async fn follow(status: &mut watch::Receiver<super::connection::Status>, report:
     loop {
         let now = status.borrow_and_update().clone();
         report.set(match now.denial() {
-            Some(denial) if now.contact == Contact::Up => connection::denied(names, denial),
+            Some(denial) if now.contact == Contact::Up => diagnosis::denied(names, denial),
             _ => now.contact,
         });
         if status.changed().await.is_err() {

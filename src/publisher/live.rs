@@ -18,7 +18,7 @@ const CONFIRM_WITHIN: Duration = Duration::from_secs(5);
 #[derive(Debug, thiserror::Error)]
 pub enum LiveError {
     /// No connection.
-    #[error("NATS: {0}")]
+    #[error(transparent)]
     Connect(#[from] ConnectFailure),
     /// The client does not even ask.
     #[error("subscribe to {subject:?}: {problem}")]

@@ -9,18 +9,17 @@ use async_nats::{Client, ConnectOptions, Event, ServerError};
 use tokio::sync::watch;
 use url::Url;
 
-use super::login::Login;
-use crate::{
-    readiness::Contact,
-    redaction::without_credentials,
-    tls::{self, TlsFiles},
+use super::{
+    diagnosis::{self, is_denial},
+    login::Login,
 };
+use crate::{readiness::Contact, redaction::without_credentials, tls::TlsFiles};
 
 /// Prefix of the inboxes, below the usual `_INBOX`, so that both a general and a narrow permission fit.
 pub const INBOX_PREFIX: &str = "_INBOX.hookgate";
 
 /// How long a connection may take, the greeting included.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// Longest pause between two attempts to connect.
 const RECONNECT_PAUSE: Duration = Duration::from_millis(500);
 /// A frozen server is noticed after two of these without an answer.
@@ -143,41 +142,16 @@ impl Servers {
             }
             std::future::ready(())
         });
-        let failed = |error: async_nats::ConnectError| ConnectFailure(self.judge(&self.names(), &error.to_string()));
+        let failed = |error: async_nats::ConnectError| {
+            ConnectFailure(diagnosis::diagnose(&self.names(), &error.to_string(), &self.login))
+        };
         options.connect(self.addresses.as_slice()).await.map(|client| (client, denied)).map_err(failed)
-    }
-
-    /// What a failed attempt to connect says of a server, whose words these are.
-    fn judge(&self, server: &str, error: &str) -> Contact {
-        let server = server.trim_end_matches('/');
-        let said = error.strip_prefix("IO error: ").unwrap_or(error);
-        if is_refusal(error) {
-            let said = said.rsplit(": ").next().unwrap_or(said);
-            return Contact::Refused(format!("{server} does not let hookgate in ({said}): {}", self.login.advice()));
-        }
-        if let Some(advice) = tls::advice("nats", error) {
-            return Contact::Refused(format!("connect to {server}: {said}; {advice}"));
-        }
-        Contact::Unreachable(match said {
-            _ if said.starts_with("Connection refused") => {
-                format!("nothing listens on {server}; is NATS running there? (nats.url)")
-            }
-            "DNS error" => format!("no address is known of the host in {server}; check nats.url and the DNS"),
-            "timed out" => format!(
-                "no answer from {server} within {CONNECT_TIMEOUT:?}; is it NATS that listens there, and does it work?"
-            ),
-            _ if said.starts_with("expected INFO") => {
-                format!("what answers on {server} is not NATS; check the port in nats.url")
-            }
-            _ => format!("connect to {server}: {said}"),
-        })
     }
 
     /// What the last attempts say of all servers: those that refuse have more to say than those that are away.
     pub(super) fn judge_all(&self, failed: &[async_nats::Server]) -> Option<Contact> {
         let each = failed.iter().filter_map(|server| {
-            let address = server.addr.as_url_str().trim_end_matches('/');
-            Some(self.judge(address, server.last_error.as_deref()?))
+            Some(diagnosis::diagnose(server.addr.as_url_str(), server.last_error.as_deref()?, &self.login))
         });
         let (refusing, away): (Vec<_>, Vec<_>) = each.partition(|contact| matches!(contact, Contact::Refused(_)));
         let words = |contacts: &[Contact]| {
@@ -225,14 +199,4 @@ impl News {
         };
         servers.extract_if(.., failed).collect()
     }
-}
-
-fn is_refusal(text: &str) -> bool {
-    let text = text.to_ascii_lowercase();
-    ["authorization", "authentication", "failed signing nonce"].iter().any(|words| text.contains(words))
-}
-
-/// Whether an error of the server is a permission that it denies.
-pub(super) fn is_denial(text: &str) -> bool {
-    text.to_ascii_lowercase().starts_with("permissions violation")
 }

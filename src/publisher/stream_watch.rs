@@ -14,7 +14,8 @@ use tracing::{error, info, warn};
 
 use super::{
     api::Api,
-    connection::{self, Connection},
+    connection::Connection,
+    diagnosis,
     stream::{self, StreamSettings, Survey},
 };
 use crate::{
@@ -103,7 +104,7 @@ impl StreamWatch {
         let denial = self.connection.status.borrow().denial().map(str::to_owned);
         match (found, denial) {
             (Ok(_), None) => (Contact::Up, WATCH_PAUSE),
-            (_, Some(denial)) => (connection::denied(&self.names, &denial), RETRY_PAUSE),
+            (_, Some(denial)) => (diagnosis::denied(&self.names, &denial), RETRY_PAUSE),
             (Err(error), None) => {
                 let problem = format!("{}: {error}", self.names);
                 let contact =

@@ -1,10 +1,9 @@
 //! One JSON object a line: time, level, the fields of the event, and where it comes from.
 //!
-//! Written straight into memory that is used again. What comes with the subscriber collects the fields in a map first
-//! and takes the date apart for every line, which made two lines the dearest part of a request (`bench/NOTES.md`).
+//! Each field is written straight into the line. The subscriber's own JSON collects the fields in a map first, which made
+//! two lines the dearest part of a request (`bench/NOTES.md`).
 
 use std::{
-    cell::Cell,
     fmt::{self, Write as _},
     time::SystemTime,
 };
@@ -18,28 +17,17 @@ use tracing_subscriber::{Layer, layer::Context};
 use super::lines::Lines;
 use crate::rfc3339;
 
-/// Most bytes that are kept for the next line.
-const ROOM: usize = 4096;
-
-thread_local! {
-    /// Buffer for the lines of this thread. It is empty for a line that is logged while another is being written.
-    static LINE: Cell<String> = const { Cell::new(String::new()) };
-}
+/// Capacity of a new line: most fit without growing.
+const LINE: usize = 512;
 
 /// Writes every event as a line.
 pub(super) struct Json(pub(super) Lines);
 
 impl<S: Subscriber> Layer<S> for Json {
     fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
-        // A thread at its end has none any more.
-        let mut line = LINE.try_with(Cell::take).unwrap_or_default();
-        line.clear();
-        // What can't show itself is left out.
+        let mut line = String::with_capacity(LINE);
         write_line(&mut line, event);
         self.0.take(line.as_bytes(), *event.metadata().level() == Level::ERROR);
-        if line.capacity() <= ROOM {
-            let _at_its_end = LINE.try_with(|kept| kept.set(line));
-        }
     }
 }
 
@@ -56,17 +44,17 @@ fn write_line(line: &mut String, event: &Event<'_>) {
     line.push_str("}\n");
 }
 
-/// Writes the fields of an event behind what stands there.
+/// Appends the fields of an event to the line.
 struct Fields<'a> {
     line: &'a mut String,
 }
 
 impl Fields<'_> {
-    /// The name of a field, and the line in which its value comes next.
+    /// Appends the name of a field. Returns the line, for its value.
     fn field(&mut self, field: &Field) -> &mut String {
         let line = &mut *self.line;
         line.push(',');
-        // As the macros have it: `r#type` is named so because the language has that word too.
+        // The macros write a field that is a keyword as `r#type`.
         write_text(line, field.name().strip_prefix("r#").unwrap_or(field.name()));
         line.push(':');
         line
@@ -75,7 +63,7 @@ impl Fields<'_> {
 
 impl Visit for Fields<'_> {
     fn record_f64(&mut self, field: &Field, value: f64) {
-        // JSON knows no infinity.
+        // Infinities and NaN become null.
         let value = serde_json::to_string(&value).unwrap_or_default();
         self.field(field).push_str(&value);
     }
@@ -98,7 +86,7 @@ impl Visit for Fields<'_> {
 
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
         write_quoted(self.field(field), |line| {
-            // Nothing but the value itself can fail, and then it is cut where it does.
+            // Only the value itself can fail. Then it is cut there.
             let _cut = write!(line, "{value:?}");
         });
     }
@@ -122,16 +110,9 @@ fn write_quoted(line: &mut String, write: impl FnOnce(&mut String)) {
     }
 }
 
-/// Whether JSON has the text as it stands. Eight bytes at once, for most texts are short.
+/// Whether the text needs no escapes in JSON. `fold` looks at every byte, so it becomes vector instructions; `any` does not.
 fn is_plain(text: &str) -> bool {
-    const ONES: u64 = u64::MAX / 255;
-    // Each is not zero if there is such a byte among the eight.
-    let less = |eight: u64, than: u8| eight.wrapping_sub(ONES * u64::from(than)) & !eight & (ONES << 7);
-    let equal = |eight: u64, to: u8| less(eight ^ (ONES * u64::from(to)), 1);
-    let (eights, rest) = text.as_bytes().as_chunks();
-    let special = |eight: u64| less(eight, b' ') | equal(eight, b'"') | equal(eight, b'\\');
-    eights.iter().all(|eight| special(u64::from_ne_bytes(*eight)) == 0)
-        && !rest.iter().any(|byte| matches!(byte, 0..b' ' | b'"' | b'\\'))
+    !text.bytes().fold(false, |escaped, byte| escaped | matches!(byte, 0..b' ' | b'"' | b'\\'))
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! What the contract says of a body (section 1), worked out with `serde_json` by another way than the reader's.
+//! The contract's rules for a body, computed with `serde_json` and independently of the reader.
 //!
 //! The document is judged as a whole and then taken apart into lists of raw members; ids and keys are decoded
 //! as bytes, where half of a surrogate pair shows as bytes that are no UTF-8; ids are compared one by one.
@@ -80,7 +80,7 @@ pub(crate) fn observed(body: &[u8]) -> Outcome {
 }
 
 /// The same with one name for everything that is wrong with the text of an id: in a damaged id several things
-/// are, and which one is named is nobody's concern.
+/// are; the contract does not say which one is named.
 pub(crate) fn without_shades(outcome: Outcome) -> Outcome {
     let Outcome::Read { ids, rejected: exact } = outcome else { return outcome };
     let mut rejected = BTreeMap::new();

@@ -62,7 +62,7 @@ await check("NATS down, the outbox grows", async () => {
   for (const prefix of ["b", "c", "d"]) assert.equal(await defaults.post("akte/delete", ids(prefix, 4)), 503);
   await until("the outbox is counted", async () => (await defaults.status()).routes[0].outbox.entries === 12);
   await look("nats-down", defaults, {
-    says: "NATS is unreachable.", level: "bad", next: /The card of NATS below says why\. hookgate doctor checks again/,
+    says: "NATS is unreachable.", level: "bad", next: /^What to do: nothing listens on nats:.*; is NATS running there\? \(nats\.url\)\. hookgate doctor checks again/,
     more: /this instance answers 503 \(nats\.on_unavailable is “reject”\).*12 events wait in the outbox/,
     asks: async page => {
       await coloured("#webhooks .answers span", "is-warn", "503 × 3")(page);
@@ -86,7 +86,7 @@ await check("Redis down", async () => {
   await until("NATS is back", async () => (await defaults.status()).nats.state === "up");
   assert.equal(await defaults.post("akte/delete", ids("e", 3)), 200);
   await look("redis-down", defaults, {
-    says: "Redis is unreachable.", level: "bad", next: /The card of Redis below says why/,
+    says: "Redis is unreachable.", level: "bad", next: /^What to do: nothing listens on 127.*; is Redis running there\? \(redis\.url\)\. hookgate doctor checks again/,
     more: /publishes events without deduplication \(redis\.on_unavailable is “publish”\)/,
     asks: coloured("#webhooks small", "is-warn", "3 went out without deduplication"),
   });

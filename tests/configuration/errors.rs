@@ -1,5 +1,5 @@
-//! Each mistake is answered by exit code 2, nothing on standard output, and one line that names source, key and
-//! value and says what is wrong and what is allowed.
+//! Each mistake ends with exit code 2, nothing on standard output, and one line: source, key, value, what is wrong, and what
+//! is allowed.
 
 use super::Trial;
 

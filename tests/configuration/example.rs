@@ -1,4 +1,4 @@
-//! config/example.toml has all the keys that hookgate knows, and each changes what it says and nothing else.
+//! config/example.toml has every key that hookgate knows, and each key changes its own setting only.
 
 use std::collections::BTreeSet;
 

@@ -1,4 +1,4 @@
-//! Which layer wins, how a variable is read, and what becomes of a value.
+//! Which layer wins, how a variable is read, and the resulting values.
 
 use std::time::Duration;
 

@@ -160,7 +160,7 @@ fn completions_and_manual_page_name_the_commands() {
     assert!(page.contains(".TH hookgate 1") && page.contains("dead") && page.contains("doctor"), "{page}");
 }
 
-/// Whoever runs it from a script has nobody who could be asked.
+/// A script can't answer a question.
 #[test]
 fn what_can_not_be_undone_needs_yes_where_nobody_can_be_asked() {
     let trial = Trial::new(&[]);

@@ -1,4 +1,4 @@
-//! No secret is printed, whatever is right or wrong with it.
+//! No secret is printed, neither a good one nor a bad one.
 
 use super::Trial;
 
@@ -132,7 +132,7 @@ fn there_is_one_way_to_log_in() {
     }
 }
 
-/// Whoever prints the settings to look for a mistake prints none of these.
+/// Printing settings while debugging prints no secret.
 #[test]
 fn debug_output_holds_no_secret() {
     use hookgate::settings::{AuthSecrets, Layers, Settings};

@@ -1,4 +1,4 @@
-//! Bodies of one size: ordinary ones, and ones that are made to cost more.
+//! Bodies of one size: ordinary ones, and ones crafted to cost more.
 
 use std::fmt::Write;
 

@@ -1,4 +1,4 @@
-//! Honest requests beside connections that dawdle: half a head or half a body each, and a byte now and then.
+//! Honest requests beside slow connections: each sends half a head or half a body, and a byte now and then.
 
 use std::time::{Duration, Instant};
 

@@ -1,4 +1,4 @@
-//! What a signature costs that is not good: the same for a webhook id that a route knows and for one that it does not.
+//! A bad signature costs the same CPU for a webhook id that the route knows and for one that it does not.
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 

@@ -221,8 +221,7 @@ pub(crate) fn older_binary() -> &'static Path {
     })
 }
 
-/// What a route left in its outbox before it was taken out of the configuration goes where it would have
-/// gone then.
+/// Entries of a route that was removed from the configuration go to the subject that it had.
 async fn removed_route_is_drained() -> Report {
     let mut rig = Rig::start(0, "").await;
     let kept = "[[routes]]\nflow = \"vmh\"\nentity = \"beteiligte\"\naction = \"create\"\n";

@@ -1,7 +1,6 @@
-//! The clock of hookgate's machine is set back and forward: only what is told to people may follow it.
+//! The wall clock of hookgate's machine is set back and forward. Only times shown to people may follow it.
 //!
-//! libfaketime stands between hookgate and the clock of the day; the monotonic clock, which time-outs, ages
-//! and leases rest on, stays as it is, as when a machine's time is set.
+//! libfaketime changes the wall clock. Time-outs, ages and leases use the monotonic clock, which it leaves alone.
 
 use std::{
     collections::BTreeSet,
@@ -44,7 +43,7 @@ impl Clock {
         self.files.path().join("clock")
     }
 
-    /// So many seconds off, for everybody who has it.
+    /// Sets the offset in seconds for every process that uses it.
     fn set(&self, seconds: i64) {
         let next = self.files.path().join("next");
         std::fs::write(&next, format!("{seconds:+}\n")).expect("the folder is ours");

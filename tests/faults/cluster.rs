@@ -1,5 +1,5 @@
-//! A real cluster of three NATS servers with three copies of the stream: its leader dies, servers take leave,
-//! all of them are replaced one by one. Two of three are always there, and nothing may get lost or doubled.
+//! A cluster of three NATS servers and a stream with three replicas: the leader dies, servers enter lame-duck mode, all are
+//! replaced one by one. Two of three always run, so nothing may get lost or doubled.
 
 use async_nats::jetstream::{self, stream::Info};
 
@@ -134,7 +134,7 @@ async fn cluster_lame_duck() -> Report {
     report
 }
 
-/// As an upgrade goes: each server takes leave, comes back, and has caught up before the next one goes.
+/// Like an upgrade: each server enters lame-duck mode, restarts, and catches up before the next one.
 async fn cluster_rolling_restart() -> Report {
     let mut cluster = Cluster::start(3).await;
     let crm = cluster.rig.load(Load::default());

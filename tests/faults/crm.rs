@@ -1,9 +1,9 @@
-//! A model of EspoCRM's webhook queue: makes ids, sends them in batches, and decides by the answer as
-//! EspoCRM does. What it counts as accepted has to be in the stream.
+//! A model of EspoCRM's webhook queue. It makes ids, sends them in batches, and acts on each answer as EspoCRM does. What
+//! it counts as accepted has to be in the stream.
 //!
-//! Two things differ from the real one. Minutes are shortened to fractions of a second. And a refused
-//! connection is tried at the next replica at once, as the ingress does; a connection that is cut in
-//! the middle is not: the sender gets no answer (status 0) and comes back.
+//! Two things differ from the real one. Minutes are shortened to fractions of a second. A refused connection is tried at
+//! the next replica at once, as an ingress does; a connection cut in the middle is not: it counts as status 0, and the
+//! batch is sent again.
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -293,7 +293,7 @@ async fn work(shared: Arc<Shared>, worker: usize) {
     }
 }
 
-/// Makes the first record as long as it takes, in an attribute that hookgate skips.
+/// Pads the first record with an attribute that hookgate skips.
 fn padded(body: String, bytes: usize) -> String {
     let missing = bytes.saturating_sub(body.len());
     if missing == 0 { body } else { body.replacen('{', &format!("{{\"note\":\"{}\",", "x".repeat(missing)), 1) }
@@ -315,7 +315,7 @@ const fn decide(status: u16) -> Verdict {
 }
 
 /// Sends a batch to the next replica that takes connections; the status, 0 for a connection that was cut.
-/// Nothing if there is no replica, for which an ingress answers 503.
+/// `None` without a replica: an ingress would answer 503.
 async fn send(shared: &Shared, ids: &[String], body: &str) -> Option<u16> {
     let request = post(PATH, body.as_bytes());
     let replicas = lock(&shared.replicas).clone();

@@ -1,4 +1,4 @@
-//! A Redis whose machine can lose power: what was written and never synced is gone then.
+//! A Redis whose machine can lose power: what was written and not synced is then gone.
 
 use std::{
     collections::HashMap, ffi::OsString, fs::OpenOptions, os::unix::fs::MetadataExt, path::PathBuf, process::Command,

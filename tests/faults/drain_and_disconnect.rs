@@ -125,7 +125,7 @@ async fn hang_up(address: SocketAddr, id: &str, leaves: Leaves) {
     connection.send(&request[..until]).await.expect("hookgate reads");
 }
 
-/// Places are few, so that one that is not given back would show. Half of the senders come back.
+/// Permits are few, so that a leaked one shows. Half of the senders come back.
 async fn sender_hangs_up_in_mid_request() -> Report {
     let rig = Rig::start(1, "server.max_in_flight = 64\n").await;
     let crm = rig.load(Load::default());

@@ -1,5 +1,5 @@
-//! Behind a real ingress with the file that is shipped for it: two replicas are restarted, killed and frozen under load.
-//! nginx is Debian's. Envoy's scenarios are there only where `HOOKGATE_ENVOY` names its binary; `tests/envoy/run` does.
+//! Two replicas behind a real ingress, configured as shipped, are restarted, killed and frozen under load.
+//! nginx is Debian's. Envoy's scenarios exist only if `HOOKGATE_ENVOY` names its binary; `tests/envoy/run` sets it.
 
 use std::{net::SocketAddr, path::Path, process::Stdio, time::Duration};
 

@@ -33,7 +33,9 @@ async fn jetstream_on_other_servers() -> Report {
     let mut others = [first, second, third];
     eventually("the servers with JetStream have a leader", async || {
         let context = async_nats::jetstream::new(without.try_client().await?);
-        context.query_account().await.ok()
+        // Raw: servers before 2.10 leave out what this client wants to read.
+        let answer: serde_json::Value = context.request("INFO", &()).await.ok()?;
+        answer["error"].is_null().then_some(())
     })
     .await;
     let urls = others.iter().map(NatsServer::url).collect();

@@ -1,4 +1,4 @@
-//! The judge of the fault suite: has each accepted webhook its event? Pure; it knows no server.
+//! The judge of the fault suite: does each accepted webhook have its event? Pure; it knows no server.
 //!
 //! **Each accepted webhook has an event for its id, stored after its request was sent and at most [`IN_TIME`] after its
 //! answer or the end of the last fault, whichever is later, unless the id was pending all the while and the mode is

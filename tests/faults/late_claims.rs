@@ -1,5 +1,5 @@
-//! A claim that Redis carries out long after its answer was given up must not take an id whose event a consumer has
-//! already processed: nobody would ever release it again.
+//! A claim may reach Redis long after hookgate gave up on its answer. It must not take an id whose event a consumer has
+//! already processed: nobody would release that id again.
 
 use std::time::Duration;
 
@@ -140,7 +140,7 @@ impl Consumer {
     }
 }
 
-/// Once everything is processed that comes of what was sent (one event, and at most one too many), a new webhook for
+/// Once every resulting event is processed (one event, and at most one too many), a new webhook for
 /// the id gets an event.
 async fn verdict(rig: &Rig, mut consumer: Consumer, id: &str, at_most: usize) -> Report {
     rig.world.redis.settled(OUTBOX).await;

@@ -1,6 +1,6 @@
-//! NATS dies, hangs, comes back, or refuses: what it did not acknowledge stays claimed and gets there.
+//! NATS dies, hangs, comes back, or refuses. What it did not acknowledge stays claimed and is published later.
 //!
-//! Every attempt for a claim repeats its token, so that none of this may make a single duplicate.
+//! Every attempt for a claim repeats its token, so none of this may make a duplicate.
 
 use std::time::Duration;
 
@@ -219,8 +219,8 @@ async fn publish_permission_withdrawn() -> Report {
     permission_withdrawn("publish", "vmh.>").await
 }
 
-/// The server takes the subscription away that acknowledgements come through, says so once, and does not give it
-/// back with the permission. What it stored in between is acknowledged to nobody.
+/// The server revokes the subscription for acknowledgements, says so once, and does not restore it with the permission.
+/// Nobody gets the acknowledgement of what it stores in between.
 async fn inbox_permission_withdrawn() -> Report {
     permission_withdrawn("subscribe", "_INBOX.hookgate.>").await
 }

@@ -1,5 +1,4 @@
-//! Reads the stream throughout a scenario, over restarts, cuts and deletions of the stream, so that
-//! what was in it at any time counts.
+//! Reads the stream throughout a scenario, across restarts, cuts and deletions: an event counts if it was ever there.
 
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
@@ -131,7 +130,7 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 
 async fn follow(urls: Vec<String>, read: Arc<Mutex<Read>>, history: Arc<Mutex<History>>) {
     loop {
-        // Whatever goes wrong, a new connection goes on behind the last message.
+        // After any failure a new connection continues after the last message.
         let _trouble = tokio::time::timeout(Duration::from_secs(600), session(&urls, &read, &history)).await;
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
@@ -151,7 +150,7 @@ async fn session(urls: &[String], read: &Mutex<Read>, history: &Mutex<History>) 
                 read.incarnation = Some(created);
                 read.last_sequence = 0;
             }
-            // What nobody was told of may be gone with a kill.
+            // A kill can lose messages that were never acknowledged.
             read.last_sequence = read.last_sequence.min(stream.cached_info().state.last_sequence);
             read.last_sequence + 1
         };

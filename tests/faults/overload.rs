@@ -52,7 +52,7 @@ async fn redis_memory(rig: &Rig) -> usize {
     used.trim().parse().expect("it is a number")
 }
 
-/// Nobody can fill Redis through what is rejected, and what is good in the same body is published.
+/// Rejected items can't fill Redis, and the good items of the same body are published.
 async fn ten_thousand_rejected_items() -> Report {
     let (entries, bytes, item) = (1000, 256 << 10, 2000);
     let limits = format!(
@@ -172,7 +172,7 @@ async fn memory_of_1000_large_bodies() -> Report {
     report
 }
 
-/// With NATS frozen, requests fill the places; whoever comes then is told so quickly.
+/// With NATS frozen, requests take all permits; the next ones are refused quickly.
 async fn too_many_in_flight() -> Report {
     let rig = Rig::start(1, "server.max_in_flight = 8\n").await;
     let crm = rig.load(Load { workers: 4, ..Load::default() });
@@ -203,7 +203,7 @@ async fn too_many_in_flight() -> Report {
     report
 }
 
-/// While NATS hangs, the outbox takes what it may hold and not one entry more, whoever asks.
+/// While NATS hangs, the outbox fills up to its limit and not one entry more.
 async fn outbox_full() -> Report {
     let most = 50;
     let rig = Rig::start(2, &format!("outbox.max_entries = {most}\n")).await;

@@ -1,4 +1,4 @@
-//! hookgate itself dies: at any time, and at each named point of a delivery.
+//! hookgate dies at random times and at each named point of a delivery.
 
 use super::{
     crm::{Crm, Load},
@@ -155,7 +155,7 @@ async fn panic_in_accept() -> Report {
     panic_at("in_accept:1000").await
 }
 
-/// A bug costs what was being worked on, in a request or in a task that all requests need, and nothing after that.
+/// A panic costs the requests in progress, also in a task that all requests need, and nothing after that.
 async fn panic_at(point: &str) -> Report {
     // What is not claimed because of it would be published with another token each time.
     let mut rig = Rig::start(0, Policy::Reject.settings()).await;
@@ -188,7 +188,7 @@ async fn add_panicking(rig: &mut Rig, point: &str) {
     rig.gates.push(gate);
 }
 
-/// What a dead replica left makes the relay of the next one panic, which then drains it all the same.
+/// The relay panics over a dead replica's entries, restarts, and publishes them all the same.
 async fn panic_in_relay() -> Report {
     let mut rig = Rig::start(0, "").await;
     let crm = rig.load(Load::default());

@@ -1,8 +1,7 @@
-//! Redis dies, hangs, forgets, or refuses: nothing accepted rests on it, unless the settings say so.
+//! Redis dies, hangs, forgets, or refuses. Nothing accepted depends on it, unless the settings say so.
 //!
-//! While Redis is no help, `redis.on_unavailable = "reject"` makes no duplicates at all. The default,
-//! `publish`, makes at most one for each message that went out without a claim; hookgate's log counts these
-//! exactly.
+//! While Redis is unavailable, `redis.on_unavailable = "reject"` makes no duplicates. The default, `publish`, makes at most
+//! one for each message published without a claim; hookgate's log counts these exactly.
 
 use std::time::SystemTime;
 
@@ -165,7 +164,7 @@ async fn redis_frozen_publish() -> Report {
     frozen(Policy::Publish).await
 }
 
-/// A frozen Redis carries out, when it wakes up, what nobody waits for any more.
+/// A frozen Redis that wakes up executes commands whose callers gave up long ago.
 async fn frozen(policy: Policy) -> Report {
     let rig = Rig::start(2, policy.settings()).await;
     let crm = rig.load(Load::default());
@@ -297,7 +296,7 @@ async fn out_of_memory(policy: Policy) -> Report {
     policy.verdict(rig, crm).await
 }
 
-/// A Redis that takes seconds to read its data says so to everybody who asks for something.
+/// A Redis that takes seconds to load its data answers every command with an error.
 async fn redis_loading() -> Report {
     let mut rig = Rig::start(2, Policy::Reject.settings()).await;
     let crm = rig.load(Load::default());

@@ -1,5 +1,5 @@
-//! A Redis that answers and takes no writes: full (OOM), unable to save (MISCONF), or without its replicas (NOREPLICAS).
-//! What lies in its outbox has to reach NATS all the same.
+//! A Redis that answers and refuses writes: full (OOM), unable to save (MISCONF), or without its replicas (NOREPLICAS).
+//! What is in its outbox has to reach NATS all the same.
 
 use std::time::{Duration, SystemTime};
 

@@ -223,8 +223,7 @@ impl Rig {
         let history = lock(&self.history);
         let violations = history.violations(WhilePending::Skip, faults_ended);
         let without: BTreeSet<_> = violations.iter().map(|violation| &violation.id).collect();
-        // Whoever is pending now, and in no outbox, is released by nobody: its consumer is through with it, or it never
-        // had an event.
+        // Nobody releases an id that is pending now and in no outbox: its consumer is done, or it never had an event.
         let stuck: BTreeSet<_> = pending.iter().filter(|id| consumed || !stream.contains(*id)).collect();
         let (by_id, by_token) = self.oracle.copies();
         let statuses: Vec<_> = sent.statuses.iter().map(|(status, count)| format!("{status}: {count}")).collect();
@@ -280,7 +279,7 @@ impl Rig {
     }
 }
 
-/// How many events a line of the log says were published, if it is the line with this text.
+/// Number of published events in a log line, if the line has this text.
 pub(super) fn published(line: &str, text: &str) -> usize {
     if !line.contains(text) {
         return 0;

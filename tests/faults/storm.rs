@@ -1,10 +1,10 @@
-//! Everything at once and in any order: stores, wires and replicas fail by the roll of dice, over each other, while
-//! senders repeat themselves and consumers release ids.
+//! Random faults of stores, wires and replicas, several at once, while senders repeat themselves and consumers release
+//! ids.
 //!
-//! In most of them ids come again, and consumers release them, so that an id which nobody will release any more, or a
-//! webhook without its event, shows. They can go on for long: `--minutes N`.
+//! In most storms ids come again and consumers release them. So a stuck id shows, and a webhook without its event.
+//! `--minutes N` makes storms longer.
 //!
-//! A schedule has a seed, which stands in the row; `--seed N` rolls it again. What the machine makes of it differs.
+//! Each schedule has a seed, which is printed; `--seed N` repeats the schedule. Timing still differs.
 
 use std::{
     hash::{BuildHasher, Hasher, RandomState},

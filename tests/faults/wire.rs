@@ -1,4 +1,4 @@
-//! A piece of network between hookgate and a server, in this process, that can be made to misbehave.
+//! A proxy in this process between hookgate and a server, which can stall, cut, delay and drop.
 
 use std::{
     io::{Error, Result},

@@ -1,4 +1,4 @@
-//! Requests that are sent away, and bytes that are no request.
+//! Refused requests, and heads that can't be read, are counted.
 
 use super::{OTHER, ROUTE, assert_is, samples, wait_for};
 use crate::support::{Connection, Gate, PATH, World, batch, eventually, post, post_and_stay};

@@ -1,5 +1,5 @@
-//! Reads OpenMetrics as far as these tests need it, and minds what breaks a scrape. The whole format is
-//! checked by `tests/alerts/run` with a parser of others.
+//! Reads OpenMetrics as far as these tests need it, and rejects what breaks a scrape. `tests/alerts/run` checks the whole
+//! format with an independent parser.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 

@@ -1,4 +1,4 @@
-//! What is counted while stores fail, hang and come back.
+//! Metrics while Redis and NATS fail, hang and come back.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! The files of `k8s/privileges`, less a word of them, and servers that know the users in them.
+//! The files of `k8s/privileges`, with one permission removed, and servers with the users in them.
 
 use std::path::PathBuf;
 
@@ -90,7 +90,7 @@ impl Permissions {
     /// The file with passwords, and with a user for the tests.
     fn config(&self) -> String {
         let taken = self.taken.map(|place| self.lines().nth(place).expect("so many are there").0);
-        // Not out: NATS takes an empty list for no limit at all.
+        // Never empty: NATS reads an empty list as no limit.
         let line = |(number, line)| if Some(number) == taken { "\"nothing.at.all\"" } else { line };
         let text = NATS.lines().enumerate().map(line).collect::<Vec<_>>().join("\n");
         text.replace("$HOOKGATE_NATS_PASSWORD", "right")

@@ -16,7 +16,7 @@ use tempfile::TempDir;
 
 use super::{Answer, Connection, PATH, eventually, http, process::Process};
 
-/// What holds for all tests: ports that nobody else has, a log that can be read back, a short farewell, and
+/// Settings of all tests: free ports, a log that can be read back, a short drain, and
 /// no relay, so that what the sender's own retry repairs is repaired by nothing else.
 const SETTINGS: &str = r#"
 server.listen = "127.0.0.1:0"

@@ -12,7 +12,7 @@ use tokio::{
     net::TcpStream,
 };
 
-/// `EspoCRM` gives up after 10 s; whoever takes longer than this has failed.
+/// `EspoCRM` gives up after 10 s; an answer later than this has failed.
 const DEADLINE: Duration = Duration::from_secs(12);
 
 /// What came back.
@@ -131,7 +131,7 @@ impl Connection {
         Ok(std::mem::take(&mut self.unread))
     }
 
-    /// Says that nothing more comes.
+    /// Ends the sending side.
     pub(crate) async fn end(&mut self) -> Result<()> {
         self.stream.shutdown().await
     }

@@ -1,4 +1,4 @@
-//! An operator of a NATS system, who lets users in by their JWTs (nats-server, `operator` mode).
+//! A NATS operator that admits users by JWT (nats-server, `operator` mode).
 
 use std::time::{Duration, SystemTime};
 

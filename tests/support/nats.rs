@@ -53,7 +53,7 @@ impl NatsServer {
         Self::start_as(Mode { jetstream: true, configured: false, login: None, entrance: None }).await
     }
 
-    /// As it comes: without `JetStream`.
+    /// Without `JetStream`, which is the server's default.
     pub(crate) async fn without_jetstream() -> Self {
         Self::start_as(Mode { jetstream: false, configured: false, login: None, entrance: None }).await
     }
@@ -132,7 +132,7 @@ impl NatsServer {
         self.process.signal("HUP");
     }
 
-    /// Has it take leave as before a maintenance, and waits until it is gone.
+    /// Sends it into lame-duck mode, and waits until it is gone.
     pub(crate) async fn lame_duck(&mut self) {
         self.process.signal("USR2");
         self.process.end().await;

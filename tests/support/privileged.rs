@@ -1,4 +1,4 @@
-//! Servers under the permissions of `k8s/privileges`, for a suite that is run so.
+//! Servers with the permissions of `k8s/privileges`, for `--privileges`.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 

@@ -181,7 +181,7 @@ impl RedisServer {
         .await;
     }
 
-    /// What a consumer does when it is through with an id.
+    /// Releases an id, as a consumer does after processing it.
     pub(crate) async fn release(&self, key: &str, id: &str) {
         let removed = self.connection().await.srem(key, id).await.expect("the key is a SET");
         assert_eq!(removed, 1, "{id} was pending");

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-/// How long a test waits for what has to come. Only a failing test waits that long.
+/// Deadline of every wait. Only a failing test waits that long.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Asks again and again until there is an answer.
@@ -10,7 +10,7 @@ pub(crate) async fn eventually<T>(what: &str, probe: impl AsyncFnMut() -> Option
     within(PATIENCE, probe).await.unwrap_or_else(|| panic!("not within {PATIENCE:?}: {what}"))
 }
 
-/// The same for what need not come: `None` if it has not by then.
+/// The same for what need not happen: `None` at the deadline.
 pub(crate) async fn within<T>(limit: Duration, mut probe: impl AsyncFnMut() -> Option<T>) -> Option<T> {
     let asking = async {
         loop {
@@ -24,7 +24,7 @@ pub(crate) async fn within<T>(limit: Duration, mut probe: impl AsyncFnMut() -> O
     tokio::time::timeout(limit, asking).await.ok()
 }
 
-/// Waits for something that has to end.
+/// Waits for a future, with the deadline.
 pub(crate) async fn in_time<T>(what: &str, future: impl Future<Output = T>) -> T {
     tokio::time::timeout(PATIENCE, future).await.unwrap_or_else(|_elapsed| panic!("not within {PATIENCE:?}: {what}"))
 }
