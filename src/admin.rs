@@ -1,6 +1,6 @@
 //! The operator's address: is the process alive, may it get traffic, what does it do. Never behind the ingress.
 //!
-//! Whoever looks waits for no store: everything here is in memory already.
+//! No request waits for a store: everything here is in memory already.
 
 mod activity;
 mod page;

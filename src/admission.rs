@@ -5,7 +5,7 @@
 //!
 //! The budget (`server.max_buffered_bytes`) counts bytes as they arrive, and heads above 8 KiB. Until its signature is
 //! verified a body may use seven eighths of the budget, a body above 64 KiB three quarters. The rest is reserved for small
-//! bodies and for authenticated requests. A small body that finds no room waits for half a second. While one waits, bodies
+//! bodies and for authenticated requests. A small body that exceeds it waits for half a second. While one waits, bodies
 //! that have been coming for more than 250 ms are refused, as many as it takes.
 //!
 //! Shown by `make faults ONLY=memory_of_1000_large_bodies` and `tests/slow_clients.rs`; `tests/edge/run` measures memory and
@@ -26,7 +26,7 @@ use tokio::{
 use tokio_util::task::{TaskTracker, task_tracker::TaskTrackerToken};
 
 /// Share of the budget that large bodies leave to small ones until their signature was good: a quarter. A few senders of
-/// large bodies, who need no secret for that, would otherwise refuse everybody else.
+/// large bodies, who need no secret for that, would otherwise take the whole budget.
 const FOR_SMALL: usize = 4;
 /// Share of the budget reserved for authenticated requests: an eighth.
 const FOR_VERIFIED: usize = 8;
@@ -148,7 +148,7 @@ impl Limits {
             self.permits.acquire_many(self.max_in_flight).await
         };
         let all = tokio::time::timeout(limit, all).await;
-        // Closed while all permits are held, so that nobody takes one in between.
+        // Closed while all permits are held, so that no request takes one in between.
         self.permits.close();
         matches!(all, Ok(Ok(_)))
     }
@@ -251,7 +251,7 @@ impl Budget {
     }
 
     fn give_back(&self, bytes: usize) {
-        // Ordered with `MemoryWait`, which could miss this room otherwise.
+        // Ordered with `MemoryWait`, which could miss this memory otherwise.
         self.taken.fetch_sub(bytes, Ordering::SeqCst);
         self.wake_one();
     }
@@ -367,7 +367,7 @@ pub struct MemoryWait {
 }
 
 impl MemoryWait {
-    /// Waits until there may be room. Returns false once waiting makes no sense any more.
+    /// Waits until memory may be free. Returns false once the wait is over.
     pub async fn room(&self) -> bool {
         timeout_at(self.until, self.budget.room.notified()).await.is_ok()
     }
@@ -376,7 +376,7 @@ impl MemoryWait {
 impl Drop for MemoryWait {
     fn drop(&mut self) {
         self.budget.waiting.fetch_sub(self.bytes, Ordering::SeqCst);
-        // There may be room for the next one too.
+        // There may be memory for the next one too.
         self.budget.wake_one();
     }
 }

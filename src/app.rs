@@ -1,4 +1,4 @@
-//! The process: puts the parts together, serves, and takes leave without losing anything.
+//! The process: puts the parts together, serves, and drains without losing anything.
 
 mod drain;
 pub mod operator;

@@ -1,6 +1,6 @@
 //! Whether it is worth waiting for the broker. Pure: knows time, and nothing of brokers.
 //!
-//! A leader election or a restart of the broker costs patience, not a refusal: each request tries until its deadline.
+//! A leader election or a restart of the broker costs time, not a refusal: each request tries until its deadline.
 //! The breaker of a route opens once a whole request reached its deadline and nothing was acknowledged on the route
 //! since the request began. Then ids are still claimed, so that the relay brings the event even if the sender gives
 //! up. But only one request in 250 ms tries, as a probe; the others wait 500 ms for its outcome and are refused. The
@@ -56,7 +56,7 @@ impl Breaker {
         if !*self.open.borrow() || self.may_probe() {
             return Ok(());
         }
-        // Boxed for the sake of all who don't wait.
+        // Boxed: the rare wait would enlarge every request's future.
         Box::pin(self.closed(deadline)).await
     }
 

@@ -26,14 +26,15 @@ const EXAMPLES: &str = "Examples:
 
 /// Takes webhooks, claims every entity id once in Redis and publishes each new one as an event on NATS.
 ///
-/// Without a command it serves. The configuration comes from --config files and from environment
-/// variables: `HOOKGATE__REDIS__URL` is the key `redis.url`. `hookgate check` shows what it amounts to.
+/// Without a command it serves. The configuration comes from --config files (without any, those of
+/// `HOOKGATE_CONFIG`, separated by colons) and from environment variables: `HOOKGATE__REDIS__URL` is the key
+/// `redis.url`. `hookgate check` shows what it amounts to.
 #[derive(Debug, Parser)]
 #[command(version, max_term_width = 100, after_help = EXAMPLES)]
 pub(crate) struct Arguments {
     #[command(subcommand)]
     command: Option<Command>,
-    /// TOML file, each over the one before [default: config/default.toml if it exists].
+    /// TOML file, each over the one before [default: those of `HOOKGATE_CONFIG`, else config/default.toml if it exists].
     #[arg(long, global = true, value_name = "FILE")]
     config: Vec<PathBuf>,
     /// How results are printed.
@@ -55,7 +56,7 @@ enum Command {
     Serve,
     /// Validate the configuration and print what it amounts to, without secrets.
     Check,
-    /// List the webhooks: path, subject, pending key.
+    /// List the webhooks: path, subject, pending key, auth.
     Routes,
     /// Print events as they are published, like `nats sub`.
     Tail(tail::Arguments),
@@ -147,7 +148,7 @@ fn fail(error: &anyhow::Error, code: u8) -> ExitCode {
     ExitCode::from(code)
 }
 
-/// Prints a line of a result; whether somebody still reads.
+/// Prints a line of a result. Returns false once standard output is closed.
 fn print(line: &str) -> bool {
     use std::io::Write;
     writeln!(std::io::stdout().lock(), "{line}").is_ok()

@@ -2,8 +2,8 @@
 //!
 //! Declares its ports ([`PendingStore`], [`Publisher`]) and their errors, and knows neither HTTP nor Redis nor NATS.
 //!
-//! A claim is never taken back. What NATS did not acknowledge stays *in flight* in the outbox. The sender is told to come
-//! back, and its retry publishes the event again under the token of the claim; so does the relay.
+//! A claim is never taken back. What NATS did not acknowledge stays *in flight* in the outbox. The sender gets
+//! 503, and its retry publishes the event again under the token of the claim; so does the relay.
 
 mod ack;
 mod attempt;
@@ -93,7 +93,7 @@ pub enum Failure {
     OutboxFull {
         /// Name of the route.
         route: String,
-        /// Ids that found no room.
+        /// Ids that were not claimed.
         unclaimed: usize,
     },
     /// Events without an acknowledgement at the deadline. Their claims stay in flight.

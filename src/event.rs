@@ -106,7 +106,7 @@ impl fmt::Display for TokenSeed {
     }
 }
 
-/// Identifies one claim, and is the `Nats-Msg-Id` of its event. Whoever publishes the claim again uses the same token.
+/// Identifies one claim, and is the `Nats-Msg-Id` of its event. Publishing the claim again uses the same token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Token {
     seed: TokenSeed,

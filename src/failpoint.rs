@@ -6,7 +6,7 @@
 /// `point:number` this hit of it; `panic@point:number` only panics.
 ///
 /// # Panics
-/// If it is told to.
+/// If the variable says `panic@` and names this point.
 #[cfg(feature = "failpoints")]
 pub fn hit(point: &str) {
     use std::sync::{

@@ -6,8 +6,8 @@ use tracing::warn;
 const OTHERS: usize = 128;
 
 /// Raises the limit of the system for so many connections of senders, as far as it allows; how many there may be.
-/// `beside` is how many files so many connections need beside their own. Without room nothing could be accepted any
-/// more, not even to be told 503, and a lost store could not be reached again.
+/// `beside` is how many files so many connections need beside their own. Without free files no connection could be
+/// accepted, not even for a 503, and a lost store could not be reached again.
 #[must_use]
 pub fn for_connections(wanted: usize, beside: impl Fn(usize) -> usize) -> usize {
     let needed = |connections: usize| connections.saturating_add(beside(connections)).saturating_add(OTHERS);

@@ -1,9 +1,9 @@
-//! Counts what happens, and shows it as OpenMetrics. Owns the registry and every name in it; the rooms that
-//! count call a handle in their own words and know nothing of series and labels.
+//! Counts what happens, and shows it as OpenMetrics. Owns the registry and every name in it. Other modules
+//! call a handle's methods and know nothing of series and labels.
 //!
 //! Cheap where it is hot: the series of every route are made at the start, so that a request costs one look
 //! into a map and some atomic additions, once a batch and never once an item. What the stores hold is read
-//! from them in the background (`admin::store_gauges`), so that nobody who looks waits for them. Ids, names and
+//! from them in the background (`admin::store_gauges`), so that no scrape waits for them. Ids, names and
 //! addresses are never labels.
 
 mod live;
@@ -33,7 +33,7 @@ const ELSEWHERE: &str = "_other";
 /// The version of this program.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 
-/// The revision of the source that was built, if whoever built it said so (`HOOKGATE_REVISION`).
+/// The revision of the source, if the build set it (`HOOKGATE_REVISION`).
 pub const REVISION: &str = match option_env!("HOOKGATE_REVISION") {
     Some(revision) => revision,
     None => "unknown",
@@ -166,7 +166,7 @@ impl Metrics {
     }
 }
 
-/// What a listener counts; the default counts for nobody.
+/// What a listener counts; the default is registered nowhere.
 #[derive(Debug, Clone, Default)]
 pub struct ConnectionMetrics {
     open: Gauge,

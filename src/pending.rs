@@ -1,7 +1,7 @@
 //! Where ids are claimed: in Redis, or in memory for trials. Knows neither NATS nor HTTP.
 //!
-//! Both keep the same promise, and one contract test runs on both: an id is *new* once among all who ask,
-//! *in flight* under the token of that claim until it is settled, and *done* until somebody releases it.
+//! Both keep the same promise, and one contract test runs on both: an id is *new* for one caller only,
+//! *in flight* under the token of that claim until it is settled, and *done* until a consumer releases it.
 
 pub mod access;
 mod address;

@@ -4,9 +4,9 @@
 //! out together, with replies below one inbox, and are awaited together for `nats.ack_timeout`. What is missing then
 //! is published again, until the deadline. A connection that breaks ends the wait early.
 //!
-//! If NATS withdraws the permission to read answers, nothing more is sent: it would be stored and acknowledged to
-//! nobody. A new connection is tried every 5 s, since a withdrawn subscription does not come back with the
-//! permission. The same happens after 10 s without any answer on a connection that looks well.
+//! If NATS withdraws the permission to read answers, nothing more is sent: it would be stored, and its
+//! acknowledgement lost. A new connection is tried every 5 s, since a withdrawn subscription does not come back with
+//! the permission. The same happens after 10 s without any answer on a connection that looks well.
 
 mod ack_watchdog;
 mod address;

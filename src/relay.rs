@@ -47,7 +47,7 @@ const PAGE_PAUSE: Duration = Duration::from_millis(10);
 const LEASE: Duration = Duration::from_secs(10);
 /// What is left of a lease that is given up.
 const GIVEN_UP: Duration = Duration::from_millis(1);
-/// How long a replica leaves an outbox to others of which it could publish nothing.
+/// How long a replica leaves an outbox to others after it could publish nothing of it.
 const YIELD: Duration = Duration::from_secs(5);
 /// Between two looks for routes that were removed from the configuration.
 const REMOVED_EVERY: Duration = Duration::from_secs(60);
@@ -226,8 +226,8 @@ impl Relay {
         }
     }
 
-    /// Publishes the whole outbox of a route now, whatever the age of its entries and whoever has the lease: a stream
-    /// drops what comes twice. Without one (`core`) an event that a replica publishes at that moment goes out twice.
+    /// Publishes the whole outbox of a route now, whatever the age of its entries, and without the lease: a stream
+    /// drops duplicates. Without one (`core`) an event that a replica publishes at that moment goes out twice.
     ///
     /// # Errors
     /// If the outbox can't be read or NATS takes nothing.
@@ -251,7 +251,7 @@ impl Relay {
 /// Says what came of a walk; what keeps the relay from its work once when it begins and once when it ends.
 fn tell(route: &Route, WalkEnded { walked, stopped }: &WalkEnded, trouble: &mut Option<RelayTrouble>) {
     match walked {
-        // That there is no stream is said with the number of entries, by whoever can count them.
+        // A missing stream is logged elsewhere, with the number of entries.
         Walked { published: 0, failed: 0, .. } | Walked { reason: Some(PublishError::NoStream(_)), .. } => {}
         Walked { published, failed, reason: Some(reason), .. } => {
             warn!(route = %route, published, failed, %reason, "NATS refuses events of the outbox; they stay, and the relay tries again");

@@ -1,8 +1,8 @@
-//! What a sender is told: every way in which a request is refused, the one match from outcome to status code, and the
+//! Answers to senders: every way in which a request is refused, the one match from outcome to status code, and the
 //! bodies of answers.
 //!
-//! What a sender does with a status code decides whether a batch is lost. Whoever answers senders, webhooks and listener,
-//! does so with this module; it knows neither of them.
+//! What a sender does with a status code decides whether a batch is lost. Webhooks and listener both answer with
+//! this module; it knows neither of them.
 
 use std::{borrow::Cow, time::Duration};
 
@@ -128,7 +128,7 @@ pub enum Refusal {
         /// Bytes so far.
         bytes: usize,
     },
-    /// Nobody showed that they know the secret.
+    /// No signature was good.
     #[error("{failure}")]
     Unauthenticated {
         /// Why.

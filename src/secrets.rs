@@ -49,7 +49,7 @@ impl From<&str> for Secret {
 /// Those that hold at the moment, the present one and the ones it replaced.
 pub type Secrets = watch::Receiver<Arc<[Secret]>>;
 
-/// None at all: nobody knows one.
+/// No secret at all: no signature is good.
 #[must_use]
 pub fn none() -> Secrets {
     watch::Sender::new(Arc::from([])).subscribe()

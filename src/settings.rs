@@ -151,7 +151,7 @@ pub struct Settings {
 pub enum AuthSecrets {
     /// They are, and it is an error if they can't be.
     Read,
-    /// They are left alone: what is made of the settings lets nobody in on a route with `auth`.
+    /// They are left alone: these settings authenticate no request on a route with `auth`.
     Leave,
 }
 

@@ -1,6 +1,6 @@
-//! How a process takes leave: signals, and the phases that everybody who serves looks at.
+//! Shutting down: signals, and the phases that everything that serves looks at.
 //!
-//! A refused connection is final for some senders, so the listener is the last thing to go.
+//! A refused connection is final for some senders, so the listener closes last.
 
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
@@ -15,7 +15,7 @@ pub enum Phase {
     /// Everything is still served, and each answer closes its connection, so that senders and ingress move
     /// to other replicas.
     Leaving,
-    /// What is in flight is brought to its end; whatever else comes is told to come back.
+    /// Requests in flight are finished; new ones get 503.
     Refusing,
     /// The same, while what waits in the background is written: dead letters and spans.
     Flushing,
@@ -23,7 +23,7 @@ pub enum Phase {
     Closing,
 }
 
-/// The phase of the process, moved by its owner and read by everybody.
+/// The phase of the process, set by its owner and read everywhere.
 #[derive(Debug)]
 pub struct Shutdown(watch::Sender<Phase>);
 

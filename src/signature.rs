@@ -1,4 +1,4 @@
-//! Whether a request comes from somebody who knows the secret: raw bytes and headers in, [`Verified`] out.
+//! Whether the sender of a request knows the secret: raw bytes and headers in, [`Verified`] out.
 //! No JSON and no I/O; the secrets come from `secrets`, which reads them again when their files change.
 //!
 //! Compares in constant time, over the raw bytes, before anything is parsed. Each failing request costs the same number
@@ -87,7 +87,7 @@ struct Evidence {
     foreign: bool,
 }
 
-/// Why a request is not let in. The sender is told only whether there was a signature.
+/// Why a request is not authenticated. The answer says only whether there was a signature.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, thiserror::Error)]
 pub enum Failure {
     /// No header of any scheme of the route.
@@ -321,7 +321,7 @@ fn hmac(key: &[u8], parts: &[&[u8]]) -> Hmac<Sha256> {
 fn single<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<Result<&'a [u8], Failure>> {
     let mut values = headers.get_all(name).iter();
     let first = values.next()?;
-    // Two signatures: whoever is in between may look at the other one.
+    // Two signatures: a proxy in between may check the other one.
     Some(if values.next().is_some() { Err(Failure::Malformed) } else { Ok(first.as_bytes()) })
 }
 

@@ -18,7 +18,7 @@ use tracing::error;
 
 pub(crate) use self::detach_on_drop::DetachOnDrop;
 
-/// Before it goes on, so that one that panics each time keeps nobody else from working.
+/// Pause before the restart, so that a task that panics each time does not starve the others.
 const PAUSE: Duration = Duration::from_millis(100);
 
 /// Runs `$work` to its end. A panic begins it anew.

@@ -9,8 +9,8 @@
 //! send vmh.beteiligte.create (relay)       client     a trace of its own; links to the events
 //! ```
 //!
-//! Every span id is derived from the seed. So a message is the same whoever publishes it, and the id of a parent is
-//! known before its span ends. An incoming `traceparent` becomes a link, never the parent: anybody can send one. Names
+//! Every span id is derived from the seed. So every replica publishes the same message, and the id of a parent is known
+//! before its span ends. An incoming `traceparent` becomes a link, never the parent: anybody can send one. Names
 //! follow the semantic conventions for HTTP and messaging. No span holds a record, an address or a path that is not
 //! configured.
 

@@ -1,5 +1,5 @@
 //! What came to each webhook lately. Read from the counters once a second, so that it costs a request nothing and is the
-//! same for everybody who looks.
+//! same for every reader.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -296,7 +296,7 @@ mod tests {
             (20, Some(9), 18),
             (21, Some(8), 0),
             (30, Some(8), 9),
-            // Redis is away: nobody knows.
+            // Redis is down: unknown.
             (40, None, 0),
             (50, Some(8), 0),
             (60, Some(0), 0),

@@ -1,4 +1,4 @@
-//! Reads in the background what the stores hold, so that whoever looks never waits for a store.
+//! Reads what the stores hold in the background, so that no reader of the admin address waits for a store.
 
 use std::{
     sync::{Arc, Mutex, PoisonError},

@@ -57,7 +57,7 @@ impl Drain {
             ),
             ended(&self.exporting, SETTLE_WITHIN, "spans were lost: the collector did not take them in time"),
         );
-        // Last of all: whoever is refused a connection may never come back.
+        // Last of all: a sender whose connection is refused may never come back.
         shutdown.enter(Phase::Closing);
         ended(&self.connections, CLOSE_WITHIN, "some connections did not end in time").await;
         if idle { Ended::Drained } else { Ended::CutShort }

@@ -36,7 +36,7 @@ pub(super) fn run(command: &Command, settings: &Settings, output: Output) -> any
         let outbox = store::open(settings).await?.outbox;
         let mut routes = outbox.recorded_routes().await.context("read the routes")?;
         for route in &mut routes {
-            // The record is of whoever claimed under the key first.
+            // The record is of the route that claimed under the key first.
             let configured = settings.routes.routes().iter().find(|now| now.pending_key() == route.pending_key());
             if let Some(configured) = configured {
                 *route = Route::clone(configured);

@@ -20,7 +20,7 @@ pub(super) fn run(settings: Settings) -> anyhow::Result<ExitCode> {
     }
     let runtime = runtime(settings.worker_threads).context("start the runtime")?;
     let ended = runtime.block_on(app::run(settings))?;
-    // What is still running by now was given up in so many words.
+    // Whatever still runs was logged as given up.
     runtime.shutdown_background();
     Ok(match ended {
         Ended::Drained => ExitCode::SUCCESS,

@@ -18,7 +18,7 @@ impl<const N: usize> Table<N> {
         Self { headers, widths: headers.map(width), begun: false }
     }
 
-    /// Prints rows, the header before the first of them; whether somebody still reads.
+    /// Prints rows, the header before the first. Returns false once standard output is closed.
     pub(super) fn rows(&mut self, rows: &[[String; N]]) -> bool {
         for row in rows {
             for (width, cell) in self.widths.iter_mut().zip(row) {

@@ -40,7 +40,7 @@ pub(super) struct Claims<'a> {
     pub(super) via: Via,
     /// Ids that are new.
     pub(super) new: usize,
-    /// Ids that found no room in the outbox.
+    /// Ids that were not claimed because the outbox was full.
     pub(super) full: usize,
     /// Whether the claims are as safe in the store as `redis.durability` asks for.
     pub(super) durable: bool,

@@ -117,12 +117,12 @@ pub enum StoreError {
 /// flight* (present, with a token in the outbox), *done* (present, without).
 pub trait PendingStore: Send + Sync {
     /// Claims ids atomically, each at most once among all replicas, and answers for each in their order. A token is
-    /// proposed in one call only: whoever tries again takes those of the next [`Attempt`].
+    /// proposed in one call only: a second try takes those of the next [`Attempt`].
     fn claim(&self, route: &Arc<Route>, proposal: Proposal) -> BoxFuture<'_, Result<Claimed, StoreError>>;
 
     /// Empties the outbox of acknowledged claims, each only if it still holds that very token. Happens in
-    /// the background and may fail: an entry that stays is published again under its token by whoever meets
-    /// it, which JetStream drops as a duplicate.
+    /// the background and may fail: an entry that stays is published again under its token by the relay or
+    /// a retry, and JetStream drops the duplicate.
     fn settle(&self, route: &Arc<Route>, settlements: Vec<Settlement>);
 
     /// Whether the store can be reached.
@@ -159,8 +159,8 @@ pub struct RouteContents {
     pub outbox: usize,
 }
 
-/// What can be asked of the pending store without changing anything. A refusal is only an answer: nobody's
-/// claim may suffer because somebody counts.
+/// What can be asked of the pending store without changing anything. A refusal is only an answer: reading
+/// must not affect claims.
 pub trait StoreContents: Send + Sync {
     /// What it holds of each of these routes, in their order, at a cost that does not grow with what it holds.
     fn contents<'a>(&'a self, routes: &'a [Arc<Route>]) -> BoxFuture<'a, Result<Vec<RouteContents>, StoreError>>;

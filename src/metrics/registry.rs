@@ -1,4 +1,4 @@
-//! The names of all series, in one place: CONTRACT of what dashboards and alerts may rest on.
+//! The names of all series, in one place. Dashboards and alerts depend on them.
 
 use prometheus_client::{
     encoding::text::encode,
@@ -149,7 +149,7 @@ pub struct Exposition {
 }
 
 impl Exposition {
-    /// The media type of [`Exposition::text`]: whoever scrapes chooses the parser by it.
+    /// The media type of [`Exposition::text`]: a scraper chooses its parser by it.
     pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
     /// Shows also what is known only at the moment of looking: of the process, its stores and its limits.

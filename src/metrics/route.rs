@@ -243,7 +243,7 @@ impl RouteMetrics {
         self.recent.add(&self.name, Outcome::Unconfirmed, ids.len(), ids);
     }
 
-    /// A body can never be processed, for one of the reasons that the sender is told.
+    /// A body can never be processed; `reason` is also the answer's `error`.
     pub fn dead_body(&self, reason: &'static str) {
         self.dead_letter(reason, 1);
     }

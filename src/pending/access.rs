@@ -62,7 +62,7 @@ impl Access {
                 problem: crate::tls::TlsFileProblem::Unreadable(error),
             })
         };
-        // Always said, since the library has authorities of its own for whoever says nothing.
+        // Always set: without it the library uses authorities of its own.
         let root_cert = Some(match &files.ca {
             Some(path) => read("ca_file", path)?,
             None => system_authorities(),

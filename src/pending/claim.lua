@@ -17,8 +17,8 @@ local function some(list, from)
   return unpack(list, from, math.min(from + part - 1, #list))
 end
 
--- Whoever publishes a claim has to know its address. It is missing if Redis forgot it, and another one if it was given
--- up for want of numbers.
+-- The publisher of a claim has to know its address. It is missing if Redis forgot it, and another one if its number was
+-- used again.
 local address = redis.call('HMGET', KEYS[3], ARGV[3])[1]
 if not address then
   redis.call('HSET', KEYS[3], ARGV[3], ARGV[4])

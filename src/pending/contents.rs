@@ -1,5 +1,5 @@
 //! How much Redis holds, asked beside the claims: it costs the same for any number of ids, and a Redis that
-//! refuses or hangs is nobody's trouble here.
+//! refuses or hangs affects nothing else.
 
 use std::sync::Arc;
 

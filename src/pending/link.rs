@@ -1,8 +1,8 @@
 //! One connection to Redis. A caller waits for it only while it is made for the first time or is just being replaced,
-//! inside `redis.timeout`; where Redis is known to be down, the caller is told so at once.
+//! inside `redis.timeout`; where Redis is known to be down, the call fails at once.
 //!
-//! A task makes the connection, asks it once a second whether it lives, and replaces it when somebody reports
-//! trouble. After the first time-out all callers fail fast, until a fresh connection has run the claim script. The
+//! A task makes the connection, asks it once a second whether it lives, and replaces it when a caller reports
+//! a failure. After the first time-out all callers fail fast, until a fresh connection has run the claim script. The
 //! client library's own manager was not enough: it can keep a connection that no longer works (after a demotion, a
 //! changed password, a silent network), and makes callers wait.
 
@@ -144,7 +144,7 @@ impl Link {
         }
     }
 
-    /// This connection failed somebody: replace it.
+    /// A call on this connection failed: replace it.
     pub(super) fn report_trouble(&self, failed: &Current) {
         self.trouble.epoch.fetch_max(failed.epoch, Ordering::SeqCst);
         self.trouble.news.notify_one();
@@ -165,8 +165,8 @@ struct Keeper {
 impl Keeper {
     /// `epoch` counts connections.
     async fn run(&self, epoch: &mut u64) {
-        // After a panic the last one may still be there, with nobody who looks after it; or there is none, and nobody
-        // has said so.
+        // After a panic the last connection may still be there without its keeper; or there is none, and that was not
+        // reported.
         if self.current.send_replace(None).is_none() && *epoch > 0 {
             self.tried.store(true, Ordering::SeqCst);
             self.report
@@ -185,7 +185,7 @@ impl Keeper {
                 }
                 Err(contact) => Some(contact),
             };
-            // A connection that only failed somebody is replaced at once; Redis may be well.
+            // A connection on which only a call failed is replaced at once; Redis may be well.
             if let Some(contact) = contact {
                 // Before the news, which wakes who waits for either.
                 self.tried.store(true, Ordering::SeqCst);
@@ -224,7 +224,7 @@ impl Keeper {
         }
     }
 
-    /// Watches a connection until it fails or somebody reports it; then says how Redis is, if that is known.
+    /// Watches a connection until it fails or a caller reports it; then says how Redis is, if that is known.
     async fn watch(&self, connection: MultiplexedConnection, epoch: u64) -> Option<Contact> {
         loop {
             tokio::select! {

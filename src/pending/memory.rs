@@ -188,7 +188,7 @@ impl DeadLetterStore for Memory {
             .enumerate()
             .rev()
             .map(|(index, letter)| KeptLetter { entry: index.to_string(), letter: letter.clone() });
-        let found = newest.filter(|buried| entry.is_none_or(|entry| buried.entry == entry)).take(count).collect();
+        let found = newest.filter(|kept| entry.is_none_or(|entry| kept.entry == entry)).take(count).collect();
         std::future::ready(Ok(found)).boxed()
     }
 

@@ -66,7 +66,7 @@ pub(super) async fn record(connection: &mut MultiplexedConnection, route: &Route
 
 /// Whether they can be read, as the relay does to find what routes left behind that were removed.
 pub(super) async fn may_read_records(connection: &mut MultiplexedConnection) -> Result<(), RedisError> {
-    // Bytes: what others have written there is nobody's business now.
+    // Bytes: whether the values are text does not matter here.
     let _records: HashMap<Vec<u8>, Vec<u8>> = redis::cmd("HGETALL").arg(ROUTES).query_async(connection).await?;
     Ok(())
 }
@@ -87,7 +87,7 @@ fn read_record(pending_key: &str, record: &str) -> Option<Route> {
     Route::new(&spec).inspect_err(|error| warn!(pending_key, %error, "{ROUTES} holds a record of no route")).ok()
 }
 
-/// Others may have written anything. What is no text has no token, and stands in nobody's way.
+/// Others may have written anything. A value that is not text has no token, and blocks no other entry.
 fn entry(id: &[u8], token: &[u8]) -> Entry {
     let token = std::str::from_utf8(id).and_then(|_id| std::str::from_utf8(token)).unwrap_or_default();
     Entry { id: String::from_utf8_lossy(id).into_owned(), token: token.to_owned() }

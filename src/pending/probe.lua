@@ -1,7 +1,7 @@
 -- Whether everything that keeps events from being lost may be done on the keys of a route. Changes nothing that
 -- lasts. KEYS: 1 pending SET, 2 outbox HASH, 3 lease, 4 a key for this alone
--- Answers '', or why Redis takes no writes now: for want of memory, of replicas, or of a snapshot. That passes, and
--- what may not be done is told before it.
+-- Answers '', or why Redis takes no writes now: for lack of memory, of replicas, or of a snapshot. That passes, and
+-- a missing permission is reported before it.
 -- No id is empty, so that nothing is ever under that name.
 local calls = {
   { 'SMISMEMBER', KEYS[1], '' },

@@ -237,7 +237,7 @@ impl PendingStore for Redis {
     }
 }
 
-/// What an error that Redis answered means. That it takes no writes now is said to who keeps the connection.
+/// What an error that Redis answered means. If it takes no writes now, the keeper of the connection is notified.
 fn refused(link: &Link, error: &RedisError) -> StoreError {
     if takes_no_writes(error) {
         link.report_no_writes(error);
@@ -294,7 +294,7 @@ impl Claimer {
     }
 
     /// One script call. If the connection breaks, once more over the next one, with other tokens: the first call may
-    /// be carried out at any time, also after its ids were claimed, published and released by somebody else.
+    /// be carried out at any time, also after its ids were claimed, published and released under another claim.
     async fn claim(&self, proposals: &[&Proposal]) -> Result<Claimed, StoreError> {
         let Options { timeout, outbox_limit, durability } = self.options;
         let touch = durability != Durability::None;
@@ -341,8 +341,8 @@ impl Claimer {
         }
     }
 
-    /// The addresses of those in flight that were claimed for another one. Asked each time: it is rare, and whoever
-    /// remembers them would have to know when they change.
+    /// The addresses of those in flight that were claimed for another one. Asked each time: it is rare, and a cache
+    /// would have to know when they change.
     async fn elsewhere(
         &self,
         current: &mut Current,

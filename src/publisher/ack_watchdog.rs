@@ -1,8 +1,7 @@
-//! Whether answers are heard on a connection that looks well, and what to do if not.
+//! Whether answers arrive on a connection that looks well, and what to do if not.
 //!
-//! A server whose permissions are read anew ends subscriptions that are allowed no more, and says so once; when
-//! they are allowed again, nothing but a new connection subscribes again. And something may go wrong that
-//! nobody is told of.
+//! A server that reloads its permissions ends subscriptions that are no longer allowed, and says so once. When they
+//! are allowed again, only a new connection subscribes again. Other failures may come without any message.
 
 use std::time::Duration;
 

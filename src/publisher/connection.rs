@@ -31,8 +31,8 @@ pub(super) struct Status {
     pub(super) contact: Contact,
     /// What the server denied on this connection, in its words.
     pub(super) denied: Option<String>,
-    /// That it lets us hear no answers on this connection, in its words: what is sent now can be stored, and is
-    /// acknowledged to nobody.
+    /// That it denies us its answers on this connection, in its words: what is sent now can be stored, but its
+    /// acknowledgement never arrives.
     pub(super) inbox_denied: Option<String>,
     /// The denial that was last written to the log, which is repeated on each new connection.
     logged: Option<String>,
@@ -237,7 +237,7 @@ fn apply(status: &watch::Sender<Status>, servers: &str, event: &Event) {
             status.send_modify(|now| now.contact = diagnosis::unknown_host(servers));
         }
         Event::SlowConsumer(_) => warn!("acknowledgements from NATS were dropped: more than the client can hold"),
-        // Of other attempts to connect only the kind of failure is told here, and all of it before the next one.
+        // Here only the kind of failure is known; the connector logs it in full before the next attempt.
         Event::ClientError(ClientError::Other(_)) | Event::LameDuckMode | Event::Draining => {}
         Event::ClientError(error) => warn!(%error, "NATS client reports an error"),
     }

@@ -1,5 +1,5 @@
 //! Publishing without JetStream: an event counts once a message sent behind it on the same connection has
-//! come round, so that the server has provably read it. Whoever is not subscribed then misses it.
+//! come back, so that the server has provably read it. A consumer that is not subscribed then misses it.
 
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ use crate::{
     supervision::supervise,
 };
 
-/// Publishes to whoever listens.
+/// Publishes to current subscribers.
 pub struct Core {
     connection: Connection,
     /// Nothing is said in it: that it comes is enough.

@@ -67,7 +67,7 @@ impl<T: Send + 'static> Inbox<T> {
         Ok(Self { prefix, next: AtomicU64::new(0), waiting })
     }
 
-    /// Makes room for the answers to a batch that is sent over this connection.
+    /// Registers a batch, sent over this connection, whose answers are expected.
     pub(super) fn expect(&self, messages: usize, epoch: u64) -> Expected<'_, T> {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let (complete, all_here) = oneshot::channel();
@@ -80,7 +80,7 @@ impl<T: Send + 'static> Inbox<T> {
     }
 }
 
-/// The room for the answers to a batch, given up when this is dropped.
+/// The registration of a batch that expects answers; dropping it ends that.
 pub(super) struct Expected<'a, T> {
     inbox: &'a Inbox<T>,
     number: u64,
@@ -124,7 +124,7 @@ impl<T> Drop for Expected<'_, T> {
     }
 }
 
-/// Sorts what comes in. Late answers, to batches that nobody waits for any more, are dropped.
+/// Sorts what comes in. Late answers, to batches that are no longer awaited, are dropped.
 async fn collect<T>(answers: &mut Subscriber, read: fn(&Message) -> T, prefix: usize, waiting: &Mutex<Waiting<T>>) {
     while let Some(answer) = answers.next().await {
         failpoint::hit("in_answer");
@@ -143,7 +143,7 @@ async fn collect<T>(answers: &mut Subscriber, read: fn(&Message) -> T, prefix: u
     }
 }
 
-/// Lets go whoever waits for answers on a connection that is over.
+/// Ends the wait for answers on a connection that is over.
 async fn give_up<T>(status: &mut watch::Receiver<Status>, waiting: &Mutex<Waiting<T>>) {
     loop {
         let over = status.borrow_and_update().last_ended();

@@ -11,8 +11,8 @@ use crate::{
     route::RouteTable,
 };
 
-/// Looks at server, stream and settings. Whether events may be published only a publisher hears: NATS has no question
-/// for it, and an event to try with would reach whoever listens. Without a `stream` events are live only.
+/// Looks at server, stream and settings. Whether events may be published shows only when one is: NATS has no
+/// request for it, and a trial event would reach subscribers. Without a `stream` events are live only.
 pub async fn inspect(servers: &Servers, stream: Option<&StreamSettings>, routes: &RouteTable) -> Vec<Finding> {
     let client = match servers.connect_once().await {
         Ok((client, _denied)) => client,
@@ -71,5 +71,5 @@ async fn streams(api: &Api, settings: &StreamSettings, routes: &RouteTable, find
     }));
 }
 
-/// Of a stream without a problem. How often a server syncs, it tells nobody.
+/// For a stream without a problem. No API shows how often a server syncs.
 const KEEPS: &str = "keeps what it acknowledges while no server loses power; a server acknowledges before it syncs to disk (sync_interval, 2 minutes by default): \"sync_interval: always\" closes that";

@@ -142,7 +142,7 @@ impl JetStream {
 
     /// What the answers say of stream and permissions.
     fn learn_from(&self, outcomes: &[Result<Ack, PublishError>], route: &Route) {
-        // Where somebody else listens to the subject, nobody says that there is no stream.
+        // If the subject has another subscriber, NATS does not report that there is no stream.
         let silent = outcomes.iter().all(|outcome| matches!(outcome, Err(PublishError::NoAck(_))));
         if silent || outcomes.iter().any(|outcome| matches!(outcome, Err(PublishError::NoStream(_)))) {
             self.look_again.notify_one();

@@ -1,7 +1,7 @@
 //! What each setting of a stream can cost. hookgate uses streams of others as they are, so it says so.
 //!
-//! A failure drops, refuses or hides events within `max_age` while no machine fails and nobody changes anything (that
-//! a server process is killed is no failure of a machine). A warning can cost something one day.
+//! A failure drops, refuses or hides events within `max_age` while no machine fails and no setting changes (a
+//! killed server process is no machine failure). A warning can cost events under other conditions.
 
 use serde_json::Value;
 
@@ -19,7 +19,7 @@ const NANOS: u64 = 1_000_000_000;
 /// How much of a limit is left when it is time to say so: a tenth.
 const NEARLY: u64 = 10;
 /// Bytes of an event besides its id, its action and its route: names of fields and headers, token, trace, time, and
-/// room for one more header.
+/// one more header.
 const OTHER_BYTES: usize = 320;
 
 /// What is wrong with a stream.

@@ -85,7 +85,7 @@ impl LiveEvents {
     }
 }
 
-/// A message that comes round proves that the server has read the subscriptions before it.
+/// A message that comes back proves that the server has read the subscriptions before it.
 async fn confirm(client: &Client) -> bool {
     let inbox = client.new_inbox();
     let round = async {

@@ -26,7 +26,7 @@ use crate::{
 
 /// The stream is looked for again at most this often.
 const LOOK_PAUSE: Duration = Duration::from_secs(5);
-/// While nobody could say whether there is one.
+/// While it is unknown whether there is one.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
 /// Between two looks at the settings of a stream that takes events.
 const WATCH_PAUSE: Duration = Duration::from_secs(10);
@@ -122,7 +122,7 @@ impl StreamWatch {
     }
 }
 
-/// What was said of the streams, so that each problem is said once, and once when it is over.
+/// What was logged of the streams, so that each problem is logged once, and once when it is over.
 #[derive(Default)]
 struct Said {
     streams: BTreeSet<String>,

@@ -118,8 +118,8 @@ impl Tracked {
         self.walk += 1;
     }
 
-    /// Stands for an entry: an id that was released and claimed anew is another one. Two that share a name, which
-    /// nobody can bring about without the keys of the hash, would take turns.
+    /// Stands for an entry: an id that was released and claimed anew is another one. Colliding entries
+    /// alternate; the keyed hash keeps an attacker from forcing that.
     fn name(&self, id: &str, token: &str) -> u64 {
         self.hasher.hash_one((id, token))
     }
@@ -163,7 +163,7 @@ impl Tracked {
         found
     }
 
-    /// Whether an entry has been there for long by the clock of whoever claimed it.
+    /// Whether an entry is old by the clock of the replica that claimed it.
     fn is_old(&self, token: Token, now: SystemTime) -> bool {
         let age = now.duration_since(token.time()).unwrap_or_default();
         self.repeats == Repeats::Dropped && age >= self.after + CLOCKS_APART

@@ -77,8 +77,8 @@ impl<'a> Walk<'a> {
         Self { relay, route, tracked, metrics, without_lease, leaseless: false, ended: WalkEnded::default() }
     }
 
-    /// Walks to the end of the outbox, or until there is no use in going on. What is on its way then is still awaited: an
-    /// acknowledgement that nobody hears is an entry that is published again.
+    /// Walks to the end of the outbox, or until there is no use in going on. What is on its way then is still awaited:
+    /// a missed acknowledgement means publishing the entry again.
     pub(super) async fn run(mut self) -> WalkEnded {
         let (relay, route) = (self.relay, self.route);
         let mut pages = OnTheirWay::new();

@@ -79,7 +79,7 @@ impl Check {
         Err(self.value(key, value, format!("is not between {low} and {high}")))
     }
 
-    /// That one limit leaves room for another.
+    /// That one limit is at least as large as another.
     pub(super) fn at_least(
         &self,
         (key, value): (&'static str, usize),

@@ -11,7 +11,7 @@ use toml::{
 
 use super::{sections::Configuration, wording};
 
-/// More mistakes than this in one layer help nobody.
+/// Most mistakes that are reported for one layer.
 const MAX_MISTAKES: usize = 50;
 
 /// Something in a layer that can't be read.

@@ -170,7 +170,7 @@ impl From<WithoutNats> for WithoutAck {
 pub enum DeliveryMode {
     /// Stored in a stream and acknowledged.
     Jetstream,
-    /// To whoever is subscribed.
+    /// To current subscribers; nothing is stored.
     Core,
 }
 

@@ -1,5 +1,5 @@
-//! `Authorization: Bearer` and the secret itself (RFC 6750). For senders that can't sign: whoever reads one
-//! request can send others.
+//! `Authorization: Bearer` and the secret itself (RFC 6750). For senders that can't sign: anyone who reads
+//! one request can send others.
 
 use hmac::{Hmac, Mac};
 use http::{HeaderMap, HeaderName};

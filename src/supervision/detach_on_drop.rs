@@ -1,4 +1,4 @@
-//! Work that goes on when nobody waits for it any more.
+//! Work that goes on after its caller is dropped.
 
 use std::{
     pin::Pin,

@@ -1,11 +1,11 @@
 //! The way of a line to standard error: many in one write, by a thread of their own.
 //!
 //! A write of its own for every line took as long as the rest of a small request. Lines wait 5 ms at most; an error
-//! and everything before it is written before the program goes on, so that the last words of a process that
-//! breaks down are there. What a `kill -9` can take is the lines of these 5 ms, and what nobody has read yet.
+//! and everything before it is written before the program goes on, so that a crash does not lose them. A `kill -9`
+//! loses at most the lines of these 5 ms, and those that the reader of standard error has not taken yet.
 //!
-//! Nobody else ever writes, and nobody waits for long: where standard error is not read any more, requests are answered
-//! all the same, and lines are lost and counted.
+//! Only this thread writes. If standard error is not read, requests are answered all the same, and lines are dropped
+//! and counted.
 
 use std::{
     io::{self, Write},
@@ -44,14 +44,14 @@ struct Shared {
 #[derive(Default)]
 struct Waiting {
     lines: Vec<u8>,
-    /// Lines that found no room since the last write.
+    /// Lines dropped because the buffer was full, since the last write.
     lost: u64,
     /// Times that lines were handed to the thread, and those of which all is written.
     begun: u64,
     written: u64,
     /// Not to be gathered with others first.
     urgent: bool,
-    /// Nobody reads: it is not waited for until somebody does.
+    /// Standard error is not being read: don't wait for the writer until it is.
     stuck: bool,
 }
 
@@ -75,7 +75,7 @@ impl Lines {
         self.0.take(line, at_once);
     }
 
-    /// Writes everything that waits, unless nobody reads it.
+    /// Writes everything that waits, unless standard error is not being read.
     pub(super) fn flush(&self) {
         self.0.flush(LAST_PATIENCE);
     }
@@ -147,7 +147,7 @@ impl Shared {
     }
 }
 
-/// Writes all, unless what is written to is gone: there is nobody to tell.
+/// Writes all. An error is ignored: there is no other place to report it.
 fn write_whole(to: &mut dyn Write, mut lines: &[u8]) {
     while !lines.is_empty() {
         match to.write(lines) {
@@ -247,7 +247,7 @@ mod tests {
         assert_eq!(text, b"before\nthe end\n");
     }
 
-    /// Takes a write when it is told to.
+    /// Takes one write for each message on the channel.
     struct Stuck(mpsc::Receiver<()>, mpsc::Sender<Vec<u8>>);
 
     impl Write for Stuck {
@@ -267,7 +267,7 @@ mod tests {
         let ((go, told), (sender, writes)) = (mpsc::channel(), mpsc::channel());
         let lines = Lines::to(Stuck(told, sender));
         let line = [b"x".repeat(1023), b"\n".to_vec()].concat();
-        // Far more than there is room for, and all of them urgent.
+        // Far more than the buffer holds, and all of them urgent.
         for _ in 0..10 * MOST / line.len() {
             lines.take(&line, true);
         }

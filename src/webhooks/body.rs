@@ -23,7 +23,7 @@ use crate::{
 };
 
 /// Pieces of a body that may be of any size. Each takes as long as 50 bytes of an ordinary body do, whatever is in it.
-/// But somebody may write word by word, and would lose a good batch: 50 records of 600 bytes are some 4,000 words.
+/// But a sender may write word by word, and would lose a good batch: 50 records of 600 bytes are some 4,000 words.
 const FREE_PIECES: usize = 4096;
 /// Beyond, there may be one piece for so many bytes.
 const MIN_PIECE: usize = 10;

@@ -1,7 +1,7 @@
 //! The bytes of a body in one piece, in no more memory than they take.
 //!
 //! A small body lies on the heap. A large one gets pages of its own from the system: pages without bytes take no memory,
-//! nothing is copied to make room, and all of it goes back at once. On the heap a thousand growing bodies left holes that
+//! growing copies nothing, and all of it goes back at once. On the heap a thousand growing bodies left holes that
 //! no body fits into, which took twice the limit.
 
 use bytes::Bytes;

@@ -51,7 +51,7 @@ pub(super) async fn permit(request: &Request, until: Instant) -> Result<OwnedSem
     permit.ok_or_else(|| Refusal::Deadline(limits.request_deadline()).into())
 }
 
-/// Runs a step on another thread. After `until` nobody waits for it any more; what it holds is free once it ends.
+/// Runs a step on another thread. After `until` it is no longer awaited; what it holds is free once it ends.
 pub(super) async fn run<T: Send + 'static>(
     request: &Request,
     until: Instant,

@@ -225,7 +225,7 @@ fn admin_paths() -> Map<String, Value> {
     paths
 }
 
-/// The body of a 503 to whoever comes over a connection too many.
+/// The body of a 503 for a connection above `server.max_connections`.
 fn refused_schema() -> Value {
     json!({ "$ref": "#/components/responses/503/content/application~1json/schema" })
 }
