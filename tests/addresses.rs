@@ -16,7 +16,7 @@ use hookgate::{
     relay::Outbox,
     route::{Route, RouteSpec, RouteTable},
 };
-use redis::AsyncTypedCommands;
+use redis::{AsyncTypedCommands, aio::MultiplexedConnection};
 
 use crate::{
     stores::OPTIONS,
@@ -97,6 +97,12 @@ async fn subjects(redis: &RedisServer) -> BTreeMap<String, String> {
     addresses.into_iter().map(|(number, address)| (number, subject(&address))).collect()
 }
 
+/// How many connections Redis has taken.
+async fn connections_of(connection: &mut MultiplexedConnection) -> String {
+    let info: String = ::redis::cmd("INFO").arg("stats").query_async(connection).await.expect("Redis says how it is");
+    info.lines().find(|line| line.starts_with("total_connections_received")).expect("it counts them").to_owned()
+}
+
 /// What 0.1.0 does when it connects.
 async fn recorded_by_0_1_0(redis: &RedisServer, subject: &str) {
     let record = format!(
@@ -120,16 +126,18 @@ async fn the_number_of_an_address_that_no_entry_needs_is_used_again() {
 
     let eleventh = Store::open(&redis, "vmh.s10");
     eleventh.is("it has no number", |now| matches!(now, Contact::NoWrites(why) if why.contains("ten addresses"))).await;
+    let mut connection = redis.connection().await;
+    let connections = connections_of(&mut connection).await;
     let refused = eleventh.claim("id-10").await.expect_err("it has no number");
     assert!(matches!(refused, StoreError::NoWrites(_)), "{refused}");
     assert_eq!(address(eleventh.claim_on(1, "id").await.expect("another route is served")), 0);
     let outbox: &dyn Outbox = &eleventh.redis;
     assert_eq!(outbox.count(&eleventh.table.routes()[0]).await, Ok(10));
 
-    let mut connection = redis.connection().await;
     connection.hdel(OUTBOX, "id-3").await.expect("it is a HASH");
     eleventh.is("it has a number", |now| *now == Contact::Up).await;
     assert_eq!(eleventh.number("id-10").await, 3);
+    assert_eq!(connections_of(&mut connection).await, connections, "the relay keeps its connection");
 
     let refused = stores[3].claim("id-11").await.expect_err("its number is another one's");
     assert!(matches!(refused, StoreError::NoWrites(_)), "{refused}");
