@@ -103,7 +103,7 @@ impl DeadLetters {
     ) -> Self {
         let (queue, mut letters) = mpsc::channel(MAX_QUEUED);
         let queued_bytes = Arc::<AtomicUsize>::default();
-        let writer = Writer { dead_letter_store, limits, queued_bytes: Arc::clone(&queued_bytes) };
+        let writer = LetterWriter { dead_letter_store, limits, queued_bytes: Arc::clone(&queued_bytes) };
         if limits.max_entries > 0 {
             let write =
                 async move { supervise!("the writing of dead letters", writer.run(&mut letters, phase.clone())) };
@@ -138,13 +138,13 @@ impl DeadLetters {
     }
 }
 
-struct Writer {
+struct LetterWriter {
     dead_letter_store: Arc<dyn DeadLetterStore>,
     limits: DeadLetterLimits,
     queued_bytes: Arc<AtomicUsize>,
 }
 
-impl Writer {
+impl LetterWriter {
     async fn run(&self, letters: &mut mpsc::Receiver<DeadLetter>, mut phase: watch::Receiver<Phase>) {
         let mut batch = Vec::with_capacity(TOGETHER);
         loop {

@@ -132,7 +132,7 @@ pub enum Refusal {
     #[error("{failure}")]
     Unauthenticated {
         /// Why.
-        failure: signature::Failure,
+        failure: signature::SignatureFailure,
         /// A scheme that the route asks for.
         scheme: &'static str,
     },
@@ -169,7 +169,7 @@ impl Refusal {
             // Comes back: the network was slow.
             Self::BodyTimeout => (StatusCode::REQUEST_TIMEOUT, "body_timeout"),
             // Comes back, and by then the secrets may be the same on both sides.
-            Self::Unauthenticated { failure: signature::Failure::Missing, .. } => {
+            Self::Unauthenticated { failure: signature::SignatureFailure::Missing, .. } => {
                 (StatusCode::UNAUTHORIZED, "signature_missing")
             }
             Self::Unauthenticated { .. } => (StatusCode::UNAUTHORIZED, "signature_wrong"),
@@ -219,7 +219,7 @@ impl Refusal {
     /// with it.
     fn message(&self) -> Cow<'static, str> {
         match self {
-            Self::Unauthenticated { failure: signature::Failure::Missing, .. } => {
+            Self::Unauthenticated { failure: signature::SignatureFailure::Missing, .. } => {
                 "the request carries no signature of a kind that this webhook asks for".into()
             }
             Self::Unauthenticated { .. } => {
@@ -365,9 +365,9 @@ mod tests {
             Refusal::BodyTooLarge { .. } => Refusal::BodyTimeout,
             Refusal::BodyTimeout => Refusal::BodyUnreadable(String::new()),
             Refusal::BodyUnreadable(_) => Refusal::TooManyPieces { pieces: 1, bytes: 1 },
-            Refusal::TooManyPieces { .. } => return unauthenticated(signature::Failure::Missing),
-            Refusal::Unauthenticated { failure: signature::Failure::Missing, .. } => {
-                return unauthenticated(signature::Failure::Wrong);
+            Refusal::TooManyPieces { .. } => return unauthenticated(signature::SignatureFailure::Missing),
+            Refusal::Unauthenticated { failure: signature::SignatureFailure::Missing, .. } => {
+                return unauthenticated(signature::SignatureFailure::Wrong);
             }
             Refusal::Unauthenticated { .. } => BatchError::Empty.into(),
             Refusal::Malformed(BatchError::Empty) => BatchError::NeitherArrayNorObject.into(),
@@ -405,12 +405,12 @@ mod tests {
 
     #[test]
     fn a_401_says_what_is_wrong_in_the_log_alone() {
-        for failure in signature::Failure::ALL {
+        for failure in signature::SignatureFailure::ALL {
             let refusal = Refusal::Unauthenticated { failure, scheme: "espocrm" };
             assert_eq!(refusal.to_string(), failure.to_string());
             assert_eq!(refusal.status().0, StatusCode::UNAUTHORIZED);
             let missing = refusal.message().contains("no signature");
-            assert_eq!(missing, failure == signature::Failure::Missing, "{failure}");
+            assert_eq!(missing, failure == signature::SignatureFailure::Missing, "{failure}");
             assert_eq!(refusal.response(TokenSeed::now()).headers()[header::WWW_AUTHENTICATE], "espocrm");
         }
     }

@@ -65,7 +65,7 @@ pub struct SecretFiles {
     fits: Fitness,
     paths: Vec<PathBuf>,
     /// What is known of each.
-    known: Mutex<Vec<Known>>,
+    known: Mutex<Vec<KnownSecrets>>,
     present: watch::Sender<Arc<[Secret]>>,
 }
 
@@ -77,7 +77,7 @@ impl fmt::Debug for SecretFiles {
 
 /// What is known of a file.
 #[derive(Debug)]
-struct Known {
+struct KnownSecrets {
     /// What it held, if that still is good.
     secret: Option<Secret>,
     /// Whether it was bad when last looked at.
@@ -86,7 +86,7 @@ struct Known {
     absent: u32,
 }
 
-impl Known {
+impl KnownSecrets {
     const fn good(secret: Secret) -> Self {
         Self { secret: Some(secret), failing: false, absent: 0 }
     }
@@ -128,9 +128,9 @@ impl SecretFiles {
         let (mut known, mut absent, mut bad) = (Vec::new(), Vec::new(), Vec::new());
         for path in &paths {
             match read(&fits, path) {
-                Ok(secret) => known.push(Known::good(secret)),
+                Ok(secret) => known.push(KnownSecrets::good(secret)),
                 Err(error) => {
-                    known.push(Known::missing());
+                    known.push(KnownSecrets::missing());
                     if error.is_absence() { absent.push(error) } else { bad.push(error) }
                 }
             }
@@ -161,7 +161,7 @@ impl SecretFiles {
         for (known, read) in known.iter_mut().zip(read) {
             let error = match read {
                 Ok(secret) => {
-                    *known = Known::good(secret);
+                    *known = KnownSecrets::good(secret);
                     continue;
                 }
                 Err(error) => error,

@@ -63,7 +63,7 @@ impl Scheme {
     }
 
     /// What the request says in this scheme; `None` if it says nothing.
-    fn read(&self, headers: &HeaderMap) -> Option<Result<Evidence, Failure>> {
+    fn read(&self, headers: &HeaderMap) -> Option<Result<Evidence, SignatureFailure>> {
         match self {
             Self::EspoCrm { id } => espocrm::read(headers, id),
             Self::StandardWebhooks => standard_webhooks::read(headers),
@@ -89,7 +89,7 @@ struct Evidence {
 
 /// Why a request is not authenticated. The answer says only whether there was a signature.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, thiserror::Error)]
-pub enum Failure {
+pub enum SignatureFailure {
     /// No header of any scheme of the route.
     #[error("the request carries no signature")]
     Missing,
@@ -107,7 +107,7 @@ pub enum Failure {
     Wrong,
 }
 
-impl Failure {
+impl SignatureFailure {
     /// All of them.
     pub const ALL: [Self; 5] = [Self::Missing, Self::Malformed, Self::UnknownId, Self::Expired, Self::Wrong];
 
@@ -168,8 +168,8 @@ impl Verifier {
     ///
     /// # Errors
     /// If they don't: there is nothing, or nothing that can be read.
-    pub fn precheck(&self, headers: &HeaderMap) -> Result<(), Failure> {
-        let mut failure = Failure::Missing;
+    pub fn precheck(&self, headers: &HeaderMap) -> Result<(), SignatureFailure> {
+        let mut failure = SignatureFailure::Missing;
         for (scheme, _) in &self.entries {
             match scheme.read(headers) {
                 Some(Ok(_)) => return Ok(()),
@@ -184,11 +184,11 @@ impl Verifier {
     ///
     /// # Errors
     /// The failure that says most about what was tried.
-    pub fn verify(&self, headers: &HeaderMap, body: Bytes, now: SystemTime) -> Result<Verified, Failure> {
+    pub fn verify(&self, headers: &HeaderMap, body: Bytes, now: SystemTime) -> Result<Verified, SignatureFailure> {
         if self.is_open() {
             return Ok(Verified(body));
         }
-        let mut failure = Failure::Missing;
+        let mut failure = SignatureFailure::Missing;
         let most = self.entries.iter().map(|(_, secrets)| secrets.borrow().len()).max().unwrap_or_default();
         let mut macs = EqualMacs { body: &body, most, named: None, tried: 0 };
         for (scheme, secrets) in &self.entries {
@@ -227,14 +227,14 @@ impl<'a> EqualMacs<'a> {
         evidence: Evidence,
         secrets: &[Secret],
         now: SystemTime,
-    ) -> Result<(), Failure> {
+    ) -> Result<(), SignatureFailure> {
         let outcome = if evidence.foreign {
-            Err(Failure::UnknownId)
+            Err(SignatureFailure::UnknownId)
         } else if !evidence.matches(scheme, secrets, self.body, self.most) {
             self.tried += evidence.ids.min(1);
-            Err(Failure::Wrong)
+            Err(SignatureFailure::Wrong)
         } else if !evidence.fresh(now) {
-            Err(Failure::Expired)
+            Err(SignatureFailure::Expired)
         } else {
             Ok(())
         };
@@ -318,11 +318,11 @@ fn hmac(key: &[u8], parts: &[&[u8]]) -> Hmac<Sha256> {
 }
 
 /// The only value of a header.
-fn single<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<Result<&'a [u8], Failure>> {
+fn single<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<Result<&'a [u8], SignatureFailure>> {
     let mut values = headers.get_all(name).iter();
     let first = values.next()?;
     // Two signatures: a proxy in between may check the other one.
-    Some(if values.next().is_some() { Err(Failure::Malformed) } else { Ok(first.as_bytes()) })
+    Some(if values.next().is_some() { Err(SignatureFailure::Malformed) } else { Ok(first.as_bytes()) })
 }
 
 /// 64 hex digits.

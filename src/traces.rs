@@ -59,7 +59,7 @@ pub struct Began {
 
 /// A request that was answered.
 #[derive(Debug)]
-pub struct Received<'a> {
+pub struct ReceivedSpan<'a> {
     /// The seed of its tokens; a new one if it got none.
     pub seed: TokenSeed,
     /// The webhook.
@@ -163,9 +163,9 @@ impl Tracer {
     }
 
     /// Records a request that was answered.
-    pub fn received(&self, began: Option<Began>, received: &Received<'_>) {
+    pub fn received(&self, began: Option<Began>, received: &ReceivedSpan<'_>) {
         let Some((queue, began)) = self.0.as_ref().zip(began) else { return };
-        let Received { seed, route, method, status, error, body_bytes, traceparent } = received;
+        let ReceivedSpan { seed, route, method, status, error, body_bytes, traceparent } = received;
         let mut attributes = vec![
             KeyValue::new("http.request.method", *method),
             KeyValue::new("http.route", route.path().to_owned()),
@@ -178,7 +178,7 @@ impl Tracer {
         attributes.extend(error.map(|error| KeyValue::new("error.type", error)));
         // A mistake of the sender is not an error of this span.
         let problem = error.filter(|_| *status >= 500).map(str::to_owned);
-        queue.record(Span {
+        queue.record(TraceSpan {
             context: context(*seed, seed.span_id("receive", 0)),
             parent: None,
             kind: SpanKind::Server,
@@ -194,7 +194,7 @@ impl Tracer {
     pub fn claimed(&self, began: Option<Began>, claimed: ClaimSpan<'_>) {
         let Some((queue, began)) = self.0.as_ref().zip(began) else { return };
         let ClaimSpan { seed, start, route, ids, new, in_flight, problem } = claimed;
-        queue.record(Span {
+        queue.record(TraceSpan {
             context: context(seed, seed.span_id("claim", start)),
             parent: Some(seed.span_id("receive", 0)),
             kind: SpanKind::Internal,
@@ -234,7 +234,7 @@ impl Tracer {
         // Only for events that this request claimed: another request's events have their spans in its trace.
         let own = request.map(|(seed, _)| seed);
         for token in tokens.iter().filter(|token| own == Some(token.trace_id())) {
-            queue.record(Span {
+            queue.record(TraceSpan {
                 context: context(token.trace_id(), token.span_id()),
                 parent,
                 kind: SpanKind::Producer,
@@ -251,7 +251,7 @@ impl Tracer {
                 problem: None,
             });
         }
-        queue.record(Span {
+        queue.record(TraceSpan {
             context: context(seed, seed.span_id("send", start)),
             parent,
             kind: SpanKind::Client,
@@ -265,7 +265,7 @@ impl Tracer {
 }
 
 /// A span that ends now.
-struct Span {
+struct TraceSpan {
     context: SpanContext,
     parent: Option<u64>,
     kind: SpanKind,
@@ -278,8 +278,8 @@ struct Span {
 
 impl Queue {
     /// Never waits. A full queue drops the span and counts it.
-    fn record(&self, span: Span) {
-        let Span { context, parent, kind, name, began, attributes, links, problem } = span;
+    fn record(&self, span: TraceSpan) {
+        let TraceSpan { context, parent, kind, name, began, attributes, links, problem } = span;
         let mut all_links = SpanLinks::default();
         all_links.links = links.into_iter().map(|context| Link::new(context, Vec::new(), 0)).collect();
         let span = SpanData {

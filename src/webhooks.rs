@@ -1,6 +1,6 @@
 //! The way of a webhook: a chain of named warp filters from a request to its answer.
 //!
-//! Each filter proves one thing and hands it on, or rejects the request with a `Rejected`. The permit
+//! Each filter proves one thing and hands it on, or rejects the request with a `RejectedRequest`. The permit
 //! comes after the body: a sender of heads alone holds none. If the sender hangs up, warp drops the chain where it is; from
 //! the moment that a large body is offloaded, and for every body from its claim on, the work goes on by itself.
 

@@ -10,7 +10,7 @@ use std::{
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use hmac::{Hmac, Mac};
-use hookgate::signature::{Failure, Scheme, Secret, Verifier};
+use hookgate::signature::{Scheme, Secret, SignatureFailure, Verifier};
 use sha2::Sha256;
 use tempfile::TempDir;
 use tokio::sync::watch;
@@ -39,7 +39,13 @@ fn headers(pairs: &[(&str, &str)]) -> HeaderMap {
 }
 
 /// What a verifier with one entry says.
-fn verify(scheme: Scheme, secrets: &[&str], at: u64, pairs: &[(&str, &str)], body: &str) -> Result<(), Failure> {
+fn verify(
+    scheme: Scheme,
+    secrets: &[&str],
+    at: u64,
+    pairs: &[(&str, &str)],
+    body: &str,
+) -> Result<(), SignatureFailure> {
     let secrets: Arc<[Secret]> = secrets.iter().map(|secret| Secret::from(*secret)).collect();
     let (_owner, secrets) = watch::channel(secrets);
     let now = SystemTime::UNIX_EPOCH + Duration::from_secs(at);
@@ -52,14 +58,14 @@ fn espocrm_signs_each_body_under_the_id_of_its_webhook() {
     let says = |pairs: &[(&str, &str)]| verify(Scheme::EspoCrm { id: ID.to_owned() }, &[SECRET], 0, pairs, BODY);
     assert_eq!(says(&[("Signature", SIGNATURE)]), Ok(()));
     assert_eq!(says(&[("X-Signature", X_SIGNATURE)]), Ok(()));
-    assert_eq!(says(&[]), Err(Failure::Missing));
-    assert_eq!(says(&[("Signature", X_SIGNATURE)]), Err(Failure::Malformed), "the other header's form");
-    assert_eq!(says(&[("X-Signature", SIGNATURE)]), Err(Failure::Malformed));
+    assert_eq!(says(&[]), Err(SignatureFailure::Missing));
+    assert_eq!(says(&[("Signature", X_SIGNATURE)]), Err(SignatureFailure::Malformed), "the other header's form");
+    assert_eq!(says(&[("X-Signature", SIGNATURE)]), Err(SignatureFailure::Malformed));
     let other = verify(Scheme::EspoCrm { id: "other".to_owned() }, &[SECRET], 0, &[("Signature", SIGNATURE)], BODY);
-    assert_eq!(other, Err(Failure::UnknownId));
+    assert_eq!(other, Err(SignatureFailure::UnknownId));
     let changed = BODY.replace('6', "7");
     let wrong = verify(Scheme::EspoCrm { id: ID.to_owned() }, &[SECRET], 0, &[("Signature", SIGNATURE)], &changed);
-    assert_eq!(wrong, Err(Failure::Wrong));
+    assert_eq!(wrong, Err(SignatureFailure::Wrong));
 }
 
 /// <https://github.com/standard-webhooks/standard-webhooks/blob/main/spec/standard-webhooks.md>
@@ -79,19 +85,19 @@ fn a_standard_webhooks_signature_is_good_for_five_minutes() {
         assert_eq!(says(id, time, MAC, apart), Ok(()), "five minutes");
     }
     for apart in [SIGNED_AT - 301, SIGNED_AT + 301, 0] {
-        assert_eq!(says(id, time, MAC, apart), Err(Failure::Expired));
+        assert_eq!(says(id, time, MAC, apart), Err(SignatureFailure::Expired));
     }
     let several = format!("v1a,abc v1,{} {MAC} v2,xyz", STANDARD.encode([0; 32]));
     assert_eq!(says(id, time, &several, SIGNED_AT), Ok(()), "any of several, of the versions that are known");
-    assert_eq!(says("msg_other", time, MAC, SIGNED_AT), Err(Failure::Wrong));
-    assert_eq!(says(id, "1614265331", MAC, SIGNED_AT), Err(Failure::Wrong));
+    assert_eq!(says("msg_other", time, MAC, SIGNED_AT), Err(SignatureFailure::Wrong));
+    assert_eq!(says(id, "1614265331", MAC, SIGNED_AT), Err(SignatureFailure::Wrong));
     for (timestamp, mac) in [("now", MAC), ("-1", MAC), ("", MAC), (time, "v1"), (time, &MAC[..30]), (time, "")] {
-        assert_eq!(says(id, timestamp, mac, SIGNED_AT), Err(Failure::Malformed), "{timestamp:?} {mac:?}");
+        assert_eq!(says(id, timestamp, mac, SIGNED_AT), Err(SignatureFailure::Malformed), "{timestamp:?} {mac:?}");
     }
     let unsigned = verify(Scheme::StandardWebhooks, &[SECRET], 0, &[("webhook-id", id)], BODY);
-    assert_eq!(unsigned, Err(Failure::Missing));
+    assert_eq!(unsigned, Err(SignatureFailure::Missing));
     let no_id = verify(Scheme::StandardWebhooks, &[SECRET], 0, &[("webhook-signature", MAC)], BODY);
-    assert_eq!(no_id, Err(Failure::Malformed));
+    assert_eq!(no_id, Err(SignatureFailure::Malformed));
     let bare = SECRET.strip_prefix("whsec_").expect("it has one");
     let pairs = [("webhook-id", id), ("webhook-timestamp", time), ("webhook-signature", MAC)];
     assert_eq!(verify(Scheme::StandardWebhooks, &["whsec_AAAA", bare], SIGNED_AT, &pairs, BODY), Ok(()));
@@ -106,11 +112,11 @@ fn github_signs_each_body() {
         verify(Scheme::GitHub, &["It's a Secret to Everybody"], 0, &pairs, "Hello, World!")
     };
     assert_eq!(says(&format!("sha256={MAC}")), Ok(()));
-    assert_eq!(says(&format!("sha256={}", MAC.replace('7', "8"))), Err(Failure::Wrong));
+    assert_eq!(says(&format!("sha256={}", MAC.replace('7', "8"))), Err(SignatureFailure::Wrong));
     for bad in
         [MAC.to_owned(), format!("sha256={}", &MAC[1..]), format!("sha1={MAC}"), format!("sha256=+{}", &MAC[1..])]
     {
-        assert_eq!(says(&bad), Err(Failure::Malformed), "{bad}");
+        assert_eq!(says(&bad), Err(SignatureFailure::Malformed), "{bad}");
     }
 }
 
@@ -120,9 +126,9 @@ fn a_bearer_token_is_compared_as_a_whole() {
     let says = |value: &str| verify(Scheme::Bearer, &["old", "mF_9.B5f-4.1JqM"], 0, &[("Authorization", value)], "[]");
     assert_eq!(says("Bearer mF_9.B5f-4.1JqM"), Ok(()));
     assert_eq!(says("bearer old"), Ok(()));
-    assert_eq!(says("Bearer mF_9.B5f-4.1Jq"), Err(Failure::Wrong));
+    assert_eq!(says("Bearer mF_9.B5f-4.1Jq"), Err(SignatureFailure::Wrong));
     for bad in ["Bearer ", "Bearer", "Basic bUZfOTo=", ""] {
-        assert_eq!(says(bad), Err(Failure::Malformed), "{bad:?}");
+        assert_eq!(says(bad), Err(SignatureFailure::Malformed), "{bad:?}");
     }
 }
 

@@ -92,7 +92,7 @@ enum Payload<'a> {
 }
 
 #[derive(Serialize)]
-struct Line<'a> {
+struct PrintedMessage<'a> {
     subject: &'a str,
     headers: BTreeMap<&'a str, String>,
     payload: Payload<'a>,
@@ -103,7 +103,7 @@ fn as_json(event: &LiveEvent) -> anyhow::Result<String> {
         Ok(json) => Payload::Json(json),
         Err(_) => Payload::Text(String::from_utf8_lossy(&event.payload)),
     };
-    let line = Line { subject: &event.subject, headers: headers(event).collect(), payload };
+    let line = PrintedMessage { subject: &event.subject, headers: headers(event).collect(), payload };
     serde_json::to_string(&line).context("print an event")
 }
 

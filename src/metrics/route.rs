@@ -11,7 +11,7 @@ use super::{
 use crate::{
     batch::{BatchError, Reason, Rejected},
     route::Route,
-    signature::Failure,
+    signature::SignatureFailure,
 };
 
 /// Every status code that hookgate answers with, hyper's own included.
@@ -169,7 +169,7 @@ pub struct RouteMetrics {
     items: [Counter; RESULTS.len()],
     published: [PublishedCounter; Via::ALL.len()],
     dead_letters: Vec<(&'static str, Counter)>,
-    signature_failures: [Counter; Failure::ALL.len()],
+    signature_failures: [Counter; SignatureFailure::ALL.len()],
     pending: Gauge,
     outbox: Gauge,
     recent: Arc<RecentEvents>,
@@ -190,7 +190,7 @@ impl RouteMetrics {
             dead_letters: reasons
                 .map(|reason| (reason, families.dead_letters.get_or_create_owned(&with("reason", reason))))
                 .collect(),
-            signature_failures: Failure::ALL
+            signature_failures: SignatureFailure::ALL
                 .map(|failure| families.signature_failures.get_or_create_owned(&with("reason", failure.code()))),
             pending: families.pending.get_or_create_owned(&one()),
             outbox: families.outbox.get_or_create_owned(&one()),
@@ -201,7 +201,7 @@ impl RouteMetrics {
     }
 
     /// A request was not let in.
-    pub fn unauthenticated(&self, failure: Failure) {
+    pub fn unauthenticated(&self, failure: SignatureFailure) {
         self.signature_failures[failure as usize].inc();
     }
 

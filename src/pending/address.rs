@@ -21,7 +21,7 @@ use crate::{
 
 /// What has to be known to publish an entry.
 #[derive(Debug, Serialize, Deserialize)]
-struct Record {
+struct AddressRecord {
     flow: String,
     entity: String,
     action: String,
@@ -30,7 +30,7 @@ struct Record {
 
 /// The address of a route as it is written into Redis.
 pub(super) fn text(route: &Route) -> String {
-    let record = Record {
+    let record = AddressRecord {
         flow: route.flow().to_owned(),
         entity: route.entity().to_owned(),
         action: route.action().to_owned(),
@@ -92,7 +92,7 @@ impl Claiming {
 
 /// The route that an address is of.
 pub(super) fn route(address: &[u8], pending_key: &str) -> Option<Route> {
-    let Record { flow, entity, action, subject } = serde_json::from_slice(address).ok()?;
+    let AddressRecord { flow, entity, action, subject } = serde_json::from_slice(address).ok()?;
     let spec = RouteSpec {
         flow: &flow,
         entity: &entity,

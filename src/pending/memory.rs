@@ -22,14 +22,14 @@ use crate::{
 /// The pending SETs and outboxes of all routes.
 #[derive(Debug)]
 pub struct Memory {
-    claims: Mutex<HashMap<String, Claims>>,
+    claims: Mutex<HashMap<String, RouteClaims>>,
     letters: Mutex<VecDeque<DeadLetter>>,
     outbox_limit: usize,
     contact: watch::Sender<Contact>,
 }
 
 #[derive(Debug, Default)]
-struct Claims {
+struct RouteClaims {
     pending: HashSet<String>,
     outbox: HashMap<String, Token>,
 }
@@ -52,7 +52,7 @@ impl Memory {
     }
 
     fn remove(&self, route: &Route, settlements: &[Settlement]) -> usize {
-        self.with(route, |Claims { outbox, .. }| {
+        self.with(route, |RouteClaims { outbox, .. }| {
             let before = outbox.len();
             for settlement in settlements {
                 if outbox.get(settlement.id()) == Some(&settlement.token()) {
@@ -64,7 +64,7 @@ impl Memory {
     }
 
     /// No code that holds the lock can panic half-way through a change.
-    fn with<T>(&self, route: &Route, work: impl FnOnce(&mut Claims) -> T) -> T {
+    fn with<T>(&self, route: &Route, work: impl FnOnce(&mut RouteClaims) -> T) -> T {
         let mut all = self.claims.lock().unwrap_or_else(PoisonError::into_inner);
         work(all.entry(route.pending_key().to_owned()).or_default())
     }
@@ -72,7 +72,7 @@ impl Memory {
 
 impl PendingStore for Memory {
     fn claim(&self, route: &Arc<Route>, proposal: Proposal) -> BoxFuture<'_, Result<Claimed, StoreError>> {
-        let states = self.with(route, |Claims { pending, outbox }| {
+        let states = self.with(route, |RouteClaims { pending, outbox }| {
             proposal
                 .ids()
                 .zip(proposal.tokens(Attempt::FIRST))
@@ -110,7 +110,7 @@ impl Outbox for Memory {
     /// What is settled between two pages moves others past the cursor; the next walk meets them.
     fn page<'a>(&'a self, route: &'a Route, cursor: u64) -> BoxFuture<'a, Result<Page, StoreError>> {
         let start = usize::try_from(cursor).unwrap_or(usize::MAX);
-        let page = self.with(route, |Claims { outbox, .. }| {
+        let page = self.with(route, |RouteClaims { outbox, .. }| {
             let rest = outbox.iter().skip(start).take(PAGE);
             let entries = rest.map(|(id, token)| Entry { id: id.clone(), token: token.to_string() }).collect();
             Page { entries, next: if start + PAGE < outbox.len() { cursor + PAGE as u64 } else { 0 } }
@@ -152,7 +152,8 @@ impl Outbox for Memory {
 
 impl StoreContents for Memory {
     fn contents<'a>(&'a self, routes: &'a [Arc<Route>]) -> BoxFuture<'a, Result<Vec<RouteContents>, StoreError>> {
-        let count = |claims: &mut Claims| RouteContents { pending: claims.pending.len(), outbox: claims.outbox.len() };
+        let count =
+            |claims: &mut RouteClaims| RouteContents { pending: claims.pending.len(), outbox: claims.outbox.len() };
         std::future::ready(Ok(routes.iter().map(|route| self.with(route, count)).collect())).boxed()
     }
 

@@ -20,12 +20,12 @@ use crate::{
     route::{Route, RouteSpec},
 };
 
-/// HASH pending key → [`Record`].
+/// HASH pending key → [`RouteRecord`].
 const ROUTES: &str = "hookgate:routes";
 
 /// What has to be known of a route to publish what is left in its outbox.
 #[derive(Debug, Serialize, Deserialize)]
-struct Record {
+struct RouteRecord {
     flow: String,
     entity: String,
     action: String,
@@ -53,7 +53,7 @@ pub(super) async fn recorded(
 
 /// Writes a record: where 0.1.0, and who finds no other address, takes the entries of a route that was removed.
 pub(super) async fn record(connection: &mut MultiplexedConnection, route: &Route) -> Result<(), RedisError> {
-    let record = Record {
+    let record = RouteRecord {
         flow: route.flow().to_owned(),
         entity: route.entity().to_owned(),
         action: route.action().to_owned(),
@@ -72,7 +72,7 @@ pub(super) async fn may_read_records(connection: &mut MultiplexedConnection) -> 
 }
 
 fn read_record(pending_key: &str, record: &str) -> Option<Route> {
-    let Record { flow, entity, action, path, subject } = serde_json::from_str(record)
+    let RouteRecord { flow, entity, action, path, subject } = serde_json::from_str(record)
         .inspect_err(|error| warn!(pending_key, %error, "{ROUTES} holds a record that can't be read"))
         .ok()?;
     let spec = RouteSpec {

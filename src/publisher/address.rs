@@ -45,9 +45,9 @@ fn plain(text: String) -> HeaderValue {
 }
 
 /// The addresses of all routes, by their names.
-pub(super) struct Addresses(HashMap<String, Arc<Address>>);
+pub(super) struct RouteAddresses(HashMap<String, Arc<Address>>);
 
-impl Addresses {
+impl RouteAddresses {
     pub(super) fn of_all(table: &RouteTable) -> Self {
         Self(table.routes().iter().map(|route| (route.name().to_owned(), Arc::new(Address::of(route)))).collect())
     }

@@ -24,7 +24,7 @@ use crate::{
 
 /// What the client's events add up to.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Status {
+pub(super) struct ConnectionStatus {
     /// Counts connections: a number that changed means that what was sent before may be gone.
     pub(super) epoch: u64,
     /// Whether there is a connection, and if not, why.
@@ -38,7 +38,7 @@ pub(super) struct Status {
     logged: Option<String>,
 }
 
-impl Status {
+impl ConnectionStatus {
     /// What the server denies.
     pub(super) fn denial(&self) -> Option<&str> {
         self.inbox_denied.as_deref().or(self.denied.as_deref())
@@ -59,14 +59,14 @@ impl Status {
 #[derive(Debug, Clone)]
 pub(super) struct Connection {
     pub(super) client: Client,
-    pub(super) status: watch::Receiver<Status>,
-    change: Arc<watch::Sender<Status>>,
+    pub(super) status: watch::Receiver<ConnectionStatus>,
+    change: Arc<watch::Sender<ConnectionStatus>>,
     /// On which connection, and since when, nothing has been answered, although something was sent.
     pub(super) unanswered: Arc<watch::Sender<Option<(u64, Instant)>>>,
     denials: Arc<Denials>,
 }
 
-/// How often the server denied what concerns each subject. Of many denials a [`Status`] tells the last one.
+/// How often the server denied what concerns each subject. Of many denials a [`ConnectionStatus`] tells the last one.
 #[derive(Debug, Default)]
 struct Denials(Mutex<HashMap<String, u64>>);
 
@@ -110,7 +110,7 @@ impl Connection {
 
     /// Starts to connect and returns at once; `tasks` owns what sees to it that answers are heard.
     pub(super) async fn open(servers: &Servers, tasks: &TaskTracker) -> Result<Self, async_nats::ConnectError> {
-        let status = Arc::new(watch::Sender::new(Status {
+        let status = Arc::new(watch::Sender::new(ConnectionStatus {
             epoch: 0,
             contact: Contact::Unreachable("not connected yet".to_owned()),
             denied: None,
@@ -199,11 +199,17 @@ impl Connection {
 }
 
 /// Takes an event into account.
-fn apply(status: &watch::Sender<Status>, servers: &str, event: &Event) {
+fn apply(status: &watch::Sender<ConnectionStatus>, servers: &str, event: &Event) {
     match event {
         Event::Connected => status.send_modify(|now| {
             let logged = now.logged.take();
-            *now = Status { epoch: now.epoch + 1, contact: Contact::Up, denied: None, inbox_denied: None, logged };
+            *now = ConnectionStatus {
+                epoch: now.epoch + 1,
+                contact: Contact::Up,
+                denied: None,
+                inbox_denied: None,
+                logged,
+            };
         }),
         Event::Disconnected | Event::Closed => status.send_modify(|now| {
             if now.contact == Contact::Up {

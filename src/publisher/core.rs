@@ -10,7 +10,7 @@ use tokio::{
 };
 use tokio_util::task::TaskTracker;
 
-use super::{address::Addresses, connection::Connection, diagnosis, inbox::Inbox, servers::Servers};
+use super::{address::RouteAddresses, connection::Connection, diagnosis, inbox::Inbox, servers::Servers};
 use crate::{
     delivery::{Ack, PublishError, Publisher},
     event::Event,
@@ -24,7 +24,7 @@ pub struct Core {
     connection: Connection,
     /// Nothing is said in it: that it comes is enough.
     inbox: Inbox<()>,
-    addresses: Addresses,
+    addresses: RouteAddresses,
     report: Reporter,
 }
 
@@ -39,7 +39,7 @@ impl Core {
         let report = Reporter::new("nats");
         let (mut status, reporter, names) = (connection.status.clone(), report.clone(), servers.names());
         tasks.spawn(async move { supervise!("the watch over NATS", follow(&mut status, &reporter, &names)) });
-        Ok(Self { connection, inbox, addresses: Addresses::of_all(routes), report })
+        Ok(Self { connection, inbox, addresses: RouteAddresses::of_all(routes), report })
     }
 
     async fn publish(&self, route: &Route, events: Vec<Event>, limit: Duration) -> Result<(), PublishError> {
@@ -112,7 +112,7 @@ impl Publisher for Core {
 }
 
 /// Says how the connection is.
-async fn follow(status: &mut watch::Receiver<super::connection::Status>, report: &Reporter, names: &str) {
+async fn follow(status: &mut watch::Receiver<super::connection::ConnectionStatus>, report: &Reporter, names: &str) {
     loop {
         let now = status.borrow_and_update().clone();
         report.set(match now.denial() {

@@ -13,17 +13,17 @@ use hashbrown::HashMap;
 use tokio::sync::{oneshot, watch};
 use tokio_util::task::TaskTracker;
 
-use super::connection::{Connection, Status};
+use super::connection::{Connection, ConnectionStatus};
 use crate::{failpoint, supervision::supervise};
 
 /// The subscription, and who waits for what.
 pub(super) struct Inbox<T> {
     prefix: String,
     next: AtomicU64,
-    waiting: Arc<Mutex<Waiting<T>>>,
+    waiting: Arc<Mutex<AwaitedBatches<T>>>,
 }
 
-struct Waiting<T> {
+struct AwaitedBatches<T> {
     batches: HashMap<u64, AwaitedBatch<T>>,
     /// The last connection on which nothing is answered any more.
     over: u64,
@@ -59,7 +59,7 @@ impl<T: Send + 'static> Inbox<T> {
     ) -> Result<Self, SubscribeError> {
         let prefix = connection.client.new_inbox();
         let mut answers = connection.client.subscribe(format!("{prefix}.>")).await?;
-        let waiting = Arc::new(Mutex::new(Waiting { batches: HashMap::new(), over: 0 }));
+        let waiting = Arc::new(Mutex::new(AwaitedBatches { batches: HashMap::new(), over: 0 }));
         let (start, those) = (prefix.len() + 1, Arc::clone(&waiting));
         tasks.spawn(async move { supervise!("the answers of NATS", collect(&mut answers, read, start, &those)) });
         let (mut status, those) = (connection.status.clone(), Arc::clone(&waiting));
@@ -125,7 +125,12 @@ impl<T> Drop for Expected<'_, T> {
 }
 
 /// Sorts what comes in. Late answers, to batches that are no longer awaited, are dropped.
-async fn collect<T>(answers: &mut Subscriber, read: fn(&Message) -> T, prefix: usize, waiting: &Mutex<Waiting<T>>) {
+async fn collect<T>(
+    answers: &mut Subscriber,
+    read: fn(&Message) -> T,
+    prefix: usize,
+    waiting: &Mutex<AwaitedBatches<T>>,
+) {
     while let Some(answer) = answers.next().await {
         failpoint::hit("in_answer");
         let place = answer.subject.get(prefix..).and_then(|tail| tail.split_once('.'));
@@ -144,7 +149,7 @@ async fn collect<T>(answers: &mut Subscriber, read: fn(&Message) -> T, prefix: u
 }
 
 /// Ends the wait for answers on a connection that is over.
-async fn give_up<T>(status: &mut watch::Receiver<Status>, waiting: &Mutex<Waiting<T>>) {
+async fn give_up<T>(status: &mut watch::Receiver<ConnectionStatus>, waiting: &Mutex<AwaitedBatches<T>>) {
     loop {
         let over = status.borrow_and_update().last_ended();
         {
@@ -161,6 +166,6 @@ async fn give_up<T>(status: &mut watch::Receiver<Status>, waiting: &Mutex<Waitin
 }
 
 /// No code that holds the lock can panic half-way through a change.
-fn lock<T>(waiting: &Mutex<Waiting<T>>) -> MutexGuard<'_, Waiting<T>> {
+fn lock<T>(waiting: &Mutex<AwaitedBatches<T>>) -> MutexGuard<'_, AwaitedBatches<T>> {
     waiting.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -19,7 +19,7 @@ use tokio::{
 use tokio_util::task::TaskTracker;
 
 use super::{
-    address::{Address, Addresses},
+    address::{Address, RouteAddresses},
     api::Api,
     connection::Connection,
     inbox::{Expected, Inbox},
@@ -40,7 +40,7 @@ use crate::{
 pub struct JetStream {
     connection: Connection,
     inbox: Inbox<Reply>,
-    addresses: Addresses,
+    addresses: RouteAddresses,
     report: Reporter,
     usable: Arc<AtomicBool>,
     look_again: Arc<Notify>,
@@ -61,7 +61,7 @@ impl JetStream {
         let inbox = Inbox::open(&connection, tasks, read_reply).await?;
         let this = Self {
             inbox,
-            addresses: Addresses::of_all(routes),
+            addresses: RouteAddresses::of_all(routes),
             connection,
             report: Reporter::new("nats"),
             usable: Arc::default(),
@@ -187,11 +187,11 @@ struct PubAck {
     stream: String,
     #[serde(default)]
     seq: u64,
-    error: Option<ApiError>,
+    error: Option<AckError>,
 }
 
 #[derive(Deserialize)]
-struct ApiError {
+struct AckError {
     #[serde(default)]
     err_code: u64,
     #[serde(default)]

@@ -363,7 +363,7 @@ mod tests {
     use crate::{
         batch::EntityId,
         event::{Attempt, Events, TokenSeed},
-        publisher::address::Addresses,
+        publisher::address::RouteAddresses,
         route::{RouteSpec, RouteTable},
     };
 
@@ -467,7 +467,7 @@ mod tests {
         let token = TokenSeed::now().token(Attempt::UNCLAIMED, 9_999_999);
         let event = Events::of(&route).event(EntityId::parse(&id).expect("valid"), token);
         let table = RouteTable::new(vec![route.clone()]).expect("valid");
-        let headers = Addresses::of_all(&table).of(&route).headers(token);
+        let headers = RouteAddresses::of_all(&table).of(&route).headers(token);
         let headers: usize =
             headers.iter().map(|(name, value)| format!("{name}: {}\r\n", value[0].as_str()).len()).sum();
         let size = "NATS/1.0\r\n\r\n".len() + headers + event.payload.len();

@@ -135,7 +135,7 @@ struct Credentials {
 
 /// What interests us of a user's JWT.
 #[derive(Deserialize)]
-struct Claims {
+struct JwtClaims {
     iss: String,
     exp: Option<u64>,
 }
@@ -160,14 +160,14 @@ fn between_lines(text: &str) -> impl Iterator<Item = &str> {
 }
 
 impl Credentials {
-    fn claims(&self) -> Option<Claims> {
+    fn claims(&self) -> Option<JwtClaims> {
         let payload = URL_SAFE_NO_PAD.decode(self.jwt.split('.').nth(1)?).ok()?;
         serde_json::from_slice(&payload).ok()
     }
 
     /// In words, for who wonders why a server does not take them.
     fn state(&self) -> String {
-        let Some(Claims { iss, exp }) = self.claims() else { return LoginError::Credentials.to_string() };
+        let Some(JwtClaims { iss, exp }) = self.claims() else { return LoginError::Credentials.to_string() };
         let end = exp.map(|seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds));
         match end {
             Some(end) if end < SystemTime::now() => {

@@ -5,7 +5,7 @@ use hmac::{Hmac, Mac};
 use http::{HeaderMap, HeaderName};
 use sha2::Sha256;
 
-use super::{Evidence, Failure, Secret, hmac, single};
+use super::{Evidence, Secret, SignatureFailure, hmac, single};
 
 const AUTHORIZATION: HeaderName = HeaderName::from_static("authorization");
 /// A MAC under a fixed key makes token and secret the same length, so that comparing them takes the same time.
@@ -15,14 +15,14 @@ pub(super) fn mac(secret: &Secret) -> Hmac<Sha256> {
     hmac(KEY, &[secret.bytes()])
 }
 
-pub(super) fn read(headers: &HeaderMap) -> Option<Result<Evidence, Failure>> {
+pub(super) fn read(headers: &HeaderMap) -> Option<Result<Evidence, SignatureFailure>> {
     let header = match single(headers, &AUTHORIZATION)? {
         Ok(header) => header,
         Err(failure) => return Some(Err(failure)),
     };
     let token = header.split_at_checked(7).filter(|(scheme, _)| scheme.eq_ignore_ascii_case(b"bearer "));
     Some(token.map(|(_, token)| token.trim_ascii()).filter(|token| !token.is_empty()).map_or(
-        Err(Failure::Malformed),
+        Err(SignatureFailure::Malformed),
         |token| {
             let mac = hmac(KEY, &[token]).finalize().into_bytes().into();
             Ok(Evidence { prefix: Vec::new(), macs: vec![mac], signed_at: None, ids: 0, foreign: false })

@@ -4,7 +4,7 @@
 use base64::{Engine, engine::general_purpose::STANDARD};
 use http::{HeaderMap, HeaderName};
 
-use super::{Evidence, Failure, single, unhex};
+use super::{Evidence, SignatureFailure, single, unhex};
 
 const SIGNATURE: HeaderName = HeaderName::from_static("signature");
 const X_SIGNATURE: HeaderName = HeaderName::from_static("x-signature");
@@ -12,7 +12,7 @@ const X_SIGNATURE: HeaderName = HeaderName::from_static("x-signature");
 /// Longest header that is looked at: an id is a few bytes.
 const MAX_BYTES: usize = 1024;
 
-pub(super) fn read(headers: &HeaderMap, id: &str) -> Option<Result<Evidence, Failure>> {
+pub(super) fn read(headers: &HeaderMap, id: &str) -> Option<Result<Evidence, SignatureFailure>> {
     let (new, old) = (single(headers, &SIGNATURE), single(headers, &X_SIGNATURE));
     if new.is_none() && old.is_none() {
         return None;
@@ -22,7 +22,7 @@ pub(super) fn read(headers: &HeaderMap, id: &str) -> Option<Result<Evidence, Fai
     // Either is enough: an intermediary may spoil the one it knows.
     let claimed: Vec<(Vec<u8>, [u8; 32])> = new.into_iter().chain(old).collect();
     if claimed.is_empty() {
-        return Some(Err(Failure::Malformed));
+        return Some(Err(SignatureFailure::Malformed));
     }
     let own = |(claimed, _): &&(Vec<u8>, [u8; 32])| claimed == id.as_bytes();
     let foreign = !claimed.iter().any(|claim| own(&claim));

@@ -3,12 +3,13 @@
 
 use http::{HeaderMap, HeaderName};
 
-use super::{Evidence, Failure, single, unhex};
+use super::{Evidence, SignatureFailure, single, unhex};
 
 const SIGNATURE: HeaderName = HeaderName::from_static("x-hub-signature-256");
 
-pub(super) fn read(headers: &HeaderMap) -> Option<Result<Evidence, Failure>> {
+pub(super) fn read(headers: &HeaderMap) -> Option<Result<Evidence, SignatureFailure>> {
     let header = single(headers, &SIGNATURE)?;
-    let mac = header.and_then(|header| header.strip_prefix(b"sha256=").and_then(unhex).ok_or(Failure::Malformed));
+    let mac =
+        header.and_then(|header| header.strip_prefix(b"sha256=").and_then(unhex).ok_or(SignatureFailure::Malformed));
     Some(mac.map(|mac| Evidence { prefix: Vec::new(), macs: vec![mac], signed_at: None, ids: 0, foreign: false }))
 }

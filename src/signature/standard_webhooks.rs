@@ -4,7 +4,7 @@
 use base64::{Engine, engine::general_purpose::STANDARD};
 use http::{HeaderMap, HeaderName};
 
-use super::{Evidence, Failure, Secret, single};
+use super::{Evidence, Secret, SignatureFailure, single};
 
 const ID: HeaderName = HeaderName::from_static("webhook-id");
 const TIMESTAMP: HeaderName = HeaderName::from_static("webhook-timestamp");
@@ -19,12 +19,12 @@ pub(super) fn key(secret: &Secret) -> Option<Vec<u8>> {
     STANDARD.decode(encoded).ok().filter(|key| !key.is_empty())
 }
 
-pub(super) fn read(headers: &HeaderMap) -> Option<Result<Evidence, Failure>> {
+pub(super) fn read(headers: &HeaderMap) -> Option<Result<Evidence, SignatureFailure>> {
     let signatures = single(headers, &SIGNATURE)?;
-    Some(signatures.and_then(|signatures| evidence(headers, signatures).unwrap_or(Err(Failure::Malformed))))
+    Some(signatures.and_then(|signatures| evidence(headers, signatures).unwrap_or(Err(SignatureFailure::Malformed))))
 }
 
-fn evidence(headers: &HeaderMap, signatures: &[u8]) -> Option<Result<Evidence, Failure>> {
+fn evidence(headers: &HeaderMap, signatures: &[u8]) -> Option<Result<Evidence, SignatureFailure>> {
     let (Ok(id), Ok(timestamp)) = (single(headers, &ID)?, single(headers, &TIMESTAMP)?) else { return None };
     let digits = std::str::from_utf8(timestamp).ok().filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()))?;
     let signed_at = digits.parse().ok()?;

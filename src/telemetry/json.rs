@@ -38,18 +38,18 @@ fn write_line(line: &mut String, event: &Event<'_>) {
     line.push_str("\",\"level\":\"");
     line.push_str(metadata.level().as_str());
     line.push('"');
-    event.record(&mut Fields { line });
+    event.record(&mut JsonFields { line });
     line.push_str(",\"target\":");
     write_text(line, metadata.target());
     line.push_str("}\n");
 }
 
 /// Appends the fields of an event to the line.
-struct Fields<'a> {
+struct JsonFields<'a> {
     line: &'a mut String,
 }
 
-impl Fields<'_> {
+impl JsonFields<'_> {
     /// Appends the name of a field. Returns the line, for its value.
     fn field(&mut self, field: &Field) -> &mut String {
         let line = &mut *self.line;
@@ -61,7 +61,7 @@ impl Fields<'_> {
     }
 }
 
-impl Visit for Fields<'_> {
+impl Visit for JsonFields<'_> {
     fn record_f64(&mut self, field: &Field, value: f64) {
         // Infinities and NaN become null.
         let value = serde_json::to_string(&value).unwrap_or_default();
@@ -143,7 +143,7 @@ mod tests {
     /// What is in the log after that.
     fn logged(say: impl FnOnce()) -> String {
         let out = Arc::<Mutex<Vec<u8>>>::default();
-        let lines = Lines::to(Shared(Arc::clone(&out)));
+        let lines = Lines::to(SharedLine(Arc::clone(&out)));
         tracing::subscriber::with_default(tracing_subscriber::registry().with(Json(lines.clone())), say);
         lines.flush();
         String::from_utf8(out.lock().expect("nobody panics").clone()).expect("JSON is UTF-8")
@@ -156,9 +156,9 @@ mod tests {
         })
     }
 
-    struct Shared(Arc<Mutex<Vec<u8>>>);
+    struct SharedLine(Arc<Mutex<Vec<u8>>>);
 
-    impl io::Write for Shared {
+    impl io::Write for SharedLine {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
             self.0.lock().expect("nobody panics").extend_from_slice(bytes);
             Ok(bytes.len())

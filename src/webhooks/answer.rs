@@ -7,7 +7,7 @@ use warp::{Rejection, reply::Response};
 
 use super::{
     Webhooks,
-    request::{Rejected, Request},
+    request::{RejectedRequest, Request},
 };
 use crate::{
     delivery::Receipt,
@@ -26,10 +26,11 @@ pub(super) fn reply((request, receipt): (Arc<Request>, Receipt)) -> Response {
 /// The answer to every other request. The reason is logged here, under the trace id of the answer.
 pub(super) fn refuse(webhooks: &Webhooks, rejection: &Rejection) -> Response {
     let unforeseen;
-    let Rejected { refusal, request, unread } = if let Some(rejected) = rejection.find::<Rejected>() {
+    let RejectedRequest { refusal, request, unread } = if let Some(rejected) = rejection.find::<RejectedRequest>() {
         rejected
     } else {
-        unforeseen = Rejected { refusal: Refusal::Internal(format!("{rejection:?}")), request: None, unread: true };
+        unforeseen =
+            RejectedRequest { refusal: Refusal::Internal(format!("{rejection:?}")), request: None, unread: true };
         &unforeseen
     };
     let (code, error) = refusal.status();

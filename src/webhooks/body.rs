@@ -63,7 +63,7 @@ async fn read<B: Buf>(
     };
     let until = allowance.reading_deadline().min(Instant::now() + limits.body_read_timeout());
     let waits_for_memory = AtomicBool::new(false);
-    let reader = Reader {
+    let reader = BodyReader {
         buffer: Buffer::new(announced.unwrap_or(limit)),
         allowance,
         limit,
@@ -80,7 +80,7 @@ async fn read<B: Buf>(
 }
 
 /// A body of which more may come.
-struct Reader<'a> {
+struct BodyReader<'a> {
     buffer: Buffer,
     allowance: &'a mut Allowance,
     /// Most bytes of a body.
@@ -90,7 +90,7 @@ struct Reader<'a> {
     waits: &'a AtomicBool,
 }
 
-impl Reader<'_> {
+impl BodyReader<'_> {
     async fn read<B: Buf>(mut self, stream: impl Stream<Item = Result<B, warp::Error>>) -> Result<Bytes, Refusal> {
         let mut stream = std::pin::pin!(stream);
         while let Some(chunk) = stream.next().await {

@@ -9,7 +9,7 @@ use crate::{
     admission::{AdmissionError, Allowance},
     reply::Refusal,
     shutdown::Phase,
-    signature::Failure,
+    signature::SignatureFailure,
 };
 
 /// Memory up to which a head is nothing beside its connection. That of `EspoCRM`'s is 4 KiB.
@@ -46,7 +46,7 @@ fn memory_of(headers: &HeaderMap) -> usize {
 }
 
 /// Counts a request that is not authenticated.
-pub(super) fn unauthenticated(request: &Request, failure: Failure) -> Refusal {
+pub(super) fn unauthenticated(request: &Request, failure: SignatureFailure) -> Refusal {
     request.metrics.unauthenticated(failure);
     let scheme = request.webhooks.verifiers.of(&request.route).schemes().next().unwrap_or("none");
     Refusal::Unauthenticated { failure, scheme }

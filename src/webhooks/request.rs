@@ -22,7 +22,7 @@ use crate::{
     reply::Refusal,
     route::Route,
     signature::Verified,
-    traces::{Began, Received, Traceparent},
+    traces::{Began, ReceivedSpan, Traceparent},
 };
 
 /// Characters of an unknown path that are shown.
@@ -81,7 +81,7 @@ pub(super) fn route(
     let framing = Framing::of(&headers);
     let Some(route) = webhooks.table.find(path.as_str()) else {
         let refusal = Refusal::UnknownPath { path: path.as_str().chars().take(MAX_SHOWN_PATH).collect() };
-        let rejected = Rejected { refusal, request: None, unread: framing.has_body() };
+        let rejected = RejectedRequest { refusal, request: None, unread: framing.has_body() };
         return ready(Err(warp::reject::custom(rejected)));
     };
     let began = webhooks.tracer.begin();
@@ -145,7 +145,7 @@ impl Request {
         let status = status.as_u16();
         self.metrics.answers.answered(status, self.at.elapsed());
         if self.began.is_some() {
-            let received = Received {
+            let received = ReceivedSpan {
                 seed: self.seed(),
                 route: &self.route,
                 method: self.method,
@@ -161,7 +161,7 @@ impl Request {
     /// Ends the way of the request here.
     pub(super) fn reject(self: &Arc<Self>, refusal: impl Into<Refusal>) -> Rejection {
         let unread = self.framing.has_body() && self.body_bytes.get().is_none();
-        warp::reject::custom(Rejected { refusal: refusal.into(), request: Some(Arc::clone(self)), unread })
+        warp::reject::custom(RejectedRequest { refusal: refusal.into(), request: Some(Arc::clone(self)), unread })
     }
 }
 
@@ -193,11 +193,11 @@ impl Framing {
 
 /// A refusal, and the request if it had a route.
 #[derive(Debug)]
-pub(super) struct Rejected {
+pub(super) struct RejectedRequest {
     pub(super) refusal: Refusal,
     pub(super) request: Option<Arc<Request>>,
     /// Whether some of its body has not been read.
     pub(super) unread: bool,
 }
 
-impl warp::reject::Reject for Rejected {}
+impl warp::reject::Reject for RejectedRequest {}

@@ -7,7 +7,7 @@ use tokio::sync::watch;
 use tokio_util::task::TaskTracker;
 use warp::test::RequestBuilder;
 
-use super::{request::Rejected, *};
+use super::{request::RejectedRequest, *};
 use crate::{
     dead_letters::DeadLetterLimits,
     delivery::{Ack, Policy, PublishError, Publisher, WithoutAck, WithoutClaim},
@@ -126,7 +126,7 @@ macro_rules! stage {
 /// What a request was rejected for.
 fn refusal<T>(outcome: Result<T, Rejection>) -> (u16, &'static str) {
     let Err(rejection) = outcome else { panic!("it was let through") };
-    let (code, error) = rejection.find::<Rejected>().expect("filters reject in one way").refusal.status();
+    let (code, error) = rejection.find::<RejectedRequest>().expect("filters reject in one way").refusal.status();
     (code.as_u16(), error)
 }
 
@@ -160,7 +160,7 @@ async fn route_knows_whether_a_body_is_left_unread() {
     let stage = stage!(fixture);
     let unread = async |request: RequestBuilder| {
         let rejection = request.filter(&stage).await.expect_err("the path is unknown");
-        rejection.find::<Rejected>().expect("filters reject in one way").unread
+        rejection.find::<RejectedRequest>().expect("filters reject in one way").unread
     };
     assert!(unread(post("/elsewhere").body("[]")).await);
     assert!(!unread(post("/elsewhere")).await);
