@@ -120,7 +120,8 @@ async fn removed_route_without_a_stream() -> Report {
     world.nats.start_again().await;
     let jetstream = world.nats.jetstream().await;
     jetstream.delete_stream("HOOKGATE").await.expect("hookgate made it");
-    let other = "[[routes]]\nflow = \"vmh\"\nentity = \"akte\"\naction = \"create\"\n";
+    // Of another flow, so that its stream does not cover that subject.
+    let other = "[[routes]]\nflow = \"other\"\nentity = \"akte\"\naction = \"create\"\npending_key = \"vmh:akte\"\n";
     let gate = ready(&world, other).await;
     let line = gate.wait_log("no stream covers the subject").await;
     let said = line.contains("\"vmh.old\"") && line.contains("\"entries\":2");
