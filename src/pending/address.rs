@@ -1,5 +1,15 @@
-//! Where the entries of a pending key go: every address that ever claimed under it has a number there, which the tokens
-//! carry (`register.lua`). So an entry goes to the subject it was claimed for, whatever the configuration says now.
+//! Where the entries of a pending key go. An entry goes to the address it was claimed for (subject, route name, action),
+//! whatever the configuration says now.
+//!
+//! Every address that ever claimed under a pending key has a number in the HASH `{key}:addresses`, and a token carries that
+//! number: the hundred-millions of its index (`register.lua`). If no stream covers the subject, the entry stays, and the log
+//! says subject and number. A stream of any name that covers it brings the entry out.
+//!
+//! - A 0.1.0 replica writes no number, which reads as number 0: the address in `hookgate:routes`, where new replicas change
+//!   nothing that is there. It publishes every entry of its pending key to its own subject.
+//! - If 0.1.0 is started with another address for a key, number 0 becomes that address, with a warning.
+//! - A pending key has ten numbers. After that, one that no entry of the outbox needs is used again. While there is none, the
+//!   route claims nothing, as if Redis took no writes; the relay frees numbers.
 
 use std::{
     hash::{BuildHasher, RandomState},
