@@ -101,8 +101,7 @@ impl StreamWatch {
             // Whether events can be stored, those that are published find out.
             Err(_) => self.usable.store(true, Ordering::Relaxed),
         }
-        let denial = self.connection.status.borrow().denial().map(str::to_owned);
-        match (found, denial) {
+        match (found, self.denial()) {
             (Ok(_), None) => (Contact::Up, WATCH_PAUSE),
             (_, Some(denial)) => (diagnosis::denied(&self.names, &denial), RETRY_PAUSE),
             (Err(error), None) => {
@@ -112,6 +111,17 @@ impl StreamWatch {
                 (contact, if error.is_absence() { LOOK_PAUSE } else { RETRY_PAUSE })
             }
         }
+    }
+
+    /// What the server denies of what configured routes need. An old entry of the outbox may go to a subject that nobody may
+    /// publish to any more; that must not keep a new pod from becoming ready.
+    fn denial(&self) -> Option<String> {
+        let status = self.connection.status.borrow();
+        let names = |denial: &str, subject: &str| denial.contains(&format!("\"{subject}\""));
+        let concerns_routes = |denial: &&String| {
+            denial.contains("\"$JS.API.") || self.routes.routes().iter().any(|route| names(denial, route.subject()))
+        };
+        status.inbox_denied.as_ref().or_else(|| status.denied.as_ref().filter(concerns_routes)).cloned()
     }
 
     /// Says what has changed in the settings. Says nothing of the contact: what is published tells that.
