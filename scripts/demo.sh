@@ -175,7 +175,7 @@ within_deadline "$pid" grep -q '^Subscribing on' "$scratch/tail.log" || die "hoo
 host=$(address_of webhooks)
 url="http://$host/vmh/webhook/beteiligte/create"
 printf '  redis-server  127.0.0.1:%s\n  nats-server   127.0.0.1:%s\n' "$redis_port" "$nats_port"
-printf '  hookgate      %s, probes %s\n' "$host" "$(address_of probes)"
+printf '  hookgate      %s, status page http://%s/\n' "$host" "$(address_of probes)"
 
 sample='[
   {"id": "entity-123", "name": "Max Mustermann", "createdAt": "2026-02-07T10:00:00Z"},
