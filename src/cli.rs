@@ -93,7 +93,7 @@ pub(crate) fn run(arguments: Arguments) -> ExitCode {
         Ok(configured) => configured,
         Err(errors) => {
             for error in errors.iter() {
-                eprintln!("hookgate: configuration: {error}");
+                tell(&format!("hookgate: configuration: {error}"));
             }
             return ExitCode::from(2);
         }
@@ -101,7 +101,7 @@ pub(crate) fn run(arguments: Arguments) -> ExitCode {
     // `serve` logs them, and `doctor` counts them among its findings.
     if !matches!(command, Command::Serve | Command::Doctor(_)) {
         for warning in &configured.settings.warnings {
-            eprintln!("hookgate: warning: {warning}");
+            tell(&format!("hookgate: warning: {warning}"));
         }
     }
     let output = arguments.output;
@@ -144,8 +144,14 @@ fn configure(files: &[PathBuf], secrets: AuthSecrets) -> Result<Configured, Sett
 }
 
 fn fail(error: &anyhow::Error, code: u8) -> ExitCode {
-    eprintln!("hookgate: {error:#}");
+    tell(&format!("hookgate: {error:#}"));
     ExitCode::from(code)
+}
+
+/// Says a line on standard error. One that nobody reads any more is no reason to fail.
+fn tell(line: &str) {
+    use std::io::Write;
+    let _nobody_reads = writeln!(std::io::stderr().lock(), "{line}");
 }
 
 /// Prints a line of a result. Returns false once standard output is closed.

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use hookgate::settings::{Settings, sections::Configuration};
 
-use super::{Output, UNSIGNED, print};
+use super::{Output, UNSIGNED, print, tell};
 
 /// What is in force goes to standard output, as a configuration; all else to standard error.
 pub(super) fn run(configuration: &Configuration, settings: &Settings, output: Output) -> anyhow::Result<ExitCode> {
@@ -16,8 +16,8 @@ pub(super) fn run(configuration: &Configuration, settings: &Settings, output: Ou
     };
     print(text.trim_end());
     for route in settings.open_routes() {
-        eprintln!("hookgate: warning: route {route} {UNSIGNED}");
+        tell(&format!("hookgate: warning: route {route} {UNSIGNED}"));
     }
-    eprintln!("hookgate: the configuration is valid");
+    tell("hookgate: the configuration is valid");
     Ok(ExitCode::SUCCESS)
 }

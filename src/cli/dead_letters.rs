@@ -7,7 +7,7 @@ use clap::Subcommand;
 use hookgate::{dead_letters::KeptLetter, settings::Settings};
 use serde::Serialize;
 
-use super::{Output, print, store, table::Table};
+use super::{Output, print, store, table::Table, tell};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
@@ -123,7 +123,7 @@ fn is_name(entry: &str) -> bool {
 fn confirm(question: &str) -> anyhow::Result<bool> {
     use std::io::IsTerminal;
     if !std::io::stdin().is_terminal() || !std::io::stderr().is_terminal() {
-        eprintln!("hookgate: {question} There is nobody to ask; say --yes");
+        tell(&format!("hookgate: {question} There is nobody to ask; say --yes"));
         return Ok(false);
     }
     eprint!("{question} [y/N] ");

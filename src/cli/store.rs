@@ -6,6 +6,8 @@ use anyhow::{Context, bail};
 use hookgate::{app::operator::OperatorStore, readiness::Contact, settings::Settings};
 use tokio::sync::watch;
 
+use super::tell;
+
 /// How long a command waits for a store.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -32,7 +34,7 @@ pub(super) async fn up(name: &str, mut contact: watch::Receiver<Contact>) -> any
     match ended.await {
         Ok(Ok(Contact::Up)) => Ok(()),
         Ok(Ok(Contact::NoWrites(problem))) => {
-            eprintln!("hookgate: {name} takes no writes now: {problem}");
+            tell(&format!("hookgate: {name} takes no writes now: {problem}"));
             Ok(())
         }
         Ok(Ok(other)) => bail!("{}", other.problem().unwrap_or_default()),

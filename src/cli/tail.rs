@@ -7,7 +7,7 @@ use hookgate::{app::operator, publisher::live::LiveEvent, settings::Settings, sh
 use serde::Serialize;
 use serde_json::value::RawValue;
 
-use super::{Output, print, store};
+use super::{Output, print, store, tell};
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
@@ -32,12 +32,12 @@ async fn tail(arguments: Arguments, settings: &Settings, output: Output) -> anyh
     if let Some(subject) =
         arguments.subject.as_deref().filter(|pattern| !published.iter().any(|one| covers(pattern, one)))
     {
-        eprintln!("hookgate: warning: no route publishes to {subject}; `hookgate routes` lists the subjects");
+        tell(&format!("hookgate: warning: no route publishes to {subject}; `hookgate routes` lists the subjects"));
     }
     let subjects = arguments.subject.map_or(published, |subject| vec![subject]);
     let mut events = operator::live_events(settings, &subjects).await?;
-    eprintln!("Subscribing on {}", subjects.join(", "));
-    eprintln!("Waiting for events; Ctrl-C ends.");
+    tell(&format!("Subscribing on {}", subjects.join(", ")));
+    tell("Waiting for events; Ctrl-C ends.");
 
     let mut number = 0;
     while arguments.count.is_none_or(|count| number < count) {

@@ -115,6 +115,20 @@ fn check_prints_one_object_for_programs() {
     assert_eq!(lines(&printed(&Trial::new(&[]), &["check", "--output", "json"])).len(), 1);
 }
 
+/// As in `hookgate check 2>&1 | head -1`.
+#[test]
+fn a_standard_error_that_nobody_reads_is_no_reason_to_fail() {
+    let (reader, writer) = std::io::pipe().expect("there are pipes");
+    drop(reader);
+    let trial = Trial::new(&[]);
+    let checked = std::process::Command::new(env!("CARGO_BIN_EXE_hookgate"))
+        .current_dir(trial.path("."))
+        .arg("check")
+        .stderr(writer)
+        .output();
+    assert!(checked.expect("hookgate starts").status.success());
+}
+
 /// The first thing that a new user does.
 #[test]
 fn init_prints_a_configuration_that_is_valid() {
