@@ -33,6 +33,7 @@ pub mod files;
 pub mod finding;
 pub mod listener;
 pub mod metrics;
+pub mod nats_login;
 pub mod pending;
 pub mod publisher;
 pub mod readiness;

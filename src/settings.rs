@@ -8,6 +8,7 @@
 mod checks;
 mod error;
 mod layers;
+mod nats_servers;
 mod reading;
 mod redaction;
 mod route_section;
@@ -36,15 +37,15 @@ use self::{
 pub use self::{
     error::{SettingsError, SettingsErrors},
     layers::Layers,
-    sections::{DeliveryMode, Durability, Stream},
+    sections::{DeliveryMode, Stream},
     variables::{Environment, environment},
 };
 use crate::{
     admission::Limits,
     dead_letters::{self, DeadLetterLimits},
-    delivery::Policy,
+    delivery::{Durability, Policy, WithoutAck},
     listener::{ConnectionLimits, LingerLimits},
-    publisher::servers::Servers,
+    nats_login::Login,
     route::{Route, RouteTable},
     secrets::{Secret, SecretFiles},
     signature::Verifiers,
@@ -93,6 +94,17 @@ pub struct RedisAddress {
     pub tls: Option<TlsFiles>,
 }
 
+/// The servers of a NATS system, and how to log in.
+#[derive(Debug, Clone)]
+pub struct NatsServers {
+    /// `nats://host:port`, without credentials.
+    pub addresses: Vec<String>,
+    /// The one way to log in.
+    pub login: Login,
+    /// With TLS, and these files. (A server may ask for TLS where this is `None`.)
+    pub tls: Option<TlsFiles>,
+}
+
 /// A configuration that was checked.
 #[derive(Debug)]
 pub struct Settings {
@@ -120,8 +132,8 @@ pub struct Settings {
     pub outbox_limit: usize,
     /// What delivery does when a store fails.
     pub policy: Policy,
-    /// The NATS servers and how to log in.
-    pub nats: Servers,
+    /// Where NATS is.
+    pub nats: NatsServers,
     /// How events are delivered.
     pub delivery: DeliveryMode,
     /// What is created where no stream covers a subject.
@@ -194,8 +206,8 @@ impl Settings {
         sizes(&mut check, configuration);
         times(&mut check, configuration);
         let comparable = check.are_read(&["redis.durability", "nats.on_unavailable"]);
-        let rests_on_nats = nats.on_unavailable == sections::WithoutNats::Reject;
-        if comparable && redis.durability != sections::Durability::None && rests_on_nats {
+        let rests_on_nats = nats.on_unavailable == WithoutAck::Reject;
+        if comparable && redis.durability != Durability::None && rests_on_nats {
             let problem = "changes nothing unless nats.on_unavailable is \"accept\", the one mode in which an answer rests on Redis";
             check.refuse(check.value("redis.durability", in_toml(&redis.durability), problem.to_owned()));
         }
@@ -236,8 +248,8 @@ impl Settings {
             durability: redis.durability,
             outbox_limit: outbox.max_entries,
             policy: Policy {
-                without_claim: redis.on_unavailable.into(),
-                without_ack: nats.on_unavailable.into(),
+                without_claim: redis.on_unavailable,
+                without_ack: nats.on_unavailable,
                 ack_timeout: nats.ack_timeout.0,
             },
             nats: servers,

@@ -9,7 +9,7 @@ use super::table::table;
 pub use super::{
     route_section::{Auth, RouteSection, SchemeName, WhilePending},
     span::Span,
-    store_sections::{DeliveryMode, Durability, Nats, OnUnavailable, Redis, Stream, WithoutNats},
+    store_sections::{DeliveryMode, Nats, Redis, Stream},
 };
 use crate::telemetry;
 
