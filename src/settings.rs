@@ -353,7 +353,7 @@ fn times(check: &mut Check, configuration: &Configuration) {
 }
 
 /// Limits of the connections of senders.
-fn connections(server: &sections::Server) -> ConnectionLimits {
+fn connections(server: &sections::ServerSection) -> ConnectionLimits {
     ConnectionLimits {
         max_connections: server.max_connections,
         max_connections_setting: "server.max_connections",

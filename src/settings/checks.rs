@@ -99,7 +99,7 @@ impl Check {
         Ok(())
     }
 
-    pub(super) fn log_filter(&self, log: &sections::Log) -> Result<EnvFilter, SettingsError> {
+    pub(super) fn log_filter(&self, log: &sections::LogSection) -> Result<EnvFilter, SettingsError> {
         let wrong = |problem: String| {
             let allowed = "write levels (off, error, warn, info, debug, trace) and targets of hookgate, such as \"info,hookgate::entity=warn\"";
             self.value("log.filter", format!("{:?}", log.filter), format!("{problem}; {allowed}"))
@@ -114,7 +114,7 @@ impl Check {
         }
     }
 
-    pub(super) fn collector(&self, tracing: &sections::Tracing) -> Result<Option<Collector>, SettingsError> {
+    pub(super) fn collector(&self, tracing: &sections::TracingSection) -> Result<Option<Collector>, SettingsError> {
         let Some(endpoint) = &tracing.otlp_endpoint else { return Ok(None) };
         Collector::parse(endpoint).map(Some).map_err(|error| {
             let shown = format!("{:?}", without_credentials(endpoint));

@@ -9,7 +9,7 @@ use super::table::table;
 pub use super::{
     route_section::{Auth, RouteSection, SchemeName, WhilePending},
     span::Span,
-    store_sections::{DeliveryMode, Nats, Redis, Stream},
+    store_sections::{DeliveryMode, NatsSection, RedisSection, Stream},
 };
 use crate::telemetry;
 
@@ -19,28 +19,28 @@ use crate::telemetry;
 pub struct Configuration {
     /// `[server]`
     #[serde(deserialize_with = "table")]
-    pub server: Server,
+    pub server: ServerSection,
     /// `[admin]`
     #[serde(deserialize_with = "table")]
-    pub admin: Admin,
+    pub admin: AdminSection,
     /// `[redis]`
     #[serde(deserialize_with = "table")]
-    pub redis: Redis,
+    pub redis: RedisSection,
     /// `[nats]`
     #[serde(deserialize_with = "table")]
-    pub nats: Nats,
+    pub nats: NatsSection,
     /// `[outbox]`
     #[serde(deserialize_with = "table")]
-    pub outbox: Outbox,
+    pub outbox: OutboxSection,
     /// `[dead_letters]`
     #[serde(deserialize_with = "table")]
-    pub dead_letters: DeadLetters,
+    pub dead_letters: DeadLettersSection,
     /// `[tracing]`
     #[serde(deserialize_with = "table")]
-    pub tracing: Tracing,
+    pub tracing: TracingSection,
     /// `[log]`
     #[serde(deserialize_with = "table")]
-    pub log: Log,
+    pub log: LogSection,
     /// `[[routes]]`
     pub routes: Vec<RouteSection>,
 }
@@ -48,14 +48,14 @@ pub struct Configuration {
 impl Default for Configuration {
     fn default() -> Self {
         Self {
-            server: Server::default(),
-            admin: Admin::default(),
-            redis: Redis::default(),
-            nats: Nats::default(),
-            outbox: Outbox::default(),
-            dead_letters: DeadLetters::default(),
-            tracing: Tracing::default(),
-            log: Log::default(),
+            server: ServerSection::default(),
+            admin: AdminSection::default(),
+            redis: RedisSection::default(),
+            nats: NatsSection::default(),
+            outbox: OutboxSection::default(),
+            dead_letters: DeadLettersSection::default(),
+            tracing: TracingSection::default(),
+            log: LogSection::default(),
             routes: vec![RouteSection {
                 flow: "vmh".to_owned(),
                 entity: "beteiligte".to_owned(),
@@ -74,7 +74,7 @@ impl Default for Configuration {
 /// `[server]`: the webhooks' side.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
-pub struct Server {
+pub struct ServerSection {
     /// Address.
     pub listen: SocketAddr,
     /// Largest body.
@@ -103,7 +103,7 @@ pub struct Server {
     pub worker_threads: usize,
 }
 
-impl Default for Server {
+impl Default for ServerSection {
     fn default() -> Self {
         Self {
             listen: SocketAddr::from(([0, 0, 0, 0], 3000)),
@@ -126,12 +126,12 @@ impl Default for Server {
 /// `[admin]`: the operator's side.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
-pub struct Admin {
+pub struct AdminSection {
     /// Address.
     pub listen: SocketAddr,
 }
 
-impl Default for Admin {
+impl Default for AdminSection {
     fn default() -> Self {
         Self { listen: SocketAddr::from(([0, 0, 0, 0], 9090)) }
     }
@@ -140,14 +140,14 @@ impl Default for Admin {
 /// `[outbox]`: claims that NATS has not acknowledged.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
-pub struct Outbox {
+pub struct OutboxSection {
     /// Most entries of a route; beyond: 503.
     pub max_entries: usize,
     /// Age at which the relay takes an entry over.
     pub relay_after: Span,
 }
 
-impl Default for Outbox {
+impl Default for OutboxSection {
     fn default() -> Self {
         Self { max_entries: 1_000_000, relay_after: Span::secs(10) }
     }
@@ -156,7 +156,7 @@ impl Default for Outbox {
 /// `[dead_letters]`: rejected items and bodies.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
-pub struct DeadLetters {
+pub struct DeadLettersSection {
     /// Most of them; 0 keeps none.
     pub max_entries: usize,
     /// Of one; the rest is cut off.
@@ -167,7 +167,7 @@ pub struct DeadLetters {
     pub max_age: Span,
 }
 
-impl Default for DeadLetters {
+impl Default for DeadLettersSection {
     fn default() -> Self {
         Self { max_entries: 10_000, max_item_bytes: 65_536, max_bytes: 16 << 20, max_age: Span::secs(30 * 86_400) }
     }
@@ -176,7 +176,7 @@ impl Default for DeadLetters {
 /// `[tracing]`: spans.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
-pub struct Tracing {
+pub struct TracingSection {
     /// Where they go, as OTLP over HTTP; nowhere without it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub otlp_endpoint: Option<String>,
@@ -185,14 +185,14 @@ pub struct Tracing {
 /// `[log]`
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
-pub struct Log {
+pub struct LogSection {
     /// Text or JSON.
     pub format: telemetry::Format,
     /// Directives of what is logged.
     pub filter: String,
 }
 
-impl Default for Log {
+impl Default for LogSection {
     fn default() -> Self {
         Self { format: telemetry::Format::Auto, filter: "info".to_owned() }
     }

@@ -34,7 +34,7 @@ impl Check {
         secrets::text(path).map_err(|problem| self.bad_secret(key, path, problem))
     }
 
-    pub(super) fn claims_in(&mut self, redis: &sections::Redis) -> Option<ClaimsIn> {
+    pub(super) fn claims_in(&mut self, redis: &sections::RedisSection) -> Option<ClaimsIn> {
         let tls = self.note(self.tls_files(
             ("redis.ca_file", &redis.ca_file),
             ("redis.client_cert_file", &redis.client_cert_file),
@@ -59,7 +59,7 @@ impl Check {
     }
 
     /// The password in a file of its own.
-    fn redis_password(&self, redis: &sections::Redis) -> Result<Option<String>, SettingsError> {
+    fn redis_password(&self, redis: &sections::RedisSection) -> Result<Option<String>, SettingsError> {
         let alone = redis.username.is_some() && redis.password_file.is_none();
         if alone && self.are_read(&["redis.username", "redis.password_file"]) {
             let problem = "needs redis.password_file beside it".to_owned();
@@ -71,7 +71,7 @@ impl Check {
     /// Where Redis is, and how to log in.
     fn redis_address(
         &self,
-        redis: &sections::Redis,
+        redis: &sections::RedisSection,
         tls: TlsFiles,
         password: Option<String>,
     ) -> Result<RedisAddress, SettingsError> {
@@ -134,7 +134,7 @@ impl Check {
         })
     }
 
-    pub(super) fn servers(&mut self, nats: &sections::Nats) -> Option<NatsServers> {
+    pub(super) fn servers(&mut self, nats: &sections::NatsSection) -> Option<NatsServers> {
         let login = self.note(self.nats_login(nats));
         let tls = self.note(self.tls_files(
             ("nats.ca_file", &nats.ca_file),
@@ -156,7 +156,7 @@ impl Check {
     }
 
     /// The one way to log in to NATS.
-    fn nats_login(&self, nats: &sections::Nats) -> Result<Login, SettingsError> {
+    fn nats_login(&self, nats: &sections::NatsSection) -> Result<Login, SettingsError> {
         let password: FileKey<'_> = ("nats.password_file", &nats.password_file);
         let both = self.are_read(&["nats.user", "nats.password_file"]);
         match (&nats.user, &nats.password_file) {

@@ -11,7 +11,7 @@ use crate::delivery::{Durability, WithoutAck, WithoutClaim};
 /// `[redis]`: where ids are claimed.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
-pub struct Redis {
+pub struct RedisSection {
     /// `redis://host:port/db`, `rediss://` for TLS, or `memory:`.
     pub url: String,
     /// Of a claim.
@@ -37,7 +37,7 @@ pub struct Redis {
     pub client_key_file: Option<PathBuf>,
 }
 
-impl Default for Redis {
+impl Default for RedisSection {
     fn default() -> Self {
         Self {
             url: "redis://127.0.0.1:6379/1".to_owned(),
@@ -56,7 +56,7 @@ impl Default for Redis {
 /// `[nats]`: where events go.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
-pub struct Nats {
+pub struct NatsSection {
     /// `nats://host:port`, `tls://` to demand TLS; several separated by commas.
     pub url: String,
     /// Stored or live.
@@ -94,7 +94,7 @@ pub struct Nats {
     pub stream: Stream,
 }
 
-impl Default for Nats {
+impl Default for NatsSection {
     fn default() -> Self {
         Self {
             url: "nats://127.0.0.1:4222".to_owned(),
