@@ -46,7 +46,7 @@ use crate::{
     delivery::{Durability, Policy, WithoutAck},
     listener::{ConnectionLimits, LingerLimits},
     nats_login::Login,
-    route::{Route, RouteTable},
+    route::{Route, RouteTable, WhilePending},
     secrets::{Secret, SecretFiles},
     signature::Verifiers,
     telemetry,
@@ -233,7 +233,7 @@ impl Settings {
         times(&mut check, configuration);
         let comparable = check.are_read(&["redis.durability", "nats.on_unavailable"]);
         let rests_on_nats = nats.on_unavailable == WithoutAck::Reject;
-        let marks = routes.iter().any(|route| route.while_pending == Some(sections::WhilePending::Coalesce));
+        let marks = routes.iter().any(|route| route.while_pending == Some(WhilePending::Coalesce));
         if comparable && redis.durability != Durability::None && rests_on_nats && !marks {
             let problem = "changes nothing unless nats.on_unavailable is \"accept\" or a route has while_pending = \"coalesce\", the modes in which an answer rests on Redis";
             check.refuse(check.value("redis.durability", in_toml(&redis.durability), problem.to_owned()));

@@ -6,7 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use super::{
-    route_section::{Auth, OnGiveUp, Release, RouteSection, SchemeName, WhilePending},
+    route_section::{Auth, RouteSection, SchemeName},
     span::Span,
     store_sections::{DeliveryMode, NatsSection, RedisSection, Stream},
 };
@@ -14,7 +14,10 @@ use super::{
     route_section::{COALESCE_MAX_WAIT, MAX_REDELIVERIES},
     table::table,
 };
-use crate::telemetry;
+use crate::{
+    route::{OnGiveUp, Release},
+    telemetry,
+};
 
 /// All tables.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
