@@ -3,6 +3,7 @@
 use redis::{ConnectionAddr, ConnectionInfo, IntoConnectionInfo};
 
 use crate::{
+    delivery::WithoutAck,
     pending::{access::Access, redis::Options},
     publisher::{StreamSettings, servers::Servers},
     settings::{DeliveryMode, NatsServers, RedisAddress, Settings, Stream},
@@ -10,7 +11,12 @@ use crate::{
 
 /// How claims are made.
 pub(super) const fn claim_options(settings: &Settings) -> Options {
-    Options { timeout: settings.redis_timeout, outbox_limit: settings.outbox_limit, durability: settings.durability }
+    Options {
+        timeout: settings.redis_timeout,
+        outbox_limit: settings.outbox_limit,
+        durability: settings.durability,
+        rests_on_claims: matches!(settings.policy.without_ack, WithoutAck::Accept),
+    }
 }
 
 /// How Redis is reached.
