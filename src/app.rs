@@ -347,7 +347,7 @@ fn open_tracer(settings: &Settings, shutdown: &Shutdown, tasks: &TaskTracker) ->
 /// # Errors
 /// If the client can't be set up at all.
 pub async fn open_publisher(settings: &Settings, tasks: &TaskTracker) -> Result<Arc<dyn Publisher>, AppError> {
-    let (servers, routes) = (&settings.nats, &settings.routes);
+    let (servers, routes) = (&parts::servers(settings), &settings.routes);
     Ok(match parts::stream(settings) {
         Some(stream) => Arc::new(JetStream::open(servers, stream, routes, tasks).await.map_err(AppError::Nats)?),
         None => Arc::new(Core::open(servers, routes, tasks).await.map_err(AppError::Nats)?),

@@ -34,6 +34,7 @@ pub mod finding;
 pub mod life;
 pub mod listener;
 pub mod metrics;
+pub mod nats_login;
 pub mod pending;
 pub mod publisher;
 pub mod readiness;

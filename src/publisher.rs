@@ -19,7 +19,7 @@ pub mod inspect;
 pub mod jetstream;
 mod judgement;
 pub mod live;
-pub mod login;
+mod login;
 pub mod servers;
 pub mod service;
 mod stream;

@@ -8,6 +8,7 @@
 mod checks;
 mod error;
 mod layers;
+mod nats_servers;
 mod reading;
 mod redaction;
 mod route_section;
@@ -36,16 +37,16 @@ use self::{
 pub use self::{
     error::{SettingsError, SettingsErrors},
     layers::Layers,
-    sections::{DeliveryMode, Durability, EspoCrm, Quarantine, Stream},
+    sections::{DeliveryMode, EspoCrm, Quarantine, Stream},
     variables::{Environment, environment},
 };
 use crate::{
     admission::Limits,
     dead_letters::{self, DeadLetterLimits},
-    delivery::Policy,
+    delivery::{Durability, Policy, WithoutAck},
     listener::{ConnectionLimits, LingerLimits},
-    publisher::servers::Servers,
-    route::{Route, RouteTable},
+    nats_login::Login,
+    route::{Route, RouteTable, WhilePending},
     secrets::{Secret, SecretFiles},
     signature::Verifiers,
     telemetry,
@@ -93,6 +94,17 @@ pub struct RedisAddress {
     pub tls: Option<TlsFiles>,
 }
 
+/// The servers of a NATS system, and how to log in.
+#[derive(Debug, Clone)]
+pub struct NatsServers {
+    /// `nats://host:port`, without credentials.
+    pub addresses: Vec<String>,
+    /// The one way to log in.
+    pub login: Login,
+    /// With TLS, and these files. (A server may ask for TLS where this is `None`.)
+    pub tls: Option<TlsFiles>,
+}
+
 /// A configuration that was checked.
 #[derive(Debug)]
 pub struct Settings {
@@ -124,8 +136,8 @@ pub struct Settings {
     pub outbox_limit: usize,
     /// What delivery does when a store fails.
     pub policy: Policy,
-    /// The NATS servers and how to log in.
-    pub nats: Servers,
+    /// Where NATS is.
+    pub nats: NatsServers,
     /// How events are delivered.
     pub delivery: DeliveryMode,
     /// What is created where no stream covers a subject.
@@ -220,9 +232,9 @@ impl Settings {
         sizes(&mut check, configuration);
         times(&mut check, configuration);
         let comparable = check.are_read(&["redis.durability", "nats.on_unavailable"]);
-        let rests_on_nats = nats.on_unavailable == sections::WithoutNats::Reject;
-        let marks = routes.iter().any(|route| route.while_pending == Some(sections::WhilePending::Coalesce));
-        if comparable && redis.durability != sections::Durability::None && rests_on_nats && !marks {
+        let rests_on_nats = nats.on_unavailable == WithoutAck::Reject;
+        let marks = routes.iter().any(|route| route.while_pending == Some(WhilePending::Coalesce));
+        if comparable && redis.durability != Durability::None && rests_on_nats && !marks {
             let problem = "changes nothing unless nats.on_unavailable is \"accept\" or a route has while_pending = \"coalesce\", the modes in which an answer rests on Redis";
             check.refuse(check.value("redis.durability", in_toml(&redis.durability), problem.to_owned()));
         }
@@ -276,8 +288,8 @@ impl Settings {
             durability: redis.durability,
             outbox_limit: outbox.max_entries,
             policy: Policy {
-                without_claim: redis.on_unavailable.into(),
-                without_ack: nats.on_unavailable.into(),
+                without_claim: redis.on_unavailable,
+                without_ack: nats.on_unavailable,
                 ack_timeout: nats.ack_timeout.0,
             },
             nats: servers,
@@ -388,7 +400,7 @@ fn times(check: &mut Check, configuration: &Configuration) {
 }
 
 /// Limits of the connections of senders.
-fn connections(server: &sections::Server) -> ConnectionLimits {
+fn connections(server: &sections::ServerSection) -> ConnectionLimits {
     ConnectionLimits {
         max_connections: server.max_connections,
         max_connections_setting: "server.max_connections",
