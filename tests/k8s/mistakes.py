@@ -73,13 +73,16 @@ def reference(old, new):
 
 
 def environment(name, value):
-    return setting("Deployment", "hookgate", "spec.template.spec.containers.0.env", [{"name": name, "value": value}])
+    return setting("Deployment", "hookgate", "spec.template.spec.containers.0.env.-", {"name": name, "value": value})
 
 
-def argument(old, new):
+def file(old, new):
+    """Another file of the configuration."""
+
     def plant(place: Place):
-        arguments = containers(place.find("Deployment", "hookgate"))[0]["args"]
-        arguments[arguments.index(old)] = new
+        [variable] = containers(place.find("Deployment", "hookgate"))[0]["env"]
+        assert old in variable["value"], f"{old!r} is not in {variable}"
+        variable["value"] = variable["value"].replace(old, new)
 
     return plant
 
@@ -163,7 +166,8 @@ MISTAKES = [
     Mistake("a key that is not there", "dev", config("site.toml", "[redis]", "[redis]\nurls = 1"), "hookgate check refuses"),
     Mistake("a wrong type", "dev", config("kubernetes.toml", "worker_threads = 2", 'worker_threads = "two"'), "hookgate check refuses"),
     Mistake("a variable that is not there", "dev", environment("HOOKGATE__REDIS__URI", "redis://redis"), "hookgate check refuses"),
-    Mistake("a file that is not in the ConfigMap", "dev", argument("--config=/etc/hookgate/site.toml", "--config=/etc/hookgate/dev.toml"), "hookgate check refuses"),
+    Mistake("a file that is not in the ConfigMap", "dev", file("/etc/hookgate/site.toml", "/etc/hookgate/dev.toml"), "hookgate check refuses"),
+    Mistake("files that kubectl exec knows nothing of", "dev", setting(*HOOKGATE, f"{BOX}.args", ["--config=/etc/hookgate/default.toml"]), "kubectl exec"),
     Mistake("a secret that is not mounted", "production", config("site.toml", "hookgate/nats-password", "nats-password"), "hookgate check refuses"),
     Mistake("Sentinel, which this version does not know", "production", config("site.toml", "redis://redis.", "redis+sentinel://redis."), "hookgate check refuses"),
     Mistake("a password in the ConfigMap", "dev", config("site.toml", "redis://redis", "redis://hookgate:secret@redis"), "holds a password"),

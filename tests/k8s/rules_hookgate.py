@@ -25,6 +25,8 @@ def configuration(place, hookgate):
     effective, complaint = hookgate.check(place, workload)
     if complaint:
         yield f"hookgate check refuses the configuration: {complaint}"
+    if containers(workload)[0].get("args"):
+        yield "hookgate has arguments: its commands in `kubectl exec` would not know them; name the files in HOOKGATE_CONFIG"
     if any("valueFrom" in v or "__PASSWORD" in v["name"] for v in containers(workload)[0].get("env", [])):
         yield "a secret comes as a variable of the environment; mount it as a file"
     for config in place.of_kind("ConfigMap"):
