@@ -45,6 +45,7 @@ use crate::{
     delivery::Policy,
     listener::{ConnectionLimits, LingerLimits},
     publisher::servers::Servers,
+    readiness::replicas::Replicas,
     route::{Route, RouteTable},
     secrets::{Secret, SecretFiles},
     signature::Verifiers,
@@ -100,6 +101,8 @@ pub struct Settings {
     pub listen: SocketAddr,
     /// Address of the probes.
     pub admin_listen: SocketAddr,
+    /// The other replicas, if they can be asked how a store is.
+    pub replicas: Option<Replicas>,
     /// Threads that requests are served by.
     pub worker_threads: NonZero<usize>,
     /// Limits of connections.
@@ -205,9 +208,11 @@ impl Settings {
         check.stream(&nats.stream);
         let collector = check.note(check.collector(tracing));
         let log_filter = check.note(check.log_filter(log));
+        let replicas = check.note(check.replicas(admin));
         let table = check.routes(routes);
-        let parts = (claims_in, servers, collector, log_filter, table);
-        let (Some(claims_in), Some(servers), Some(collector), Some(log_filter), Some(table)) = parts else {
+        let parts = (claims_in, servers, collector, log_filter, replicas, table);
+        let (Some(claims_in), Some(servers), Some(collector), Some(log_filter), Some(replicas), Some(table)) = parts
+        else {
             return Err(check.into_errors());
         };
         let warnings = check.end()?;
@@ -218,6 +223,7 @@ impl Settings {
         Ok(Self {
             listen: server.listen,
             admin_listen: admin.listen,
+            replicas,
             worker_threads,
             connections: connections(server),
             limits: Limits::new(

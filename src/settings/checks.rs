@@ -10,6 +10,7 @@ use super::{
     sections::{self, Auth, RouteSection, SchemeName, WhilePending},
 };
 use crate::{
+    readiness::replicas::Replicas,
     redaction::without_credentials,
     route::{Route, RouteError, RouteSpec, RouteTable},
     secrets::{self, Secret, SecretFiles, Secrets},
@@ -120,6 +121,14 @@ impl Check {
             let shown = format!("{:?}", without_credentials(endpoint));
             self.value("tracing.otlp_endpoint", shown, error.to_string())
         })
+    }
+
+    /// The other replicas, if they can be asked.
+    pub(super) fn replicas(&self, admin: &sections::Admin) -> Result<Option<Replicas>, SettingsError> {
+        let Some(replicas) = &admin.replicas else { return Ok(None) };
+        Replicas::parse(replicas)
+            .map(Some)
+            .map_err(|error| self.value("admin.replicas", format!("{replicas:?}"), error.to_string()))
     }
 
     pub(super) fn stream(&mut self, stream: &sections::Stream) {

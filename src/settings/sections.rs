@@ -129,11 +129,14 @@ impl Default for Server {
 pub struct Admin {
     /// Address.
     pub listen: SocketAddr,
+    /// Name and port of the admin addresses of all replicas, which are asked before a replica gets ready without a store.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub replicas: Option<String>,
 }
 
 impl Default for Admin {
     fn default() -> Self {
-        Self { listen: SocketAddr::from(([0, 0, 0, 0], 9090)) }
+        Self { listen: SocketAddr::from(([0, 0, 0, 0], 9090)), replicas: None }
     }
 }
 

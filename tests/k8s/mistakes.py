@@ -179,6 +179,14 @@ MISTAKES = [
     Mistake("Redis on the pod's own disk", "dev", without("StatefulSet", "redis", "spec.volumeClaimTemplates"), "no claimed volume"),
     Mistake("Redis in protected mode", "dev", setting("StatefulSet", "redis", f"{BOX}.args.13", "yes"), "protected-mode"),
     Mistake("NATS without JetStream", "dev", setting("StatefulSet", "nats", f"{BOX}.args.0", "--debug"), "--jetstream"),
+    # Other replicas.
+    Mistake("no name for the replicas", "dev", without("Service", "hookgate-replicas"), "a rollout with a mistyped store"),
+    Mistake("replicas that nobody asks", "dev", config("kubernetes.toml", "replicas = \"hookgate-replicas:9090\"", ""), "a rollout with a mistyped store"),
+    Mistake("one address for the replicas", "dev", without("Service", "hookgate-replicas", "spec.clusterIP"), "each of hookgate's pods"),
+    Mistake("replicas that are not ready are asked", "dev", setting("Service", "hookgate-replicas", "spec.publishNotReadyAddresses", True), "not ready"),
+    Mistake("replicas asked at the webhooks' port", "dev", config("kubernetes.toml", "replicas:9090", "replicas:3000"), "which is not admin"),
+    Mistake("replicas may not be asked", "dev", without("NetworkPolicy", "hookgate", "spec.ingress.1.from.1"), "can't ask each other (ingress)"),
+    Mistake("replicas may not ask", "dev", setting("NetworkPolicy", "hookgate", "spec.egress.3.to.0.podSelector.matchLabels", {"app": "x"}), "can't ask each other (egress)"),
     # Network.
     Mistake("no way to DNS", "dev", without("NetworkPolicy", "hookgate", "spec.egress.0"), "lets out"),
     Mistake("DNS over UDP alone", "dev", without("NetworkPolicy", "hookgate", "spec.egress.0.ports.1"), "lets out"),
