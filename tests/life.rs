@@ -121,7 +121,11 @@ async fn the_service_releases_ids() {
     assert_eq!(world.redis.pending(UPDATES).await, ["c".to_owned()].into());
     assert_eq!(world.journal().await.into_keys().collect::<Vec<_>>(), ["c"]);
     let again = service(&world, of_update(json!({ "entity_id": "a" }))).await;
-    assert_eq!(again, Ok(json!({ "released": [], "not_pending": ["a"], "republished": [] })), "repeating it is harmless");
+    assert_eq!(
+        again,
+        Ok(json!({ "released": [], "not_pending": ["a"], "republished": [] })),
+        "repeating it is harmless"
+    );
     for (request, code) in [
         (of_update(json!({ "entity_ids": vec!["a"; 1001] })), 413),
         (of_update(json!({})), 400),
