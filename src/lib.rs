@@ -31,6 +31,7 @@ pub mod event;
 pub mod failpoint;
 pub mod files;
 pub mod finding;
+pub mod http_client;
 pub mod listener;
 pub mod metrics;
 pub mod pending;

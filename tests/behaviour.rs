@@ -26,6 +26,7 @@ mod privileges;
 mod readme;
 mod redis_outage;
 mod replicas;
+mod send;
 mod signatures;
 mod slow_clients;
 mod specifications;

@@ -5,6 +5,7 @@ mod collector;
 mod command;
 mod gate;
 mod http;
+mod http_server;
 mod jwt;
 mod nats;
 pub(crate) mod privileged;
@@ -17,9 +18,10 @@ use std::{ffi::OsStr, fmt::Write};
 pub(crate) use self::{
     certificates::{Authority, Holds, Identity},
     collector::{Collector, Span},
-    command::run,
+    command::{Ran, run},
     gate::{Gate, Tail, field},
     http::{Answer, Connection, post, post_and_stay, try_exchange},
+    http_server::HttpServer,
     jwt::Operator,
     nats::{Event, NatsServer},
     process::{Port, Process, binary},
