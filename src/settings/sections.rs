@@ -1,15 +1,18 @@
 //! The tables of the configuration as they are written, with their defaults.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, path::PathBuf};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::table::table;
 pub use super::{
-    route_section::{Auth, RouteSection, SchemeName, WhilePending},
+    route_section::{Auth, OnGiveUp, Release, RouteSection, SchemeName, WhilePending},
     span::Span,
     store_sections::{DeliveryMode, Durability, Nats, OnUnavailable, Redis, Stream, WithoutNats},
+};
+use super::{
+    route_section::{COALESCE_MAX_WAIT, MAX_REDELIVERIES},
+    table::table,
 };
 use crate::telemetry;
 
@@ -17,6 +20,8 @@ use crate::telemetry;
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Configuration {
+    /// Names what two installations on one NATS account or Redis database must not share.
+    pub instance: String,
     /// `[server]`
     #[serde(deserialize_with = "table")]
     pub server: Server,
@@ -35,6 +40,12 @@ pub struct Configuration {
     /// `[dead_letters]`
     #[serde(deserialize_with = "table")]
     pub dead_letters: DeadLetters,
+    /// `[quarantine]`
+    #[serde(deserialize_with = "table")]
+    pub quarantine: Quarantine,
+    /// `[espocrm]`
+    #[serde(deserialize_with = "table")]
+    pub espocrm: EspoCrm,
     /// `[tracing]`
     #[serde(deserialize_with = "table")]
     pub tracing: Tracing,
@@ -48,12 +59,15 @@ pub struct Configuration {
 impl Default for Configuration {
     fn default() -> Self {
         Self {
+            instance: "hookgate".to_owned(),
             server: Server::default(),
             admin: Admin::default(),
             redis: Redis::default(),
             nats: Nats::default(),
             outbox: Outbox::default(),
             dead_letters: DeadLetters::default(),
+            quarantine: Quarantine::default(),
+            espocrm: EspoCrm::default(),
             tracing: Tracing::default(),
             log: Log::default(),
             routes: vec![RouteSection {
@@ -65,6 +79,15 @@ impl Default for Configuration {
                 pending_key: None,
                 label: None,
                 while_pending: None,
+                consumers: Vec::new(),
+                release: Release::Explicit,
+                on_give_up: OnGiveUp::Release,
+                journal: true,
+                redeliver_after: None,
+                max_redeliveries: MAX_REDELIVERIES,
+                coalesce_max_wait: COALESCE_MAX_WAIT,
+                espocrm_event: None,
+                quarantine: false,
                 auth: Vec::new(),
             }],
         }
@@ -129,11 +152,14 @@ impl Default for Server {
 pub struct Admin {
     /// Address.
     pub listen: SocketAddr,
+    /// File that holds the token for `/v1/pending`, which answers 404 without it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub token_file: Option<PathBuf>,
 }
 
 impl Default for Admin {
     fn default() -> Self {
-        Self { listen: SocketAddr::from(([0, 0, 0, 0], 9090)) }
+        Self { listen: SocketAddr::from(([0, 0, 0, 0], 9090)), token_file: None }
     }
 }
 
@@ -171,6 +197,45 @@ impl Default for DeadLetters {
     fn default() -> Self {
         Self { max_entries: 10_000, max_item_bytes: 65_536, max_bytes: 16 << 20, max_age: Span::secs(30 * 86_400) }
     }
+}
+
+/// `[quarantine]`: bodies whose signature was wrong.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Quarantine {
+    /// Most of them.
+    pub max_entries: usize,
+    /// Of all.
+    pub max_bytes: usize,
+    /// Older ones go.
+    pub max_age: Span,
+}
+
+impl Default for Quarantine {
+    fn default() -> Self {
+        Self { max_entries: 1000, max_bytes: 64 << 20, max_age: Span::secs(7 * 86_400) }
+    }
+}
+
+/// `[espocrm]`: the CRM's API, for `reconcile` and `doctor --espocrm`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct EspoCrm {
+    /// Where it is, for example `https://crm.example.com`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub url: Option<String>,
+    /// File that holds an API key.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub api_key_file: Option<PathBuf>,
+    /// Name to log in with.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
+    /// File that holds its password.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub password_file: Option<PathBuf>,
+    /// Authorities to trust; without it those of the system.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ca_file: Option<PathBuf>,
 }
 
 /// `[tracing]`: spans.

@@ -120,6 +120,12 @@ pub struct Nats {
     /// Its key.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub client_key_file: Option<PathBuf>,
+    /// Address of the server's monitoring port, for `doctor`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub monitoring_url: Option<String>,
+    /// Name of the stream that is created for what consumers answer, where no other covers that; else named by `instance`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub acks_stream: Option<String>,
     /// What to create where no stream covers a subject.
     #[serde(deserialize_with = "table")]
     pub stream: Stream,
@@ -140,6 +146,8 @@ impl Default for Nats {
             ca_file: None,
             client_cert_file: None,
             client_key_file: None,
+            monitoring_url: None,
+            acks_stream: None,
             stream: Stream::default(),
         }
     }
