@@ -27,6 +27,7 @@ pub mod batch;
 pub mod breaker;
 pub mod dead_letters;
 pub mod delivery;
+pub mod espocrm;
 pub mod event;
 pub mod failpoint;
 pub mod files;

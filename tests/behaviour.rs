@@ -15,6 +15,7 @@ mod dead_letters;
 mod disconnect;
 mod doctor;
 mod drain;
+mod espocrm;
 mod fault_judge;
 mod log_lines;
 mod main_job;

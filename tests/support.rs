@@ -3,6 +3,7 @@
 mod certificates;
 mod collector;
 mod command;
+mod espocrm;
 mod gate;
 mod http;
 mod http_server;
@@ -19,6 +20,7 @@ pub(crate) use self::{
     certificates::{Authority, Holds, Identity},
     collector::{Collector, Span},
     command::{Ran, run},
+    espocrm::{API_KEY, EspoCrm, NAME, Read, crm_time},
     gate::{Gate, Tail, field},
     http::{Answer, Connection, post, post_and_stay, try_exchange},
     http_server::HttpServer,
