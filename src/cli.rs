@@ -158,6 +158,21 @@ fn tell(line: &str) {
     let _nobody_reads = writeln!(std::io::stderr().lock(), "{line}");
 }
 
+/// Asks on a terminal; elsewhere only `--yes` will do.
+fn confirm(question: &str) -> anyhow::Result<bool> {
+    use std::io::IsTerminal;
+
+    use anyhow::Context;
+    if !std::io::stdin().is_terminal() || !std::io::stderr().is_terminal() {
+        tell(&format!("hookgate: {question} There is nobody to ask; say --yes"));
+        return Ok(false);
+    }
+    eprint!("{question} [y/N] ");
+    let mut answer = String::new();
+    std::io::stdin().read_line(&mut answer).context("read the answer")?;
+    Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
+}
+
 /// Prints a line of a result. Returns false once standard output is closed.
 fn print(line: &str) -> bool {
     use std::io::Write;

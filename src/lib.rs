@@ -38,6 +38,7 @@ pub mod metrics;
 pub mod pending;
 pub mod publisher;
 pub mod readiness;
+pub mod recovery;
 pub mod redaction;
 pub mod relay;
 pub mod reply;

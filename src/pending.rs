@@ -11,6 +11,7 @@ mod dead_letters;
 mod diagnosis;
 pub mod inspect;
 mod link;
+mod lookup;
 pub mod memory;
 mod outbox;
 pub mod redis;
