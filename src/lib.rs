@@ -33,6 +33,7 @@ pub mod failpoint;
 pub mod files;
 pub mod finding;
 pub mod http_client;
+pub mod life;
 pub mod listener;
 pub mod metrics;
 pub mod pending;

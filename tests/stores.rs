@@ -25,8 +25,12 @@ use crate::support::{Event, NatsServer, PENDING, RedisServer, batch, eventually,
 
 /// Ids in flight that the stores are opened for.
 const OUTBOX_LIMIT: usize = 3;
-pub(crate) const OPTIONS: Options =
-    Options { timeout: Duration::from_millis(500), outbox_limit: OUTBOX_LIMIT, durability: Durability::None };
+pub(crate) const OPTIONS: Options = Options {
+    timeout: Duration::from_millis(500),
+    outbox_limit: OUTBOX_LIMIT,
+    durability: Durability::None,
+    rests_on_claims: false,
+};
 
 pub(crate) fn routes() -> RouteTable {
     let spec = RouteSpec { flow: "vmh", entity: "beteiligte", action: "create", ..RouteSpec::default() };

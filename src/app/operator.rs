@@ -11,11 +11,12 @@ use crate::{
     delivery::{Delivery, PendingStore, Policy, Publisher, StoreError, WithoutAck, WithoutClaim},
     espocrm::{self, EspoCrm, Login},
     finding::Finding,
+    life::LifeStore,
     metrics::Metrics,
     pending::{inspect::Stakes, redis::Redis},
     publisher::{self, live::LiveEvents},
     readiness::Contact,
-    recovery::{Bringer, PendingStates},
+    recovery::Bringer,
     redaction::without_credentials,
     relay::Outbox,
     secrets,
@@ -31,8 +32,8 @@ pub struct OperatorStore {
     pub dead_letters: Arc<dyn DeadLetterStore>,
     /// Claims.
     pub pending: Arc<dyn PendingStore>,
-    /// A look at ids.
-    pub states: Arc<dyn PendingStates>,
+    /// What is known of pending ids.
+    pub life: Arc<dyn LifeStore>,
     /// Whether it can be worked with.
     pub contact: watch::Receiver<Contact>,
     redis: Arc<Redis>,
@@ -55,8 +56,8 @@ impl OperatorStore {
         let redis = Arc::new(Redis::open(&parts::access(address), options, &settings.routes, metrics.redis()));
         let contact = redis.contact();
         let Stores { pending, outbox, dead_letters, .. } = Stores::shared(Arc::clone(&redis));
-        let states = Arc::clone(&redis) as _;
-        Ok(Self { outbox, dead_letters, pending, states, contact, redis })
+        let life = Arc::clone(&redis) as _;
+        Ok(Self { outbox, dead_letters, pending, life, contact, redis })
     }
 
     /// Dead letters that are older than one with a name, newest first.
@@ -102,7 +103,7 @@ impl OperatorStore {
         };
         let pending = Arc::clone(&self.pending);
         let delivery = Delivery::new(pending, publisher, policy, &settings.routes, metrics, Tracer::default());
-        Bringer::new(Arc::new(delivery), Arc::clone(&self.states), settings.request_deadline, rate)
+        Bringer::new(Arc::new(delivery), Arc::clone(&self.life), settings.request_deadline, rate)
     }
 
     /// Looks for settings that can cost events.

@@ -3,6 +3,7 @@
 use redis::{ConnectionAddr, ConnectionInfo, IntoConnectionInfo};
 
 use crate::{
+    delivery::WithoutAck,
     pending::{
         access::Access,
         redis::{self as store, Options},
@@ -17,6 +18,7 @@ pub(super) const fn claim_options(settings: &Settings) -> Options {
         timeout: settings.redis_timeout,
         outbox_limit: settings.outbox_limit,
         durability: durability(settings.durability),
+        rests_on_claims: matches!(settings.policy.without_ack, WithoutAck::Accept),
     }
 }
 

@@ -24,6 +24,7 @@ const RESULTS: [&str; 6] = ["new", "in_flight", "duplicate", "coalesced", "unded
 const NEW: usize = 0;
 const IN_FLIGHT: usize = 1;
 const DUPLICATE: usize = 2;
+const COALESCED: usize = 3;
 const UNDEDUPLICATED: usize = 4;
 const REJECTED: usize = 5;
 
@@ -119,6 +120,8 @@ pub struct ClaimCounts {
     pub in_flight: usize,
     /// Claimed before, and acknowledged.
     pub duplicate: usize,
+    /// Claimed before, and marked.
+    pub coalesced: usize,
 }
 
 /// Counts events of a route that NATS has acknowledged, on one way.
@@ -211,6 +214,7 @@ impl RouteMetrics {
         by_result[NEW] = counts.new;
         by_result[IN_FLIGHT] = counts.in_flight;
         by_result[DUPLICATE] = counts.duplicate;
+        by_result[COALESCED] = counts.coalesced;
         self.add(by_result);
         if counts.duplicate > 0 {
             self.recent.add(&self.name, Outcome::Duplicate, counts.duplicate, duplicates);

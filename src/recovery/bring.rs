@@ -4,12 +4,12 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 
-use super::{PendingState, PendingStates};
 use crate::{
     batch::Batch,
     delivery::{Delivery, Failure, StoreError},
     event::TokenSeed,
-    route::Route,
+    life::{Known, LifeStore},
+    route::{Route, WhilePending},
 };
 
 /// Ids that go together.
@@ -42,7 +42,7 @@ pub enum Brought {
 pub enum Failed {
     /// Redis does not say what is pending.
     #[error("look at pending ids of route {route}: {error}")]
-    States {
+    Look {
         /// The route.
         route: String,
         /// What is wrong.
@@ -63,7 +63,7 @@ pub enum Failed {
 /// Brings ids, at a bounded rate.
 pub struct Bringer {
     delivery: Arc<Delivery>,
-    states: Arc<dyn PendingStates>,
+    life: Arc<dyn LifeStore>,
     /// Time of one try.
     patience: Duration,
     /// Ids a second.
@@ -75,8 +75,8 @@ pub struct Bringer {
 impl Bringer {
     /// `rate` is in ids a second.
     #[must_use]
-    pub fn new(delivery: Arc<Delivery>, states: Arc<dyn PendingStates>, patience: Duration, rate: u32) -> Self {
-        Self { delivery, states, patience, rate: rate.max(1), next: Instant::now() }
+    pub fn new(delivery: Arc<Delivery>, life: Arc<dyn LifeStore>, patience: Duration, rate: u32) -> Self {
+        Self { delivery, life, patience, rate: rate.max(1), next: Instant::now() }
     }
 
     /// How many ids go together at this rate.
@@ -94,41 +94,50 @@ impl Bringer {
         tokio::time::sleep_until(self.next).await;
         let spent = u32::try_from(wanted.len()).unwrap_or(u32::MAX);
         self.next = Instant::now() + Duration::from_secs(1) * spent / self.rate;
-        let states = self.look(route, wanted).await?;
-        let as_webhook = |(wanted, state): &(&Wanted, &PendingState)| match state {
-            PendingState::Absent | PendingState::InFlight => true,
-            PendingState::Done => !wanted.always && is_the_event_of_its_create(route, wanted),
-        };
-        // Those that may have got their event meanwhile are asked for, too: then they are duplicates.
-        let (first, again): (Vec<_>, Vec<_>) = wanted.iter().zip(&states).partition(as_webhook);
-        for (wanted, again) in [(first, false), (again, true)] {
-            let ids: Vec<&str> = wanted.iter().map(|(wanted, _)| wanted.id.as_str()).collect();
-            if !ids.is_empty() {
-                self.publish(route, &ids, again).await?;
+        let known = self.look(route, wanted).await?;
+        // A mark is no event.
+        let marks = route.life().while_pending == WhilePending::Coalesce;
+        let (mut as_webhook, mut anew, mut outcomes) = (Vec::new(), Vec::new(), Vec::new());
+        for (wanted, known) in wanted.iter().zip(&known) {
+            let settled = known.pending && known.in_flight.is_none();
+            // A create of an id happens once.
+            if settled && wanted.in_stream && !wanted.always && route.action() == "create" {
+                outcomes.push(Brought::Pending);
+                continue;
             }
+            let ids = if settled || marks { &mut anew } else { &mut as_webhook };
+            ids.push(wanted.id.as_str());
+            outcomes.push(Brought::Published);
         }
-        let outcome = |(wanted, state): (&Wanted, &PendingState)| {
-            let covered = *state == PendingState::Done && !wanted.always && is_the_event_of_its_create(route, wanted);
-            if covered { Brought::Pending } else { Brought::Published }
-        };
-        Ok(wanted.iter().zip(&states).map(outcome).collect())
+        self.publish(route, &as_webhook, false).await?;
+        self.publish(route, &anew, true).await?;
+        Ok(outcomes)
     }
 
-    async fn look(&self, route: &Route, wanted: &[Wanted]) -> Result<Vec<PendingState>, Failed> {
+    async fn look(&self, route: &Route, wanted: &[Wanted]) -> Result<Vec<Known>, Failed> {
         let ids: Vec<String> = wanted.iter().map(|wanted| wanted.id.clone()).collect();
-        let states = self.states.states(route, &ids).await;
-        states.map_err(|error| Failed::States { route: route.name().to_owned(), error })
+        let known = self.life.known(route, &ids).await;
+        known.map_err(|error| Failed::Look { route: route.name().to_owned(), error })
     }
 
     /// Until NATS acknowledged all of them, a few times.
-    async fn publish(&self, route: &Arc<Route>, ids: &[&str], _again: bool) -> Result<(), Failed> {
+    async fn publish(&self, route: &Arc<Route>, ids: &[&str], anew: bool) -> Result<(), Failed> {
+        if ids.is_empty() {
+            return Ok(());
+        }
         let records: Vec<_> = ids.iter().map(|id| serde_json::json!({ "id": id })).collect();
         let body = serde_json::to_vec(&records).expect("text always serializes");
         let mut last = None;
         for _ in 0..TRIES {
             let batch = Batch::parse(body.as_slice()).expect("an array of objects is a batch");
             let deadline = Instant::now() + self.patience;
-            match self.delivery.deliver(Arc::clone(route), batch, TokenSeed::now(), deadline).await {
+            let (route, seed) = (Arc::clone(route), TokenSeed::now());
+            let delivered = if anew {
+                self.delivery.deliver_anew(route, batch, seed, deadline).await
+            } else {
+                self.delivery.deliver(route, batch, seed, deadline).await
+            };
+            match delivered {
                 Ok(_receipt) => return Ok(()),
                 Err(failure) => last = Some(failure),
             }
@@ -136,9 +145,4 @@ impl Bringer {
         let failure = last.expect("it was tried");
         Err(Failed::Unpublished { route: route.name().to_owned(), count: ids.len(), failure })
     }
-}
-
-/// A create of an id happens once: if the id is pending and the stream has an event of it, that is the event.
-fn is_the_event_of_its_create(route: &Route, wanted: &Wanted) -> bool {
-    route.action() == "create" && wanted.in_stream
 }

@@ -240,6 +240,10 @@ enum LifeProblem {
     )]
     AckInMemory,
     #[error(
+        "while_pending = \"coalesce\" with redis.url = \"memory:\": marks are kept in Redis; set while_pending = \"publish\""
+    )]
+    CoalesceInMemory,
+    #[error(
         "while_pending = \"coalesce\" with journal = false: the journal says which ids are marked again; leave journal out"
     )]
     CoalesceWithoutJournal,
@@ -254,7 +258,7 @@ enum LifeProblem {
     #[error("coalesce_max_wait = \"0s\": a mark has to wait for the event before it; the default is \"10m\"")]
     NoWait,
     #[error(
-        "consumers has {0:?}, which is no name of a consumer: visible ASCII without '.', '*', '>', '/' and '\\', at most 255 bytes"
+        "consumers has {0:?}, which is no name of a consumer: visible ASCII without '.', '*', '>', '/', '\\', ',', ':' and ';', at most 255 bytes"
     )]
     ConsumerName(String),
     #[error("consumers has {0:?} twice")]
@@ -295,7 +299,7 @@ fn route(section: &RouteSection, around: Surroundings<'_>) -> Result<Route, Rout
 fn life_problem(section: &RouteSection, life: &Life, around: Surroundings<'_>) -> Option<LifeProblem> {
     let on_ack = life.release == Release::Ack;
     let coalesces = life.while_pending == WhilePending::Coalesce;
-    let bad_name = |name: &&String| !is_stream_name(name) || name.len() > 255;
+    let bad_name = |name: &&String| !is_stream_name(name) || name.contains([',', ':', ';']) || name.len() > 255;
     let twice = |(at, name): &(usize, &String)| life.consumers[..*at].contains(name);
     Some(if section.flow == around.instance {
         LifeProblem::FlowIsInstance(section.flow.clone())
@@ -311,6 +315,8 @@ fn life_problem(section: &RouteSection, life: &Life, around: Surroundings<'_>) -
         LifeProblem::AckWithCore
     } else if on_ack && around.in_memory {
         LifeProblem::AckInMemory
+    } else if coalesces && around.in_memory {
+        LifeProblem::CoalesceInMemory
     } else if coalesces && !life.journal {
         LifeProblem::CoalesceWithoutJournal
     } else if coalesces && around.durability == Durability::None {
