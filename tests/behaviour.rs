@@ -11,6 +11,7 @@ mod batch_properties;
 mod claims;
 mod configuration;
 mod core_delivery;
+mod dead_letter_replay;
 mod dead_letters;
 mod disconnect;
 mod doctor;
