@@ -16,6 +16,7 @@ mod disconnect;
 mod doctor;
 mod drain;
 mod fault_judge;
+mod history;
 mod log_lines;
 mod main_job;
 mod metrics;

@@ -11,7 +11,11 @@ use crate::{
     finding::Finding,
     metrics::Metrics,
     pending::{inspect::Stakes, redis::Redis},
-    publisher::{self, live::LiveEvents},
+    publisher::{
+        self,
+        history::{History, HistoryError},
+        live::LiveEvents,
+    },
     readiness::Contact,
     relay::Outbox,
     settings::{ClaimsIn, Settings},
@@ -69,4 +73,12 @@ pub async fn inspect_broker(settings: &Settings) -> Vec<Finding> {
 /// If NATS can't be reached, or denies it.
 pub async fn live_events(settings: &Settings, subjects: &[String]) -> Result<LiveEvents, publisher::live::LiveError> {
     LiveEvents::subscribe(&settings.nats, subjects).await
+}
+
+/// Connects to read what the streams hold.
+///
+/// # Errors
+/// If NATS can't be reached.
+pub async fn history(settings: &Settings) -> Result<History, HistoryError> {
+    History::connect(&settings.nats).await
 }
