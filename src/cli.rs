@@ -59,15 +59,15 @@ enum Command {
     /// List the webhooks: path, subject, pending key, auth.
     Routes,
     /// Print events as they are published, like `nats sub`.
-    Tail(tail::Arguments),
+    Tail(tail::TailArguments),
     /// Look at Redis, NATS and the stream, and say what to change.
-    Doctor(doctor::Arguments),
+    Doctor(doctor::DoctorArguments),
     /// Look at claims that NATS has not acknowledged yet, and publish them.
     #[command(subcommand)]
-    Outbox(outbox::Command),
+    Outbox(outbox::OutboxCommand),
     /// Look at items and bodies that could not be processed.
     #[command(subcommand)]
-    DeadLetters(dead_letters::Command),
+    DeadLetters(dead_letters::DeadLettersCommand),
     /// Print a commented configuration to start from.
     Init,
     /// Print the JSON Schema of a configuration file, for editors.

@@ -17,6 +17,7 @@ mod doctor;
 mod drain;
 mod fault_judge;
 mod history;
+mod life;
 mod log_lines;
 mod main_job;
 mod metrics;

@@ -10,7 +10,7 @@ use serde::Serialize;
 use super::{Output, print, store, table::Table, tell};
 
 #[derive(Debug, Subcommand)]
-pub(crate) enum Command {
+pub(crate) enum DeadLettersCommand {
     /// The newest ones, newest first: name, time, route, reason, size. No contents.
     List {
         /// How many at most.
@@ -31,7 +31,7 @@ pub(crate) enum Command {
 }
 
 #[derive(Serialize)]
-struct Row<'a> {
+struct LetterRow<'a> {
     entry: &'a str,
     time: &'a str,
     route: &'a str,
@@ -41,7 +41,7 @@ struct Row<'a> {
     raw: Option<String>,
 }
 
-impl<'a> Row<'a> {
+impl<'a> LetterRow<'a> {
     fn new(KeptLetter { entry, letter }: &'a KeptLetter, with_content: bool) -> Self {
         Self {
             entry,
@@ -54,8 +54,8 @@ impl<'a> Row<'a> {
     }
 }
 
-pub(super) fn run(command: &Command, settings: &Settings, output: Output) -> anyhow::Result<ExitCode> {
-    if let Command::Purge { yes: false } = command
+pub(super) fn run(command: &DeadLettersCommand, settings: &Settings, output: Output) -> anyhow::Result<ExitCode> {
+    if let DeadLettersCommand::Purge { yes: false } = command
         && !confirm("drop all dead letters?")?
     {
         return Ok(ExitCode::from(2));
@@ -63,25 +63,25 @@ pub(super) fn run(command: &Command, settings: &Settings, output: Output) -> any
     store::block_on(async {
         let letters = store::open(settings).await?.dead_letters;
         match command {
-            Command::List { count } => {
+            DeadLettersCommand::List { count } => {
                 let found = letters.letters(*count, None).await.context("read the dead letters")?;
-                list(found.iter().map(|letter| Row::new(letter, false)), output)?;
+                list(found.iter().map(|letter| LetterRow::new(letter, false)), output)?;
             }
-            Command::Show { entry } => {
+            DeadLettersCommand::Show { entry } => {
                 let missing =
                     || anyhow!("no dead letter is named {entry:?}; `hookgate dead-letters list` has the names");
                 if !is_name(entry) {
                     return Err(missing());
                 }
                 let found = letters.letters(1, Some(entry)).await.context("read the dead letters")?;
-                let row = Row::new(found.first().ok_or_else(missing)?, true);
+                let row = LetterRow::new(found.first().ok_or_else(missing)?, true);
                 print(&match output {
                     Output::Json => serde_json::to_string(&row).context("print")?,
                     // What somebody sent must not steer the terminal.
                     Output::Text => row.raw.unwrap_or_default().chars().map(printable).collect(),
                 });
             }
-            Command::Purge { yes: _ } => {
+            DeadLettersCommand::Purge { yes: _ } => {
                 let count = letters.purge().await.context("drop the dead letters")?;
                 print(&match output {
                     Output::Json => serde_json::json!({ "dropped": count }).to_string(),
@@ -93,7 +93,7 @@ pub(super) fn run(command: &Command, settings: &Settings, output: Output) -> any
     })
 }
 
-fn list<'a>(rows: impl Iterator<Item = Row<'a>>, output: Output) -> anyhow::Result<()> {
+fn list<'a>(rows: impl Iterator<Item = LetterRow<'a>>, output: Output) -> anyhow::Result<()> {
     match output {
         Output::Json => {
             for row in rows {
@@ -104,8 +104,9 @@ fn list<'a>(rows: impl Iterator<Item = Row<'a>>, output: Output) -> anyhow::Resu
         }
         Output::Text => {
             let mut table = Table::new(["NAME", "TIME", "ROUTE", "REASON", "BYTES"]);
-            let cells =
-                |row: Row<'_>| [row.entry, row.time, row.route, row.reason, &row.bytes.to_string()].map(str::to_owned);
+            let cells = |row: LetterRow<'_>| {
+                [row.entry, row.time, row.route, row.reason, &row.bytes.to_string()].map(str::to_owned)
+            };
             table.rows(&rows.map(cells).collect::<Vec<_>>());
             table.end("no dead letters");
         }
