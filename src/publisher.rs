@@ -21,6 +21,7 @@ mod judgement;
 pub mod live;
 mod login;
 pub mod servers;
+pub mod service;
 mod stream;
 mod stream_info;
 mod stream_watch;

@@ -70,7 +70,7 @@ async fn check_claim(
             outbox::record(&mut connection, owner.as_ref().unwrap_or(route)).await?;
         }
         let arguments = |call: &mut Cmd| {
-            script::claim(call, claiming, options.outbox_limit, false, &[], |_| Attempt::FIRST, number)
+            script::claim(call, claiming, options.outbox_limit, false, &[], |_| Attempt::FIRST, number);
         };
         CLAIM.call::<Vec<Value>>(&mut connection, arguments).await.map(|_no_states| String::new())
     };
