@@ -72,6 +72,7 @@ async def consume(connection):
 
 
 async def main():
+    RESULTS.mkdir(parents=True, exist_ok=True)
     connection = await nats.connect(
         URL, max_reconnect_attempts=-1, reconnect_time_wait=0.5, inbox_prefix=f"_INBOX.{CONSUMER}".encode()
     )

@@ -185,6 +185,23 @@ with World("".join(route(name) for name in chosen)) as world:
         aside.rename(consumer.results)
     all_are("work that failed is done later", Consumer.is_done, consumers)
 
+    for consumer in consumers:
+        consumer.kill()
+        consumer.post(*(f"alone-{number}" for number in range(5)))
+    gate = world.children[2]
+    gate.kill()
+    gate.wait()
+    for consumer in consumers:
+        consumer.start()
+    all_are("processes while no hookgate is there", Consumer.is_done, consumers)
+    for consumer in consumers:
+        if consumer.form == "release":
+            until("nobody answers its release", lambda: "once more in" in consumer.says())
+            check(f"{consumer.name}: does not acknowledge what is not released", info(consumer).num_ack_pending == 5)
+    world.start(gate.args[3], gate.args[4:], world.admin)
+    until("hookgate is ready", lambda: world.look("/v1/status", json.load)["ready"])
+    all_are("its ids are released when hookgate is back", lambda one: one.pending() == 0, consumers)
+
     # Processed, but the acknowledgement was lost with the process.
     for consumer in consumers:
         consumer.kill()
