@@ -56,7 +56,7 @@ async def handle(connection, message, ack_wait):
     except Exception as error:
         pause = min(2**message.metadata.num_delivered, 60)
         print(f"{message.data.decode()}: once more in {pause} s: {error!r}", flush=True)
-        with suppress(nats.errors.Error):
+        with suppress(Exception):  # it comes again anyway
             await message.nak(delay=pause)
     finally:
         progress.cancel()
@@ -66,7 +66,7 @@ async def consume(connection):
     events = await connection.jetstream().pull_subscribe_bind(CONSUMER, STREAM)
     ack_wait = (await events.consumer_info()).config.ack_wait
     while True:
-        with suppress(nats.errors.TimeoutError):  # no event came
+        with suppress(asyncio.TimeoutError):  # no event came
             messages = await events.fetch(10, timeout=5)
             await asyncio.gather(*(handle(connection, message, ack_wait) for message in messages))
 
@@ -79,7 +79,7 @@ async def main():
     while True:
         try:
             await consume(connection)
-        except nats.errors.Error as error:  # no such consumer yet, or JetStream is starting
+        except Exception as error:  # no such consumer yet, or NATS is away
             print(f"consume {CONSUMER} of {STREAM}: {error!r}", flush=True)
             await asyncio.sleep(1)
 

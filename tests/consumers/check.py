@@ -11,7 +11,7 @@ from pathlib import Path
 import nats
 from nats.js.api import AckPolicy, ConsumerConfig
 
-from servers import World, listens, until
+from servers import PATIENCE, World, until
 
 ACK_WAIT = 2
 # Longer than that, so that nothing but in-progress acknowledgements keeps an event from coming twice.
@@ -119,6 +119,18 @@ def tokens(consumer):
     return ask(consumer.world, read)
 
 
+def all_ask(consumers, times):
+    """Waits until each has asked for events so many times, all in vain."""
+
+    async def count(stream):
+        requests = [await stream._nc.subscribe(f"$JS.API.CONSUMER.MSG.NEXT.HOOKGATE.{one.name}") for one in consumers]
+        for asked in requests:
+            for _ in range(times):
+                await asked.next_msg(timeout=PATIENCE)
+
+    ask(consumers[0].world, count)
+
+
 def all_are(what, condition, consumers):
     """Waits until it holds for each, and says for whom it does not."""
     for consumer in consumers:
@@ -215,6 +227,9 @@ with World("".join(route(name) for name in chosen)) as world:
         kept = json.loads((consumer.results / f"{token}.json").read_text())
         check(f"{consumer.name}: and does not do it twice", "by" in kept, kept)
 
+    all_ask(consumers, 3)
+    for consumer in consumers:
+        check(f"{consumer.name}: goes on when no event comes", consumer.process.poll() is None, consumer.says())
     all_are("nothing is pending in the end", lambda one: one.pending() == 0, consumers)
     for consumer in consumers:
         found = tokens(consumer)
