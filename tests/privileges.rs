@@ -167,6 +167,8 @@ async fn operate(world: &World, access: &Access) -> Result<(), String> {
         &["outbox", "list"],
         &["outbox", "relay"],
         &["dead-letters", "list"],
+        &["dead-letters", "replay", "--all"],
+        &["dead-letters", "purge", "--id", "7", "--yes"],
         &["dead-letters", "purge", "--yes"],
     ] {
         let ran = run(&settings, arguments);
