@@ -18,6 +18,7 @@ mod doctor;
 mod drain;
 mod espocrm;
 mod fault_judge;
+mod history;
 mod life;
 mod log_lines;
 mod main_job;
