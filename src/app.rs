@@ -6,9 +6,10 @@ mod parts;
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
+use bytes::Bytes;
 use hyper_util::service::TowerToHyperService;
 use tokio::{net::TcpListener, sync::watch};
-use tokio_util::task::TaskTracker;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{info, warn};
 
 use self::drain::Drain;
@@ -18,10 +19,16 @@ use crate::{
     dead_letters::{DeadLetterStore, DeadLetters},
     delivery::{Delivery, PendingStore, Policy, Publisher, StoreContents, WithoutAck, WithoutClaim},
     files,
+    life::{Keeper, LifeStore, Releases},
     listener::{self, BindError, ConnectionLimits, LingerLimits},
     metrics::{ConnectionMetrics, Exposition, Live, Metrics},
     pending::{memory::Memory, redis::Redis},
-    publisher::{core::Core, jetstream::JetStream, timed::Timed},
+    publisher::{
+        core::Core,
+        jetstream::JetStream,
+        service::{self, ServiceError},
+        timed::Timed,
+    },
     readiness::{Contact, FirstContact, READY_WITHOUT_STORE, first_contact, replicas, replicas::Replicas},
     relay::{Outbox, Relay, Repeats},
     reply, secrets,
@@ -74,6 +81,8 @@ pub enum Ended {
 /// The store of pending ids, as each of its users sees it.
 struct Stores {
     pending: Arc<dyn PendingStore>,
+    /// The store in memory has none.
+    life: Option<Arc<dyn LifeStore>>,
     outbox: Arc<dyn Outbox>,
     dead_letters: Arc<dyn DeadLetterStore>,
     contents: Arc<dyn StoreContents>,
@@ -84,24 +93,23 @@ impl Stores {
         let options = parts::claim_options(settings);
         match &settings.claims_in {
             ClaimsIn::Redis(address) => {
-                Self::in_one(Redis::open(&parts::access(address), options, &settings.routes, metrics.redis()))
+                let redis = Redis::open(&parts::access(address), options, &settings.routes, metrics.redis());
+                let redis = Arc::new(redis);
+                Self { life: Some(Arc::clone(&redis) as _), ..Self::shared(redis) }
             }
             ClaimsIn::Memory => {
                 warn!(
                     "redis.url is \"memory:\": claims are forgotten at exit and not shared with other processes; for trials only"
                 );
-                Self::in_one(Memory::new(options.outbox_limit))
+                Self::shared(Arc::new(Memory::new(options.outbox_limit)))
             }
         }
-    }
-
-    fn in_one(store: impl PendingStore + Outbox + DeadLetterStore + StoreContents + 'static) -> Self {
-        Self::shared(Arc::new(store))
     }
 
     fn shared(store: Arc<impl PendingStore + Outbox + DeadLetterStore + StoreContents + 'static>) -> Self {
         Self {
             pending: Arc::clone(&store) as _,
+            life: None,
             outbox: Arc::clone(&store) as _,
             dead_letters: Arc::clone(&store) as _,
             contents: store,
@@ -171,6 +179,17 @@ async fn serve(
         connections.clone(),
         ConnectionMetrics::default(),
     ));
+    if let Some(store) = &stores.life {
+        let keeper = Keeper::new(
+            Arc::clone(store),
+            Arc::clone(&stores.pending),
+            Arc::clone(&publisher),
+            settings.policy.ack_timeout,
+            metrics.clone(),
+        );
+        let releases = Releases::new(keeper, Arc::clone(&routes));
+        offer_releases(&settings, releases, &shutdown, &background);
+    }
     let pending = stores.pending;
     let delivery = Delivery::new(
         Arc::clone(&pending),
@@ -222,6 +241,33 @@ async fn serve(
         connections,
     };
     Ok((shutdown, drain))
+}
+
+/// Answers requests to release ids over NATS until the process leaves.
+fn offer_releases(settings: &Settings, releases: Releases, shutdown: &Shutdown, background: &TaskTracker) {
+    let (stop, mut phase) = (CancellationToken::new(), shutdown.watch());
+    let answer = move |request: Bytes| {
+        let releases = releases.clone();
+        async move {
+            releases
+                .answer(&request)
+                .await
+                .map_err(|error| ServiceError { code: error.code(), text: error.to_string() })
+        }
+    };
+    let service = service::serve(
+        parts::servers(settings),
+        settings.instance.clone(),
+        "release",
+        "Releases pending ids: their events have been processed",
+        stop.clone(),
+        answer,
+    );
+    background.spawn(service);
+    background.spawn(async move {
+        let _left = phase.wait_for(|phase| *phase >= Phase::Refusing).await;
+        stop.cancel();
+    });
 }
 
 /// What the admin address shows, and the tasks that keep it up to date.
@@ -310,7 +356,7 @@ fn open_tracer(settings: &Settings, shutdown: &Shutdown, tasks: &TaskTracker) ->
 /// # Errors
 /// If the client can't be set up at all.
 pub async fn open_publisher(settings: &Settings, tasks: &TaskTracker) -> Result<Arc<dyn Publisher>, AppError> {
-    let (servers, routes) = (&settings.nats, &settings.routes);
+    let (servers, routes) = (&parts::servers(settings), &settings.routes);
     Ok(match parts::stream(settings) {
         Some(stream) => Arc::new(JetStream::open(servers, stream, routes, tasks).await.map_err(AppError::Nats)?),
         None => Arc::new(Core::open(servers, routes, tasks).await.map_err(AppError::Nats)?),

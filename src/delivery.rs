@@ -14,24 +14,26 @@ mod settlement;
 
 use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
-use futures_util::FutureExt;
+use futures_util::{FutureExt, future::try_join_all};
 use hashbrown::HashMap;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 use tracing::{error, info, warn};
 
 pub(crate) use self::attempt::{Attempted, Deliverable, attempt};
-use self::publishing::Published;
 pub use self::{
     ack::{Ack, PublishError},
     ports::{Addresses, Claimed, PendingStore, Proposal, Publisher, RouteContents, State, StoreContents, StoreError},
     settlement::Settlement,
 };
+use self::{claiming::Claims, publishing::Published};
 use crate::{
     batch::Batch,
     breaker::Breaker,
     event::TokenSeed,
     metrics::Metrics,
-    route::{Route, RouteTable},
+    route::{Route, RouteTable, WhilePending},
     traces::{Sent, Tracer},
 };
 
@@ -40,7 +42,8 @@ use crate::{
 const STEP: usize = 250;
 
 /// What to do with a batch that can't be claimed (`redis.on_unavailable`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
 pub enum WithoutClaim {
     /// Publish every id without deduplication, with a warning.
     Publish,
@@ -49,12 +52,25 @@ pub enum WithoutClaim {
 }
 
 /// What to do with a batch that is claimed but not acknowledged at the deadline (`nats.on_unavailable`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
 pub enum WithoutAck {
     /// Refuse it; the sender comes back, and the relay publishes it too.
     Reject,
     /// Accept it: it rests on the pending store alone until the relay has published it.
     Accept,
+}
+
+/// What a claim has to survive where an answer rests on it alone (`redis.durability`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Durability {
+    /// Nothing: the primary has it in memory.
+    None,
+    /// The loss of the primary: a replica has it (`WAIT`).
+    Replica,
+    /// A crash of the machine: it is in the append-only file, on disk (`WAITAOF`, Redis 7.2).
+    Aof,
 }
 
 /// What delivery does when a store fails.
@@ -96,6 +112,16 @@ pub enum Failure {
         /// Ids that were not claimed.
         unclaimed: usize,
     },
+    /// Ids whose event before goes to another subject. It was published now; the next attempt claims them.
+    #[error(
+        "{ids} ids of route {route:?} were still in flight for the subject that the route had before; their events were published there, and the sender's retry claims them for this one"
+    )]
+    AnotherAddress {
+        /// Name of the route.
+        route: String,
+        /// How many.
+        ids: usize,
+    },
     /// Events without an acknowledgement at the deadline. Their claims stay in flight.
     #[error("{unconfirmed} of {total} events were not acknowledged in time: {last}")]
     Unpublished {
@@ -117,6 +143,7 @@ struct Job {
     batch: Arc<Batch>,
     seed: TokenSeed,
     deadline: Instant,
+    while_pending: WhilePending,
 }
 
 /// Delivers the batches of a process.
@@ -157,7 +184,26 @@ impl Delivery {
         seed: TokenSeed,
         deadline: Instant,
     ) -> Result<Receipt, Failure> {
-        let job = Job { route, batch: Arc::new(batch), seed, deadline };
+        let while_pending = route.life().while_pending;
+        self.deliver_job(Job { route, batch: Arc::new(batch), seed, deadline, while_pending }).await
+    }
+
+    /// The same, but each id gets a claim and an event of its own, whether it is pending or not.
+    ///
+    /// # Errors
+    /// As [`Self::deliver`].
+    pub async fn deliver_anew(
+        &self,
+        route: Arc<Route>,
+        batch: Batch,
+        seed: TokenSeed,
+        deadline: Instant,
+    ) -> Result<Receipt, Failure> {
+        let while_pending = WhilePending::Publish;
+        self.deliver_job(Job { route, batch: Arc::new(batch), seed, deadline, while_pending }).await
+    }
+
+    async fn deliver_job(&self, job: Job) -> Result<Receipt, Failure> {
         let outcome = AssertUnwindSafe(self.all_steps(&job)).catch_unwind().await;
         outcome.unwrap_or_else(|_panic| {
             // Not its message, which may hold what was being worked on.
@@ -177,7 +223,9 @@ impl Delivery {
         let mut receipt = Receipt { total: batch.len(), new: 0, rejected };
         for start in (0..batch.len()).step_by(STEP) {
             let range = start..batch.len().min(start + STEP);
-            receipt.new += self.step(job, &Proposal { batch: Arc::clone(batch), range, seed: *seed }).await?;
+            let proposal = Proposal::new(route, Arc::clone(batch), range, *seed);
+            let proposal = Proposal { while_pending: job.while_pending, ..proposal };
+            receipt.new += self.step(job, &proposal).await?;
         }
         if batch.is_empty() {
             log_new(route, *seed, 0);
@@ -185,12 +233,34 @@ impl Delivery {
         Ok(receipt)
     }
 
+    /// Claims ids whose marks were not confirmed, so that the answer rests on an event of their own.
+    async fn claim_unconfirmed<'a>(
+        &self,
+        route: &Arc<Route>,
+        proposals: &'a [Proposal],
+    ) -> Result<Vec<Claims<'a>>, Failure> {
+        warn!(route = %route, ids = proposals.len(), "marks were not confirmed as redis.durability asks; these ids are published instead");
+        try_join_all(proposals.iter().map(|proposal| self.claim(route, proposal))).await
+    }
+
     /// Delivers some ids; returns how many of them are new.
     async fn step(&self, job: &Job, proposal: &Proposal) -> Result<usize, Failure> {
         let Job { route, seed, .. } = job;
-        let claims = self.claim(route, proposal).await?;
+        if tracing::enabled!(target: "hookgate::entity", tracing::Level::INFO) {
+            for id in proposal.ids() {
+                info!(target: "hookgate::entity", route = %route, entity_id = %id, trace_id = %seed,
+                    "{} Entity ID gefunden: {id}", route.action_title());
+            }
+        }
+        let mut claims = self.claim(route, proposal).await?;
+        let unconfirmed: Vec<_> = claims.unconfirmed.iter().map(|place| proposal.of_unconfirmed(*place)).collect();
+        if !unconfirmed.is_empty() {
+            // Boxed: hardly ever needed, it would enlarge every request's future.
+            claims.add(Box::pin(self.claim_unconfirmed(route, &unconfirmed)).await?);
+        }
         log_new(route, *seed, claims.new);
         let began = self.tracer.begin();
+        let waits_for_another = claims.waits_for_another;
         let (total, tokens) = (claims.own.len(), if began.is_some() { claims.tokens() } else { Vec::new() });
         let mut published = self.publish(job, route, claims.own, claims.via).await;
         for (address, claims_of_address) in claims.elsewhere {
@@ -214,6 +284,9 @@ impl Delivery {
         }
         if claims.full > 0 {
             return Err(Failure::OutboxFull { route: route.name().to_owned(), unclaimed: claims.full });
+        }
+        if waits_for_another > 0 {
+            return Err(Failure::AnotherAddress { route: route.name().to_owned(), ids: waits_for_another });
         }
         Ok(claims.new)
     }

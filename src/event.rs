@@ -27,8 +27,14 @@ pub struct Attempt(usize);
 impl Attempt {
     /// The first attempt.
     pub const FIRST: Self = Self(0);
+    /// The first attempt to claim an id whose mark was not confirmed.
+    pub const UNCONFIRMED: Self = Self(3);
     /// None: the event is published without a claim, so its token is never proposed.
     pub const UNCLAIMED: Self = Self(9);
+    /// hookgate claims a pending id again, which nobody acknowledged. The place of such a token is how often it did.
+    const REDELIVERY: usize = 7;
+    /// hookgate claims an id that a webhook had marked.
+    const MARKED: usize = 8;
 
     /// The same attempt, for the address with this number among those of its pending key: 0 to 9.
     ///
@@ -49,10 +55,10 @@ impl Attempt {
     /// The next attempt.
     ///
     /// # Panics
-    /// After eight attempts.
+    /// After seven attempts.
     #[must_use]
     pub fn next(self) -> Self {
-        assert!(self.0 % TRIES + 1 < Self::UNCLAIMED.0, "a claim is tried a few times");
+        assert!(self.0 % TRIES + 1 < Self::REDELIVERY, "a claim is tried a few times");
         Self(self.0 + 1)
     }
 }
@@ -79,6 +85,18 @@ impl TokenSeed {
     #[must_use]
     pub fn span_id(self, part: &str, index: usize) -> u64 {
         span_id(format!("{self}/{part}/{index}").as_bytes())
+    }
+
+    /// The token of the `count`th redelivery of an id, for the address with this number. The seed is for this id alone.
+    #[must_use]
+    pub fn redelivery(self, address: usize, count: u32) -> Token {
+        self.token(Attempt(Attempt::REDELIVERY).at_address(address), (count as usize).min(PLACES - 1))
+    }
+
+    /// The token of an id that was marked, for the address with this number. The seed is for this id alone.
+    #[must_use]
+    pub fn marked(self, address: usize) -> Token {
+        self.token(Attempt(Attempt::MARKED).at_address(address), 0)
     }
 
     /// Whether hookgate can have made it: version 7, with a year of four digits, as RFC 3339 needs.
@@ -125,6 +143,12 @@ impl Token {
     #[must_use]
     pub const fn address(self) -> usize {
         self.index / (PLACES * TRIES)
+    }
+
+    /// Which redelivery of its id this is, if it is one.
+    #[must_use]
+    pub const fn redelivery(self) -> Option<usize> {
+        if self.index / PLACES % TRIES == Attempt::REDELIVERY { Some(self.index % PLACES) } else { None }
     }
 
     /// Whether the same request proposed both for the same id, perhaps in different attempts.
@@ -336,6 +360,17 @@ mod tests {
         assert_eq!(token.to_string().split_off(33), "319999999", "0.1.0 reads nine digits");
         assert_eq!((token.address(), second.next().at_address(0)), (3, Attempt::FIRST.next().next()));
         assert_eq!(TokenSeed::now().token(Attempt::UNCLAIMED, PLACES - 1).address(), 0);
+    }
+
+    #[test]
+    fn a_redelivery_says_which_it_is() {
+        let seed = TokenSeed::now();
+        let token = seed.redelivery(3, 12);
+        assert_eq!(token.to_string().split_off(33), "370000012");
+        assert_eq!((token.address(), token.redelivery()), (3, Some(12)));
+        assert_eq!(seed.marked(0).to_string().split_off(33), "80000000");
+        assert_eq!(seed.marked(9).redelivery(), None);
+        assert_eq!(seed.token(Attempt::FIRST, 7).redelivery(), None);
     }
 
     #[test]

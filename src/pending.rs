@@ -10,6 +10,7 @@ mod contents;
 mod dead_letters;
 mod diagnosis;
 pub mod inspect;
+mod life;
 mod link;
 pub mod memory;
 mod outbox;

@@ -187,7 +187,9 @@ impl Refusal {
             Self::NotAdmitted(AdmissionError::Draining) => (StatusCode::SERVICE_UNAVAILABLE, SHUTTING_DOWN),
             Self::NotDone(Failure::Unclaimed(_)) => (StatusCode::SERVICE_UNAVAILABLE, "pending_store_unavailable"),
             Self::NotDone(Failure::OutboxFull { .. }) => (StatusCode::SERVICE_UNAVAILABLE, OUTBOX_FULL),
-            Self::NotDone(Failure::Unpublished { .. }) => (StatusCode::SERVICE_UNAVAILABLE, "not_published"),
+            Self::NotDone(Failure::Unpublished { .. } | Failure::AnotherAddress { .. }) => {
+                (StatusCode::SERVICE_UNAVAILABLE, "not_published")
+            }
             Self::Deadline(_) => (StatusCode::SERVICE_UNAVAILABLE, "deadline"),
             Self::NotDone(Failure::Panicked) | Self::Internal(_) => (StatusCode::SERVICE_UNAVAILABLE, "internal_error"),
         }
@@ -388,7 +390,10 @@ mod tests {
                 let last = PublishError::Unavailable(String::new());
                 Failure::Unpublished { unconfirmed: 1, total: 1, last }.into()
             }
-            Refusal::NotDone(Failure::Unpublished { .. }) => Failure::Panicked.into(),
+            Refusal::NotDone(Failure::Unpublished { .. }) => {
+                Failure::AnotherAddress { route: String::new(), ids: 1 }.into()
+            }
+            Refusal::NotDone(Failure::AnotherAddress { .. }) => Failure::Panicked.into(),
             Refusal::NotDone(Failure::Panicked) => Refusal::Deadline(Duration::ZERO),
             Refusal::Deadline(_) => Refusal::Internal(String::new()),
             Refusal::Internal(_) => return None,

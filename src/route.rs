@@ -4,7 +4,11 @@
 //! configuration may set each of these itself. A [`RouteTable`] holds checked routes only: NATS accepts their subjects,
 //! their keys can be a cluster hash tag, and no two share a path, a pending key or a name.
 
+mod life;
+
 use std::{collections::HashMap, fmt, sync::Arc};
+
+pub use self::life::{Life, OnGiveUp, Release, WhilePending};
 
 /// One webhook: its path, the SET that its ids are claimed in, and the subject of its events.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -19,8 +23,13 @@ pub struct Route {
     outbox_key: String,
     lease_key: String,
     addresses_key: String,
+    journal_key: String,
+    marks_key: String,
     label: String,
     action_title: String,
+    life: Life,
+    espocrm_event: Option<String>,
+    quarantine: bool,
 }
 
 /// A route as configured: three words, and the fields that differ from their templates.
@@ -40,6 +49,12 @@ pub struct RouteSpec<'a> {
     pub pending_key: Option<&'a str>,
     /// Name in the log; default `{FLOW} Webhook {Entity} {Action}`.
     pub label: Option<&'a str>,
+    /// What happens to its ids once they are claimed.
+    pub life: Life,
+    /// The event of `EspoCRM`'s webhook, such as `CBeteiligte.update`.
+    pub espocrm_event: Option<&'a str>,
+    /// Whether bodies whose signature was wrong are kept.
+    pub quarantine: bool,
 }
 
 /// Why a route, or a table of them, is not valid.
@@ -157,6 +172,8 @@ impl Route {
             outbox_key: format!("{{{pending_key}}}:outbox"),
             lease_key: format!("{{{pending_key}}}:relay"),
             addresses_key: format!("{{{pending_key}}}:addresses"),
+            journal_key: format!("{{{pending_key}}}:journal"),
+            marks_key: format!("{{{pending_key}}}:marks"),
             action_title: title(action),
             flow: flow.to_owned(),
             entity: entity.to_owned(),
@@ -166,6 +183,9 @@ impl Route {
             subject,
             pending_key,
             label,
+            life: spec.life.clone(),
+            espocrm_event: spec.espocrm_event.map(str::to_owned),
+            quarantine: spec.quarantine,
         })
     }
 
@@ -239,6 +259,36 @@ impl Route {
     #[must_use]
     pub fn addresses_key(&self) -> &str {
         &self.addresses_key
+    }
+
+    /// Redis key of the journal: a HASH id → what is known of the id while it is pending.
+    #[must_use]
+    pub fn journal_key(&self) -> &str {
+        &self.journal_key
+    }
+
+    /// Redis key of the marks: a HASH id → when a webhook first marked it, in milliseconds.
+    #[must_use]
+    pub fn marks_key(&self) -> &str {
+        &self.marks_key
+    }
+
+    /// What happens to its ids once they are claimed.
+    #[must_use]
+    pub const fn life(&self) -> &Life {
+        &self.life
+    }
+
+    /// The event of `EspoCRM`'s webhook, such as `CBeteiligte.update`, if it is configured.
+    #[must_use]
+    pub fn espocrm_event(&self) -> Option<&str> {
+        self.espocrm_event.as_deref()
+    }
+
+    /// Whether bodies whose signature was wrong are kept.
+    #[must_use]
+    pub const fn quarantine(&self) -> bool {
+        self.quarantine
     }
 
     /// Whether the events of both routes have the same content and the same subject.

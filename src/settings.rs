@@ -8,6 +8,7 @@
 mod checks;
 mod error;
 mod layers;
+mod nats_servers;
 mod reading;
 mod redaction;
 mod route_section;
@@ -30,23 +31,23 @@ use std::{
 use tracing_subscriber::EnvFilter;
 
 use self::{
-    checks::{Check, in_toml},
+    checks::{Check, Surroundings, in_toml},
     sections::Configuration,
 };
 pub use self::{
     error::{SettingsError, SettingsErrors},
     layers::Layers,
-    sections::{DeliveryMode, Durability, Stream},
+    sections::{DeliveryMode, EspoCrm, Quarantine, Stream},
     variables::{Environment, environment},
 };
 use crate::{
     admission::Limits,
     dead_letters::{self, DeadLetterLimits},
-    delivery::Policy,
+    delivery::{Durability, Policy, WithoutAck},
     listener::{ConnectionLimits, LingerLimits},
-    publisher::servers::Servers,
+    nats_login::Login,
     readiness::replicas::Replicas,
-    route::{Route, RouteTable},
+    route::{Route, RouteTable, WhilePending},
     secrets::{Secret, SecretFiles},
     signature::Verifiers,
     telemetry,
@@ -94,13 +95,28 @@ pub struct RedisAddress {
     pub tls: Option<TlsFiles>,
 }
 
+/// The servers of a NATS system, and how to log in.
+#[derive(Debug, Clone)]
+pub struct NatsServers {
+    /// `nats://host:port`, without credentials.
+    pub addresses: Vec<String>,
+    /// The one way to log in.
+    pub login: Login,
+    /// With TLS, and these files. (A server may ask for TLS where this is `None`.)
+    pub tls: Option<TlsFiles>,
+}
+
 /// A configuration that was checked.
 #[derive(Debug)]
 pub struct Settings {
+    /// Names what two installations on one NATS account or Redis database must not share.
+    pub instance: String,
     /// Address of the webhooks.
     pub listen: SocketAddr,
     /// Address of the probes.
     pub admin_listen: SocketAddr,
+    /// File that holds the token for `/v1/pending`.
+    pub admin_token_file: Option<PathBuf>,
     /// The other replicas, if they can be asked how a store is.
     pub replicas: Option<Replicas>,
     /// Threads that requests are served by.
@@ -123,16 +139,24 @@ pub struct Settings {
     pub outbox_limit: usize,
     /// What delivery does when a store fails.
     pub policy: Policy,
-    /// The NATS servers and how to log in.
-    pub nats: Servers,
+    /// Where NATS is.
+    pub nats: NatsServers,
     /// How events are delivered.
     pub delivery: DeliveryMode,
     /// What is created where no stream covers a subject.
     pub stream: Stream,
+    /// Address of the server's monitoring port.
+    pub nats_monitoring: Option<String>,
+    /// Name of the stream for what consumers answer, where no other covers that.
+    pub acks_stream: String,
     /// Age at which the relay takes an entry of the outbox over.
     pub relay_after: Duration,
     /// Limits of rejected items and bodies.
     pub dead_letters: DeadLetterLimits,
+    /// Limits of the bodies whose signature was wrong.
+    pub quarantine: Quarantine,
+    /// The CRM's API.
+    pub espocrm: EspoCrm,
     /// Where spans go, if anywhere.
     pub collector: Option<Collector>,
     /// How the log looks.
@@ -192,24 +216,50 @@ impl Settings {
     /// # Errors
     /// All that is wrong with it.
     pub fn check(configuration: &Configuration, layers: Layers, secrets: AuthSecrets) -> Result<Self, SettingsErrors> {
-        let Configuration { server, admin, redis, nats, outbox, dead_letters, tracing, log, routes } = configuration;
+        let Configuration {
+            instance,
+            server,
+            admin,
+            redis,
+            nats,
+            outbox,
+            dead_letters,
+            quarantine,
+            espocrm,
+            tracing,
+            log,
+            routes,
+        } = configuration;
         let mut check = Check::new(layers);
+        check.instance(instance);
         sizes(&mut check, configuration);
         times(&mut check, configuration);
         let comparable = check.are_read(&["redis.durability", "nats.on_unavailable"]);
-        let rests_on_nats = nats.on_unavailable == sections::WithoutNats::Reject;
-        if comparable && redis.durability != sections::Durability::None && rests_on_nats {
-            let problem = "changes nothing unless nats.on_unavailable is \"accept\", the one mode in which an answer rests on Redis";
+        let rests_on_nats = nats.on_unavailable == WithoutAck::Reject;
+        let marks = routes.iter().any(|route| route.while_pending == Some(WhilePending::Coalesce));
+        if comparable && redis.durability != Durability::None && rests_on_nats && !marks {
+            let problem = "changes nothing unless nats.on_unavailable is \"accept\" or a route has while_pending = \"coalesce\", the modes in which an answer rests on Redis";
             check.refuse(check.value("redis.durability", in_toml(&redis.durability), problem.to_owned()));
         }
         let (verifiers, secret_files) = check.verifiers(routes, secrets);
         let claims_in = check.claims_in(redis);
         let servers = check.servers(nats);
         check.stream(&nats.stream);
+        if let Some(name) = &nats.acks_stream {
+            check.stream_name("nats.acks_stream", name);
+        }
         let collector = check.note(check.collector(tracing));
         let log_filter = check.note(check.log_filter(log));
+        let table = check.routes(
+            routes,
+            Surroundings {
+                instance,
+                delivery: nats.delivery,
+                durability: redis.durability,
+                in_memory: matches!(claims_in, Some(ClaimsIn::Memory)),
+            },
+        );
         let replicas = check.note(check.replicas(admin));
-        let table = check.routes(routes);
         let parts = (claims_in, servers, collector, log_filter, replicas, table);
         let (Some(claims_in), Some(servers), Some(collector), Some(log_filter), Some(replicas), Some(table)) = parts
         else {
@@ -221,8 +271,10 @@ impl Settings {
             .or_else(|| std::thread::available_parallelism().ok())
             .unwrap_or(NonZero::<usize>::MIN);
         Ok(Self {
+            instance: instance.clone(),
             listen: server.listen,
             admin_listen: admin.listen,
+            admin_token_file: admin.token_file.clone(),
             replicas,
             worker_threads,
             connections: connections(server),
@@ -242,13 +294,15 @@ impl Settings {
             durability: redis.durability,
             outbox_limit: outbox.max_entries,
             policy: Policy {
-                without_claim: redis.on_unavailable.into(),
-                without_ack: nats.on_unavailable.into(),
+                without_claim: redis.on_unavailable,
+                without_ack: nats.on_unavailable,
                 ack_timeout: nats.ack_timeout.0,
             },
             nats: servers,
             delivery: nats.delivery,
             stream: nats.stream.clone(),
+            nats_monitoring: nats.monitoring_url.clone(),
+            acks_stream: nats.acks_stream.clone().unwrap_or_else(|| format!("{instance}_acks")),
             relay_after: outbox.relay_after.0,
             dead_letters: DeadLetterLimits {
                 max_entries: dead_letters.max_entries,
@@ -256,6 +310,8 @@ impl Settings {
                 max_bytes: dead_letters.max_bytes,
                 max_age: dead_letters.max_age.0,
             },
+            quarantine: quarantine.clone(),
+            espocrm: espocrm.clone(),
             collector,
             log_format: log.format,
             log_filter,
@@ -275,8 +331,10 @@ impl Settings {
 
 /// Numbers and bytes.
 fn sizes(check: &mut Check, configuration: &Configuration) {
-    let Configuration { server, outbox, dead_letters, .. } = configuration;
+    let Configuration { server, outbox, dead_letters, quarantine, .. } = configuration;
     for (key, value, low, high) in [
+        ("quarantine.max_entries", quarantine.max_entries, 1, 10_000_000),
+        ("quarantine.max_bytes", quarantine.max_bytes, 1, 1 << 40),
         ("server.max_body_bytes", server.max_body_bytes, 1, 1 << 30),
         ("server.max_buffered_bytes", server.max_buffered_bytes, 1, 1 << 40),
         ("server.max_in_flight", server.max_in_flight as usize, 1, 1_000_000),
@@ -311,9 +369,10 @@ fn sizes(check: &mut Check, configuration: &Configuration) {
 /// Times, each alone and beside the others.
 fn times(check: &mut Check, configuration: &Configuration) {
     const DEADLINE: &str = "server.request_deadline";
-    let Configuration { server, redis, nats, outbox, dead_letters, .. } = configuration;
+    let Configuration { server, redis, nats, outbox, dead_letters, quarantine, .. } = configuration;
     for (key, value) in [
         ("dead_letters.max_age", dead_letters.max_age),
+        ("quarantine.max_age", quarantine.max_age),
         ("server.first_request_timeout", server.first_request_timeout),
         ("server.header_read_timeout", server.header_read_timeout),
         ("server.body_read_timeout", server.body_read_timeout),
@@ -347,7 +406,7 @@ fn times(check: &mut Check, configuration: &Configuration) {
 }
 
 /// Limits of the connections of senders.
-fn connections(server: &sections::Server) -> ConnectionLimits {
+fn connections(server: &sections::ServerSection) -> ConnectionLimits {
     ConnectionLimits {
         max_connections: server.max_connections,
         max_connections_setting: "server.max_connections",

@@ -62,8 +62,8 @@ impl Store {
 
     async fn claim_on(&self, route: usize, id: &str) -> Result<State, StoreError> {
         let batch = Arc::new(Batch::parse(batch([id]).as_bytes()).expect("the body is valid"));
-        let proposal = Proposal { range: 0..1, batch, seed: TokenSeed::now() };
-        let claimed = self.redis.claim(&self.table.routes()[route], proposal).await?;
+        let route = &self.table.routes()[route];
+        let claimed = self.redis.claim(route, Proposal::new(route, batch, 0..1, TokenSeed::now())).await?;
         Ok(claimed.states[0])
     }
 

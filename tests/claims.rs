@@ -84,14 +84,17 @@ impl Expected {
 }
 
 async fn connect(redis: &RedisServer, outbox_limit: usize) -> Redis {
-    let store = open(redis, Options { timeout: Duration::from_secs(5), outbox_limit, durability: Durability::None });
+    let store = open(
+        redis,
+        Options { timeout: Duration::from_secs(5), outbox_limit, durability: Durability::None, rests_on_claims: false },
+    );
     in_time("Redis is up", store.contact().wait_for(|now| *now == Contact::Up)).await.expect("its owner lives");
     store
 }
 
 fn proposal(ids: &BTreeSet<String>) -> Proposal {
     let batch = Arc::new(Batch::parse(batch(ids).as_bytes()).expect("the body is valid"));
-    Proposal { range: 0..batch.len(), batch, seed: TokenSeed::now() }
+    Proposal::new(&routes().routes()[0], Arc::clone(&batch), 0..batch.len(), TokenSeed::now())
 }
 
 /// Whatever happened before, the ids that several requests claim in one call get the answers, and leave behind, what

@@ -7,15 +7,15 @@ use hookgate::{
     delivery::{Delivery, Failure, PendingStore, Policy, Publisher, Receipt, WithoutAck, WithoutClaim},
     event::{Events, TokenSeed},
     metrics::Metrics,
+    nats_login::Login,
     pending::{
         access::Access,
         memory::Memory,
         redis::{Durability, Options, Redis},
     },
-    publisher::{StreamSettings, jetstream::JetStream, login::Login, servers::Servers},
+    publisher::{StreamSettings, jetstream::JetStream, servers::Servers},
     readiness::Contact,
     route::{Route, RouteSpec, RouteTable},
-    tls::TlsFiles,
     traces::Tracer,
 };
 use tokio::time::Instant;
@@ -25,8 +25,12 @@ use crate::support::{Event, NatsServer, PENDING, RedisServer, batch, eventually,
 
 /// Ids in flight that the stores are opened for.
 const OUTBOX_LIMIT: usize = 3;
-pub(crate) const OPTIONS: Options =
-    Options { timeout: Duration::from_millis(500), outbox_limit: OUTBOX_LIMIT, durability: Durability::None };
+pub(crate) const OPTIONS: Options = Options {
+    timeout: Duration::from_millis(500),
+    outbox_limit: OUTBOX_LIMIT,
+    durability: Durability::None,
+    rests_on_claims: false,
+};
 
 pub(crate) fn routes() -> RouteTable {
     let spec = RouteSpec { flow: "vmh", entity: "beteiligte", action: "create", ..RouteSpec::default() };
@@ -51,8 +55,7 @@ struct Bench {
 impl Bench {
     async fn around(store: Arc<dyn PendingStore>) -> Self {
         let nats = NatsServer::start().await;
-        let servers =
-            Servers::parse(&nats.url(), Login::None, TlsFiles::default()).expect("the address is well-formed");
+        let servers = Servers::new(vec![nats.url()], Login::None, None);
         let stream = StreamSettings {
             name: "HOOKGATE".to_owned(),
             create: true,

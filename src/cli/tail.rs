@@ -14,7 +14,7 @@ use super::{Output, print, store, tell};
   hookgate tail                                what all routes publish
   hookgate tail 'vmh.>' --count 1              the next event of flow vmh
   hookgate tail --output json | jq .payload    for programs")]
-pub(crate) struct Arguments {
+pub(crate) struct TailArguments {
     /// Subject, wildcards allowed [default: the subjects of all routes].
     subject: Option<String>,
     /// End after this many events.
@@ -22,11 +22,11 @@ pub(crate) struct Arguments {
     count: Option<u64>,
 }
 
-pub(super) fn run(arguments: Arguments, settings: &Settings, output: Output) -> anyhow::Result<ExitCode> {
+pub(super) fn run(arguments: TailArguments, settings: &Settings, output: Output) -> anyhow::Result<ExitCode> {
     store::block_on(tail(arguments, settings, output))
 }
 
-async fn tail(arguments: Arguments, settings: &Settings, output: Output) -> anyhow::Result<ExitCode> {
+async fn tail(arguments: TailArguments, settings: &Settings, output: Output) -> anyhow::Result<ExitCode> {
     let mut signals = Signals::new().context("receive signals")?;
     let published: Vec<_> = settings.routes.routes().iter().map(|route| route.subject().to_owned()).collect();
     if let Some(subject) =

@@ -6,18 +6,23 @@ use std::time::Duration;
 /// (`tests/architecture.rs`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[must_use = "an acknowledgement settles a claim"]
-pub struct Ack(());
+pub struct Ack(u64);
 
 impl Ack {
     /// From a stream's acknowledgement. A sequence of 0 proves nothing: some servers acknowledge a duplicate so before
     /// the original is committed.
     pub(crate) const fn stored(sequence: u64) -> Option<Self> {
-        if sequence > 0 { Some(Self(())) } else { None }
+        if sequence > 0 { Some(Self(sequence)) } else { None }
     }
 
     /// From a message that came back behind the event on the same connection.
     pub(crate) const fn passed() -> Self {
-        Self(())
+        Self(0)
+    }
+
+    /// The sequence of the event in its stream, if it is in one.
+    pub(crate) const fn sequence(self) -> Option<u64> {
+        if self.0 > 0 { Some(self.0) } else { None }
     }
 }
 

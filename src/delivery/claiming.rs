@@ -2,15 +2,13 @@
 
 use std::sync::Arc;
 
-use tracing::info;
-
 use super::{Addresses, Claimed, Deliverable, Delivery, Failure, Proposal, State, StoreError, WithoutClaim};
 use crate::{
     batch::EntityId,
     event::{Attempt, Token},
     failpoint,
     metrics::{ClaimCounts, Via},
-    route::Route,
+    route::{Route, WhilePending},
     traces::ClaimSpan,
 };
 
@@ -44,11 +42,32 @@ pub(super) struct Claims<'a> {
     pub(super) full: usize,
     /// Whether the claims are as safe in the store as `redis.durability` asks for.
     pub(super) durable: bool,
+    /// Places of ids that are marked, without a confirmation that the marks are safe.
+    pub(super) unconfirmed: Vec<usize>,
+    /// Ids that can't be claimed before an event to another address is acknowledged.
+    pub(super) waits_for_another: usize,
     /// Why there are no claims at all.
     pub(super) undeduplicated: Option<StoreError>,
 }
 
-impl Claims<'_> {
+impl<'a> Claims<'a> {
+    /// Adds the claims of ids that were marked in vain.
+    pub(super) fn add(&mut self, others: Vec<Claims<'a>>) {
+        for other in others {
+            self.own.extend(other.own);
+            self.elsewhere.extend(other.elsewhere);
+            self.new += other.new;
+            self.full += other.full;
+            self.durable &= other.durable;
+            self.waits_for_another += other.waits_for_another;
+            if other.undeduplicated.is_some() {
+                // Nothing of the step is settled then, and the relay repeats what was claimed: rather one event too many.
+                self.via = other.via;
+                self.undeduplicated = other.undeduplicated;
+            }
+        }
+    }
+
     /// The tokens for the route's address.
     pub(super) fn tokens(&self) -> Vec<Token> {
         self.own.iter().map(|claim| claim.token).collect()
@@ -58,12 +77,6 @@ impl Claims<'_> {
 impl Delivery {
     /// Claims ids. Where the store can't, `redis.on_unavailable` decides.
     pub(super) async fn claim<'a>(&self, route: &Arc<Route>, proposal: &'a Proposal) -> Result<Claims<'a>, Failure> {
-        if tracing::enabled!(target: "hookgate::entity", tracing::Level::INFO) {
-            for id in proposal.ids() {
-                info!(target: "hookgate::entity", route = %route, entity_id = %id, trace_id = %proposal.seed,
-                    "{} Entity ID gefunden: {id}", route.action_title());
-            }
-        }
         let began = self.tracer.begin();
         let claimed = self.pending.claim(route, proposal.clone()).await.map(|claimed| proposal.recognize(claimed));
         failpoint::hit("after_claim");
@@ -80,20 +93,22 @@ impl Delivery {
         };
         let ids = proposal.ids().zip(&claimed.states);
         let duplicates = ids.filter(|(_, state)| **state == State::Done).map(|(id, _)| id.as_str());
-        self.metrics.of(route).claimed(count(&claimed.states, undeduplicated.is_some()), duplicates);
+        self.metrics.of(route).claimed(count(&claimed, undeduplicated.is_some()), duplicates);
         Ok(sort(route, proposal, claimed, undeduplicated))
     }
 }
 
-fn count(states: &[State], undeduplicated: bool) -> ClaimCounts {
+fn count(claimed: &Claimed, undeduplicated: bool) -> ClaimCounts {
     let mut counts = ClaimCounts::default();
-    for state in states {
+    for state in &claimed.states {
         match state {
             State::New(_) if undeduplicated => {}
             State::New(_) => counts.new += 1,
             State::InFlight(_) => counts.in_flight += 1,
             State::Done => counts.duplicate += 1,
-            State::OutboxFull => {}
+            State::Marked if claimed.durable => counts.coalesced += 1,
+            // Not claimed, or claimed by another call.
+            State::Marked | State::OutboxFull => {}
         }
     }
     counts
@@ -108,8 +123,18 @@ fn sort<'a>(
 ) -> Claims<'a> {
     let Claimed { states, elsewhere, durable } = claimed;
     let via = if undeduplicated.is_some() { Via::Undeduplicated } else { Via::Direct };
-    let mut claims = Claims { own: Vec::new(), elsewhere: Vec::new(), via, new: 0, full: 0, durable, undeduplicated };
-    for (id, state) in proposal.ids().zip(states) {
+    let mut claims = Claims {
+        own: Vec::new(),
+        elsewhere: Vec::new(),
+        via,
+        new: 0,
+        full: 0,
+        durable,
+        unconfirmed: Vec::new(),
+        waits_for_another: 0,
+        undeduplicated,
+    };
+    for ((id, state), place) in proposal.ids().zip(states).zip(proposal.range.clone()) {
         match state {
             State::New(token) => {
                 claims.new += 1;
@@ -117,6 +142,8 @@ fn sort<'a>(
             }
             State::InFlight(token) => {
                 let claim = Claim { id, token };
+                // Under `publish` an id is in flight only for an address that is not the route's.
+                claims.waits_for_another += usize::from(proposal.while_pending == WhilePending::Publish);
                 match elsewhere.of(token).filter(|address| !address.is_same_address(route)) {
                     None => claims.own.push(claim),
                     Some(address) => match claims.elsewhere.iter_mut().find(|(other, _)| other == address) {
@@ -125,6 +152,8 @@ fn sort<'a>(
                     },
                 }
             }
+            State::Marked if durable => {}
+            State::Marked => claims.unconfirmed.push(place),
             State::Done => {}
             State::OutboxFull => claims.full += 1,
         }
@@ -133,7 +162,7 @@ fn sort<'a>(
 }
 
 fn span<'a>(route: &'a Route, proposal: &Proposal, claimed: &Result<Claimed, StoreError>) -> ClaimSpan<'a> {
-    let counts = count(claimed.as_ref().map_or(&[][..], |claimed| &claimed.states), false);
+    let counts = claimed.as_ref().map_or_else(|_| ClaimCounts::default(), |claimed| count(claimed, false));
     ClaimSpan {
         seed: proposal.seed,
         start: proposal.range.start,

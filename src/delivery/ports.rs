@@ -11,7 +11,7 @@ use crate::{
     batch::{Batch, EntityId},
     event::{Attempt, Event, Token, TokenSeed},
     readiness::Contact,
-    route::Route,
+    route::{Route, WhilePending},
 };
 
 /// Some ids of a batch, to be claimed under the tokens `seed.token(attempt, place)`.
@@ -23,9 +23,31 @@ pub struct Proposal {
     pub range: Range<usize>,
     /// Where the tokens come from; each try makes its own.
     pub seed: TokenSeed,
+    /// The first try of this proposal.
+    pub attempt: Attempt,
+    /// What it does to ids that are pending.
+    pub while_pending: WhilePending,
 }
 
 impl Proposal {
+    /// A first proposal for a route, as the route handles pending ids.
+    #[must_use]
+    pub fn new(route: &Route, batch: Arc<Batch>, range: Range<usize>, seed: TokenSeed) -> Self {
+        Self { batch, range, seed, attempt: Attempt::FIRST, while_pending: route.life().while_pending }
+    }
+
+    /// Another proposal for the id at a place of the batch, which claims it whether it is pending or not.
+    #[must_use]
+    pub(super) fn of_unconfirmed(&self, place: usize) -> Self {
+        Self {
+            batch: Arc::clone(&self.batch),
+            range: place..place + 1,
+            seed: self.seed,
+            attempt: Attempt::UNCONFIRMED,
+            while_pending: WhilePending::Publish,
+        }
+    }
+
     /// The ids.
     #[must_use]
     pub fn ids(&self) -> impl ExactSizeIterator<Item = EntityId<'_>> + Clone {
@@ -42,7 +64,7 @@ impl Proposal {
     /// What the store said, as this proposal has to take it: a second try finds in flight what the first one claimed,
     /// and that is new.
     pub(super) fn recognize(&self, mut claimed: Claimed) -> Claimed {
-        for (state, own) in claimed.states.iter_mut().zip(self.tokens(Attempt::FIRST)) {
+        for (state, own) in claimed.states.iter_mut().zip(self.tokens(self.attempt)) {
             if let State::InFlight(token) = *state
                 && token.is_of_same_request(own)
             {
@@ -62,6 +84,8 @@ pub enum State {
     InFlight(Token),
     /// Claimed before, and its event acknowledged.
     Done,
+    /// Claimed before, and marked now: it is published once more when the event before is done with.
+    Marked,
     /// It was not pending, and the outbox is full: not claimed.
     OutboxFull,
 }

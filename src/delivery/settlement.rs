@@ -9,18 +9,25 @@ use crate::event::Token;
 pub struct Settlement {
     id: String,
     token: Token,
+    sequence: Option<u64>,
 }
 
 impl Settlement {
     /// Only an acknowledgement makes a settlement.
-    pub(crate) fn acknowledged(id: String, token: Token, _ack: Ack) -> Self {
-        Self { id, token }
+    pub(crate) fn acknowledged(id: String, token: Token, ack: Ack) -> Self {
+        Self { id, token, sequence: ack.sequence() }
     }
 
     /// The claimed id.
     #[must_use]
     pub fn id(&self) -> &str {
         &self.id
+    }
+
+    /// The sequence of the event in its stream, if it is in one.
+    #[must_use]
+    pub const fn sequence(&self) -> Option<u64> {
+        self.sequence
     }
 
     /// The token that was acknowledged.

@@ -19,6 +19,8 @@ pub enum Operation {
     Relay,
     /// To keep dead letters.
     DeadLetters,
+    /// Releases, answers of consumers, and looks at pending ids.
+    Life,
     /// How much it holds.
     Count,
     /// What an operator's command needs.
@@ -26,8 +28,16 @@ pub enum Operation {
 }
 
 impl Operation {
-    const ALL: [Self; 7] =
-        [Self::Claim, Self::Wait, Self::Settle, Self::Relay, Self::DeadLetters, Self::Count, Self::Operator];
+    const ALL: [Self; 8] = [
+        Self::Claim,
+        Self::Wait,
+        Self::Settle,
+        Self::Relay,
+        Self::DeadLetters,
+        Self::Life,
+        Self::Count,
+        Self::Operator,
+    ];
 
     const fn code(self) -> &'static str {
         match self {
@@ -36,6 +46,7 @@ impl Operation {
             Self::Settle => "settle",
             Self::Relay => "relay",
             Self::DeadLetters => "dead_letters",
+            Self::Life => "life",
             Self::Count => "count",
             Self::Operator => "operator",
         }

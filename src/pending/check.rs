@@ -69,8 +69,9 @@ async fn check_claim(
             let owner = address::route(zero.as_bytes(), route.pending_key());
             outbox::record(&mut connection, owner.as_ref().unwrap_or(route)).await?;
         }
-        let attempt = Attempt::FIRST.at_address(number);
-        let arguments = |call: &mut Cmd| script::claim(call, claiming, options.outbox_limit, false, &[], attempt);
+        let arguments = |call: &mut Cmd| {
+            script::claim(call, claiming, options.outbox_limit, false, &[], |_| Attempt::FIRST, number);
+        };
         CLAIM.call::<Vec<Value>>(&mut connection, arguments).await.map(|_no_states| String::new())
     };
     match unless_of_another_kind(route, checked.await) {

@@ -1,10 +1,12 @@
 -- Claims ids: each is new for one caller only, among all replicas.
--- KEYS: 1 pending SET, 2 outbox HASH (id -> token of the claim), 3 addresses HASH (register.lua)
+-- KEYS: 1 pending SET, 2 outbox HASH (id -> token of the claim), 3 addresses HASH (register.lua), then of a route with a
+-- journal: 4 journal HASH (id -> token;first;sequence;redelivered;answers: src/pending/journal.rs), 5 marks HASH (id -> ms)
 -- ARGV: 1 most entries of the outbox, 2 '1' to write in-flight entries again (so that a WAIT behind this
--- call speaks of them too), 3 number of the route's address, 4 that address, 5 number of requests, then for each of these: token seed, first index, number of ids;
--- then the ids of all.
--- Answers a letter for each id, all in one word: n new, claimed under 'seed-index'; d done; f outbox full; i in flight;
--- then the tokens of those in flight. (A value for each id cost both sides more than the claim of it.)
+-- call speaks of them too), 3 number of the route's address, 4 that address, 5 now (ms), 6 consumers that all have to answer
+-- before an id is kept, separated by commas; empty if none is ever kept, 7 number of requests, then for each of these: token seed,
+-- first index, number of ids, what it does to pending ids (s nothing, p claims them again, c marks them); then the ids of all.
+-- Answers a letter for each id, all in one word: n new, claimed under 'seed-index'; d done; f outbox full; m marked; i in
+-- flight; then the tokens of those in flight. (A value for each id cost both sides more than the claim of it.)
 --
 -- The membership test comes first, so that an old token can't swallow a new claim after a release. The
 -- outbox is written before the SET: scripts don't roll back, and a claim without a token is the one state
@@ -26,7 +28,7 @@ elseif address ~= ARGV[4] then
   return redis.error_reply('ADDRESSES the number of this address belongs to another one now')
 end
 
-local ids = 6 + 3 * tonumber(ARGV[5])
+local ids = 8 + 4 * tonumber(ARGV[7])
 local room = tonumber(ARGV[1]) - redis.call('HLEN', KEYS[2])
 local touch = ARGV[2] == '1'
 
@@ -58,38 +60,86 @@ local function is_token(text)
     and string.sub(text, 1, 12) < 'e677d21fdc00'
 end
 
-local states, answers, entries, members = {}, { '' }, {}, {}
+local states, answers, entries, journal, members, marks = {}, { '' }, {}, {}, {}, {}
 local function enter(id, token)
   entries[#entries + 1] = id
   entries[#entries + 1] = token
 end
+
+-- An id that is claimed again stays as old as it is.
+local function first_claim(id, token)
+  local entry = redis.call('HMGET', KEYS[4], id)[1]
+  local old, first = string.match(entry or '', '^([^;]*);(%d*);')
+  if first and first ~= '' then
+    return first
+  end
+  old = old or token
+  return old and string.format('%d', tonumber(string.sub(old, 1, 12), 16) or 0) or ''
+end
+
+-- Whether all consumers answered, and one of them gave up: such an id waits for a claim of its own.
+local function is_kept(id)
+  if ARGV[6] == '' then
+    return false
+  end
+  local given = string.match(redis.call('HMGET', KEYS[4], id)[1] or '', '^[^;]*;[^;]*;[^;]*;[^;]*;(.+)$')
+  if not given then
+    return false
+  end
+  given = ',' .. given .. ','
+  for consumer in string.gmatch(ARGV[6], '[^,]+') do
+    if not string.find(given, ',' .. consumer .. ':', 1, true) then
+      return false
+    end
+  end
+  return string.find(given, ':g,', 1, true) ~= nil
+end
+
 local at = ids
-for request = 6, ids - 1, 3 do
-  local seed, first, count = ARGV[request], tonumber(ARGV[request + 1]), tonumber(ARGV[request + 2])
+for request = 8, ids - 1, 4 do
+  local seed, first, count, mode = ARGV[request], tonumber(ARGV[request + 1]), tonumber(ARGV[request + 2]), ARGV[request + 3]
   for index = first, first + count - 1 do
     local id = ARGV[at]
     at = at + 1
     local token = tokens[id]
+    local in_flight = token and is_token(token)
     local state
-    if token == false then
-      state = 'd'
-    elseif token and is_token(token) then
-      state = 'i'
+    if in_flight or token == false then
+      if mode == 's' or (mode == 'c' and in_flight and string.sub(token, 1, 32) == seed)
+        -- What was claimed for another subject is published there before a claim takes its place.
+        or (mode == 'p' and in_flight and (string.match(token, '%-(%d)%d%d%d%d%d%d%d%d$') or '0') ~= ARGV[3]) then
+        state = in_flight and 'i' or 'd'
+      elseif mode == 'c' and not is_kept(id) then
+        state = 'm'
+      end
+    end
+    if state == 'i' then
       answers[#answers + 1] = token
       if touch then
         enter(id, token)
       end
-    elseif not token and room <= 0 then
-      state = 'f'
-    else
-      state = 'n'
-      if not token then
-        members[#members + 1] = id
-        room = room - 1
+    elseif state == 'm' then
+      marks[#marks + 1] = id
+    elseif not state then
+      if not token and room <= 0 then
+        state = 'f'
+      else
+        state = 'n'
+        if not token then
+          room = room - 1
+        end
+        if token == nil then
+          members[#members + 1] = id
+        end
+        -- A token that is none of ours is replaced: the claim is taken over.
+        local claim = seed .. '-' .. index
+        enter(id, claim)
+        if KEYS[4] then
+          journal[#journal + 1] = id
+          journal[#journal + 1] = claim .. (token == nil and ';;;;' or ';' .. first_claim(id, in_flight and token) .. ';;;')
+        end
+        tokens[id] = claim
       end
-      -- A token that is none of ours is replaced: the claim is taken over.
-      tokens[id] = seed .. '-' .. index
-      enter(id, tokens[id])
     end
     states[#states + 1] = state
   end
@@ -99,8 +149,15 @@ end
 for from = 1, #entries, part do
   redis.call('HSET', KEYS[2], some(entries, from))
 end
+for from = 1, #journal, part do
+  redis.call('HSET', KEYS[4], some(journal, from))
+end
 for from = 1, #members, part do
   redis.call('SADD', KEYS[1], some(members, from))
+end
+-- Written also where it is marked already, so that a WAIT behind this call speaks of it.
+for _, id in ipairs(marks) do
+  redis.call('HSET', KEYS[5], id, redis.call('HMGET', KEYS[5], id)[1] or ARGV[5])
 end
 answers[1] = table.concat(states)
 return answers

@@ -13,10 +13,10 @@ use crate::{
     dead_letters::{DeadLetter, DeadLetterLimits, DeadLetterStore, KeptLetter},
     delivery::{Addresses, Claimed, PendingStore, Proposal, Settlement, State, StoreError},
     delivery::{RouteContents, StoreContents},
-    event::{Attempt, Token},
+    event::Token,
     readiness::Contact,
     relay::{Entry, Outbox, PAGE, Page},
-    route::Route,
+    route::{Route, WhilePending},
 };
 
 /// The pending SETs and outboxes of all routes.
@@ -72,15 +72,16 @@ impl Memory {
 
 impl PendingStore for Memory {
     fn claim(&self, route: &Arc<Route>, proposal: Proposal) -> BoxFuture<'_, Result<Claimed, StoreError>> {
+        let again = proposal.while_pending == WhilePending::Publish;
         let states = self.with(route, |RouteClaims { pending, outbox }| {
             proposal
                 .ids()
-                .zip(proposal.tokens(Attempt::FIRST))
+                .zip(proposal.tokens(proposal.attempt))
                 .map(|(id, token)| {
                     let id = id.as_str();
-                    if pending.contains(id) {
+                    if pending.contains(id) && !again {
                         outbox.get(id).map_or(State::Done, |token| State::InFlight(*token))
-                    } else if outbox.len() >= self.outbox_limit {
+                    } else if outbox.len() >= self.outbox_limit && !outbox.contains_key(id) {
                         State::OutboxFull
                     } else {
                         outbox.insert(id.to_owned(), token);

@@ -82,7 +82,7 @@ fn read_record(pending_key: &str, record: &str) -> Option<Route> {
         path: Some(&path),
         subject: Some(&subject),
         pending_key: Some(pending_key),
-        label: None,
+        ..RouteSpec::default()
     };
     Route::new(&spec).inspect_err(|error| warn!(pending_key, %error, "{ROUTES} holds a record of no route")).ok()
 }

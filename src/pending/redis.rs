@@ -32,9 +32,9 @@ use super::{
     script::{self, CLAIM},
     settler::Settler,
 };
+pub use crate::delivery::Durability;
 use crate::{
     delivery::{Addresses, Claimed, PendingStore, Proposal, Settlement, State, StoreError},
-    event::Attempt,
     failpoint,
     metrics::{Operation, RedisTimes},
     readiness::Contact,
@@ -47,17 +47,6 @@ const CLAIM_QUEUE: usize = 1024;
 /// Answered requests of a route whose settling may wait.
 const SETTLE_QUEUE: usize = 8192;
 
-/// What a claim has to survive before it counts (`redis.durability`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Durability {
-    /// Nothing: the primary has it in memory.
-    None,
-    /// A replica has it (`WAIT`).
-    Replica,
-    /// It is in the append-only file, on disk (`WAITAOF`, Redis 7.2).
-    Aof,
-}
-
 /// How claims are made.
 #[derive(Debug, Clone, Copy)]
 pub struct Options {
@@ -65,8 +54,10 @@ pub struct Options {
     pub timeout: Duration,
     /// Most ids of a route in flight at once.
     pub outbox_limit: usize,
-    /// What a claim has to survive.
+    /// What a claim or a mark has to survive where an answer rests on it alone.
     pub durability: Durability,
+    /// Whether an answer may rest on a claim; else on marks only.
+    pub rests_on_claims: bool,
 }
 
 /// The pending SETs and outboxes of all routes, in Redis.
@@ -80,7 +71,8 @@ pub struct Redis {
     closing: CancellationToken,
 }
 
-struct Queues {
+pub(super) struct Queues {
+    pub(super) claiming: Arc<Claiming>,
     claims: mpsc::Sender<ClaimJob>,
     settlements: mpsc::Sender<Vec<Settlement>>,
 }
@@ -129,7 +121,7 @@ impl Redis {
             let closing = closing.clone();
             let settling_of = format!("the settling of route {route}");
             settlers.spawn(async move { supervise!(&settling_of, settler.run(&mut settle_jobs, &closing)) });
-            (route.pending_key().to_owned(), Queues { claims, settlements })
+            (route.pending_key().to_owned(), Queues { claiming: Arc::clone(claiming), claims, settlements })
         };
         let queues = claiming.iter().map(start).collect();
         Self { link, timeout: options.timeout, times, queues, tasks, settlers, closing }
@@ -189,7 +181,7 @@ impl Redis {
     }
 
     /// The queues of a route of the table this was opened with.
-    fn queues(&self, route: &Route) -> Result<&Queues, StoreError> {
+    pub(super) fn queues(&self, route: &Route) -> Result<&Queues, StoreError> {
         self.queues
             .get(route.pending_key())
             .ok_or_else(|| StoreError::Refused(format!("route {:?} was not known at start", route.name())))
@@ -296,27 +288,35 @@ impl Claimer {
     /// One script call. If the connection breaks, once more over the next one, with other tokens: the first call may
     /// be carried out at any time, also after its ids were claimed, published and released under another claim.
     async fn claim(&self, proposals: &[&Proposal]) -> Result<Claimed, StoreError> {
-        let Options { timeout, outbox_limit, durability } = self.options;
+        let Options { timeout, outbox_limit, durability, rests_on_claims } = self.options;
         let touch = durability != Durability::None;
         let until = Instant::now() + timeout;
         let next = timeout_at(until, self.link.current_or_next()).await.unwrap_or(None);
         let mut current = next.ok_or_else(|| StoreError::Down(self.link.problem()))?;
-        let mut attempt = Attempt::FIRST;
+        let mut again = false;
         loop {
             // One number for the call and for what is read of its answer.
             let Some(number) = self.claiming.number() else {
                 return Err(StoreError::NoWrites("this route has no number to claim under yet".to_owned()));
             };
-            let numbered = attempt.at_address(number);
+            let numbered = |proposal: &Proposal| {
+                let attempt = if again { proposal.attempt.next() } else { proposal.attempt };
+                attempt.at_address(number)
+            };
             let arguments =
-                |call: &mut Cmd| script::claim(call, &self.claiming, outbox_limit, touch, proposals, numbered);
+                |call: &mut Cmd| script::claim(call, &self.claiming, outbox_limit, touch, proposals, numbered, number);
             let answer = timeout_at(until, CLAIM.call::<Vec<Value>>(&mut current.connection, arguments));
             let answer = self.times.time(Operation::Claim, answer).await;
             let error = match answer {
                 Ok(Ok(answers)) => {
                     let states = script::read_states(&answers, proposals, numbered)?;
                     let elsewhere = self.elsewhere(&mut current, until, &states, number).await?;
-                    return Ok(Claimed { states, elsewhere, durable: self.durable(&mut current).await });
+                    let durable = if rests_on_claims || states.contains(&State::Marked) {
+                        self.durable(&mut current).await
+                    } else {
+                        true
+                    };
+                    return Ok(Claimed { states, elsewhere, durable });
                 }
                 Ok(Err(error)) => error,
                 Err(_elapsed) => {
@@ -330,10 +330,10 @@ impl Claimer {
             if !error.is_io_error() {
                 return Err(refused(&self.link, &error));
             }
-            if attempt != Attempt::FIRST || error.is_timeout() {
+            if again || error.is_timeout() {
                 return Err(StoreError::Unknown(error.to_string()));
             }
-            attempt = attempt.next();
+            again = true;
             current = match timeout_at(until, self.link.connected_after(&current)).await {
                 Ok(Some(next)) => next,
                 Ok(None) | Err(_) => return Err(StoreError::Unknown(error.to_string())),

@@ -1,6 +1,6 @@
 //! The Lua scripts, how they are called, and what they answer.
 
-use std::sync::LazyLock;
+use std::{sync::LazyLock, time::SystemTime};
 
 use redis::{Cmd, ErrorKind, FromRedisValue, RedisError, ServerErrorKind, Value, aio::MultiplexedConnection};
 
@@ -8,15 +8,23 @@ use super::address::Claiming;
 use crate::{
     delivery::{Proposal, Settlement, State, StoreError},
     event::{Attempt, Token},
-    route::Route,
+    route::{OnGiveUp, Release, Route, WhilePending},
 };
 
 pub(super) static CLAIM: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("claim.lua")));
 pub(super) static REGISTER: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("register.lua")));
 pub(super) static SETTLE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("settle.lua")));
+pub(super) static RELEASE: LazyLock<Script> =
+    LazyLock::new(|| Script::new(concat!(include_str!("life.lua"), include_str!("release.lua"))));
+pub(super) static ANSWER: LazyLock<Script> =
+    LazyLock::new(|| Script::new(concat!(include_str!("life.lua"), include_str!("answer.lua"))));
+pub(super) static RECLAIM: LazyLock<Script> =
+    LazyLock::new(|| Script::new(concat!(include_str!("life.lua"), include_str!("reclaim.lua"))));
 pub(super) static LEASE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lease.lua")));
 pub(super) static PROBE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("probe.lua")));
 pub(super) static KEEP_LETTERS: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("keep_letters.lua")));
+pub(super) static DROP_LETTERS: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("drop_letters.lua")));
+pub(super) static NOTE_LETTER: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("note_letter.lua")));
 
 /// A script, called by its hash and sent whole only to a Redis that does not know it yet.
 pub(super) struct Script {
@@ -49,21 +57,35 @@ impl Script {
     }
 }
 
-/// The arguments of a try of a claim; `touch` writes in-flight entries again.
+/// The arguments of a try of a claim, as `attempt` numbers it for each proposal; `touch` writes in-flight entries again.
 pub(super) fn claim(
     call: &mut Cmd,
     claiming: &Claiming,
     outbox_limit: usize,
     touch: bool,
     proposals: &[&Proposal],
-    attempt: Attempt,
+    attempt: impl Fn(&Proposal) -> Attempt,
+    number: usize,
 ) {
     let Claiming { route, address, .. } = claiming;
-    call.arg(3).arg(route.pending_key()).arg(route.outbox_key()).arg(route.addresses_key());
-    call.arg(outbox_limit).arg(u8::from(touch)).arg(attempt.address()).arg(address).arg(proposals.len());
+    let life = route.life();
+    call.arg(if life.journal { 5 } else { 3 });
+    call.arg(route.pending_key()).arg(route.outbox_key()).arg(route.addresses_key());
+    if life.journal {
+        call.arg(route.journal_key()).arg(route.marks_key());
+    }
+    let keeps = life.while_pending == WhilePending::Coalesce && life.on_give_up == OnGiveUp::Keep;
+    let answering = if keeps && life.release == Release::Ack { life.consumers.join(",") } else { String::new() };
+    call.arg(outbox_limit).arg(u8::from(touch)).arg(number).arg(address);
+    call.arg(now_millis()).arg(answering).arg(proposals.len());
     for proposal in proposals {
-        let first = proposal.seed.token(attempt, proposal.range.start);
+        let first = proposal.seed.token(attempt(proposal), proposal.range.start);
         call.arg(proposal.seed.to_string()).arg(first.index()).arg(proposal.range.len());
+        call.arg(match proposal.while_pending {
+            WhilePending::Skip => "s",
+            WhilePending::Publish => "p",
+            WhilePending::Coalesce => "c",
+        });
     }
     for proposal in proposals {
         for id in proposal.ids() {
@@ -72,17 +94,23 @@ pub(super) fn claim(
     }
 }
 
+/// Milliseconds since 1970.
+pub(super) fn now_millis() -> u64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
 /// The answer to a try of a claim: a letter for each id, then the tokens of those in flight.
 pub(super) fn read_states(
     answers: &[Value],
     proposals: &[&Proposal],
-    attempt: Attempt,
+    attempt: impl Fn(&Proposal) -> Attempt,
 ) -> Result<Vec<State>, StoreError> {
     let expected = proposals.iter().map(|proposal| proposal.range.len()).sum::<usize>();
     let states = answers.split_first().and_then(|(letters, tokens)| {
         let Value::BulkString(letters) = letters else { return None };
         let mut tokens = tokens.iter().map(read_token);
-        let proposed = proposals.iter().flat_map(|proposal| proposal.tokens(attempt));
+        let proposed = proposals.iter().flat_map(|proposal| proposal.tokens(attempt(proposal)));
         let read = |(letter, proposed): (&u8, Token)| read_state(*letter, proposed, &mut tokens);
         let states: Option<Vec<State>> = letters.iter().zip(proposed).map(read).collect();
         states.filter(|states| states.len() == expected && tokens.next().is_none())
@@ -97,6 +125,7 @@ fn read_state(letter: u8, proposed: Token, tokens: &mut impl Iterator<Item = Opt
         b'n' => Some(State::New(proposed)),
         b'd' => Some(State::Done),
         b'f' => Some(State::OutboxFull),
+        b'm' => Some(State::Marked),
         b'i' => tokens.next()?.map(State::InFlight),
         _ => None,
     }
@@ -109,7 +138,11 @@ fn read_token(value: &Value) -> Option<Token> {
 
 /// The arguments of settling.
 pub(super) fn settle(call: &mut Cmd, route: &Route, settlements: &[Settlement]) {
-    call.arg(1).arg(route.outbox_key());
+    if route.life().journal {
+        call.arg(2).arg(route.outbox_key()).arg(route.journal_key());
+    } else {
+        call.arg(1).arg(route.outbox_key());
+    }
     for settlement in settlements {
         call.arg(settlement.id());
     }
@@ -117,5 +150,11 @@ pub(super) fn settle(call: &mut Cmd, route: &Route, settlements: &[Settlement]) 
         settlement.token().with_bytes(|token| {
             call.arg(token);
         });
+    }
+    for settlement in settlements {
+        match settlement.sequence() {
+            Some(sequence) => call.arg(sequence),
+            None => call.arg(""),
+        };
     }
 }

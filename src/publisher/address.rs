@@ -16,6 +16,7 @@ use crate::{
 
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 const ROUTE: HeaderName = HeaderName::from_static("Hookgate-Route");
+const REDELIVERY: HeaderName = HeaderName::from_static("Hookgate-Redelivery");
 
 /// The address of a route.
 pub(super) struct Address {
@@ -34,6 +35,9 @@ impl Address {
         headers.insert(NATS_MESSAGE_ID, plain(token.text()));
         headers.insert(TRACEPARENT, plain(token.traceparent()));
         headers.insert(ROUTE, self.route.clone());
+        if let Some(number) = token.redelivery() {
+            headers.insert(REDELIVERY, plain(number.to_string()));
+        }
         headers
     }
 }

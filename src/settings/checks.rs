@@ -7,12 +7,13 @@ use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 
 use super::{
     AuthSecrets, Layers, SettingsError, SettingsErrors,
-    sections::{self, Auth, RouteSection, SchemeName, WhilePending},
+    sections::{self, Auth, DeliveryMode, RouteSection, SchemeName},
 };
 use crate::{
+    delivery::Durability,
     readiness::replicas::Replicas,
     redaction::without_credentials,
-    route::{Route, RouteError, RouteSpec, RouteTable},
+    route::{Life, Release, Route, RouteError, RouteSpec, RouteTable, WhilePending},
     secrets::{self, Secret, SecretFiles, Secrets},
     signature::{Scheme, Verifier, Verifiers},
     telemetry,
@@ -100,7 +101,7 @@ impl Check {
         Ok(())
     }
 
-    pub(super) fn log_filter(&self, log: &sections::Log) -> Result<EnvFilter, SettingsError> {
+    pub(super) fn log_filter(&self, log: &sections::LogSection) -> Result<EnvFilter, SettingsError> {
         let wrong = |problem: String| {
             let allowed = "write levels (off, error, warn, info, debug, trace) and targets of hookgate, such as \"info,hookgate::entity=warn\"";
             self.value("log.filter", format!("{:?}", log.filter), format!("{problem}; {allowed}"))
@@ -115,7 +116,7 @@ impl Check {
         }
     }
 
-    pub(super) fn collector(&self, tracing: &sections::Tracing) -> Result<Option<Collector>, SettingsError> {
+    pub(super) fn collector(&self, tracing: &sections::TracingSection) -> Result<Option<Collector>, SettingsError> {
         let Some(endpoint) = &tracing.otlp_endpoint else { return Ok(None) };
         Collector::parse(endpoint).map(Some).map_err(|error| {
             let shown = format!("{:?}", without_credentials(endpoint));
@@ -124,7 +125,7 @@ impl Check {
     }
 
     /// The other replicas, if they can be asked.
-    pub(super) fn replicas(&self, admin: &sections::Admin) -> Result<Option<Replicas>, SettingsError> {
+    pub(super) fn replicas(&self, admin: &sections::AdminSection) -> Result<Option<Replicas>, SettingsError> {
         let Some(replicas) = &admin.replicas else { return Ok(None) };
         Replicas::parse(replicas)
             .map(Some)
@@ -132,11 +133,7 @@ impl Check {
     }
 
     pub(super) fn stream(&mut self, stream: &sections::Stream) {
-        let good = |c: char| c.is_ascii_graphic() && !matches!(c, '.' | '*' | '>' | '/' | '\\');
-        if stream.name.is_empty() || !stream.name.chars().all(good) {
-            let problem = "is no name of a stream: visible ASCII without '.', '*', '>', '/' and '\\'".to_owned();
-            self.refuse(self.value("nats.stream.name", format!("{:?}", stream.name), problem));
-        }
+        self.stream_name("nats.stream.name", &stream.name);
         self.note(self.range("nats.stream.replicas", stream.replicas, 1, 5));
         let comparable = self.are_read(&["nats.stream.max_age", "nats.stream.duplicate_window"]);
         if comparable && !stream.max_age.0.is_zero() && stream.max_age.0 < stream.duplicate_window.0 {
@@ -145,11 +142,30 @@ impl Check {
         }
     }
 
-    pub(super) fn routes(&mut self, routes: &[RouteSection]) -> Option<RouteTable> {
+    pub(super) fn stream_name(&mut self, key: &'static str, name: &str) {
+        if !is_stream_name(name) {
+            let problem = "is no name of a stream: visible ASCII without '.', '*', '>', '/' and '\\'".to_owned();
+            self.refuse(self.value(key, format!("{name:?}"), problem));
+        }
+    }
+
+    /// What names the service, the streams and the keys of this installation.
+    pub(super) fn instance(&mut self, instance: &str) {
+        let good = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
+        if instance.is_empty() || instance.len() > 64 || !instance.chars().all(good) {
+            let problem =
+                "is no name of an installation: 1 to 64 of letters a-z and A-Z, digits, '_' and '-'".to_owned();
+            self.refuse(self.value("instance", format!("{instance:?}"), problem));
+        }
+    }
+
+    pub(super) fn routes(&mut self, routes: &[RouteSection], around: Surroundings<'_>) -> Option<RouteTable> {
         let source_name = self.origin("routes");
         let wrong = |problem: String| SettingsError::Layer { source_name: source_name.clone(), problem };
-        let table: Vec<_> =
-            routes.iter().map(|section| self.note(route(section).map_err(|error| wrong(error.to_string())))).collect();
+        let table: Vec<_> = routes
+            .iter()
+            .map(|section| self.note(route(section, around).map_err(|error| wrong(error.to_string()))))
+            .collect();
         let sound: Vec<_> = table.iter().flatten().cloned().collect();
         if sound.is_empty() && !(routes.is_empty() && self.are_read(&["routes"])) {
             // Each has its complaint.
@@ -208,37 +224,128 @@ impl Check {
 /// What is wrong with a `[[routes]]` table.
 #[derive(Debug, thiserror::Error)]
 enum RouteSectionError {
-    #[error(
-        "route {route:?}: an {action} route needs while_pending = \"skip\": this version drops an {action} of an id that is still pending, so its consumers have to release an id before they read the record"
-    )]
-    UpdatesNeedSkip { route: String, action: String },
-    #[error(
-        "route {route:?}: while_pending = \"coalesce\" is not in this version of hookgate; set \"skip\", and let consumers release an id before they read the record"
-    )]
-    Coalesce { route: String },
+    #[error("route {route:?}: {problem}")]
+    Life { route: String, problem: LifeProblem },
     #[error(transparent)]
     Route(#[from] RouteError),
 }
 
-fn route(section: &RouteSection) -> Result<Route, RouteSectionError> {
-    let RouteSection { flow, entity, action, path, subject, pending_key, label, while_pending, auth: _ } = section;
-    let updates = matches!(action.as_str(), "update" | "fieldUpdate");
-    match while_pending {
-        Some(WhilePending::Coalesce) => return Err(RouteSectionError::Coalesce { route: section.name() }),
-        None if updates => {
-            return Err(RouteSectionError::UpdatesNeedSkip { route: section.name(), action: action.clone() });
-        }
-        Some(WhilePending::Skip) | None => {}
-    }
+/// Keys of a route that contradict each other, or others.
+#[derive(Debug, thiserror::Error)]
+enum LifeProblem {
+    #[error(
+        "release = \"ack\" without consumers: nobody's acknowledgements would release an id; name them in consumers"
+    )]
+    NoConsumers,
+    #[error(
+        "release = \"ack\" with journal = false: the answers of the consumers are kept in the journal; leave journal out"
+    )]
+    AckWithoutJournal,
+    #[error(
+        "release = \"ack\" with nats.delivery = \"core\": without JetStream nothing is acknowledged; set release = \"explicit\""
+    )]
+    AckWithCore,
+    #[error(
+        "release = \"ack\" with redis.url = \"memory:\": what consumers answer is kept in Redis; set release = \"explicit\""
+    )]
+    AckInMemory,
+    #[error(
+        "while_pending = \"coalesce\" with redis.url = \"memory:\": marks are kept in Redis; set while_pending = \"publish\""
+    )]
+    CoalesceInMemory,
+    #[error(
+        "while_pending = \"coalesce\" with journal = false: the journal says which ids are marked again; leave journal out"
+    )]
+    CoalesceWithoutJournal,
+    #[error(
+        "while_pending = \"coalesce\" with redis.durability = \"none\": an answer may rest on the mark alone, which Redis could forget; set redis.durability to \"replica\" or \"aof\", or while_pending to \"publish\""
+    )]
+    CoalesceNotDurable,
+    #[error("redeliver_after with journal = false: the journal says how old an id is; leave journal out")]
+    RedeliverWithoutJournal,
+    #[error("redeliver_after = \"0s\": every pending id would be published again at once; leave it out for never")]
+    RedeliverAtOnce,
+    #[error("coalesce_max_wait = \"0s\": a mark has to wait for the event before it; the default is \"10m\"")]
+    NoWait,
+    #[error(
+        "consumers has {0:?}, which is no name of a consumer: visible ASCII without '.', '*', '>', '/', '\\', ',', ':' and ';', at most 255 bytes"
+    )]
+    ConsumerName(String),
+    #[error("consumers has {0:?} twice")]
+    ConsumerTwice(String),
+    #[error(
+        "flow {0:?} is also the instance: requests to release ids would go to a subject of its events; give the route another flow, or set instance"
+    )]
+    FlowIsInstance(String),
+}
+
+/// The part of the configuration that a route has to fit to.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Surroundings<'a> {
+    pub(super) instance: &'a str,
+    pub(super) delivery: DeliveryMode,
+    pub(super) durability: Durability,
+    pub(super) in_memory: bool,
+}
+
+fn route(section: &RouteSection, around: Surroundings<'_>) -> Result<Route, RouteSectionError> {
+    let life = section.life();
+    life_problem(section, &life, around)
+        .map_or(Ok(()), |problem| Err(RouteSectionError::Life { route: section.name(), problem }))?;
     Ok(Route::new(&RouteSpec {
-        flow,
-        entity,
-        action,
-        path: path.as_deref(),
-        subject: subject.as_deref(),
-        pending_key: pending_key.as_deref(),
-        label: label.as_deref(),
+        flow: &section.flow,
+        entity: &section.entity,
+        action: &section.action,
+        path: section.path.as_deref(),
+        subject: section.subject.as_deref(),
+        pending_key: section.pending_key.as_deref(),
+        label: section.label.as_deref(),
+        life,
+        espocrm_event: section.espocrm_event.as_deref(),
+        quarantine: section.quarantine,
     })?)
+}
+
+fn life_problem(section: &RouteSection, life: &Life, around: Surroundings<'_>) -> Option<LifeProblem> {
+    let on_ack = life.release == Release::Ack;
+    let coalesces = life.while_pending == WhilePending::Coalesce;
+    let bad_name = |name: &&String| !is_stream_name(name) || name.contains([',', ':', ';']) || name.len() > 255;
+    let twice = |(at, name): &(usize, &String)| life.consumers[..*at].contains(name);
+    Some(if section.flow == around.instance {
+        LifeProblem::FlowIsInstance(section.flow.clone())
+    } else if let Some(name) = life.consumers.iter().find(bad_name) {
+        LifeProblem::ConsumerName(name.clone())
+    } else if let Some((_, name)) = life.consumers.iter().enumerate().find(twice) {
+        LifeProblem::ConsumerTwice(name.clone())
+    } else if on_ack && life.consumers.is_empty() {
+        LifeProblem::NoConsumers
+    } else if on_ack && !life.journal {
+        LifeProblem::AckWithoutJournal
+    } else if on_ack && around.delivery == DeliveryMode::Core {
+        LifeProblem::AckWithCore
+    } else if on_ack && around.in_memory {
+        LifeProblem::AckInMemory
+    } else if coalesces && around.in_memory {
+        LifeProblem::CoalesceInMemory
+    } else if coalesces && !life.journal {
+        LifeProblem::CoalesceWithoutJournal
+    } else if coalesces && around.durability == Durability::None {
+        LifeProblem::CoalesceNotDurable
+    } else if life.redeliver_after.is_some() && !life.journal {
+        LifeProblem::RedeliverWithoutJournal
+    } else if life.redeliver_after.is_some_and(|after| after.is_zero()) {
+        LifeProblem::RedeliverAtOnce
+    } else if life.coalesce_max_wait.is_zero() {
+        LifeProblem::NoWait
+    } else {
+        return None;
+    })
+}
+
+/// Whether NATS takes it as the name of a stream or a consumer.
+pub(super) fn is_stream_name(name: &str) -> bool {
+    let good = |c: char| c.is_ascii_graphic() && !matches!(c, '.' | '*' | '>' | '/' | '\\');
+    !name.is_empty() && name.chars().all(good)
 }
 
 /// What is wrong with an entry of `auth`.

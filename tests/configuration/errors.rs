@@ -105,7 +105,7 @@ fn variables() {
         ("HOOKGATE__NATS__STREAM__CREATE", "yes", "nats.stream.create = \"yes\": invalid type"),
         ("HOOKGATE__NATS__DELIVERY", "cor", "nats.delivery = \"cor\": unknown variant `cor`, expected `jetstream` or"),
         ("HOOKGATE__SERVER__LISEN", "x", "server.lisen: unknown field `lisen`, expected one of `listen`"),
-        ("HOOKGATE__SERVR__LISTEN", "x", "servr: unknown field `servr`, expected one of `server`"),
+        ("HOOKGATE__SERVR__LISTEN", "x", "servr: unknown field `servr`, expected one of `instance`, `server`"),
         ("HOOKGATE__SERVER", "x", "server = \"x\": invalid type: string \"x\", expected a table"),
         ("HOOKGATE__REDIS", "redis://h", "redis = \"redis://h\": invalid type"),
         ("HOOKGATE__SERVER__LISTEN__PORT", "1", "server.listen: invalid type: map, expected socket address"),
@@ -155,18 +155,21 @@ fn bad_routes() {
         ("pending_key = \"hookgate:x\"", "pending_key \"hookgate:x\" begins with 'hookgate:'"),
         ("label = \"\"", "label \"\" is empty"),
         ("label = \"a\\nb\"", "label \"a\\nb\" has '\\n' at byte 1"),
-        ("while_pending = \"coalesce\"", "while_pending = \"coalesce\" is not in this version"),
+        ("while_pending = \"coalesce\"", "while_pending = \"coalesce\" with redis.durability = \"none\""),
+        ("while_pending = \"coalesce\"\njournal = false", "while_pending = \"coalesce\" with journal = false"),
+        ("release = \"ack\"", "release = \"ack\" without consumers"),
+        ("release = \"ack\"\nconsumers = [\"a\"]\njournal = false", "release = \"ack\" with journal = false"),
+        ("consumers = [\"a.b\"]", "consumers has \"a.b\", which is no name of a consumer"),
+        ("consumers = [\"a\", \"a\"]", "consumers has \"a\" twice"),
+        ("redeliver_after = \"1h\"\njournal = false", "redeliver_after with journal = false"),
+        ("redeliver_after = \"0s\"", "redeliver_after = \"0s\": every pending id"),
+        ("coalesce_max_wait = \"0s\"", "coalesce_max_wait = \"0s\": a mark has to wait"),
     ] {
         refused(&route("a", "create", keys), &["hookgate.toml: route \"vmh/a/create\": ", words]);
     }
     for word in ["", "a b", "a.b", "a/b", "a:b", "ä", "a*", "{a}", &"x".repeat(65)] {
         let named = format!("hookgate.toml: route \"vmh/{word}/create\": entity {word:?} ");
         refused(&route(word, "create", ""), &[&named]);
-    }
-    for action in ["update", "fieldUpdate"] {
-        let need = format!("route \"vmh/a/{action}\": an {action} route needs while_pending = \"skip\"");
-        refused(&route("a", action, ""), &["hookgate.toml: ", &need, "release an id before they read"]);
-        Trial::new(&[("good.toml", &route("a", action, "while_pending = \"skip\""))]).check(&["good.toml"]);
     }
     let later = "line 5: routes[0].while_pending = \"later\": unknown variant `later`";
     refused(&route("a", "create", "while_pending = \"later\""), &[later]);

@@ -38,12 +38,17 @@ fn nothing_is_left_of_a_list_that_a_later_layer_has_too() {
         ("third.toml", "nats.ack_timeout = \"3s\""),
     ]);
     let files = ["first.toml", "second.toml", "third.toml"];
-    let second = json!([{"flow": "x", "entity": "y", "action": "create", "path": "/second", "auth": []}]);
-    assert_eq!(trial.check(&files)["routes"], second, "a file without routes changes nothing");
-    let one = json!([{"flow": "vmh", "entity": "beteiligte", "action": "create", "auth": []}]);
-    assert_eq!(trial.check(&["third.toml"])["routes"], one, "the default");
-    let routes = ["create", "delete"].map(|action| json!({"flow": "a", "entity": "b", "action": action, "auth": []}));
-    assert_eq!(trial.with("HOOKGATE__ROUTES", ROUTES).check(&files)["routes"], json!(routes));
+    let words = |settings: serde_json::Value| {
+        let routes = settings["routes"].as_array().expect("routes are a list").clone();
+        let word = |route: &serde_json::Value, key: &str| route[key].as_str().unwrap_or_default().to_owned();
+        routes
+            .iter()
+            .map(|route| ["flow", "entity", "action", "path", "label"].map(|key| word(route, key)).join(" "))
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(words(trial.check(&files)), ["x y create /second "], "a file without routes changes nothing");
+    assert_eq!(words(trial.check(&["third.toml"])), ["vmh beteiligte create  "], "the default");
+    assert_eq!(words(trial.with("HOOKGATE__ROUTES", ROUTES).check(&files)), ["a b create  ", "a b delete  "]);
 }
 
 #[test]

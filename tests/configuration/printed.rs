@@ -12,7 +12,10 @@ use super::Trial;
 const ALL: &str = r#"
 server = { listen = "[::1]:1", max_body_bytes = 1, request_deadline = "1s", drain_delay = "0s", worker_threads = 2 }
 redis = { url = "redis://h:1/2", username = "ü \"'\\", password_file = "secret", durability = "aof" }
-nats = { url = "a,nats://b:1", user = "4711", password_file = "secret", on_unavailable = "accept", stream.max_age = "0s" }
+nats = { url = "a,nats://b:1", user = "4711", password_file = "secret", on_unavailable = "accept", stream.max_age = "0s", monitoring_url = "http://h:8222", acks_stream = "A" }
+instance = "other"
+admin.token_file = "secret"
+espocrm = { url = "https://crm", api_key_file = "secret", user = "u", password_file = "secret", ca_file = "c" }
 outbox.relay_after = "1001ms"
 log = { format = "text", filter = "warn,hookgate::entity=off" }
 [[routes]]
@@ -23,7 +26,15 @@ path = "/%7Bx%7D"
 subject = "a.b"
 pending_key = "k"
 label = "Größe \"x\" = 'y' # z"
-while_pending = "skip"
+while_pending = "coalesce"
+release = "ack"
+consumers = ["a-b"]
+on_give_up = "keep"
+redeliver_after = "1h"
+max_redeliveries = 0
+coalesce_max_wait = "1m"
+espocrm_event = "CBeteiligte.update"
+quarantine = true
 "#;
 
 fn printed(trial: &Trial, arguments: &[&str]) -> String {
@@ -198,6 +209,7 @@ fn help_and_version_need_no_configuration() {
             "check",
             "routes",
             "tail",
+            "send",
             "doctor",
             "outbox",
             "dead-letters",

@@ -1,0 +1,201 @@
+//! The life of a pending id, from its claim to the moment somebody has processed it.
+//!
+//! Whoever has processed an event releases its id (`release`), or its consumers acknowledge it and hookgate releases the id
+//! (`answers`). Where the answers may have been lost, a look at the consumers decides, and in doubt the event is published once
+//! more (`sweep`): one event too many, never one too few. What a webhook marked is published after that (`marks`).
+//!
+//! Declares the port [`LifeStore`], and knows neither Redis nor NATS nor HTTP.
+
+mod journal;
+mod keeper;
+mod service;
+
+use std::sync::Arc;
+
+use futures_util::future::BoxFuture;
+
+pub use self::{
+    journal::{Answer, JournalEntry},
+    keeper::{Keeper, ReleaseReport},
+    service::{ReleaseError, Releases},
+};
+use crate::{
+    delivery::StoreError,
+    event::{Token, TokenSeed},
+    route::Route,
+};
+
+/// An id that somebody has processed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ReleaseRequest {
+    /// The id.
+    pub id: String,
+    /// The claim that was processed; without it the present one.
+    pub token: Option<Token>,
+}
+
+/// What became of a release.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Released {
+    /// The id is free.
+    Released,
+    /// It was not pending, or not under that token.
+    NotPending,
+    /// A webhook had marked it: it is claimed once more under this token, and its event is due.
+    Republished(Token),
+}
+
+/// What a consumer said of an event.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ConsumerAnswer {
+    /// The id.
+    pub id: String,
+    /// The event.
+    pub token: Token,
+    /// The consumer.
+    pub consumer: String,
+    /// What it said.
+    pub answer: Answer,
+}
+
+/// What an answer led to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Answered {
+    /// All have answered: the id is free.
+    Released,
+    /// All have answered, and a webhook had marked the id: it is claimed once more, and its event is due.
+    Republished(Token),
+    /// Others have to answer.
+    Waits,
+    /// All have answered, and one of them gave up: the id is kept.
+    Kept,
+    /// It is not about the present claim.
+    Stale,
+}
+
+/// A claim of hookgate's own, if nothing has changed since somebody looked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reclaim {
+    /// The id.
+    pub id: String,
+    /// Why, and what was seen.
+    pub why: ReclaimWhy,
+}
+
+/// Why an id is claimed again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ReclaimWhy {
+    /// It is pending with this journal entry, or none, and its event is settled. The redelivery has a number.
+    Redelivery {
+        /// The journal entry, as it was read.
+        seen: Option<String>,
+        /// The number of the redelivery.
+        number: u32,
+    },
+    /// A webhook marked it, and it is free, or its event is settled and it was marked at this time or before (in milliseconds).
+    Marked {
+        /// Marks that are as old may be honoured.
+        until: u64,
+    },
+}
+
+/// A journal entry of an id that is not pending, to be dropped.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Leftover {
+    /// The id.
+    pub id: String,
+    /// The entry as it was read.
+    pub seen: String,
+}
+
+/// What the store knows of an id.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Known {
+    /// The id.
+    pub id: String,
+    /// Whether it is pending.
+    pub pending: bool,
+    /// The token in the outbox: its event is not acknowledged.
+    pub in_flight: Option<String>,
+    /// Its journal entry, as it is written.
+    pub journal: Option<String>,
+    /// When a webhook marked it, in milliseconds since 1970.
+    pub marked: Option<u64>,
+}
+
+/// Some ids, and where the next ones begin.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct KnownPage {
+    /// They may come twice.
+    pub ids: Vec<Known>,
+    /// 0: these were the last.
+    pub next: u64,
+}
+
+/// Where a listing of ids goes along.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Listing {
+    /// The pending ids.
+    Pending,
+    /// The journal.
+    Journal,
+    /// The marks.
+    Marks,
+}
+
+/// What the pending store knows of ids beyond their claims.
+pub trait LifeStore: Send + Sync {
+    /// Releases ids, each at most once among all replicas. Answers for each in their order.
+    fn release<'a>(
+        &'a self,
+        route: &'a Arc<Route>,
+        requests: &'a [ReleaseRequest],
+    ) -> BoxFuture<'a, Result<Vec<Released>, StoreError>>;
+
+    /// Takes answers of consumers into account. Repeating that changes nothing.
+    fn answer<'a>(
+        &'a self,
+        route: &'a Arc<Route>,
+        answers: &'a [ConsumerAnswer],
+    ) -> BoxFuture<'a, Result<Vec<Answered>, StoreError>>;
+
+    /// Claims ids again. The token of each new claim; nothing where something has changed.
+    fn reclaim<'a>(
+        &'a self,
+        route: &'a Arc<Route>,
+        reclaims: &'a [Reclaim],
+    ) -> BoxFuture<'a, Result<Vec<Option<Token>>, StoreError>>;
+
+    /// Drops journal entries of ids that are not pending; how many.
+    fn forget<'a>(
+        &'a self,
+        route: &'a Arc<Route>,
+        leftovers: &'a [Leftover],
+    ) -> BoxFuture<'a, Result<usize, StoreError>>;
+
+    /// Some ids; the first ones at 0.
+    fn known_page<'a>(
+        &'a self,
+        route: &'a Route,
+        listing: Listing,
+        cursor: u64,
+        count: usize,
+    ) -> BoxFuture<'a, Result<KnownPage, StoreError>>;
+
+    /// What is known of these ids, in their order.
+    fn known<'a>(&'a self, route: &'a Route, ids: &'a [String]) -> BoxFuture<'a, Result<Vec<Known>, StoreError>>;
+
+    /// Takes or renews a lease of the route for work of this name.
+    fn life_lease<'a>(
+        &'a self,
+        route: &'a Route,
+        work: &'a str,
+        holder: &'a str,
+        duration: std::time::Duration,
+    ) -> BoxFuture<'a, Result<bool, StoreError>>;
+}
+
+/// A seed for a claim of hookgate's own: each id gets one for itself.
+pub(crate) fn own_seed() -> TokenSeed {
+    TokenSeed::now()
+}

@@ -1,0 +1,293 @@
+//! What Redis knows of ids beyond their claims: journal, marks, releases and answers.
+
+use std::{sync::Arc, time::Duration};
+
+use futures_util::{FutureExt, future::BoxFuture};
+use redis::{Cmd, Value, aio::MultiplexedConnection};
+
+use super::{
+    address::Claiming,
+    redis::Redis,
+    script::{ANSWER, LEASE, RECLAIM, RELEASE, Script, now_millis},
+};
+use crate::{
+    delivery::StoreError,
+    event::Token,
+    life::{
+        Answer, Answered, ConsumerAnswer, Known, KnownPage, Leftover, LifeStore, Listing, Reclaim, ReclaimWhy,
+        ReleaseRequest, Released, own_seed,
+    },
+    metrics::Operation,
+    route::{OnGiveUp, Route},
+};
+
+/// Ids of one call of a script: more would hold up the claims behind it.
+const CALL: usize = 500;
+
+impl Redis {
+    /// Calls a script on the keys of a route, whose address has this number, and reads the letter for each id.
+    async fn decide(
+        &self,
+        route: &Route,
+        number: usize,
+        script: &Script,
+        count: usize,
+        arguments: impl Fn(&mut Cmd),
+    ) -> Result<Vec<u8>, StoreError> {
+        let claiming = self.claiming(route)?;
+        let letters: Vec<u8> = self
+            .ask(Operation::Life, async |link| {
+                script
+                    .call(link, |call| {
+                        keys(call, route);
+                        call.arg(number).arg(&claiming.address);
+                        arguments(call);
+                    })
+                    .await
+            })
+            .await?;
+        if letters.len() == count {
+            return Ok(letters);
+        }
+        Err(StoreError::Refused(format!("a script gave {} answers for {count} ids", letters.len())))
+    }
+
+    fn number_of(&self, route: &Route) -> Result<usize, StoreError> {
+        self.claiming(route)?.number().ok_or_else(no_number)
+    }
+}
+
+fn no_number() -> StoreError {
+    StoreError::NoWrites("this route has no number to claim under yet".to_owned())
+}
+
+/// All keys of a route that the scripts work on.
+fn keys(call: &mut Cmd, route: &Route) {
+    call.arg(5).arg(route.pending_key()).arg(route.outbox_key()).arg(route.addresses_key());
+    call.arg(route.journal_key()).arg(route.marks_key());
+}
+
+fn unreadable(letter: u8) -> StoreError {
+    StoreError::Refused(format!("a script gave the answer {:?}, which is none", char::from(letter)))
+}
+
+impl LifeStore for Redis {
+    fn release<'a>(
+        &'a self,
+        route: &'a Arc<Route>,
+        requests: &'a [ReleaseRequest],
+    ) -> BoxFuture<'a, Result<Vec<Released>, StoreError>> {
+        async move {
+            let number = self.number_of(route)?;
+            let mut released = Vec::with_capacity(requests.len());
+            for part in requests.chunks(CALL) {
+                let next: Vec<Token> = part.iter().map(|_| own_seed().marked(number)).collect();
+                let letters = self.decide(route, number, &RELEASE, part.len(), |call| {
+                    for (request, next) in part.iter().zip(&next) {
+                        let token = request.token.map(Token::text).unwrap_or_default();
+                        call.arg(&request.id).arg(token).arg(next.text());
+                    }
+                });
+                for (letter, next) in letters.await?.into_iter().zip(next) {
+                    released.push(match letter {
+                        b'r' => Released::Released,
+                        b'n' => Released::NotPending,
+                        b'c' => Released::Republished(next),
+                        letter => return Err(unreadable(letter)),
+                    });
+                }
+            }
+            Ok(released)
+        }
+        .boxed()
+    }
+
+    fn answer<'a>(
+        &'a self,
+        route: &'a Arc<Route>,
+        answers: &'a [ConsumerAnswer],
+    ) -> BoxFuture<'a, Result<Vec<Answered>, StoreError>> {
+        async move {
+            let life = route.life();
+            let number = self.number_of(route)?;
+            let mut answered = Vec::with_capacity(answers.len());
+            for part in answers.chunks(CALL) {
+                let next: Vec<Token> = part.iter().map(|_| own_seed().marked(number)).collect();
+                let letters = self.decide(route, number, &ANSWER, part.len(), |call| {
+                    call.arg(life.consumers.join(",")).arg(u8::from(life.on_give_up == OnGiveUp::Keep));
+                    for (answer, next) in part.iter().zip(&next) {
+                        call.arg(&answer.id).arg(answer.token.text()).arg(&answer.consumer);
+                        call.arg(match answer.answer {
+                            Answer::Acknowledged => "a",
+                            Answer::GaveUp => "g",
+                        });
+                        call.arg(next.text());
+                    }
+                });
+                for (letter, next) in letters.await?.into_iter().zip(next) {
+                    answered.push(match letter {
+                        b'r' => Answered::Released,
+                        b'c' => Answered::Republished(next),
+                        b'w' => Answered::Waits,
+                        b'k' => Answered::Kept,
+                        b'x' => Answered::Stale,
+                        letter => return Err(unreadable(letter)),
+                    });
+                }
+            }
+            Ok(answered)
+        }
+        .boxed()
+    }
+
+    fn reclaim<'a>(
+        &'a self,
+        route: &'a Arc<Route>,
+        reclaims: &'a [Reclaim],
+    ) -> BoxFuture<'a, Result<Vec<Option<Token>>, StoreError>> {
+        async move {
+            let number = self.number_of(route)?;
+            let mut claimed = Vec::with_capacity(reclaims.len());
+            for part in reclaims.chunks(CALL) {
+                let next = part.iter().map(|reclaim| match reclaim.why {
+                    ReclaimWhy::Redelivery { number: count, .. } => own_seed().redelivery(number, count),
+                    ReclaimWhy::Marked { .. } => own_seed().marked(number),
+                });
+                let next: Vec<Token> = next.collect();
+                let letters = self.decide(route, number, &RECLAIM, part.len(), |call| {
+                    for (Reclaim { id, why }, next) in part.iter().zip(&next) {
+                        match why {
+                            ReclaimWhy::Redelivery { seen, number } => {
+                                call.arg(id).arg("e").arg(seen.as_deref().unwrap_or_default());
+                                call.arg(next.text()).arg(number);
+                            }
+                            ReclaimWhy::Marked { until } => {
+                                call.arg(id).arg("m").arg(until).arg(next.text()).arg("");
+                            }
+                        }
+                    }
+                });
+                let letters = letters.await?.into_iter().zip(next);
+                claimed.extend(letters.map(|(letter, next)| (letter == b'c').then_some(next)));
+            }
+            Ok(claimed)
+        }
+        .boxed()
+    }
+
+    fn forget<'a>(
+        &'a self,
+        route: &'a Arc<Route>,
+        leftovers: &'a [Leftover],
+    ) -> BoxFuture<'a, Result<usize, StoreError>> {
+        async move {
+            let number = self.number_of(route)?;
+            let mut dropped = 0;
+            for part in leftovers.chunks(CALL) {
+                let letters = self.decide(route, number, &RECLAIM, part.len(), |call| {
+                    for Leftover { id, seen } in part {
+                        call.arg(id).arg("d").arg(seen).arg("").arg("");
+                    }
+                });
+                dropped += letters.await?.into_iter().filter(|letter| *letter == b'd').count();
+            }
+            Ok(dropped)
+        }
+        .boxed()
+    }
+
+    fn known_page<'a>(
+        &'a self,
+        route: &'a Route,
+        listing: Listing,
+        cursor: u64,
+        count: usize,
+    ) -> BoxFuture<'a, Result<KnownPage, StoreError>> {
+        let (scan, key) = match listing {
+            Listing::Pending => ("SSCAN", route.pending_key()),
+            Listing::Journal => ("HSCAN", route.journal_key()),
+            Listing::Marks => ("HSCAN", route.marks_key()),
+        };
+        async move {
+            self.look(Operation::Life, async |link| {
+                let (next, found): (u64, Vec<Vec<u8>>) =
+                    redis::cmd(scan).arg(key).arg(cursor).arg("COUNT").arg(count).query_async(link).await?;
+                let step = if listing == Listing::Pending { 1 } else { 2 };
+                // An id that is not text was not claimed by hookgate.
+                let ids = found.chunks(step).filter_map(|entry| String::from_utf8(entry.first()?.clone()).ok());
+                let ids: Vec<String> = ids.collect();
+                Ok(KnownPage { ids: read_known(link, route, &ids).await?, next })
+            })
+            .await
+        }
+        .boxed()
+    }
+
+    fn known<'a>(&'a self, route: &'a Route, ids: &'a [String]) -> BoxFuture<'a, Result<Vec<Known>, StoreError>> {
+        async move { self.look(Operation::Life, async |link| read_known(link, route, ids).await).await }.boxed()
+    }
+
+    fn life_lease<'a>(
+        &'a self,
+        route: &'a Route,
+        work: &'a str,
+        holder: &'a str,
+        duration: Duration,
+    ) -> BoxFuture<'a, Result<bool, StoreError>> {
+        async move {
+            let millis = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX).max(1);
+            self.ask(Operation::Life, async |link| {
+                LEASE
+                    .call(link, |call| {
+                        call.arg(1).arg(format!("{{{}}}:{work}", route.pending_key())).arg(holder).arg(millis);
+                    })
+                    .await
+            })
+            .await
+        }
+        .boxed()
+    }
+}
+
+/// Everything that is known of these ids, in one round trip.
+async fn read_known(
+    link: &mut MultiplexedConnection,
+    route: &Route,
+    ids: &[String],
+) -> Result<Vec<Known>, redis::RedisError> {
+    if ids.is_empty() {
+        return Ok(Vec::new());
+    }
+    let mut calls = redis::pipe();
+    calls.cmd("SMISMEMBER").arg(route.pending_key()).arg(ids);
+    for key in [route.outbox_key(), route.journal_key(), route.marks_key()] {
+        calls.cmd("HMGET").arg(key).arg(ids);
+    }
+    let (pending, tokens, entries, marks): (Vec<bool>, Vec<Value>, Vec<Value>, Vec<Value>) =
+        calls.query_async(link).await?;
+    let found = ids.iter().zip(pending).zip(tokens).zip(entries).zip(marks);
+    Ok(found
+        .map(|((((id, pending), token), entry), mark)| Known {
+            id: id.clone(),
+            pending,
+            in_flight: text(&token),
+            journal: text(&entry),
+            // What others wrote is no time; such a mark is as old as can be.
+            marked: text(&mark).map(|millis| millis.parse().unwrap_or(0).min(now_millis())),
+        })
+        .collect())
+}
+
+/// What is not text was not written by hookgate, and equals nothing.
+fn text(value: &Value) -> Option<String> {
+    match value {
+        Value::BulkString(bytes) => Some(String::from_utf8_lossy(bytes).into_owned()),
+        _ => None,
+    }
+}
+
+impl Redis {
+    fn claiming(&self, route: &Route) -> Result<&Arc<Claiming>, StoreError> {
+        Ok(&self.queues(route)?.claiming)
+    }
+}

@@ -1,0 +1,172 @@
+//! What becomes of an id after its claim: further webhooks while it is pending, and its release.
+
+use std::collections::BTreeMap;
+
+use redis::AsyncTypedCommands;
+use serde_json::json;
+
+use crate::support::{Gate, OUTBOX, World, batch, eventually};
+
+const UPDATES: &str = "vmh:beteiligte:update_pending";
+const UPDATES_OUTBOX: &str = "{vmh:beteiligte:update_pending}:outbox";
+const JOURNAL: &str = "{vmh:beteiligte:update_pending}:journal";
+const MARKS: &str = "{vmh:beteiligte:update_pending}:marks";
+const PATH: &str = "/vmh/webhook/beteiligte/update";
+
+/// An update route, and what else it says.
+fn update(more: &str) -> String {
+    format!("[[routes]]\nflow = \"vmh\"\nentity = \"beteiligte\"\naction = \"update\"\n{more}\n")
+}
+
+/// A durable Redis, as `coalesce` wants it.
+fn coalesce() -> String {
+    format!("redis.durability = \"replica\"\n{}", update("while_pending = \"coalesce\""))
+}
+
+impl World {
+    async fn journal(&self) -> BTreeMap<String, String> {
+        let mut link = self.redis.connection().await;
+        link.hgetall(JOURNAL).await.expect("Redis answers").into_iter().collect()
+    }
+
+    async fn tokens(&self, id: &str) -> Vec<String> {
+        let events = self.nats.events().await;
+        events.iter().filter(|event| event.entity_id() == id).map(|event| event.token().to_owned()).collect()
+    }
+}
+
+async fn change(gate: &Gate, id: &str) -> (u64, u64) {
+    gate.post_to(PATH, batch([id])).await.counts()
+}
+
+#[tokio::test]
+async fn an_update_of_a_pending_id_is_published_too() {
+    let world = World::start().await;
+    let gate = world.gate(&update("")).await;
+    assert_eq!(change(&gate, "a").await, (1, 1));
+    assert_eq!(change(&gate, "a").await, (1, 1), "a change of its own");
+    assert_eq!(world.tokens("a").await.len(), 2);
+    world.redis.settled(UPDATES_OUTBOX).await;
+    let newest = world.tokens("a").await.pop().expect("it is there");
+    let entry = eventually("the newest event is in the journal", async || {
+        world.journal().await.remove("a").filter(|entry| entry.ends_with(";2;;"))
+    })
+    .await;
+    assert!(entry.starts_with(&newest), "{entry}");
+    let first = entry.split(';').nth(1).expect("it has parts");
+    assert!(!first.is_empty(), "it is as old as its first claim: {entry}");
+}
+
+#[tokio::test]
+async fn a_second_create_is_a_duplicate() {
+    let world = World::start().await;
+    let gate = world.gate("").await;
+    gate.deliver(batch(["a"])).await;
+    assert_eq!(gate.post(batch(["a"])).await.counts(), (0, 1));
+    world.redis.settled(OUTBOX).await;
+    assert_eq!(world.tokens("a").await.len(), 1);
+}
+
+#[tokio::test]
+async fn a_mark_that_nobody_confirms_is_published() {
+    let world = World::start().await;
+    // Redis has no replica, so that WAIT confirms nothing.
+    let gate = world.gate(&coalesce()).await;
+    assert_eq!(change(&gate, "a").await, (1, 1));
+    assert_eq!(change(&gate, "a").await, (1, 1), "as under publish");
+    assert_eq!(world.tokens("a").await.len(), 2);
+    let mut link = world.redis.connection().await;
+    assert_eq!(link.hlen(MARKS).await.expect("Redis answers"), 1, "the mark stays, and costs one more event");
+}
+
+#[tokio::test]
+async fn a_route_without_a_journal_keeps_none() {
+    let world = World::start().await;
+    let gate = world.gate(&update("journal = false")).await;
+    assert_eq!(change(&gate, "a").await, (1, 1));
+    assert_eq!(change(&gate, "a").await, (1, 1));
+    world.redis.settled(UPDATES_OUTBOX).await;
+    assert_eq!(world.journal().await, BTreeMap::new());
+    assert_eq!(world.redis.pending(UPDATES).await.len(), 1);
+}
+
+/// What the service answers to a request, and the code of its error, if it is one.
+async fn service(world: &World, request: serde_json::Value) -> Result<serde_json::Value, u16> {
+    let client = world.nats.client().await;
+    let request = request.to_string();
+    let answer = eventually("the service answers", async || {
+        client.request("hookgate.release", request.clone().into()).await.ok()
+    })
+    .await;
+    if let Some(code) = answer.headers.as_ref().and_then(|headers| headers.get("Nats-Service-Error-Code")) {
+        return Err(code.as_str().parse().expect("it is a number"));
+    }
+    Ok(serde_json::from_slice(&answer.payload).expect("it is JSON"))
+}
+
+fn of_update(more: serde_json::Value) -> serde_json::Value {
+    let mut request = json!({ "flow": "vmh", "entity": "beteiligte", "action": "update" });
+    request.as_object_mut().expect("it is an object").extend(more.as_object().expect("it is an object").clone());
+    request
+}
+
+#[tokio::test]
+async fn the_service_releases_ids() {
+    let world = World::start().await;
+    let gate = world.gate(&update("")).await;
+    assert_eq!(gate.post_to(PATH, batch(["a", "b", "c"])).await.counts(), (3, 3));
+    world.redis.settled(UPDATES_OUTBOX).await;
+    let answer = service(&world, of_update(json!({ "entity_ids": ["a", "x", "a"], "entity_id": "b" }))).await;
+    assert_eq!(answer, Ok(json!({ "released": ["a", "b"], "not_pending": ["x"], "republished": [] })));
+    assert_eq!(world.redis.pending(UPDATES).await, ["c".to_owned()].into());
+    assert_eq!(world.journal().await.into_keys().collect::<Vec<_>>(), ["c"]);
+    let again = service(&world, of_update(json!({ "entity_id": "a" }))).await;
+    assert_eq!(
+        again,
+        Ok(json!({ "released": [], "not_pending": ["a"], "republished": [] })),
+        "repeating it is harmless"
+    );
+    for (request, code) in [
+        (of_update(json!({ "entity_ids": vec!["a"; 1001] })), 413),
+        (of_update(json!({})), 400),
+        (of_update(json!({ "entity_id": "a", "token": "x" })), 400),
+        (json!({ "flow": "vmh", "entity": "beteiligte", "action": "delete", "entity_id": "a" }), 404),
+        (json!([]), 400),
+    ] {
+        assert_eq!(service(&world, request).await, Err(code));
+    }
+}
+
+#[tokio::test]
+async fn a_release_with_a_token_is_of_that_claim_alone() {
+    let world = World::start().await;
+    let gate = world.gate(&update("")).await;
+    change(&gate, "a").await;
+    change(&gate, "a").await;
+    world.redis.settled(UPDATES_OUTBOX).await;
+    let [old, new] = &world.tokens("a").await[..] else { panic!("there are two events") };
+    let release = async |token: &str| service(&world, of_update(json!({ "entity_id": "a", "token": token }))).await;
+    assert_eq!(release(old).await, Ok(json!({ "released": [], "not_pending": ["a"], "republished": [] })));
+    assert_eq!(release(new).await, Ok(json!({ "released": ["a"], "not_pending": [], "republished": [] })));
+    assert_eq!(release(new).await, Ok(json!({ "released": [], "not_pending": ["a"], "republished": [] })));
+}
+
+#[tokio::test]
+async fn a_marked_id_is_published_at_its_release() {
+    let world = World::start().await;
+    let gate = world.gate(&coalesce()).await;
+    change(&gate, "a").await;
+    world.redis.settled(UPDATES_OUTBOX).await;
+    // As a webhook whose mark was confirmed leaves it.
+    let mut link = world.redis.connection().await;
+    link.hset(MARKS, "a", "1").await.expect("Redis answers");
+    let answer = service(&world, of_update(json!({ "entity_id": "a" }))).await;
+    assert_eq!(answer, Ok(json!({ "released": [], "not_pending": [], "republished": ["a"] })));
+    let tokens = world.tokens("a").await;
+    assert_eq!(tokens.len(), 2);
+    assert_eq!(world.redis.pending(UPDATES).await.len(), 1, "it waits for the release of that event");
+    assert_eq!(link.hlen(MARKS).await.expect("Redis answers"), 0);
+    world.redis.settled(UPDATES_OUTBOX).await;
+    let answer = service(&world, of_update(json!({ "entity_id": "a", "token": tokens[1] }))).await;
+    assert_eq!(answer, Ok(json!({ "released": ["a"], "not_pending": [], "republished": [] })));
+}
