@@ -90,8 +90,9 @@ class Chart:
         return done.returncode, done.stdout, said.strip()
 
     def render(self, values, namespace="hookgate", chart=FOLDER):
-        """What would be installed, hooks included."""
-        code, text, said = self.run("template", RELEASE, chart, "-n", namespace, "--kube-version", KUBERNETES, values=values)
+        """What an upgrade would apply, hooks included."""
+        command = ["template", RELEASE, chart, "--is-upgrade", "-n", namespace, "--kube-version", KUBERNETES]
+        code, text, said = self.run(*command, values=values)
         if code != 0 or said:
             raise SystemExit(f"helm template: {said}")
         return [document for document in yaml.load_all(text, Loader) if document]
@@ -121,6 +122,9 @@ def checks(chart):
         found = [problem for document in chart.render(values) for problem in against_schemas(document, (KUBERNETES,))]
         yield f"{ingress}{', all it offers' if offered else ''}{'' if policy else ', no network policy'}", found
     yield "TOML of every kind of value", toml(chart)
+    _, text, _ = chart.run("template", RELEASE, FOLDER, "--kube-version", KUBERNETES, values=production("none", OFFERED))
+    early = [title(d) for d in yaml.load_all(text, Loader) if d and d["metadata"]["name"] == "hookgate-doctor"]
+    yield "an installation waits for no Secret that it makes itself", [f"{name} is a hook" for name in early]
 
 
 def packed(chart):
@@ -158,34 +162,52 @@ def places(chart, rendered):
     for like, values in likes:
         place = rendered[like]
         # The chart makes no namespace.
-        documents = chart.render(values, place.namespace) + [place.find("Namespace", place.namespace)]
+        documents = lasting(chart.render(values, place.namespace)) + [place.find("Namespace", place.namespace)]
         yield Place(f"chart, {like}", documents, place.namespace, place.given), like
     place = rendered["dev"]
     around = [d for d in place.documents if (d["kind"], d["metadata"]["name"]) in STORES or d["kind"] in ("Namespace", "Ingress")]
-    yield Place("chart, dev", chart.render(DEV, place.namespace) + around, place.namespace, place.given, ingress=False), "dev"
+    yield Place("chart, dev", lasting(chart.render(DEV, place.namespace)) + around, place.namespace, place.given, ingress=False), "dev"
+
+
+def lasting(documents):
+    """Without the network policy of `helm test`, which is there while that runs."""
+    return [d for d in documents if (d["kind"], d["metadata"]["name"]) != ("NetworkPolicy", "hookgate-test")]
 
 
 def differences(overlay, chart):
-    """Where the objects of the two differ; hooks have no counterpart."""
+    """Where the objects of the two differ. A hook has a counterpart only where the component is there."""
     wanted, found = [
-        {(d["kind"], d["metadata"].get("namespace"), d["metadata"]["name"]): d for d in map(plain, documents) if d}
+        {identity(d): plain(d) for d in documents}
         for documents in (overlay, chart)
     ]
-    for key in sorted(set(wanted) | set(found), key=str):
+    hooks = {identity(d) for d in chart if is_hook(d)} - set(wanted)
+    for key in sorted((set(wanted) | set(found)) - hooks, key=str):
         if key not in found or key not in wanted:
             yield f"{' '.join(map(str, key))} is only in the {'overlay' if key in wanted else 'chart'}"
         else:
             yield from different(wanted[key], found[key], title(wanted[key]))
 
 
+def identity(document):
+    document = json.loads(HASHED.sub(r"\1", json.dumps(document["metadata"]))) | {"kind": document["kind"]}
+    return document["kind"], document.get("namespace"), document["name"]
+
+
+def is_hook(document):
+    return "helm.sh/hook" in document["metadata"].get("annotations", {})
+
+
 def plain(document):
-    """An object without what Helm or kustomize alone puts there; None for a hook."""
+    """An object without what Helm or kustomize alone puts there."""
     document = json.loads(HASHED.sub(r"\1", json.dumps(copy.deepcopy(document))))
     metadata = document["metadata"]
     annotations = metadata.get("annotations", {})
-    if "helm.sh/hook" in annotations:
-        return None
-    annotations.pop("helm.sh/resource-policy", None)
+    if is_hook(document) and document["kind"] == "Job":
+        # A hook comes before all else, and with a ConfigMap of its own.
+        for volume in document["spec"]["template"]["spec"]["volumes"]:
+            volume.get("configMap", {})["name"] = "hookgate-config"
+    for name in ("helm.sh/resource-policy", "helm.sh/hook", "helm.sh/hook-weight", "helm.sh/hook-delete-policy"):
+        annotations.pop(name, None)
     if not annotations:
         metadata.pop("annotations", None)
     metadata["labels"] = {name: value for name, value in metadata.get("labels", {}).items() if name not in LABELS}

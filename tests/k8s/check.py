@@ -63,8 +63,8 @@ def places(kubectl, scratch):
     yield Place("production with all it offers", render(kubectl, offered(scratch)) + beside, "hookgate", PRODUCTION)
     for kind in ("ingress", "components"):
         for component in sorted((ROOT / "k8s" / kind).iterdir()):
-            # `again` is a part of others.
-            if component.name == "again" or not (component / "kustomization.yaml").exists():
+            # `again` is a part of others, and `doctor` runs the overlay's image.
+            if component.name in ("again", "doctor") or not (component / "kustomization.yaml").exists():
                 continue
             overlay = "dev" if kind == "ingress" else "production"
             # Traefik's annotations have the namespace in them, that of production.

@@ -34,6 +34,9 @@ A ConfigMap whose name has a hash of its content, so that other content is a rol
 {{- end -}}
 {{- define "hookgate.configMap" -}}
 {{- $metadata := dict "name" (include "hookgate.hashedName" .) "annotations" (dict "helm.sh/resource-policy" "keep") -}}
+{{- if eq (index . 1) "hookgate-config" -}}
+{{- $_ := set $metadata "labels" (dict "app.kubernetes.io/name" "hookgate" "app.kubernetes.io/component" "configuration") -}}
+{{- end -}}
 {{- include "hookgate.object" (list (index . 0) (dict "apiVersion" "v1" "kind" "ConfigMap" "metadata" $metadata "data" (index . 2))) -}}
 {{- end -}}
 
@@ -101,22 +104,32 @@ site.toml: {{ printf "%s%s" (include "hookgate.scalars" .Values.config) (include
 {{ .Values.image.repository }}:{{ .Values.image.tag | default .Chart.AppVersion }}
 {{- end -}}
 
-{{/* What hookgate's pod template is here: changes a pod's spec as the values say. (list . $spec $configName) */}}
-{{- define "hookgate.pod" -}}
+{{/* Image, Secret, variables and place of a pod, as the values say: (list . $spec $configName) */}}
+{{- define "hookgate.job" -}}
 {{- $root := index . 0 }}{{ $spec := index . 1 -}}
 {{- $container := first $spec.containers -}}
 {{- $_ := set $container "image" (include "hookgate.image" $root) -}}
 {{- $_ := set $container "imagePullPolicy" $root.Values.image.pullPolicy -}}
-{{- $_ := set $container "resources" $root.Values.resources -}}
 {{- $_ := set $container "env" (concat $container.env $root.Values.pod.env) -}}
-{{- $_ := set (first $spec.volumes).configMap "name" (index . 2) -}}
+{{- $mounts := list }}{{ range $container.volumeMounts }}{{ if ne .name "secrets" }}{{ $mounts = append $mounts . }}{{ end }}{{ end -}}
+{{- $volumes := list }}{{ range $spec.volumes }}{{ if ne .name "secrets" }}{{ $volumes = append $volumes . }}{{ end }}{{ end -}}
+{{- $_ := set (first $volumes).configMap "name" (index . 2) -}}
 {{- with $root.Values.secrets.name -}}
-{{- $_ := set $spec "volumes" (prepend $spec.volumes (dict "name" "secrets" "secret" (dict "secretName" . "defaultMode" 288))) -}}
-{{- $_ := set $container "volumeMounts" (prepend $container.volumeMounts (dict "name" "secrets" "mountPath" "/run/secrets/hookgate" "readOnly" true)) -}}
+{{- $volumes = prepend $volumes (dict "name" "secrets" "secret" (dict "secretName" . "defaultMode" 288)) -}}
+{{- $mounts = prepend $mounts (dict "name" "secrets" "mountPath" "/run/secrets/hookgate" "readOnly" true) -}}
 {{- end -}}
+{{- $_ := set $container "volumeMounts" $mounts -}}
+{{- $_ := set $spec "volumes" $volumes -}}
 {{- with $root.Values.image.pullSecrets }}{{ $names := list }}{{ range . }}{{ $names = append $names (dict "name" .) }}{{ end }}{{ $_ := set $spec "imagePullSecrets" $names }}{{ end -}}
 {{- range $key := list "nodeSelector" "tolerations" "priorityClassName" -}}
 {{- with index $root.Values.pod $key }}{{ $_ := set $spec $key . }}{{ end -}}
 {{- end -}}
+{{- toYaml $spec -}}
+{{- end -}}
+
+{{/* The same of hookgate itself. */}}
+{{- define "hookgate.pod" -}}
+{{- $spec := include "hookgate.job" . | fromYaml -}}
+{{- $_ := set (first $spec.containers) "resources" (index . 0).Values.resources -}}
 {{- toYaml $spec -}}
 {{- end -}}
