@@ -247,7 +247,7 @@ impl EspoCrm {
     /// # Errors
     /// [`CrmError`]. Needs an administrator.
     pub async fn oldest_waiting(&self) -> Result<Option<SystemTime>, CrmError> {
-        let query = Query::new("id,number,createdAt").is_false("isProcessed").order("number").size(1);
+        let query = Query::new("id,number,createdAt").unset("isProcessed").order("number").size(1);
         let page: Page<ActionRow> =
             self.get("look at the backlog of the queue", "WebhookEventQueueItem", &query, true).await?;
         Ok(page.list.first().and_then(|row| row.created_at))

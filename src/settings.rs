@@ -278,15 +278,7 @@ impl Settings {
             replicas,
             worker_threads,
             connections: connections(server),
-            limits: Limits::new(
-                server.max_body_bytes,
-                server.max_buffered_bytes,
-                server.max_in_flight,
-                server.body_read_timeout.0,
-                server.request_deadline.0,
-                // One is left for everything else.
-                (worker_threads.get() - 1).max(1),
-            ),
+            limits: limits(server, worker_threads),
             request_deadline: server.request_deadline.0,
             drain_delay: server.drain_delay.0,
             claims_in,
@@ -327,6 +319,19 @@ impl Settings {
         let open = |route: &&Arc<Route>| self.verifiers.of(route).is_open();
         self.routes.routes().iter().filter(open)
     }
+}
+
+/// Limits of requests.
+fn limits(server: &sections::ServerSection, worker_threads: NonZero<usize>) -> Limits {
+    Limits::new(
+        server.max_body_bytes,
+        server.max_buffered_bytes,
+        server.max_in_flight,
+        server.body_read_timeout.0,
+        server.request_deadline.0,
+        // One is left for everything else.
+        (worker_threads.get() - 1).max(1),
+    )
 }
 
 /// Numbers and bytes.

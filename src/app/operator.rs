@@ -14,7 +14,11 @@ use crate::{
     life::LifeStore,
     metrics::Metrics,
     pending::{inspect::Stakes, redis::Redis},
-    publisher::{self, live::LiveEvents},
+    publisher::{
+        self,
+        history::{History, HistoryError},
+        live::LiveEvents,
+    },
     readiness::Contact,
     recovery::Bringer,
     redaction::without_credentials,
@@ -183,4 +187,12 @@ pub fn crm(settings: &settings::EspoCrm) -> Result<EspoCrm, CrmSettingsError> {
         (None, None, None) => return Err(CrmSettingsError::Missing("espocrm.api_key_file or espocrm.user")),
     };
     Ok(EspoCrm::new(&espocrm::Access { url, login, ca: ca_file.clone() })?)
+}
+
+/// Connects to read what the streams hold.
+///
+/// # Errors
+/// If NATS can't be reached.
+pub async fn history(settings: &Settings) -> Result<History, HistoryError> {
+    History::connect(&parts::servers(settings)).await
 }

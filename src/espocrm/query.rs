@@ -30,7 +30,7 @@ impl Query {
         self.filter("startsWith", attribute, &["value"], &[value])
     }
 
-    pub(super) fn is_false(self, attribute: &str) -> Self {
+    pub(super) fn unset(self, attribute: &str) -> Self {
         self.filter("isFalse", attribute, &[], &[])
     }
 

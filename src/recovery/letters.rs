@@ -25,7 +25,9 @@ pub fn ids_of(raw: &[u8]) -> Vec<String> {
 /// Whether an id stands anywhere in a content, as a whole word: also in one that can't be read.
 #[must_use]
 pub fn mentions(raw: &[u8], id: &str) -> bool {
-    let in_a_word = |byte: Option<&u8>| byte.is_some_and(|byte| byte.is_ascii_alphanumeric() || *byte >= 0x80);
+    let in_a_word = |byte: Option<&u8>| {
+        byte.is_some_and(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(byte) || *byte >= 0x80)
+    };
     let stands_at = |start: usize| {
         !in_a_word(start.checked_sub(1).and_then(|before| raw.get(before))) && !in_a_word(raw.get(start + id.len()))
     };
@@ -51,7 +53,7 @@ mod tests {
         for there in ["abc-1", "77", "x"] {
             assert!(mentions(raw, there), "{there}");
         }
-        for not_there in ["abc-", "abc-12", "7", "bc-1", ""] {
+        for not_there in ["abc", "abc-12", "7", "bc-1", "1", ""] {
             assert!(!mentions(raw, not_there), "{not_there}");
         }
     }
