@@ -1,5 +1,6 @@
 //! The process: puts the parts together, serves, and drains without losing anything.
 
+pub mod crm;
 mod drain;
 pub mod operator;
 mod parts;

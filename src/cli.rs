@@ -4,6 +4,7 @@ mod check;
 mod dead_letters;
 mod doctor;
 mod outbox;
+mod reconcile;
 mod routes;
 mod send;
 mod serve;
@@ -71,6 +72,8 @@ enum Command {
     /// Look at items and bodies that could not be processed.
     #[command(subcommand)]
     DeadLetters(dead_letters::Command),
+    /// Bring back what the CRM gave up on, or never sent.
+    Reconcile(reconcile::Arguments),
     /// Print a commented configuration to start from.
     Init,
     /// Print the JSON Schema of a configuration file, for editors.
@@ -116,6 +119,7 @@ pub(crate) fn run(arguments: Arguments) -> ExitCode {
         Command::Doctor(arguments) => doctor::run(&arguments, &configured.settings, output),
         Command::Outbox(command) => outbox::run(&command, &configured.settings, output),
         Command::DeadLetters(command) => dead_letters::run(&command, &configured.settings, output),
+        Command::Reconcile(arguments) => reconcile::run(&arguments, &configured.settings, output),
         Command::Tail(arguments) => tail::run(arguments, &configured.settings, output),
         Command::Init | Command::ConfigSchema | Command::Completions { .. } | Command::Man => Ok(ExitCode::SUCCESS),
     };

@@ -14,6 +14,7 @@ mod api;
 mod connection;
 pub mod core;
 mod diagnosis;
+pub mod history;
 mod inbox;
 pub mod inspect;
 pub mod jetstream;

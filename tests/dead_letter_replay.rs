@@ -111,7 +111,8 @@ async fn purge_drops_what_its_filters_take() {
     let rows = hookgate(&world, &["dead-letters", "list", "--output", "json"]).await.rows();
     let reasons: Vec<_> = rows.iter().map(|row| row["reason"].as_str().expect("it is text")).collect();
     assert_eq!(reasons, ["not_json", "no_id"]);
-    let dropped = hookgate(&world, &["dead-letters", "purge", "--reason", "not_json", "--route", ROUTE, &kept, "--yes"]).await;
+    let dropped =
+        hookgate(&world, &["dead-letters", "purge", "--reason", "not_json", "--route", ROUTE, &kept, "--yes"]).await;
     assert_eq!(dropped.good(), "1 dropped\n");
     // The limit of bytes still counts right: the counter is what is left.
     let mut connection = world.redis.connection().await;

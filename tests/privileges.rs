@@ -166,6 +166,7 @@ async fn operate(world: &World, access: &Access) -> Result<(), String> {
         &["outbox", "count"],
         &["outbox", "list"],
         &["outbox", "relay"],
+        &["tail", "--last", "1"],
         &["dead-letters", "list"],
         &["dead-letters", "replay", "--all"],
         &["dead-letters", "purge", "--id", "7", "--yes"],

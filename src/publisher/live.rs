@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use async_nats::{Client, Message, Subscriber};
+use async_nats::{Client, HeaderMap, Message, Subscriber};
 use bytes::Bytes;
 use futures_util::{
     StreamExt,
@@ -96,13 +96,20 @@ async fn confirm(client: &Client) -> bool {
     matches!(tokio::time::timeout(CONFIRM_WITHIN, round).await, Ok(Some(_)))
 }
 
-impl From<Message> for LiveEvent {
-    fn from(message: Message) -> Self {
-        let values = message.headers.iter().flat_map(async_nats::HeaderMap::iter);
+impl LiveEvent {
+    /// A message of these parts.
+    pub(super) fn new(subject: &str, headers: Option<&HeaderMap>, payload: Bytes) -> Self {
+        let values = headers.into_iter().flat_map(HeaderMap::iter);
         let mut headers: Vec<_> = values
             .flat_map(|(name, values)| values.iter().map(move |value| (name.to_string(), value.as_str().to_owned())))
             .collect();
         headers.sort();
-        Self { subject: message.subject.to_string(), headers, payload: message.payload }
+        Self { subject: subject.to_owned(), headers, payload }
+    }
+}
+
+impl From<Message> for LiveEvent {
+    fn from(message: Message) -> Self {
+        Self::new(&message.subject, message.headers.as_ref(), message.payload)
     }
 }

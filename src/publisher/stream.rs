@@ -181,13 +181,19 @@ fn whole_flows<'a>(routes: impl Iterator<Item = (&'a str, &'a str)>) -> BTreeSet
 
 /// The name of the stream that a message to a subject goes into.
 async fn name_of_covering(api: &Api, subject: &str) -> Result<Option<String>, StreamError> {
-    let answer = api.ask("STREAM.NAMES".to_owned(), &json!({ "subject": subject })).await;
-    let answer = answer.map_err(|error| StreamError::api("look up the stream of", subject, error))?;
-    Ok(answer.pointer("/streams/0").and_then(Value::as_str).map(str::to_owned))
+    Ok(names_of_covering(api, subject).await?.into_iter().next())
+}
+
+/// The names of the streams that messages to a subject, or to those that a pattern fits, go into.
+pub(super) async fn names_of_covering(api: &Api, pattern: &str) -> Result<Vec<String>, StreamError> {
+    let answer = api.ask("STREAM.NAMES".to_owned(), &json!({ "subject": pattern })).await;
+    let answer = answer.map_err(|error| StreamError::api("look up the stream of", pattern, error))?;
+    let names = answer.get("streams").and_then(Value::as_array);
+    Ok(names.into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect())
 }
 
 /// What is known of a stream, if there is one of this name.
-async fn info_of(api: &Api, name: &str) -> Result<Option<StreamInfo>, StreamError> {
+pub(super) async fn info_of(api: &Api, name: &str) -> Result<Option<StreamInfo>, StreamError> {
     match api.ask(format!("STREAM.INFO.{name}"), &Value::Null).await {
         Ok(answer) => Ok(Some(StreamInfo::of(answer))),
         Err(error) if error.is(ErrorCode::STREAM_NOT_FOUND) => Ok(None),

@@ -50,6 +50,28 @@ impl StreamInfo {
     }
 }
 
+/// The narrowest pattern that covers all of these; `None` where that is all subjects.
+pub(super) fn common_pattern<'a>(patterns: impl IntoIterator<Item = &'a str>) -> Option<String> {
+    let split = |pattern: &'a str| pattern.split('.').collect::<Vec<_>>();
+    let common = patterns.into_iter().map(split).reduce(|one, other| {
+        let same_length = one.len() == other.len();
+        let mut common = Vec::new();
+        for (a, b) in one.iter().zip(&other) {
+            if *a == ">" || *b == ">" {
+                common.push(">");
+                return common;
+            }
+            common.push(if a == b { a } else { "*" });
+        }
+        if !same_length {
+            // The shorter one has to fit too, and '>' needs a word.
+            *common.last_mut().expect("a subject has a word") = ">";
+        }
+        common
+    })?;
+    Some(common.join(".")).filter(|pattern| pattern != ">")
+}
+
 /// Whether a subject without wildcards fits a pattern.
 pub(super) fn matches(pattern: &str, subject: &str) -> bool {
     let mut words = subject.split('.');
@@ -66,6 +88,28 @@ pub(super) fn matches(pattern: &str, subject: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_common_pattern_covers_all_and_little_else() {
+        let cases: [(&[&str], Option<&str>); 8] = [
+            (&["vmh.a.create"], Some("vmh.a.create")),
+            (&["vmh.a.create", "vmh.a.update", "vmh.a.delete"], Some("vmh.a.*")),
+            (&["vmh.a.create", "vmh.b.update"], Some("vmh.*.*")),
+            (&["vmh.a.create", "vmh.a"], Some("vmh.>")),
+            (&["vmh.a.create", "vmh.>"], Some("vmh.>")),
+            (&["vmh.a", "crm.b"], Some("*.*")),
+            (&["vmh", "crm.b"], None),
+            (&[], None),
+        ];
+        for (subjects, expected) in cases {
+            let common = common_pattern(subjects.iter().copied());
+            assert_eq!(common.as_deref(), expected, "{subjects:?}");
+            let pattern = common.unwrap_or_else(|| ">".to_owned());
+            for subject in subjects.iter().filter(|subject| !subject.contains('>')) {
+                assert!(matches(&pattern, subject), "{pattern} {subject}");
+            }
+        }
+    }
 
     #[test]
     fn a_pattern_matches_as_the_server_matches() {
