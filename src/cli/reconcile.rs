@@ -41,6 +41,7 @@ Examples:
   hookgate reconcile --since 2h --route vmh/beteiligte/create
   hookgate reconcile --file records.jsonl               one object a line: {\"route\": \"…\", \"id\": \"…\", \"time\": \"…\"}"
 )]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag")]
 pub(crate) struct Arguments {
     /// The failed items of the CRM's webhook queue. Needs an administrator in `[espocrm]`.
     #[arg(long, group = "source")]
