@@ -7,9 +7,10 @@ mod parts;
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
+use bytes::Bytes;
 use hyper_util::service::TowerToHyperService;
 use tokio::{net::TcpListener, sync::watch};
-use tokio_util::task::TaskTracker;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{info, warn};
 
 use self::drain::Drain;
@@ -19,11 +20,17 @@ use crate::{
     dead_letters::{DeadLetterStore, DeadLetters},
     delivery::{Delivery, PendingStore, Policy, Publisher, StoreContents, WithoutAck, WithoutClaim},
     files,
+    life::{Keeper, LifeStore, Releases},
     listener::{self, BindError, ConnectionLimits, LingerLimits},
     metrics::{ConnectionMetrics, Exposition, Live, Metrics},
     pending::{memory::Memory, redis::Redis},
-    publisher::{core::Core, jetstream::JetStream, timed::Timed},
-    readiness::first_contact,
+    publisher::{
+        core::Core,
+        jetstream::JetStream,
+        service::{self, ServiceError},
+        timed::Timed,
+    },
+    readiness::{Contact, FirstContact, READY_WITHOUT_STORE, first_contact, replicas, replicas::Replicas},
     relay::{Outbox, Relay, Repeats},
     reply, secrets,
     settings::{ClaimsIn, DeliveryMode, Settings},
@@ -75,6 +82,8 @@ pub enum Ended {
 /// The store of pending ids, as each of its users sees it.
 struct Stores {
     pending: Arc<dyn PendingStore>,
+    /// The store in memory has none.
+    life: Option<Arc<dyn LifeStore>>,
     outbox: Arc<dyn Outbox>,
     dead_letters: Arc<dyn DeadLetterStore>,
     contents: Arc<dyn StoreContents>,
@@ -85,24 +94,23 @@ impl Stores {
         let options = parts::claim_options(settings);
         match &settings.claims_in {
             ClaimsIn::Redis(address) => {
-                Self::in_one(Redis::open(&parts::access(address), options, &settings.routes, metrics.redis()))
+                let redis = Redis::open(&parts::access(address), options, &settings.routes, metrics.redis());
+                let redis = Arc::new(redis);
+                Self { life: Some(Arc::clone(&redis) as _), ..Self::shared(redis) }
             }
             ClaimsIn::Memory => {
                 warn!(
                     "redis.url is \"memory:\": claims are forgotten at exit and not shared with other processes; for trials only"
                 );
-                Self::in_one(Memory::new(options.outbox_limit))
+                Self::shared(Arc::new(Memory::new(options.outbox_limit)))
             }
         }
-    }
-
-    fn in_one(store: impl PendingStore + Outbox + DeadLetterStore + StoreContents + 'static) -> Self {
-        Self::shared(Arc::new(store))
     }
 
     fn shared(store: Arc<impl PendingStore + Outbox + DeadLetterStore + StoreContents + 'static>) -> Self {
         Self {
             pending: Arc::clone(&store) as _,
+            life: None,
             outbox: Arc::clone(&store) as _,
             dead_letters: Arc::clone(&store) as _,
             contents: store,
@@ -172,6 +180,17 @@ async fn serve(
         connections.clone(),
         ConnectionMetrics::default(),
     ));
+    if let Some(store) = &stores.life {
+        let keeper = Keeper::new(
+            Arc::clone(store),
+            Arc::clone(&stores.pending),
+            Arc::clone(&publisher),
+            settings.policy.ack_timeout,
+            metrics.clone(),
+        );
+        let releases = Releases::new(keeper, Arc::clone(&routes));
+        offer_releases(&settings, releases, &shutdown, &background);
+    }
     let pending = stores.pending;
     let delivery = Delivery::new(
         Arc::clone(&pending),
@@ -205,7 +224,13 @@ async fn serve(
         metrics.connections(),
     ));
     background.spawn(secrets::follow(settings.secret_files, shutdown.watch()));
-    background.spawn(become_ready(pending.contact(), publisher.contact(), Arc::clone(&ready), shutdown.watch()));
+    background.spawn(become_ready(
+        pending.contact(),
+        publisher.contact(),
+        settings.replicas,
+        Arc::clone(&ready),
+        shutdown.watch(),
+    ));
     let drain = Drain {
         delay: settings.drain_delay,
         busy_for: settings.request_deadline,
@@ -217,6 +242,33 @@ async fn serve(
         connections,
     };
     Ok((shutdown, drain))
+}
+
+/// Answers requests to release ids over NATS until the process leaves.
+fn offer_releases(settings: &Settings, releases: Releases, shutdown: &Shutdown, background: &TaskTracker) {
+    let (stop, mut phase) = (CancellationToken::new(), shutdown.watch());
+    let answer = move |request: Bytes| {
+        let releases = releases.clone();
+        async move {
+            releases
+                .answer(&request)
+                .await
+                .map_err(|error| ServiceError { code: error.code(), text: error.to_string() })
+        }
+    };
+    let service = service::serve(
+        parts::servers(settings),
+        settings.instance.clone(),
+        "release",
+        "Releases pending ids: their events have been processed",
+        stop.clone(),
+        answer,
+    );
+    background.spawn(service);
+    background.spawn(async move {
+        let _left = phase.wait_for(|phase| *phase >= Phase::Refusing).await;
+        stop.cancel();
+    });
 }
 
 /// What the admin address shows, and the tasks that keep it up to date.
@@ -305,7 +357,7 @@ fn open_tracer(settings: &Settings, shutdown: &Shutdown, tasks: &TaskTracker) ->
 /// # Errors
 /// If the client can't be set up at all.
 pub async fn open_publisher(settings: &Settings, tasks: &TaskTracker) -> Result<Arc<dyn Publisher>, AppError> {
-    let (servers, routes) = (&settings.nats, &settings.routes);
+    let (servers, routes) = (&parts::servers(settings), &settings.routes);
     Ok(match parts::stream(settings) {
         Some(stream) => Arc::new(JetStream::open(servers, stream, routes, tasks).await.map_err(AppError::Nats)?),
         None => Arc::new(Core::open(servers, routes, tasks).await.map_err(AppError::Nats)?),
@@ -321,16 +373,28 @@ pub const fn repeats(delivery: DeliveryMode) -> Repeats {
     }
 }
 
-/// Turns ready once both stores have been met, unless the process is leaving by then.
+/// Turns ready once both stores have been met, or are unreachable to every replica, unless the process is leaving by then.
 async fn become_ready(
-    pending: watch::Receiver<crate::readiness::Contact>,
-    publisher: watch::Receiver<crate::readiness::Contact>,
+    pending: watch::Receiver<Contact>,
+    publisher: watch::Receiver<Contact>,
+    replicas: Option<Replicas>,
     ready: Arc<watch::Sender<bool>>,
     phase: watch::Receiver<Phase>,
 ) {
-    tokio::join!(first_contact(pending), first_contact(publisher));
-    if *phase.borrow() == Phase::Serving {
-        ready.send_replace(true);
-        info!("ready");
+    let replicas = replicas.as_ref();
+    let stores = tokio::join!(
+        first_contact("redis", pending, || replicas::that_reach("redis", replicas)),
+        first_contact("nats", publisher, || replicas::that_reach("nats", replicas))
+    );
+    if *phase.borrow() != Phase::Serving {
+        return;
     }
+    ready.send_replace(true);
+    let without = match stores {
+        (FirstContact::Met, FirstContact::Met) => return info!("ready"),
+        (FirstContact::Without, FirstContact::Met) => "redis",
+        (FirstContact::Met, FirstContact::Without) => "nats",
+        (FirstContact::Without, FirstContact::Without) => "redis,nats",
+    };
+    warn!(without, "ready, without a store that has been unreachable for {READY_WITHOUT_STORE:?}");
 }

@@ -61,19 +61,19 @@ enum Command {
     /// List the webhooks: path, subject, pending key, auth.
     Routes,
     /// Print events as they are published, like `nats sub`.
-    Tail(tail::Arguments),
+    Tail(tail::TailArguments),
     /// Send a signed test webhook, as the CRM would.
-    Send(send::Arguments),
+    Send(send::SendArguments),
     /// Look at Redis, NATS and the stream, and say what to change.
-    Doctor(doctor::Arguments),
+    Doctor(doctor::DoctorArguments),
     /// Look at claims that NATS has not acknowledged yet, and publish them.
     #[command(subcommand)]
-    Outbox(outbox::Command),
+    Outbox(outbox::OutboxCommand),
     /// Look at items and bodies that could not be processed.
     #[command(subcommand)]
-    DeadLetters(dead_letters::Command),
+    DeadLetters(dead_letters::DeadLettersCommand),
     /// Bring back what the CRM gave up on, or never sent.
-    Reconcile(reconcile::Arguments),
+    Reconcile(reconcile::ReconcileArguments),
     /// Print a commented configuration to start from.
     Init,
     /// Print the JSON Schema of a configuration file, for editors.

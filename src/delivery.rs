@@ -16,6 +16,8 @@ use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
 use futures_util::{FutureExt, future::try_join_all};
 use hashbrown::HashMap;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 use tracing::{error, info, warn};
 
@@ -40,7 +42,8 @@ use crate::{
 const STEP: usize = 250;
 
 /// What to do with a batch that can't be claimed (`redis.on_unavailable`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
 pub enum WithoutClaim {
     /// Publish every id without deduplication, with a warning.
     Publish,
@@ -49,12 +52,25 @@ pub enum WithoutClaim {
 }
 
 /// What to do with a batch that is claimed but not acknowledged at the deadline (`nats.on_unavailable`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
 pub enum WithoutAck {
     /// Refuse it; the sender comes back, and the relay publishes it too.
     Reject,
     /// Accept it: it rests on the pending store alone until the relay has published it.
     Accept,
+}
+
+/// What a claim has to survive where an answer rests on it alone (`redis.durability`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Durability {
+    /// Nothing: the primary has it in memory.
+    None,
+    /// The loss of the primary: a replica has it (`WAIT`).
+    Replica,
+    /// A crash of the machine: it is in the append-only file, on disk (`WAITAOF`, Redis 7.2).
+    Aof,
 }
 
 /// What delivery does when a store fails.

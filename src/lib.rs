@@ -36,6 +36,7 @@ pub mod http_client;
 pub mod life;
 pub mod listener;
 pub mod metrics;
+pub mod nats_login;
 pub mod pending;
 pub mod publisher;
 pub mod readiness;

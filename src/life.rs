@@ -7,12 +7,18 @@
 //! Declares the port [`LifeStore`], and knows neither Redis nor NATS nor HTTP.
 
 mod journal;
+mod keeper;
+mod service;
 
 use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
 
-pub use self::journal::{Answer, JournalEntry};
+pub use self::{
+    journal::{Answer, JournalEntry},
+    keeper::{Keeper, ReleaseReport},
+    service::{ReleaseError, Releases},
+};
 use crate::{
     delivery::StoreError,
     event::{Token, TokenSeed},

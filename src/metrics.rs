@@ -21,7 +21,10 @@ use prometheus_client::metrics::{counter::Counter, gauge::Gauge};
 pub use self::{
     live::Live,
     registry::Exposition,
-    route::{Answers, ClaimCounts, Items, PublishedCounter, RelayMetrics, RouteGauges, RouteMetrics, Via},
+    route::{
+        Answers, ClaimCounts, Items, PublishedCounter, RelayMetrics, ReleasedBy, RepairedWhy, RouteGauges,
+        RouteMetrics, Via,
+    },
     timing::{Operation, PublishTimes, RedisTimes},
 };
 use self::{recent_events::RecentEvents, registry::Families, route::Adopted};

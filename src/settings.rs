@@ -8,6 +8,7 @@
 mod checks;
 mod error;
 mod layers;
+mod nats_servers;
 mod reading;
 mod redaction;
 mod route_section;
@@ -36,16 +37,17 @@ use self::{
 pub use self::{
     error::{SettingsError, SettingsErrors},
     layers::Layers,
-    sections::{DeliveryMode, Durability, EspoCrm, Quarantine, Stream},
+    sections::{DeliveryMode, EspoCrm, Quarantine, Stream},
     variables::{Environment, environment},
 };
 use crate::{
     admission::Limits,
     dead_letters::{self, DeadLetterLimits},
-    delivery::Policy,
+    delivery::{Durability, Policy, WithoutAck},
     listener::{ConnectionLimits, LingerLimits},
-    publisher::servers::Servers,
-    route::{Route, RouteTable},
+    nats_login::Login,
+    readiness::replicas::Replicas,
+    route::{Route, RouteTable, WhilePending},
     secrets::{Secret, SecretFiles},
     signature::Verifiers,
     telemetry,
@@ -93,6 +95,17 @@ pub struct RedisAddress {
     pub tls: Option<TlsFiles>,
 }
 
+/// The servers of a NATS system, and how to log in.
+#[derive(Debug, Clone)]
+pub struct NatsServers {
+    /// `nats://host:port`, without credentials.
+    pub addresses: Vec<String>,
+    /// The one way to log in.
+    pub login: Login,
+    /// With TLS, and these files. (A server may ask for TLS where this is `None`.)
+    pub tls: Option<TlsFiles>,
+}
+
 /// A configuration that was checked.
 #[derive(Debug)]
 pub struct Settings {
@@ -104,6 +117,8 @@ pub struct Settings {
     pub admin_listen: SocketAddr,
     /// File that holds the token for `/v1/pending`.
     pub admin_token_file: Option<PathBuf>,
+    /// The other replicas, if they can be asked how a store is.
+    pub replicas: Option<Replicas>,
     /// Threads that requests are served by.
     pub worker_threads: NonZero<usize>,
     /// Limits of connections.
@@ -124,8 +139,8 @@ pub struct Settings {
     pub outbox_limit: usize,
     /// What delivery does when a store fails.
     pub policy: Policy,
-    /// The NATS servers and how to log in.
-    pub nats: Servers,
+    /// Where NATS is.
+    pub nats: NatsServers,
     /// How events are delivered.
     pub delivery: DeliveryMode,
     /// What is created where no stream covers a subject.
@@ -220,9 +235,9 @@ impl Settings {
         sizes(&mut check, configuration);
         times(&mut check, configuration);
         let comparable = check.are_read(&["redis.durability", "nats.on_unavailable"]);
-        let rests_on_nats = nats.on_unavailable == sections::WithoutNats::Reject;
-        let marks = routes.iter().any(|route| route.while_pending == Some(sections::WhilePending::Coalesce));
-        if comparable && redis.durability != sections::Durability::None && rests_on_nats && !marks {
+        let rests_on_nats = nats.on_unavailable == WithoutAck::Reject;
+        let marks = routes.iter().any(|route| route.while_pending == Some(WhilePending::Coalesce));
+        if comparable && redis.durability != Durability::None && rests_on_nats && !marks {
             let problem = "changes nothing unless nats.on_unavailable is \"accept\" or a route has while_pending = \"coalesce\", the modes in which an answer rests on Redis";
             check.refuse(check.value("redis.durability", in_toml(&redis.durability), problem.to_owned()));
         }
@@ -244,8 +259,10 @@ impl Settings {
                 in_memory: matches!(claims_in, Some(ClaimsIn::Memory)),
             },
         );
-        let parts = (claims_in, servers, collector, log_filter, table);
-        let (Some(claims_in), Some(servers), Some(collector), Some(log_filter), Some(table)) = parts else {
+        let replicas = check.note(check.replicas(admin));
+        let parts = (claims_in, servers, collector, log_filter, replicas, table);
+        let (Some(claims_in), Some(servers), Some(collector), Some(log_filter), Some(replicas), Some(table)) = parts
+        else {
             return Err(check.into_errors());
         };
         let warnings = check.end()?;
@@ -258,17 +275,10 @@ impl Settings {
             listen: server.listen,
             admin_listen: admin.listen,
             admin_token_file: admin.token_file.clone(),
+            replicas,
             worker_threads,
             connections: connections(server),
-            limits: Limits::new(
-                server.max_body_bytes,
-                server.max_buffered_bytes,
-                server.max_in_flight,
-                server.body_read_timeout.0,
-                server.request_deadline.0,
-                // One is left for everything else.
-                (worker_threads.get() - 1).max(1),
-            ),
+            limits: limits(server, worker_threads),
             request_deadline: server.request_deadline.0,
             drain_delay: server.drain_delay.0,
             claims_in,
@@ -276,8 +286,8 @@ impl Settings {
             durability: redis.durability,
             outbox_limit: outbox.max_entries,
             policy: Policy {
-                without_claim: redis.on_unavailable.into(),
-                without_ack: nats.on_unavailable.into(),
+                without_claim: redis.on_unavailable,
+                without_ack: nats.on_unavailable,
                 ack_timeout: nats.ack_timeout.0,
             },
             nats: servers,
@@ -309,6 +319,19 @@ impl Settings {
         let open = |route: &&Arc<Route>| self.verifiers.of(route).is_open();
         self.routes.routes().iter().filter(open)
     }
+}
+
+/// Limits of requests.
+fn limits(server: &sections::ServerSection, worker_threads: NonZero<usize>) -> Limits {
+    Limits::new(
+        server.max_body_bytes,
+        server.max_buffered_bytes,
+        server.max_in_flight,
+        server.body_read_timeout.0,
+        server.request_deadline.0,
+        // One is left for everything else.
+        (worker_threads.get() - 1).max(1),
+    )
 }
 
 /// Numbers and bytes.
@@ -388,7 +411,7 @@ fn times(check: &mut Check, configuration: &Configuration) {
 }
 
 /// Limits of the connections of senders.
-fn connections(server: &sections::Server) -> ConnectionLimits {
+fn connections(server: &sections::ServerSection) -> ConnectionLimits {
     ConnectionLimits {
         max_connections: server.max_connections,
         max_connections_setting: "server.max_connections",

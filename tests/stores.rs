@@ -7,15 +7,15 @@ use hookgate::{
     delivery::{Delivery, Failure, PendingStore, Policy, Publisher, Receipt, WithoutAck, WithoutClaim},
     event::{Events, TokenSeed},
     metrics::Metrics,
+    nats_login::Login,
     pending::{
         access::Access,
         memory::Memory,
         redis::{Durability, Options, Redis},
     },
-    publisher::{StreamSettings, jetstream::JetStream, login::Login, servers::Servers},
+    publisher::{StreamSettings, jetstream::JetStream, servers::Servers},
     readiness::Contact,
     route::{Route, RouteSpec, RouteTable},
-    tls::TlsFiles,
     traces::Tracer,
 };
 use tokio::time::Instant;
@@ -55,8 +55,7 @@ struct Bench {
 impl Bench {
     async fn around(store: Arc<dyn PendingStore>) -> Self {
         let nats = NatsServer::start().await;
-        let servers =
-            Servers::parse(&nats.url(), Login::None, TlsFiles::default()).expect("the address is well-formed");
+        let servers = Servers::new(vec![nats.url()], Login::None, None);
         let stream = StreamSettings {
             name: "HOOKGATE".to_owned(),
             create: true,

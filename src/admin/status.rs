@@ -24,19 +24,19 @@ pub(super) struct Status {
     uptime_seconds: u64,
     phase: &'static str,
     ready: bool,
-    redis: Server,
-    nats: Server,
+    redis: ServerStatus,
+    nats: ServerStatus,
     on_unavailable: OnUnavailable,
-    limits: InUse,
+    limits: LimitsStatus,
     routes: Vec<OneRoute>,
     orphaned_outboxes: Vec<Orphan>,
     store_read_seconds_ago: Option<f64>,
-    events: Vec<Event>,
+    events: Vec<EventLine>,
 }
 
 /// A store, and the version of its server.
 #[derive(Serialize, JsonSchema)]
-struct Server {
+struct ServerStatus {
     state: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     problem: Option<String>,
@@ -44,7 +44,7 @@ struct Server {
     version: Option<String>,
 }
 
-impl Server {
+impl ServerStatus {
     fn new(contact: &Contact, version: Option<String>) -> Self {
         let Store { state, problem } = Store::new(contact);
         Self { state, problem: problem.map(str::to_owned), version }
@@ -59,19 +59,19 @@ struct Share<T> {
 }
 
 #[derive(Serialize, JsonSchema)]
-struct InUse {
+struct LimitsStatus {
     requests_in_flight: Share<usize>,
     buffered_bytes: Share<usize>,
     connections: Share<i64>,
 }
 
 #[derive(Serialize, JsonSchema)]
-struct Outbox {
+struct OutboxStatus {
     entries: i64,
     oldest_age_seconds: f64,
 }
 
-impl Outbox {
+impl OutboxStatus {
     fn new((entries, age): (i64, f64)) -> Self {
         Self { entries, oldest_age_seconds: rounded(age) }
     }
@@ -93,7 +93,7 @@ struct OneRoute {
     dead_letters: u64,
     signature_failures: u64,
     pending_ids: i64,
-    outbox: Outbox,
+    outbox: OutboxStatus,
 }
 
 impl OneRoute {
@@ -112,7 +112,7 @@ impl OneRoute {
             dead_letters: metrics.dead_letters(),
             signature_failures: metrics.signature_failures(),
             pending_ids: metrics.pending(),
-            outbox: Outbox::new(metrics.outbox()),
+            outbox: OutboxStatus::new(metrics.outbox()),
         }
     }
 }
@@ -123,11 +123,11 @@ struct Orphan {
     name: String,
     subject: String,
     pending_key: String,
-    outbox: Outbox,
+    outbox: OutboxStatus,
 }
 
 #[derive(Serialize, JsonSchema)]
-struct Event {
+struct EventLine {
     time: String,
     route: String,
     entity_id: String,
@@ -152,9 +152,9 @@ pub(super) fn status(known: &Known, started: Instant) -> Status {
         name: adopted.route.name().to_owned(),
         subject: adopted.route.subject().to_owned(),
         pending_key: adopted.route.pending_key().to_owned(),
-        outbox: Outbox::new(adopted.outbox()),
+        outbox: OutboxStatus::new(adopted.outbox()),
     });
-    let events = metrics.recent_events().newest().into_iter().map(|event| Event {
+    let events = metrics.recent_events().newest().into_iter().map(|event| EventLine {
         time: rfc3339(event.at),
         route: event.route.as_ref().to_owned(),
         entity_id: event.id,
@@ -173,10 +173,10 @@ pub(super) fn status(known: &Known, started: Instant) -> Status {
             Phase::Closing => "closing",
         },
         ready: *health.ready.borrow(),
-        redis: Server::new(&health.redis.borrow(), reading.server_version),
-        nats: Server::new(&health.nats.borrow(), publisher.server_version()),
+        redis: ServerStatus::new(&health.redis.borrow(), reading.server_version),
+        nats: ServerStatus::new(&health.nats.borrow(), publisher.server_version()),
         on_unavailable: known.on_unavailable,
-        limits: InUse {
+        limits: LimitsStatus {
             requests_in_flight: Share { used: in_use.requests, limit: in_use.max_requests },
             buffered_bytes: Share { used: in_use.bytes, limit: in_use.max_bytes },
             connections: Share { used: metrics.open_connections(), limit: *max_connections },

@@ -112,13 +112,13 @@ impl OperatorStore {
             WithoutAck::Reject => Stakes::Duplicates,
             WithoutAck::Accept => Stakes::Events,
         };
-        self.redis.inspect(stakes, parts::durability(settings.durability)).await
+        self.redis.inspect(stakes, settings.durability).await
     }
 }
 
 /// Looks at NATS: server, stream and settings that can cost events.
 pub async fn inspect_broker(settings: &Settings) -> Vec<Finding> {
-    publisher::inspect::inspect(&settings.nats, parts::stream(settings).as_ref(), &settings.routes).await
+    publisher::inspect::inspect(&parts::servers(settings), parts::stream(settings).as_ref(), &settings.routes).await
 }
 
 /// Subscribes to live events.
@@ -126,7 +126,7 @@ pub async fn inspect_broker(settings: &Settings) -> Vec<Finding> {
 /// # Errors
 /// If NATS can't be reached, or denies it.
 pub async fn live_events(settings: &Settings, subjects: &[String]) -> Result<LiveEvents, publisher::live::LiveError> {
-    LiveEvents::subscribe(&settings.nats, subjects).await
+    LiveEvents::subscribe(&parts::servers(settings), subjects).await
 }
 
 /// Connects to read what the streams hold.
@@ -134,5 +134,5 @@ pub async fn live_events(settings: &Settings, subjects: &[String]) -> Result<Liv
 /// # Errors
 /// If NATS can't be reached.
 pub async fn history(settings: &Settings) -> Result<History, HistoryError> {
-    History::connect(&settings.nats).await
+    History::connect(&parts::servers(settings)).await
 }

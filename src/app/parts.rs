@@ -4,12 +4,9 @@ use redis::{ConnectionAddr, ConnectionInfo, IntoConnectionInfo};
 
 use crate::{
     delivery::WithoutAck,
-    pending::{
-        access::Access,
-        redis::{self as store, Options},
-    },
-    publisher::StreamSettings,
-    settings::{DeliveryMode, Durability, RedisAddress, Settings, Stream},
+    pending::{access::Access, redis::Options},
+    publisher::{StreamSettings, servers::Servers},
+    settings::{DeliveryMode, NatsServers, RedisAddress, Settings, Stream},
 };
 
 /// How claims are made.
@@ -17,17 +14,8 @@ pub(super) const fn claim_options(settings: &Settings) -> Options {
     Options {
         timeout: settings.redis_timeout,
         outbox_limit: settings.outbox_limit,
-        durability: durability(settings.durability),
+        durability: settings.durability,
         rests_on_claims: matches!(settings.policy.without_ack, WithoutAck::Accept),
-    }
-}
-
-/// What a claim has to survive.
-pub(super) const fn durability(durability: Durability) -> store::Durability {
-    match durability {
-        Durability::None => store::Durability::None,
-        Durability::Replica => store::Durability::Replica,
-        Durability::Aof => store::Durability::Aof,
     }
 }
 
@@ -54,6 +42,12 @@ pub(super) fn access(address: &RedisAddress) -> Access {
 
 fn info(address: ConnectionAddr) -> ConnectionInfo {
     address.into_connection_info().expect("an address of its parts needs no parsing")
+}
+
+/// How NATS is reached.
+pub(super) fn servers(settings: &Settings) -> Servers {
+    let NatsServers { addresses, login, tls } = settings.nats.clone();
+    Servers::new(addresses, login, tls)
 }
 
 /// The stream that is created where none covers a subject; none of that without JetStream.

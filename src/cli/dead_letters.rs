@@ -20,7 +20,7 @@ use super::{Output, confirm, print, store, table::Table};
 const PAGE: usize = 100;
 
 #[derive(Debug, Subcommand)]
-pub(crate) enum Command {
+pub(crate) enum DeadLettersCommand {
     /// The newest ones, newest first: name, time, route, reason, size, and what became of a replay. No contents.
     List {
         /// How many at most.
@@ -33,7 +33,7 @@ pub(crate) enum Command {
         entry: String,
     },
     /// Take their ids through claim and publish again.
-    Replay(replay::Arguments),
+    Replay(replay::ReplayArguments),
     /// Drop them: all, or those that all filters take. On a terminal it asks first.
     #[command(after_help = "Examples:
   hookgate dead-letters purge --yes                            all of them
@@ -107,7 +107,7 @@ async fn one(store: &OperatorStore, name: &str) -> anyhow::Result<ReviewedLetter
 }
 
 #[derive(Serialize)]
-struct Row<'a> {
+struct LetterRow<'a> {
     entry: &'a str,
     time: &'a str,
     route: &'a str,
@@ -120,7 +120,7 @@ struct Row<'a> {
     raw: Option<String>,
 }
 
-impl<'a> Row<'a> {
+impl<'a> LetterRow<'a> {
     fn new(
         ReviewedLetter { kept: KeptLetter { entry, letter }, note }: &'a ReviewedLetter,
         with_content: bool,
@@ -137,8 +137,8 @@ impl<'a> Row<'a> {
     }
 }
 
-pub(super) fn run(command: &Command, settings: &Settings, output: Output) -> anyhow::Result<ExitCode> {
-    if let Command::Purge { yes: false, filter } = command {
+pub(super) fn run(command: &DeadLettersCommand, settings: &Settings, output: Output) -> anyhow::Result<ExitCode> {
+    if let DeadLettersCommand::Purge { yes: false, filter } = command {
         let question =
             if filter.is_empty() { "drop all dead letters?" } else { "drop the dead letters that the filters take?" };
         if !confirm(question)? {
@@ -148,18 +148,18 @@ pub(super) fn run(command: &Command, settings: &Settings, output: Output) -> any
     store::block_on(async {
         let store = store::open(settings).await?;
         match command {
-            Command::List { count } => list(&store, *count, output).await?,
-            Command::Show { entry } => {
+            DeadLettersCommand::List { count } => list(&store, *count, output).await?,
+            DeadLettersCommand::Show { entry } => {
                 let found = one(&store, entry).await?;
-                let row = Row::new(&found, true);
+                let row = LetterRow::new(&found, true);
                 print(&match output {
                     Output::Json => serde_json::to_string(&row).context("print")?,
                     // What somebody sent must not steer the terminal.
                     Output::Text => row.raw.unwrap_or_default().chars().map(printable).collect(),
                 });
             }
-            Command::Replay(arguments) => return replay::run(arguments, &store, settings, output).await,
-            Command::Purge { filter, yes: _ } => {
+            DeadLettersCommand::Replay(arguments) => return replay::run(arguments, &store, settings, output).await,
+            DeadLettersCommand::Purge { filter, yes: _ } => {
                 let count = purge(&store, filter).await?;
                 print(&match output {
                     Output::Json => serde_json::json!({ "dropped": count }).to_string(),
@@ -192,13 +192,13 @@ async fn list(store: &OperatorStore, count: usize, output: Output) -> anyhow::Re
         let Some(last) = page.last() else { break };
         before = Some(last.kept.entry.clone());
         left -= page.len();
-        let rows = page.iter().map(|letter| Row::new(letter, false));
+        let rows = page.iter().map(|letter| LetterRow::new(letter, false));
         let read = match output {
             Output::Json => {
                 let lines = rows.map(|row| serde_json::to_string(&row)).collect::<Result<Vec<_>, _>>();
                 lines.context("print")?.iter().all(|line| print(line))
             }
-            Output::Text => table.rows(&rows.map(Row::cells).collect::<Vec<_>>()),
+            Output::Text => table.rows(&rows.map(LetterRow::cells).collect::<Vec<_>>()),
         };
         if !read {
             return Ok(());
@@ -210,7 +210,7 @@ async fn list(store: &OperatorStore, count: usize, output: Output) -> anyhow::Re
     Ok(())
 }
 
-impl Row<'_> {
+impl LetterRow<'_> {
     fn cells(self) -> [String; 6] {
         let replay = self.replay.unwrap_or_default();
         [self.entry, self.time, self.route, self.reason, &self.bytes.to_string(), &replay].map(str::to_owned)

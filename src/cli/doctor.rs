@@ -20,13 +20,13 @@ Examples:
   hookgate doctor
   hookgate doctor --strict                     in a delivery: warnings fail too
   hookgate doctor --output json | jq 'select(.level != \"ok\")'")]
-pub(crate) struct Arguments {
+pub(crate) struct DoctorArguments {
     /// End with exit code 1 on warnings too.
     #[arg(long)]
     strict: bool,
 }
 
-pub(super) fn run(arguments: &Arguments, settings: &Settings, output: Output) -> anyhow::Result<ExitCode> {
+pub(super) fn run(arguments: &DoctorArguments, settings: &Settings, output: Output) -> anyhow::Result<ExitCode> {
     let routes = counted(settings.routes.routes().len(), "route", "routes");
     let mut findings = vec![Finding::ok("configuration", routes)];
     findings.extend(settings.warnings.iter().map(|warning| Finding::warning("configuration", warning.as_str())));

@@ -22,7 +22,7 @@ use super::{
 };
 
 #[derive(Debug, Subcommand)]
-pub(crate) enum Command {
+pub(crate) enum OutboxCommand {
     /// Number of entries of each route, also of routes that are configured no more.
     Count,
     /// The entries: route, id, token, time of the claim, subject.
@@ -31,7 +31,7 @@ pub(crate) enum Command {
     Relay,
 }
 
-pub(super) fn run(command: &Command, settings: &Settings, output: Output) -> anyhow::Result<ExitCode> {
+pub(super) fn run(command: &OutboxCommand, settings: &Settings, output: Output) -> anyhow::Result<ExitCode> {
     store::block_on(async {
         let outbox = store::open(settings).await?.outbox;
         let mut routes = outbox.recorded_routes().await.context("read the routes")?;
@@ -49,9 +49,9 @@ pub(super) fn run(command: &Command, settings: &Settings, output: Output) -> any
         };
         routes.sort_by(|first, second| place(first).cmp(&place(second)).then_with(|| first.name().cmp(second.name())));
         match command {
-            Command::Count => count(&*outbox, &routes, output).await,
-            Command::List => list(&*outbox, &routes, output).await,
-            Command::Relay => relay(outbox, &routes, settings, output).await,
+            OutboxCommand::Count => count(&*outbox, &routes, output).await,
+            OutboxCommand::List => list(&*outbox, &routes, output).await,
+            OutboxCommand::Relay => relay(outbox, &routes, settings, output).await,
         }
     })
 }
@@ -85,7 +85,7 @@ async fn count(outbox: &dyn Outbox, routes: &[Route], output: Output) -> anyhow:
 }
 
 #[derive(Serialize)]
-struct Row<'a> {
+struct EntryRow<'a> {
     route: &'a str,
     entity_id: &'a str,
     token: &'a str,
@@ -105,14 +105,14 @@ async fn list(outbox: &dyn Outbox, routes: &[Route], output: Output) -> anyhow::
                 let token = entry.token.parse::<Token>().ok();
                 let subject = token.and_then(|token| addresses.of(token)).map_or(route, |address| &**address).subject();
                 let claimed = token.map(|token| humantime::format_rfc3339_millis(token.time()).to_string());
-                Row { route: route.name(), entity_id: &entry.id, token: &entry.token, claimed, subject }
+                EntryRow { route: route.name(), entity_id: &entry.id, token: &entry.token, claimed, subject }
             });
             let read = match output {
                 Output::Json => {
                     let lines = rows.map(|row| serde_json::to_string(&row)).collect::<Result<Vec<_>, _>>();
                     lines.context("print")?.iter().all(|line| print(line))
                 }
-                Output::Text => table.rows(&rows.map(Row::cells).collect::<Vec<_>>()),
+                Output::Text => table.rows(&rows.map(EntryRow::cells).collect::<Vec<_>>()),
             };
             cursor = page.next;
             if !read {
@@ -129,7 +129,7 @@ async fn list(outbox: &dyn Outbox, routes: &[Route], output: Output) -> anyhow::
     Ok(ExitCode::SUCCESS)
 }
 
-impl Row<'_> {
+impl EntryRow<'_> {
     fn cells(self) -> [String; 5] {
         [
             self.route.to_owned(),

@@ -42,7 +42,7 @@ Examples:
   hookgate reconcile --file records.jsonl               one object a line: {\"route\": \"…\", \"id\": \"…\", \"time\": \"…\"}"
 )]
 #[expect(clippy::struct_excessive_bools, reason = "each is a flag")]
-pub(crate) struct Arguments {
+pub(crate) struct ReconcileArguments {
     /// The failed items of the CRM's webhook queue. Needs an administrator in `[espocrm]`.
     #[arg(long, group = "source")]
     failed: bool,
@@ -75,7 +75,7 @@ pub(crate) struct Arguments {
     yes: bool,
 }
 
-pub(super) fn run(arguments: &Arguments, settings: &Settings, output: Output) -> anyhow::Result<ExitCode> {
+pub(super) fn run(arguments: &ReconcileArguments, settings: &Settings, output: Output) -> anyhow::Result<ExitCode> {
     for name in &arguments.route {
         if !settings.routes.routes().iter().any(|route| route.name() == name) {
             tell(&format!("hookgate: no route is named {name:?}; `hookgate routes` lists them"));
@@ -85,16 +85,16 @@ pub(super) fn run(arguments: &Arguments, settings: &Settings, output: Output) ->
     store::block_on(reconcile(arguments, settings, output))
 }
 
-async fn reconcile(arguments: &Arguments, settings: &Settings, output: Output) -> anyhow::Result<ExitCode> {
+async fn reconcile(arguments: &ReconcileArguments, settings: &Settings, output: Output) -> anyhow::Result<ExitCode> {
     let progress = Progress::new();
     let skew = *arguments.max_clock_skew;
     let now = SystemTime::now();
     let source = match arguments {
-        Arguments { failed: true, .. } => Source::Failed,
-        Arguments { since: Some(since), until, .. } => {
+        ReconcileArguments { failed: true, .. } => Source::Failed,
+        ReconcileArguments { since: Some(since), until, .. } => {
             Source::Changed { since: since.before(now), until: until.as_ref().map(|until| until.before(now)) }
         }
-        Arguments { file: Some(path), .. } => Source::File(path.clone()),
+        ReconcileArguments { file: Some(path), .. } => Source::File(path.clone()),
         _ => bail!("say --failed, --since or --file"),
     };
     let crm = match source {
@@ -263,7 +263,7 @@ impl Work<'_> {
 /// So many ids without an event in a row are an outage.
 const GIVE_UP_AFTER: usize = 200;
 
-fn compare_clocks(crm: &EspoCrm, arguments: &Arguments) -> anyhow::Result<()> {
+fn compare_clocks(crm: &EspoCrm, arguments: &ReconcileArguments) -> anyhow::Result<()> {
     let Some(clock) = crm.clock() else {
         tell("hookgate: warning: the CRM's answers have no Date, so its clock can't be compared with this one");
         return Ok(());
@@ -339,7 +339,11 @@ fn known(bounds: Bounds) -> Known {
 }
 
 /// Whether to go on, although the stream does not reach back so far.
-fn ask_about_bounds(since: SystemTime, first: Option<SystemTime>, arguments: &Arguments) -> anyhow::Result<bool> {
+fn ask_about_bounds(
+    since: SystemTime,
+    first: Option<SystemTime>,
+    arguments: &ReconcileArguments,
+) -> anyhow::Result<bool> {
     let Some(first) = first.filter(|first| *first > since) else { return Ok(true) };
     let (since, first) = (humantime::format_rfc3339_seconds(since), humantime::format_rfc3339_seconds(first));
     let said = format!(

@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::{Output, print, table::Table};
 
 #[derive(Serialize)]
-struct Row<'a> {
+struct RouteRow<'a> {
     route: &'a str,
     path: &'a str,
     subject: &'a str,
@@ -20,7 +20,7 @@ struct Row<'a> {
 }
 
 pub(super) fn run(settings: &Settings, output: Output) -> anyhow::Result<ExitCode> {
-    let rows = settings.routes.routes().iter().map(|route| Row {
+    let rows = settings.routes.routes().iter().map(|route| RouteRow {
         route: route.name(),
         path: route.path(),
         subject: route.subject(),
@@ -36,7 +36,7 @@ pub(super) fn run(settings: &Settings, output: Output) -> anyhow::Result<ExitCod
         }
         Output::Text => {
             let mut table = Table::new(["ROUTE", "PATH", "SUBJECT", "PENDING KEY", "AUTH"]);
-            let cells = |row: Row<'_>| {
+            let cells = |row: RouteRow<'_>| {
                 let auth = if row.auth.is_empty() { "none".to_owned() } else { row.auth.join(", ") };
                 [row.route, row.path, row.subject, row.pending_key, &auth].map(str::to_owned)
             };

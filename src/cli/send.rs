@@ -40,7 +40,7 @@ Examples:
   hookgate send vmh/beteiligte/create --id test-1
   hookgate send vmh/beteiligte/create --id test-1 --url https://hooks.example.com     through the ingress"
 )]
-pub(crate) struct Arguments {
+pub(crate) struct SendArguments {
     /// Name of the route: flow/entity/action. `hookgate routes` lists them.
     route: String,
     /// Id of the record; several make a batch.
@@ -57,7 +57,7 @@ pub(crate) struct Arguments {
     ca_file: Option<PathBuf>,
 }
 
-pub(super) fn run(arguments: &Arguments, settings: &Settings, output: Output) -> anyhow::Result<ExitCode> {
+pub(super) fn run(arguments: &SendArguments, settings: &Settings, output: Output) -> anyhow::Result<ExitCode> {
     let Some(route) = settings.routes.routes().iter().find(|route| route.name() == arguments.route) else {
         tell(&format!("hookgate: no route is named {:?}; `hookgate routes` lists them", arguments.route));
         return Ok(ExitCode::from(2));
@@ -132,7 +132,7 @@ fn address(given: Option<&Url>, listen: SocketAddr, route: &Route) -> anyhow::Re
 }
 
 fn request(
-    arguments: &Arguments,
+    arguments: &SendArguments,
     settings: &Settings,
     route: &Route,
     url: &Url,

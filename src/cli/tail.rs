@@ -30,7 +30,7 @@ use super::{Output, print, store, table::counted, tell};
   hookgate tail --since 1h                     those that were stored within the last hour
   hookgate tail --id 65f0c1                    every event of an entity that the stream still has
   hookgate tail --output json | jq .payload    for programs")]
-pub(crate) struct Arguments {
+pub(crate) struct TailArguments {
     /// Subject, wildcards allowed [default: the subjects of all routes].
     subject: Option<String>,
     /// End after this many events.
@@ -47,11 +47,11 @@ pub(crate) struct Arguments {
     id: Option<String>,
 }
 
-pub(super) fn run(arguments: Arguments, settings: &Settings, output: Output) -> anyhow::Result<ExitCode> {
+pub(super) fn run(arguments: TailArguments, settings: &Settings, output: Output) -> anyhow::Result<ExitCode> {
     store::block_on(tail(arguments, settings, output))
 }
 
-async fn tail(arguments: Arguments, settings: &Settings, output: Output) -> anyhow::Result<ExitCode> {
+async fn tail(arguments: TailArguments, settings: &Settings, output: Output) -> anyhow::Result<ExitCode> {
     let mut signals = Signals::new().context("receive signals")?;
     let published: Vec<_> = settings.routes.routes().iter().map(|route| route.subject().to_owned()).collect();
     if let Some(subject) =
@@ -91,7 +91,7 @@ async fn tail(arguments: Arguments, settings: &Settings, output: Output) -> anyh
 
 /// What the streams hold.
 async fn stored(
-    arguments: &Arguments,
+    arguments: &TailArguments,
     subjects: &[String],
     settings: &Settings,
     output: Output,

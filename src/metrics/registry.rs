@@ -50,6 +50,10 @@ pub(super) struct Families {
     pub(super) redis_seconds: Family<Labels<1>, Histogram, Buckets>,
     pub(super) publish_seconds: Histogram,
     pub(super) pending: Family<Labels<1>, Gauge>,
+    pub(super) pending_age: Family<Labels<1>, Age>,
+    pub(super) released: Family<Labels<2>, Counter>,
+    pub(super) repaired: Family<Labels<2>, Counter>,
+    pub(super) given_up: Family<Labels<2>, Counter>,
     pub(super) outbox: Family<Labels<1>, Gauge>,
     pub(super) outbox_age: Family<Labels<1>, Age>,
     pub(super) orphaned: Family<Labels<2>, Gauge>,
@@ -57,6 +61,27 @@ pub(super) struct Families {
 }
 
 impl Families {
+    /// What becomes of pending ids.
+    fn register_life(&self, registry: &mut Registry) {
+        registry.register_with_unit(
+            "hookgate_pending_oldest_age",
+            "Since the id that is pending for longest was first claimed, as the last look through the journal found it; the same on every replica",
+            Unit::Seconds,
+            self.pending_age.clone(),
+        );
+        registry.register("hookgate_released", "Ids that were released, by who said so", self.released.clone());
+        registry.register(
+            "hookgate_repaired",
+            "Pending ids that were published once more, by why",
+            self.repaired.clone(),
+        );
+        registry.register(
+            "hookgate_given_up",
+            "Events that a consumer terminated or ran out of deliveries for",
+            self.given_up.clone(),
+        );
+    }
+
     pub(super) fn register() -> (Self, Exposition) {
         let this = Self {
             requests: Family::default(),
@@ -70,6 +95,10 @@ impl Families {
             redis_seconds: Family::new_with_constructor(Buckets(&REDIS)),
             publish_seconds: Buckets(&PUBLISH).new_metric(),
             pending: Family::default(),
+            pending_age: Family::default(),
+            released: Family::default(),
+            repaired: Family::default(),
+            given_up: Family::default(),
             outbox: Family::default(),
             outbox_age: Family::default(),
             orphaned: Family::default(),
@@ -116,6 +145,7 @@ impl Families {
             "Ids that were claimed and not released yet; the same on every replica",
             this.pending.clone(),
         );
+        this.register_life(&mut registry);
         registry.register(
             "hookgate_outbox_entries",
             "Claims whose event NATS has not acknowledged yet; the same on every replica",

@@ -160,6 +160,56 @@ impl PublishedCounter {
     }
 }
 
+/// Who said that an id has been processed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ReleasedBy {
+    /// Its consumers, by their acknowledgements.
+    Ack,
+    /// A request to the NATS service.
+    Service,
+    /// A request to the admin address.
+    Admin,
+}
+
+impl ReleasedBy {
+    const ALL: [Self; 3] = [Self::Ack, Self::Service, Self::Admin];
+
+    /// As it is said in metrics and log.
+    #[must_use]
+    pub const fn code(self) -> &'static str {
+        match self {
+            Self::Ack => "ack",
+            Self::Service => "service",
+            Self::Admin => "admin",
+        }
+    }
+}
+
+/// Why a pending id was published once more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RepairedWhy {
+    /// A webhook had marked it.
+    Marked,
+    /// A consumer has nothing of its event left, and never answered.
+    Unanswered,
+    /// It was pending for longer than `redeliver_after`.
+    Old,
+}
+
+impl RepairedWhy {
+    const ALL: [Self; 3] = [Self::Marked, Self::Unanswered, Self::Old];
+
+    /// As it is said in metrics and log.
+    #[must_use]
+    pub const fn code(self) -> &'static str {
+        match self {
+            Self::Marked => "marked",
+            Self::Unanswered => "unanswered",
+            Self::Old => "old",
+        }
+    }
+}
+
 /// The counters of a route.
 #[derive(Debug)]
 pub struct RouteMetrics {
@@ -174,6 +224,10 @@ pub struct RouteMetrics {
     dead_letters: Vec<(&'static str, Counter)>,
     signature_failures: [Counter; SignatureFailure::ALL.len()],
     pending: Gauge,
+    pending_age: Age,
+    released: [Counter; ReleasedBy::ALL.len()],
+    repaired: [Counter; RepairedWhy::ALL.len()],
+    given_up: Vec<(String, Counter)>,
     outbox: Gauge,
     recent: Arc<RecentEvents>,
 }
@@ -196,6 +250,15 @@ impl RouteMetrics {
             signature_failures: SignatureFailure::ALL
                 .map(|failure| families.signature_failures.get_or_create_owned(&with("reason", failure.code()))),
             pending: families.pending.get_or_create_owned(&one()),
+            pending_age: families.pending_age.get_or_create_owned(&one()),
+            released: ReleasedBy::ALL.map(|by| families.released.get_or_create_owned(&with("by", by.code()))),
+            repaired: RepairedWhy::ALL.map(|why| families.repaired.get_or_create_owned(&with("why", why.code()))),
+            given_up: route
+                .life()
+                .consumers
+                .iter()
+                .map(|consumer| (consumer.clone(), families.given_up.get_or_create_owned(&with("consumer", consumer))))
+                .collect(),
             outbox: families.outbox.get_or_create_owned(&one()),
             name: route_name,
             route,
@@ -290,6 +353,40 @@ impl RouteMetrics {
     #[must_use]
     pub fn signature_failures(&self) -> u64 {
         self.signature_failures.iter().map(Counter::get).sum()
+    }
+
+    /// Ids were released.
+    pub fn released(&self, by: ReleasedBy, count: usize) {
+        self.released[by as usize].inc_by(count as u64);
+    }
+
+    /// Pending ids were claimed once more.
+    pub fn repaired(&self, why: RepairedWhy, count: usize) {
+        self.repaired[why as usize].inc_by(count as u64);
+    }
+
+    /// A consumer gave an event up. Of one that is not configured there is no series.
+    pub fn given_up(&self, consumer: &str) {
+        if let Some((_, counter)) = self.given_up.iter().find(|(name, _)| name == consumer) {
+            counter.inc();
+        }
+    }
+
+    /// Events that consumers gave up so far.
+    #[must_use]
+    pub fn all_given_up(&self) -> u64 {
+        self.given_up.iter().map(|(_, counter)| counter.get()).sum()
+    }
+
+    /// The id that is pending for longest was first claimed so long ago.
+    pub fn set_pending_age(&self, age: std::time::Duration) {
+        self.pending_age.set(age.as_secs_f64());
+    }
+
+    /// Age of the id that is pending for longest, in seconds, as the last look through the journal found it.
+    #[must_use]
+    pub fn pending_age(&self) -> f64 {
+        self.pending_age.get()
     }
 
     /// Pending ids, as the store said last.

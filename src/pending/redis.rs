@@ -32,6 +32,7 @@ use super::{
     script::{self, CLAIM},
     settler::Settler,
 };
+pub use crate::delivery::Durability;
 use crate::{
     delivery::{Addresses, Claimed, PendingStore, Proposal, Settlement, State, StoreError},
     failpoint,
@@ -45,17 +46,6 @@ use crate::{
 const CLAIM_QUEUE: usize = 1024;
 /// Answered requests of a route whose settling may wait.
 const SETTLE_QUEUE: usize = 8192;
-
-/// What a claim has to survive before it counts (`redis.durability`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Durability {
-    /// Nothing: the primary has it in memory.
-    None,
-    /// A replica has it (`WAIT`).
-    Replica,
-    /// It is in the append-only file, on disk (`WAITAOF`, Redis 7.2).
-    Aof,
-}
 
 /// How claims are made.
 #[derive(Debug, Clone, Copy)]

@@ -18,6 +18,7 @@ use super::{
     servers::{INBOX_PREFIX, News, Servers},
 };
 use crate::{
+    delivery::PublishError,
     readiness::Contact,
     supervision::{supervise, survived},
 };
@@ -168,12 +169,12 @@ impl Connection {
     /// The connection by its number, if what is sent over it now can be answered.
     ///
     /// # Errors
-    /// Why it can't.
-    pub(super) fn usable(&self) -> Result<u64, String> {
+    /// [`PublishError::Unavailable`] with the reason.
+    pub(super) fn usable(&self) -> Result<u64, PublishError> {
         let status = self.status.borrow();
         match status.problem() {
             None => Ok(status.epoch),
-            Some(problem) => Err(problem.to_owned()),
+            Some(problem) => Err(PublishError::Unavailable(problem.to_owned())),
         }
     }
 

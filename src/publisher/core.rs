@@ -44,7 +44,7 @@ impl Core {
 
     async fn publish(&self, route: &Route, events: Vec<Event>, limit: Duration) -> Result<(), PublishError> {
         let until = Instant::now() + limit;
-        let epoch = self.connection.usable().map_err(PublishError::Unavailable)?;
+        let epoch = self.connection.usable()?;
         let client = &self.connection.client;
         let address = self.addresses.of(route);
         let denials = self.connection.denials_of(route.subject());

@@ -1,16 +1,16 @@
 //! What an error of NATS means to an operator: how NATS is, what is wrong, and what to do. Only here are the words of NATS
 //! and its client library read. (What is wrong with a stream is in `judgement`.)
 
-use super::{login::Login, servers::CONNECT_TIMEOUT};
-use crate::{readiness::Contact, tls};
+use super::{login, servers::CONNECT_TIMEOUT};
+use crate::{nats_login::Login, readiness::Contact, tls};
 
 /// What a failed attempt to connect says of a server, or of several if nobody knows of which.
-pub(super) fn diagnose(server: &str, error: &str, login: &Login) -> Contact {
+pub(super) fn diagnose(server: &str, error: &str, as_whom: &Login) -> Contact {
     let server = server.trim_end_matches('/');
     let said = error.strip_prefix("IO error: ").unwrap_or(error);
     if is_refusal(error) {
         let said = said.rsplit(": ").next().unwrap_or(said);
-        return Contact::Refused(format!("{server} does not let hookgate in ({said}): {}", login.advice()));
+        return Contact::Refused(format!("{server} does not let hookgate in ({said}): {}", login::advice(as_whom)));
     }
     if let Some(advice) = tls::advice("nats", error) {
         return Contact::Refused(format!("connect to {server}: {said}; {advice}"));

@@ -88,7 +88,7 @@ type Unsent = Vec<(usize, PublishError)>;
 impl JetStream {
     /// The number of the connection, if events can be stored over it.
     fn usable(&self) -> Result<u64, PublishError> {
-        let epoch = self.connection.usable().map_err(PublishError::Unavailable)?;
+        let epoch = self.connection.usable()?;
         if self.usable.load(Ordering::Relaxed) {
             return Ok(epoch);
         }

@@ -7,13 +7,12 @@ use std::{
 
 use async_nats::{Client, ConnectOptions, Event, ServerError};
 use tokio::sync::watch;
-use url::Url;
 
 use super::{
     diagnosis::{self, is_denial},
-    login::Login,
+    login,
 };
-use crate::{readiness::Contact, redaction::without_credentials, tls::TlsFiles};
+use crate::{nats_login::Login, readiness::Contact, tls::TlsFiles};
 
 /// Prefix of the inboxes, below the usual `_INBOX`, so that both a general and a narrow permission fit.
 pub const INBOX_PREFIX: &str = "_INBOX.hookgate";
@@ -30,69 +29,15 @@ const PING_INTERVAL: Duration = Duration::from_secs(2);
 pub struct Servers {
     pub(super) addresses: Vec<String>,
     login: Login,
-    tls: TlsFiles,
-}
-
-/// Why a list of servers can't be used.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum ServersError {
-    /// Not an address.
-    #[error(
-        "{address:?} is not the address of a NATS server ({problem}); write nats://host:4222, several separated by commas"
-    )]
-    Address {
-        /// The address without its credentials.
-        address: String,
-        /// What is wrong.
-        problem: String,
-    },
-    /// Credentials in the address and in keys of their own, or different ones in two addresses.
-    #[error("there is more than one way to log in: {0}; keep one")]
-    TwoLogins(&'static str),
+    tls: Option<TlsFiles>,
 }
 
 impl Servers {
-    /// Reads a comma-separated list. Credentials in an address (`nats://user:password@host`, or
-    /// `nats://token@host`) are taken out of it: the client library would ignore them.
-    ///
-    /// # Errors
-    /// An address that is none, or two ways to log in.
-    pub fn parse(list: &str, login: Login, tls: TlsFiles) -> Result<Self, ServersError> {
-        let mut servers = Self { addresses: Vec::new(), login, tls };
-        let mut from_address: Option<Login> = None;
-        for address in list.split(',').map(str::trim) {
-            let with_scheme = if address.contains("://") { address.to_owned() } else { format!("nats://{address}") };
-            let wrong = |problem: &str| ServersError::Address {
-                address: without_credentials(address),
-                problem: problem.to_owned(),
-            };
-            let mut url = Url::parse(&with_scheme).map_err(|error| wrong(&error.to_string()))?;
-            if !matches!(url.scheme(), "nats" | "tls") {
-                return Err(wrong("hookgate speaks nats:// and tls:// only"));
-            }
-            if url.host_str().is_none_or(str::is_empty) {
-                return Err(wrong("it names no host"));
-            }
-            if !matches!(url.path(), "" | "/") || url.query().is_some() || url.fragment().is_some() {
-                return Err(wrong("it has something behind the port"));
-            }
-            let found = login_of(&url);
-            if found != Login::None {
-                if servers.login != Login::None {
-                    return Err(ServersError::TwoLogins("one in nats.url, one in keys of its own"));
-                }
-                if from_address.as_ref().is_some_and(|before| *before != found) {
-                    return Err(ServersError::TwoLogins("two addresses of nats.url have different credentials"));
-                }
-                from_address = Some(found);
-            }
-            url.set_username("").and_then(|()| url.set_password(None)).map_err(|()| wrong("it names no host"))?;
-            servers.addresses.push(url.to_string());
-        }
-        if let Some(login) = from_address {
-            servers.login = login;
-        }
-        Ok(servers)
+    /// Servers at these addresses (`nats://host:port`, without credentials). `tls`: nothing but TLS will do, with these
+    /// files. (A server may ask for it anyway.)
+    #[must_use]
+    pub const fn new(addresses: Vec<String>, login: Login, tls: Option<TlsFiles>) -> Self {
+        Self { addresses, login, tls }
     }
 
     /// The servers, for messages.
@@ -101,19 +46,11 @@ impl Servers {
         self.addresses.join(",")
     }
 
-    /// Whether nothing but TLS will do: an address or a file of TLS says so. (A server may also ask for it.)
-    #[must_use]
-    pub fn wants_tls(&self) -> bool {
-        !self.tls.is_empty() || self.addresses.iter().any(|address| address.starts_with("tls://"))
-    }
-
     /// The options of every connection hookgate makes.
     pub(super) fn options(&self, name: &str) -> ConnectOptions {
-        let options = self
-            .login
-            .options()
+        let options = login::options(&self.login)
             .name(name)
-            .require_tls(self.wants_tls())
+            .require_tls(self.tls.is_some())
             .custom_inbox_prefix(INBOX_PREFIX)
             .connection_timeout(CONNECT_TIMEOUT)
             .ping_interval(PING_INTERVAL)
@@ -122,7 +59,7 @@ impl Servers {
                 let steps = u32::try_from(attempt).unwrap_or(u32::MAX).min(10);
                 (Duration::from_millis(50) * steps).min(RECONNECT_PAUSE)
             });
-        let TlsFiles { ca, client } = self.tls.clone();
+        let TlsFiles { ca, client } = self.tls.clone().unwrap_or_default();
         let options = ca.into_iter().fold(options, ConnectOptions::add_root_certificates);
         client.into_iter().fold(options, |options, (cert, key)| options.add_client_certificate(cert, key))
     }
@@ -170,22 +107,6 @@ impl Servers {
 #[derive(Debug, thiserror::Error)]
 #[error("{}", .0.problem().unwrap_or_default())]
 pub struct ConnectFailure(Contact);
-
-fn login_of(url: &Url) -> Login {
-    let decode = |text: &str| percent_decode(text);
-    match (url.username(), url.password()) {
-        ("", None) => Login::None,
-        (token, None) => Login::Token(decode(token)),
-        (name, Some(password)) => Login::User { name: decode(name), password: decode(password) },
-    }
-}
-
-/// Percent-decodes a part of an address; `url` keeps it encoded.
-fn percent_decode(text: &str) -> String {
-    url::form_urlencoded::parse(format!("x={}", text.replace('+', "%2B")).as_bytes())
-        .next()
-        .map_or_else(|| text.to_owned(), |(_, value)| value.into_owned())
-}
 
 /// Which attempts to connect have failed since the last look.
 #[derive(Default)]

@@ -2,8 +2,12 @@
 
 use std::time::Duration;
 
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
 /// What a webhook for a pending id does (`routes.while_pending`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
 pub enum WhilePending {
     /// Nothing: it is a duplicate.
     #[default]
@@ -33,7 +37,8 @@ impl WhilePending {
 }
 
 /// What releases an id (`routes.release`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
 pub enum Release {
     /// Whoever processed it says so.
     #[default]
@@ -43,7 +48,8 @@ pub enum Release {
 }
 
 /// What becomes of an id that a consumer gave up (`routes.on_give_up`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
 pub enum OnGiveUp {
     /// Giving up counts as an answer.
     #[default]

@@ -7,9 +7,11 @@ use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 
 use super::{
     AuthSecrets, Layers, SettingsError, SettingsErrors,
-    sections::{self, Auth, DeliveryMode, Durability, RouteSection, SchemeName},
+    sections::{self, Auth, DeliveryMode, RouteSection, SchemeName},
 };
 use crate::{
+    delivery::Durability,
+    readiness::replicas::Replicas,
     redaction::without_credentials,
     route::{Life, Release, Route, RouteError, RouteSpec, RouteTable, WhilePending},
     secrets::{self, Secret, SecretFiles, Secrets},
@@ -99,7 +101,7 @@ impl Check {
         Ok(())
     }
 
-    pub(super) fn log_filter(&self, log: &sections::Log) -> Result<EnvFilter, SettingsError> {
+    pub(super) fn log_filter(&self, log: &sections::LogSection) -> Result<EnvFilter, SettingsError> {
         let wrong = |problem: String| {
             let allowed = "write levels (off, error, warn, info, debug, trace) and targets of hookgate, such as \"info,hookgate::entity=warn\"";
             self.value("log.filter", format!("{:?}", log.filter), format!("{problem}; {allowed}"))
@@ -114,12 +116,20 @@ impl Check {
         }
     }
 
-    pub(super) fn collector(&self, tracing: &sections::Tracing) -> Result<Option<Collector>, SettingsError> {
+    pub(super) fn collector(&self, tracing: &sections::TracingSection) -> Result<Option<Collector>, SettingsError> {
         let Some(endpoint) = &tracing.otlp_endpoint else { return Ok(None) };
         Collector::parse(endpoint).map(Some).map_err(|error| {
             let shown = format!("{:?}", without_credentials(endpoint));
             self.value("tracing.otlp_endpoint", shown, error.to_string())
         })
+    }
+
+    /// The other replicas, if they can be asked.
+    pub(super) fn replicas(&self, admin: &sections::AdminSection) -> Result<Option<Replicas>, SettingsError> {
+        let Some(replicas) = &admin.replicas else { return Ok(None) };
+        Replicas::parse(replicas)
+            .map(Some)
+            .map_err(|error| self.value("admin.replicas", format!("{replicas:?}"), error.to_string()))
     }
 
     pub(super) fn stream(&mut self, stream: &sections::Stream) {

@@ -6,7 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::span::Span;
-use crate::route::{self, Life};
+use crate::route::{Life, OnGiveUp, Release, WhilePending};
 
 /// `[[routes]]`: one webhook.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
@@ -74,22 +74,11 @@ impl RouteSection {
     /// What happens to its ids once they are claimed.
     pub(super) fn life(&self) -> Life {
         Life {
-            while_pending: match self.while_pending {
-                None => route::WhilePending::of_action(&self.action),
-                Some(WhilePending::Skip) => route::WhilePending::Skip,
-                Some(WhilePending::Publish) => route::WhilePending::Publish,
-                Some(WhilePending::Coalesce) => route::WhilePending::Coalesce,
-            },
+            while_pending: self.while_pending.unwrap_or_else(|| WhilePending::of_action(&self.action)),
             journal: self.journal,
-            release: match self.release {
-                Release::Explicit => route::Release::Explicit,
-                Release::Ack => route::Release::Ack,
-            },
+            release: self.release,
             consumers: self.consumers.clone(),
-            on_give_up: match self.on_give_up {
-                OnGiveUp::Release => route::OnGiveUp::Release,
-                OnGiveUp::Keep => route::OnGiveUp::Keep,
-            },
+            on_give_up: self.on_give_up,
             redeliver_after: self.redeliver_after.map(|span| span.0),
             max_redeliveries: self.max_redeliveries,
             coalesce_max_wait: self.coalesce_max_wait.0,
@@ -124,40 +113,6 @@ pub enum SchemeName {
     GitHub,
     /// `Authorization: Bearer`.
     Bearer,
-}
-
-/// `routes.while_pending`
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum WhilePending {
-    /// Nothing: it is a duplicate.
-    Skip,
-    /// It is published, too.
-    Publish,
-    /// It marks the id, which is published once more when the event before is done with.
-    Coalesce,
-}
-
-/// `routes.release`
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum Release {
-    /// Whoever processed it says so.
-    #[default]
-    Explicit,
-    /// The acknowledgements of `consumers`.
-    Ack,
-}
-
-/// `routes.on_give_up`
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum OnGiveUp {
-    /// Giving up counts as an answer.
-    #[default]
-    Release,
-    /// It stays pending until a new claim or an explicit release.
-    Keep,
 }
 
 const fn yes() -> bool {

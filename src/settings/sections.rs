@@ -6,15 +6,18 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use super::{
-    route_section::{Auth, OnGiveUp, Release, RouteSection, SchemeName, WhilePending},
+    route_section::{Auth, RouteSection, SchemeName},
     span::Span,
-    store_sections::{DeliveryMode, Durability, Nats, OnUnavailable, Redis, Stream, WithoutNats},
+    store_sections::{DeliveryMode, NatsSection, RedisSection, Stream},
 };
 use super::{
     route_section::{COALESCE_MAX_WAIT, MAX_REDELIVERIES},
     table::table,
 };
-use crate::telemetry;
+use crate::{
+    route::{OnGiveUp, Release},
+    telemetry,
+};
 
 /// All tables.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
@@ -24,22 +27,22 @@ pub struct Configuration {
     pub instance: String,
     /// `[server]`
     #[serde(deserialize_with = "table")]
-    pub server: Server,
+    pub server: ServerSection,
     /// `[admin]`
     #[serde(deserialize_with = "table")]
-    pub admin: Admin,
+    pub admin: AdminSection,
     /// `[redis]`
     #[serde(deserialize_with = "table")]
-    pub redis: Redis,
+    pub redis: RedisSection,
     /// `[nats]`
     #[serde(deserialize_with = "table")]
-    pub nats: Nats,
+    pub nats: NatsSection,
     /// `[outbox]`
     #[serde(deserialize_with = "table")]
-    pub outbox: Outbox,
+    pub outbox: OutboxSection,
     /// `[dead_letters]`
     #[serde(deserialize_with = "table")]
-    pub dead_letters: DeadLetters,
+    pub dead_letters: DeadLettersSection,
     /// `[quarantine]`
     #[serde(deserialize_with = "table")]
     pub quarantine: Quarantine,
@@ -48,10 +51,10 @@ pub struct Configuration {
     pub espocrm: EspoCrm,
     /// `[tracing]`
     #[serde(deserialize_with = "table")]
-    pub tracing: Tracing,
+    pub tracing: TracingSection,
     /// `[log]`
     #[serde(deserialize_with = "table")]
-    pub log: Log,
+    pub log: LogSection,
     /// `[[routes]]`
     pub routes: Vec<RouteSection>,
 }
@@ -60,16 +63,16 @@ impl Default for Configuration {
     fn default() -> Self {
         Self {
             instance: "hookgate".to_owned(),
-            server: Server::default(),
-            admin: Admin::default(),
-            redis: Redis::default(),
-            nats: Nats::default(),
-            outbox: Outbox::default(),
-            dead_letters: DeadLetters::default(),
+            server: ServerSection::default(),
+            admin: AdminSection::default(),
+            redis: RedisSection::default(),
+            nats: NatsSection::default(),
+            outbox: OutboxSection::default(),
+            dead_letters: DeadLettersSection::default(),
             quarantine: Quarantine::default(),
             espocrm: EspoCrm::default(),
-            tracing: Tracing::default(),
-            log: Log::default(),
+            tracing: TracingSection::default(),
+            log: LogSection::default(),
             routes: vec![RouteSection {
                 flow: "vmh".to_owned(),
                 entity: "beteiligte".to_owned(),
@@ -97,7 +100,7 @@ impl Default for Configuration {
 /// `[server]`: the webhooks' side.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
-pub struct Server {
+pub struct ServerSection {
     /// Address.
     pub listen: SocketAddr,
     /// Largest body.
@@ -126,7 +129,7 @@ pub struct Server {
     pub worker_threads: usize,
 }
 
-impl Default for Server {
+impl Default for ServerSection {
     fn default() -> Self {
         Self {
             listen: SocketAddr::from(([0, 0, 0, 0], 3000)),
@@ -149,31 +152,34 @@ impl Default for Server {
 /// `[admin]`: the operator's side.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
-pub struct Admin {
+pub struct AdminSection {
     /// Address.
     pub listen: SocketAddr,
     /// File that holds the token for `/v1/pending`, which answers 404 without it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub token_file: Option<PathBuf>,
+    /// Name and port of the admin addresses of all replicas, which are asked before a replica gets ready without a store.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub replicas: Option<String>,
 }
 
-impl Default for Admin {
+impl Default for AdminSection {
     fn default() -> Self {
-        Self { listen: SocketAddr::from(([0, 0, 0, 0], 9090)), token_file: None }
+        Self { listen: SocketAddr::from(([0, 0, 0, 0], 9090)), token_file: None, replicas: None }
     }
 }
 
 /// `[outbox]`: claims that NATS has not acknowledged.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
-pub struct Outbox {
+pub struct OutboxSection {
     /// Most entries of a route; beyond: 503.
     pub max_entries: usize,
     /// Age at which the relay takes an entry over.
     pub relay_after: Span,
 }
 
-impl Default for Outbox {
+impl Default for OutboxSection {
     fn default() -> Self {
         Self { max_entries: 1_000_000, relay_after: Span::secs(10) }
     }
@@ -182,7 +188,7 @@ impl Default for Outbox {
 /// `[dead_letters]`: rejected items and bodies.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
-pub struct DeadLetters {
+pub struct DeadLettersSection {
     /// Most of them; 0 keeps none.
     pub max_entries: usize,
     /// Of one; the rest is cut off.
@@ -193,7 +199,7 @@ pub struct DeadLetters {
     pub max_age: Span,
 }
 
-impl Default for DeadLetters {
+impl Default for DeadLettersSection {
     fn default() -> Self {
         Self { max_entries: 10_000, max_item_bytes: 65_536, max_bytes: 16 << 20, max_age: Span::secs(30 * 86_400) }
     }
@@ -241,7 +247,7 @@ pub struct EspoCrm {
 /// `[tracing]`: spans.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
-pub struct Tracing {
+pub struct TracingSection {
     /// Where they go, as OTLP over HTTP; nowhere without it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub otlp_endpoint: Option<String>,
@@ -250,14 +256,14 @@ pub struct Tracing {
 /// `[log]`
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
-pub struct Log {
+pub struct LogSection {
     /// Text or JSON.
     pub format: telemetry::Format,
     /// Directives of what is logged.
     pub filter: String,
 }
 
-impl Default for Log {
+impl Default for LogSection {
     fn default() -> Self {
         Self { format: telemetry::Format::Auto, filter: "info".to_owned() }
     }

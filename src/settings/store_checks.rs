@@ -7,15 +7,13 @@ use std::{
 };
 
 use super::{
-    ClaimsIn, RedisAddress, SettingsError,
+    ClaimsIn, NatsServers, RedisAddress, SettingsError,
     checks::{Check, in_toml},
+    nats_servers::{NatsUrl, percent_decode},
     sections,
 };
 use crate::{
-    publisher::{
-        login::{Login, LoginError},
-        servers::Servers,
-    },
+    nats_login::{Login, LoginError},
     redaction::without_credentials,
     secrets::{self, Secret},
     tls::{TlsFiles, system_has_authorities},
@@ -36,7 +34,7 @@ impl Check {
         secrets::text(path).map_err(|problem| self.bad_secret(key, path, problem))
     }
 
-    pub(super) fn claims_in(&mut self, redis: &sections::Redis) -> Option<ClaimsIn> {
+    pub(super) fn claims_in(&mut self, redis: &sections::RedisSection) -> Option<ClaimsIn> {
         let tls = self.note(self.tls_files(
             ("redis.ca_file", &redis.ca_file),
             ("redis.client_cert_file", &redis.client_cert_file),
@@ -61,7 +59,7 @@ impl Check {
     }
 
     /// The password in a file of its own.
-    fn redis_password(&self, redis: &sections::Redis) -> Result<Option<String>, SettingsError> {
+    fn redis_password(&self, redis: &sections::RedisSection) -> Result<Option<String>, SettingsError> {
         let alone = redis.username.is_some() && redis.password_file.is_none();
         if alone && self.are_read(&["redis.username", "redis.password_file"]) {
             let problem = "needs redis.password_file beside it".to_owned();
@@ -73,7 +71,7 @@ impl Check {
     /// Where Redis is, and how to log in.
     fn redis_address(
         &self,
-        redis: &sections::Redis,
+        redis: &sections::RedisSection,
         tls: TlsFiles,
         password: Option<String>,
     ) -> Result<RedisAddress, SettingsError> {
@@ -136,7 +134,7 @@ impl Check {
         })
     }
 
-    pub(super) fn servers(&mut self, nats: &sections::Nats) -> Option<Servers> {
+    pub(super) fn servers(&mut self, nats: &sections::NatsSection) -> Option<NatsServers> {
         let login = self.note(self.nats_login(nats));
         let tls = self.note(self.tls_files(
             ("nats.ca_file", &nats.ca_file),
@@ -147,17 +145,18 @@ impl Check {
         let shown = format!("{:?}", shown.join(","));
         let whole = login.is_some() && tls.is_some();
         let tls = tls.unwrap_or_default();
-        let servers = Servers::parse(&nats.url, login.unwrap_or_default(), tls.clone())
+        let url = NatsUrl::parse(&nats.url, login.unwrap_or_default())
             .map_err(|error| self.value("nats.url", &shown, error.to_string()));
-        let servers = self.note(servers)?;
-        if whole && servers.wants_tls() {
+        let NatsUrl { addresses, login, tls: in_url } = self.note(url)?;
+        let wants_tls = in_url || !tls.is_empty();
+        if whole && wants_tls {
             self.note(self.authorities("nats.url", &shown, &tls, "nats.ca_file"))?;
         }
-        whole.then_some(servers)
+        whole.then(|| NatsServers { addresses, login, tls: wants_tls.then_some(tls) })
     }
 
     /// The one way to log in to NATS.
-    fn nats_login(&self, nats: &sections::Nats) -> Result<Login, SettingsError> {
+    fn nats_login(&self, nats: &sections::NatsSection) -> Result<Login, SettingsError> {
         let password: FileKey<'_> = ("nats.password_file", &nats.password_file);
         let both = self.are_read(&["nats.user", "nats.password_file"]);
         match (&nats.user, &nats.password_file) {
@@ -230,11 +229,4 @@ impl Check {
         );
         Err(self.value(key, shown, problem))
     }
-}
-
-/// A part of an address; `url` keeps it encoded.
-fn percent_decode(text: &str) -> String {
-    let text = format!("x={}", text.replace('+', "%2B"));
-    let decoded = url::form_urlencoded::parse(text.as_bytes()).next();
-    decoded.map_or_else(String::new, |(_, value)| value.into_owned())
 }

@@ -6,18 +6,18 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{span::Span, table::table};
-use crate::delivery::{WithoutAck, WithoutClaim};
+use crate::delivery::{Durability, WithoutAck, WithoutClaim};
 
 /// `[redis]`: where ids are claimed.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
-pub struct Redis {
+pub struct RedisSection {
     /// `redis://host:port/db`, `rediss://` for TLS, or `memory:`.
     pub url: String,
     /// Of a claim.
     pub timeout: Span,
     /// What happens to a batch meanwhile.
-    pub on_unavailable: OnUnavailable,
+    pub on_unavailable: WithoutClaim,
     /// What a claim has to survive where an answer rests on it alone.
     pub durability: Durability,
     /// ACL user.
@@ -37,12 +37,12 @@ pub struct Redis {
     pub client_key_file: Option<PathBuf>,
 }
 
-impl Default for Redis {
+impl Default for RedisSection {
     fn default() -> Self {
         Self {
             url: "redis://127.0.0.1:6379/1".to_owned(),
             timeout: Span::millis(500),
-            on_unavailable: OnUnavailable::Publish,
+            on_unavailable: WithoutClaim::Publish,
             durability: Durability::None,
             username: None,
             password_file: None,
@@ -53,41 +53,10 @@ impl Default for Redis {
     }
 }
 
-/// `redis.on_unavailable`
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum OnUnavailable {
-    /// Published without deduplication.
-    Publish,
-    /// Answered 503.
-    Reject,
-}
-
-impl From<OnUnavailable> for WithoutClaim {
-    fn from(setting: OnUnavailable) -> Self {
-        match setting {
-            OnUnavailable::Publish => Self::Publish,
-            OnUnavailable::Reject => Self::Reject,
-        }
-    }
-}
-
-/// `redis.durability`
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum Durability {
-    /// Nothing.
-    None,
-    /// The loss of the primary: a replica has it.
-    Replica,
-    /// A crash of the machine: it is on disk.
-    Aof,
-}
-
 /// `[nats]`: where events go.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
-pub struct Nats {
+pub struct NatsSection {
     /// `nats://host:port`, `tls://` to demand TLS; several separated by commas.
     pub url: String,
     /// Stored or live.
@@ -95,7 +64,7 @@ pub struct Nats {
     /// Of one attempt.
     pub ack_timeout: Span,
     /// What happens to a batch that is not acknowledged at the deadline.
-    pub on_unavailable: WithoutNats,
+    pub on_unavailable: WithoutAck,
     /// Name to log in with.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub user: Option<String>,
@@ -131,13 +100,13 @@ pub struct Nats {
     pub stream: Stream,
 }
 
-impl Default for Nats {
+impl Default for NatsSection {
     fn default() -> Self {
         Self {
             url: "nats://127.0.0.1:4222".to_owned(),
             delivery: DeliveryMode::Jetstream,
             ack_timeout: Span::secs(2),
-            on_unavailable: WithoutNats::Reject,
+            on_unavailable: WithoutAck::Reject,
             user: None,
             password_file: None,
             token_file: None,
@@ -149,25 +118,6 @@ impl Default for Nats {
             monitoring_url: None,
             acks_stream: None,
             stream: Stream::default(),
-        }
-    }
-}
-
-/// `nats.on_unavailable`
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum WithoutNats {
-    /// Answered 503.
-    Reject,
-    /// Answered 200: the relay publishes it.
-    Accept,
-}
-
-impl From<WithoutNats> for WithoutAck {
-    fn from(setting: WithoutNats) -> Self {
-        match setting {
-            WithoutNats::Reject => Self::Reject,
-            WithoutNats::Accept => Self::Accept,
         }
     }
 }

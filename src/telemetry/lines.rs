@@ -1,11 +1,10 @@
-//! The way of a line to standard error: many in one write, by a thread of their own.
+//! Writes log lines to standard error: a thread of its own puts many lines into one write.
 //!
-//! A write of its own for every line took as long as the rest of a small request. Lines wait 5 ms at most; an error
-//! and everything before it is written before the program goes on, so that a crash does not lose them. A `kill -9`
-//! loses at most the lines of these 5 ms, and those that the reader of standard error has not taken yet.
+//! One write a line took as long as the rest of a small request. A line waits 5 ms at most. An error is written, with
+//! all lines before it, before the program goes on: so a crash does not lose them. `kill -9` loses at most the lines of
+//! the last 5 ms, and what the reader of standard error has not taken yet.
 //!
-//! Only this thread writes. If standard error is not read, requests are answered all the same, and lines are dropped
-//! and counted.
+//! If nobody reads standard error, requests are still answered: lines beyond the buffer are dropped and counted.
 
 use std::{
     io::{self, Write},
@@ -18,13 +17,13 @@ use std::{
 use tracing::{Level, Metadata, warn};
 use tracing_subscriber::fmt::MakeWriter;
 
-/// How long lines are gathered.
+/// Longest time that a line waits for others.
 const GATHER: Duration = Duration::from_millis(5);
-/// Bytes of lines that wait at most.
-const MOST: usize = 1024 * 1024;
-/// How long an error is waited with for its being written.
-const PATIENCE: Duration = Duration::from_millis(100);
-/// And the last lines of a process.
+/// Most bytes that wait; lines beyond are dropped.
+const MAX_WAITING: usize = 1024 * 1024;
+/// How long the program waits until an error is written.
+const ERROR_PATIENCE: Duration = Duration::from_millis(100);
+/// How long it waits at exit until the last lines are written.
 const LAST_PATIENCE: Duration = Duration::from_secs(1);
 
 /// Where lines go.
@@ -33,12 +32,12 @@ pub(super) struct Lines(Arc<Shared>);
 
 struct Shared {
     waiting: Mutex<Waiting>,
-    /// There is something to write, or it is urgent now.
+    /// Lines came, or became urgent.
     more: Condvar,
-    /// Something was written.
+    /// Lines were written.
     done: Condvar,
-    /// What is written to, where there is no thread that does it.
-    alone: Option<Mutex<Box<dyn Write + Send>>>,
+    /// Where each caller writes itself, because no thread could be started.
+    without_thread: Option<Mutex<Box<dyn Write + Send>>>,
 }
 
 #[derive(Default)]
@@ -46,22 +45,28 @@ struct Waiting {
     lines: Vec<u8>,
     /// Lines dropped because the buffer was full, since the last write.
     lost: u64,
-    /// Times that lines were handed to the thread, and those of which all is written.
+    /// Number of the last round of writing that began.
     begun: u64,
+    /// Number of the last round that ended.
     written: u64,
-    /// Not to be gathered with others first.
+    /// Write now, without waiting for more lines.
     urgent: bool,
-    /// Standard error is not being read: don't wait for the writer until it is.
+    /// Nobody reads standard error: nobody waits for the thread until it has written again.
     stuck: bool,
 }
 
 impl Lines {
-    /// Starts the thread; without one, every line is written at once.
+    /// Starts the thread. If the system has none left, each line is written by its caller.
     pub(super) fn to(to: impl Write + Send + 'static) -> Self {
-        let shared = |alone| Shared { waiting: Mutex::default(), more: Condvar::new(), done: Condvar::new(), alone };
+        let shared = |without_thread| Shared {
+            waiting: Mutex::default(),
+            more: Condvar::new(),
+            done: Condvar::new(),
+            without_thread,
+        };
         let threaded = Arc::new(shared(None));
         let gathering = Arc::clone(&threaded);
-        // Not moved into a thread that may never be.
+        // Shared: a thread that fails to start would drop what was moved into it.
         let to: Arc<Mutex<Box<dyn Write + Send>>> = Arc::new(Mutex::new(Box::new(to)));
         let out = Arc::clone(&to);
         match thread::Builder::new().name("log".to_owned()).spawn(move || gathering.gather(lock(&out).as_mut())) {
@@ -70,12 +75,12 @@ impl Lines {
         }
     }
 
-    /// Takes a line; `at_once` it is written, with all before it.
+    /// Takes a line. `at_once`: returns when it is written, with all lines before it.
     pub(super) fn take(&self, line: &[u8], at_once: bool) {
         self.0.take(line, at_once);
     }
 
-    /// Writes everything that waits, unless standard error is not being read.
+    /// Returns when all lines are written, or nobody reads standard error.
     pub(super) fn flush(&self) {
         self.0.flush(LAST_PATIENCE);
     }
@@ -110,14 +115,14 @@ impl Shared {
     }
 
     fn take(&self, line: &[u8], at_once: bool) {
-        if let Some(to) = &self.alone {
+        if let Some(to) = &self.without_thread {
             write_whole(lock(to).as_mut(), line);
             return;
         }
         let first = {
             let mut waiting = lock(&self.waiting);
             let first = waiting.lines.is_empty();
-            if waiting.lines.len() + line.len() > MOST {
+            if waiting.lines.len() + line.len() > MAX_WAITING {
                 waiting.lost += 1;
             } else {
                 waiting.lines.extend_from_slice(line);
@@ -125,7 +130,7 @@ impl Shared {
             first
         };
         if at_once {
-            self.flush(PATIENCE);
+            self.flush(ERROR_PATIENCE);
         } else if first {
             self.more.notify_one();
         }
@@ -134,12 +139,12 @@ impl Shared {
     fn flush(&self, patience: Duration) {
         let mut waiting = lock(&self.waiting);
         let idle = waiting.lines.is_empty() && waiting.written == waiting.begun;
-        if idle || waiting.stuck || self.alone.is_some() {
+        if idle || waiting.stuck || self.without_thread.is_some() {
             return;
         }
         waiting.urgent = true;
         self.more.notify_one();
-        // What waits now is written by the next round, or by the one after it if one is under way.
+        // The lines that wait now belong to the next round.
         let round = waiting.begun + u64::from(!waiting.lines.is_empty());
         let written = self.done.wait_timeout_while(waiting, patience, |waiting| waiting.written < round);
         let (mut waiting, waited) = unpoisoned(written);
@@ -147,21 +152,21 @@ impl Shared {
     }
 }
 
-/// Writes all. An error is ignored: there is no other place to report it.
+/// Writes all. Errors are ignored: there is no other place to report them.
 fn write_whole(to: &mut dyn Write, mut lines: &[u8]) {
     while !lines.is_empty() {
         match to.write(lines) {
             Ok(0) => return,
             Ok(written) => lines = &lines[written..],
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            // Somebody who shares it may have made it so.
+            // Another process that shares standard error may have made it non-blocking.
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => thread::sleep(GATHER),
             Err(_gone) => return,
         }
     }
 }
 
-/// Nothing panics half-way through a change.
+/// A poisoned lock is fine: no change can panic half-way.
 fn lock<T>(what: &Mutex<T>) -> MutexGuard<'_, T> {
     unpoisoned(what.lock())
 }
@@ -205,7 +210,7 @@ mod tests {
 
     use super::*;
 
-    /// Hands on every write.
+    /// Sends each write to the test.
     struct Writes(mpsc::Sender<Vec<u8>>);
 
     impl Write for Writes {
@@ -220,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_come_together_in_their_order_and_by_themselves() {
+    fn lines_are_written_in_order_without_a_flush() {
         let (sender, writes) = mpsc::channel();
         let lines = Lines::to(Writes(sender));
         let expected = ["the first\n", "another one\n", "and the last\n"].concat().repeat(30);
@@ -237,17 +242,17 @@ mod tests {
     }
 
     #[test]
-    fn what_has_to_be_read_at_once_is_written_with_all_before_it() {
+    fn an_error_is_written_at_once_with_all_lines_before_it() {
         let (sender, writes) = mpsc::channel();
         let lines = Lines::to(Writes(sender));
         lines.make_writer().write_all(b"before\n").expect("a line is taken");
         Line { at_once: true, ..lines.make_writer() }.write_all(b"the end\n").expect("a line is taken");
-        // By whichever of the two threads: it is all there already.
+        // Written by one of the two threads before the call returned.
         let text: Vec<u8> = writes.try_iter().flatten().collect();
         assert_eq!(text, b"before\nthe end\n");
     }
 
-    /// Takes one write for each message on the channel.
+    /// Blocks in each write until the test sends a message.
     struct Stuck(mpsc::Receiver<()>, mpsc::Sender<Vec<u8>>);
 
     impl Write for Stuck {
@@ -263,12 +268,12 @@ mod tests {
     }
 
     #[test]
-    fn nobody_waits_for_one_who_does_not_read() {
+    fn nobody_waits_while_standard_error_is_not_read() {
         let ((go, told), (sender, writes)) = (mpsc::channel(), mpsc::channel());
         let lines = Lines::to(Stuck(told, sender));
         let line = [b"x".repeat(1023), b"\n".to_vec()].concat();
-        // Far more than the buffer holds, and all of them urgent.
-        for _ in 0..10 * MOST / line.len() {
+        // Ten times what the buffer holds, all urgent.
+        for _ in 0..10 * MAX_WAITING / line.len() {
             lines.take(&line, true);
         }
         lines.flush();
@@ -276,9 +281,9 @@ mod tests {
             go.send(()).expect("the thread is there");
         }
         let mut written = 0;
-        while written < MOST {
+        while written < MAX_WAITING {
             written += writes.recv_timeout(Duration::from_secs(20)).expect("what found room is written").len();
         }
-        assert!(written <= 2 * MOST, "{written}");
+        assert!(written <= 2 * MAX_WAITING, "{written}");
     }
 }

@@ -1,23 +1,23 @@
-//! The bytes of a body in one piece, in no more memory than they take.
+//! Gathers a body's bytes in one contiguous buffer, and takes its memory from the budget as it grows.
 //!
-//! A small body lies on the heap. A large one gets pages of its own from the system: pages without bytes take no memory,
-//! growing copies nothing, and all of it goes back at once. On the heap a thousand growing bodies left holes that
-//! no body fits into, which took twice the limit.
+//! A small body is on the heap. A large one has a memory mapping of its own: untouched pages take no memory, growing
+//! copies nothing, and dropping it returns everything to the system. On the heap, a thousand growing bodies fragmented
+//! the memory and took twice the limit.
 
 use bytes::Bytes;
 use memmap2::{MmapMut, MmapOptions};
 
 use crate::admission::{AdmissionError, Allowance};
 
-/// Bodies up to here lie on the heap. `EspoCRM` sends 50 records at most, about 30 KB.
+/// Larger bodies get a mapping. `EspoCRM` sends 50 records at most, about 30 KB.
 const MAX_ON_HEAP: usize = 64 * 1024;
-/// How much of a mapping is taken from the budget at once. A multiple of every page size in use.
+/// Bytes of a mapping that are taken from the budget at once. A multiple of every page size in use.
 const STEP: usize = 64 * 1024;
 
-/// A body of which more may come.
+/// A body that is still being received.
 pub(super) struct Buffer {
     bytes: Storage,
-    /// Most bytes it may get.
+    /// Most bytes of the body.
     most: usize,
 }
 
@@ -26,10 +26,11 @@ enum Storage {
     Pages(Pages),
 }
 
-/// Bytes in pages of their own; those beyond `length` were never touched.
+/// Bytes in a mapping. Those beyond `length` were never touched.
 struct Pages {
     map: MmapMut,
     length: usize,
+    /// Bytes taken from the budget.
     reserved: usize,
 }
 
@@ -40,12 +41,12 @@ impl AsRef<[u8]> for Pages {
 }
 
 impl Buffer {
-    /// An empty body, which gets at most `most` bytes. What is only announced takes no memory.
+    /// An empty body of at most `most` bytes. Takes no memory yet: a sender can announce any length.
     pub(super) const fn new(most: usize) -> Self {
         Self { bytes: Storage::Heap(Vec::new()), most }
     }
 
-    /// Bytes that are here.
+    /// Bytes received so far.
     pub(super) const fn len(&self) -> usize {
         match &self.bytes {
             Storage::Heap(bytes) => bytes.len(),
@@ -53,13 +54,13 @@ impl Buffer {
         }
     }
 
-    /// If it is still small with so many bytes more: most bytes that it takes.
+    /// Most bytes the body can take on the heap, if it stays there with `more` bytes.
     pub(super) fn small_with(&self, more: usize) -> Option<usize> {
         (self.len() + more <= MAX_ON_HEAP).then(|| self.most.min(MAX_ON_HEAP))
     }
 
-    /// Adds bytes, and takes their memory from the budget. The caller has checked their number. An error leaves the body
-    /// as it was.
+    /// Adds bytes, and takes their memory from the budget. The caller has checked the body's size. On an error the body
+    /// is unchanged.
     pub(super) fn extend(&mut self, allowance: &mut Allowance, part: &[u8]) -> Result<(), AdmissionError> {
         let needed = self.len() + part.len();
         if needed > MAX_ON_HEAP
@@ -96,13 +97,13 @@ impl From<Buffer> for Bytes {
 }
 
 impl Pages {
-    /// Room for `most` bytes, none of it touched.
+    /// Address space for `most` bytes; takes no memory yet.
     fn new(most: usize) -> std::io::Result<Self> {
         let map = MmapOptions::new().len(most).no_reserve_swap().map_anon()?;
-        // Else the first byte of a body could take a page of 2 MiB.
+        // With huge pages the first byte of a body could take 2 MiB.
         #[cfg(target_os = "linux")]
         map.advise(memmap2::Advice::NoHugePage).or_else(|error| match error.kind() {
-            // A kernel without huge pages does not know the word.
+            // This kernel has no huge pages.
             std::io::ErrorKind::InvalidInput => Ok(()),
             _ => Err(error),
         })?;

@@ -30,7 +30,7 @@ Examples:
   hookgate dead-letters replay --reason gave_up
   hookgate dead-letters replay --all"
 )]
-pub(crate) struct Arguments {
+pub(crate) struct ReplayArguments {
     #[command(flatten)]
     filter: Filter,
     /// All of them.
@@ -56,12 +56,12 @@ struct Replayed {
 }
 
 pub(super) async fn run(
-    arguments: &Arguments,
+    arguments: &ReplayArguments,
     store: &OperatorStore,
     settings: &Settings,
     output: Output,
 ) -> anyhow::Result<ExitCode> {
-    let Arguments { filter, all, rate } = arguments;
+    let ReplayArguments { filter, all, rate } = arguments;
     if filter.is_empty() != *all {
         tell("hookgate: say which letters: names, --reason, --route or --id; or --all for all of them");
         return Ok(ExitCode::from(2));

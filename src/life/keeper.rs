@@ -1,0 +1,168 @@
+//! Releases ids, takes answers into account, claims ids again, and publishes what was claimed thereby.
+
+use std::{sync::Arc, time::Duration};
+
+use tracing::{debug, info, warn};
+
+use super::{Answered, ConsumerAnswer, LifeStore, Reclaim, ReleaseRequest, Released};
+use crate::{
+    batch::EntityId,
+    delivery::{self, Deliverable, PendingStore, Publisher, StoreError},
+    event::Token,
+    failpoint,
+    metrics::{Metrics, ReleasedBy, RepairedWhy, Via},
+    route::Route,
+};
+
+/// What became of the ids of a release, in the order of the request.
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, schemars::JsonSchema)]
+pub struct ReleaseReport {
+    /// Free now.
+    pub released: Vec<String>,
+    /// Not pending, or not under the token that was named.
+    pub not_pending: Vec<String>,
+    /// Claimed and published once more, since a webhook had marked them.
+    pub republished: Vec<String>,
+}
+
+/// Does what the life of a pending id asks for.
+#[derive(Clone)]
+pub struct Keeper {
+    store: Arc<dyn LifeStore>,
+    pending: Arc<dyn PendingStore>,
+    publisher: Arc<dyn Publisher>,
+    ack_timeout: Duration,
+    metrics: Metrics,
+}
+
+/// A claim of hookgate's own.
+struct OwnClaim {
+    id: String,
+    token: Token,
+}
+
+impl Deliverable for OwnClaim {
+    fn id(&self) -> EntityId<'_> {
+        EntityId::parse(&self.id).expect("it was checked when it was claimed")
+    }
+
+    fn token(&self) -> Token {
+        self.token
+    }
+}
+
+impl Keeper {
+    /// Puts the parts together.
+    #[must_use]
+    pub fn new(
+        store: Arc<dyn LifeStore>,
+        pending: Arc<dyn PendingStore>,
+        publisher: Arc<dyn Publisher>,
+        ack_timeout: Duration,
+        metrics: Metrics,
+    ) -> Self {
+        Self { store, pending, publisher, ack_timeout, metrics }
+    }
+
+    /// Where it is kept what is known of ids.
+    #[must_use]
+    pub fn store(&self) -> &dyn LifeStore {
+        &*self.store
+    }
+
+    /// Releases ids. Those that a webhook had marked are published before this returns, or soon by the relay.
+    ///
+    /// # Errors
+    /// If the store can't be asked, or gave no answer: then they may have been released. Repeating it is harmless.
+    pub async fn release(
+        &self,
+        route: &Arc<Route>,
+        requests: &[ReleaseRequest],
+        by: ReleasedBy,
+    ) -> Result<ReleaseReport, StoreError> {
+        let outcomes = self.store.release(route, requests).await?;
+        failpoint::hit("after_release");
+        let (mut report, mut claims) = (ReleaseReport::default(), Vec::new());
+        for (ReleaseRequest { id, .. }, outcome) in requests.iter().zip(outcomes) {
+            match outcome {
+                Released::Released => report.released.push(id.clone()),
+                Released::NotPending => report.not_pending.push(id.clone()),
+                Released::Republished(token) => {
+                    report.republished.push(id.clone());
+                    claims.push(OwnClaim { id: id.clone(), token });
+                }
+            }
+        }
+        let metrics = self.metrics.of(route);
+        metrics.released(by, report.released.len() + report.republished.len());
+        metrics.repaired(RepairedWhy::Marked, claims.len());
+        debug!(%route, by = by.code(), released = report.released.len(), not_pending = report.not_pending.len(), republished = claims.len(), "released");
+        self.publish(route, claims).await;
+        Ok(report)
+    }
+
+    /// Takes answers of consumers into account.
+    ///
+    /// # Errors
+    /// If the store did not take them; repeating it is harmless.
+    pub async fn answer(&self, route: &Arc<Route>, answers: &[ConsumerAnswer]) -> Result<Vec<Answered>, StoreError> {
+        let outcomes = self.store.answer(route, answers).await?;
+        failpoint::hit("after_answer");
+        let (mut released, mut claims) = (0, Vec::new());
+        for (ConsumerAnswer { id, .. }, outcome) in answers.iter().zip(&outcomes) {
+            match *outcome {
+                Answered::Released => released += 1,
+                Answered::Republished(token) => claims.push(OwnClaim { id: id.clone(), token }),
+                Answered::Waits | Answered::Kept | Answered::Stale => {}
+            }
+        }
+        let metrics = self.metrics.of(route);
+        metrics.released(ReleasedBy::Ack, released + claims.len());
+        metrics.repaired(RepairedWhy::Marked, claims.len());
+        debug!(%route, released, republished = claims.len(), answers = answers.len(), "consumers answered");
+        self.publish(route, claims).await;
+        Ok(outcomes)
+    }
+
+    /// Claims ids again where nothing has changed since somebody looked, and publishes them. How many.
+    ///
+    /// # Errors
+    /// If the store can't be asked; what it may have claimed, the relay publishes.
+    pub async fn reclaim(
+        &self,
+        route: &Arc<Route>,
+        reclaims: &[Reclaim],
+        why: RepairedWhy,
+    ) -> Result<usize, StoreError> {
+        let tokens = self.store.reclaim(route, reclaims).await?;
+        failpoint::hit("after_reclaim");
+        let claims = reclaims.iter().zip(tokens).filter_map(|(reclaim, token)| {
+            // What is no id was not claimed by hookgate, and can't be published; the relay says so.
+            EntityId::parse(&reclaim.id)?;
+            Some(OwnClaim { id: reclaim.id.clone(), token: token? })
+        });
+        let claims: Vec<_> = claims.collect();
+        let count = claims.len();
+        if count > 0 {
+            self.metrics.of(route).repaired(why, count);
+            info!(%route, why = why.code(), count, "pending ids are published once more");
+        }
+        self.publish(route, claims).await;
+        Ok(count)
+    }
+
+    /// Publishes claims that are in the outbox. What is not acknowledged is left to the relay.
+    async fn publish(&self, route: &Arc<Route>, claims: Vec<OwnClaim>) {
+        if claims.is_empty() {
+            return;
+        }
+        let counter = self.metrics.of(route).published_via(Via::Relay);
+        let attempted = delivery::attempt(&*self.publisher, route, claims, self.ack_timeout, counter).await;
+        if !attempted.acknowledged.is_empty() {
+            self.pending.settle(route, attempted.settlements().collect());
+        }
+        if let Some(problem) = attempted.problem() {
+            warn!(%route, count = attempted.failed.len(), %problem, "ids were claimed again, and their events are not acknowledged yet; the relay publishes them");
+        }
+    }
+}
