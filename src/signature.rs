@@ -84,6 +84,17 @@ impl Scheme {
     }
 }
 
+/// Whom a request says that it is from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ClaimedSender<'a> {
+    /// The webhook with this id, which an entry of the route has.
+    Webhook(&'a str),
+    /// Somebody without a webhook id, on a route that knows none either, or whose scheme has none.
+    Anybody,
+    /// Nobody that the route knows.
+    Stranger,
+}
+
 /// What a request presents under a scheme.
 struct Evidence {
     /// What was signed before the body.
@@ -201,6 +212,23 @@ impl Verifier {
             }
         }
         if self.is_open() { Ok(()) } else { Err(failure) }
+    }
+
+    /// Whom the headers say the request is from, as far as that can be known without its body: nobody verified it.
+    #[must_use]
+    pub fn claimed(&self, headers: &HeaderMap) -> ClaimedSender<'_> {
+        if self.is_open() {
+            return ClaimedSender::Anybody;
+        }
+        let mut claimed = ClaimedSender::Stranger;
+        for (scheme, _) in &self.entries {
+            match (scheme, scheme.read(headers)) {
+                (Scheme::EspoCrm { id }, Some(Ok(evidence))) if !evidence.foreign => return ClaimedSender::Webhook(id),
+                (Scheme::EspoCrm { .. }, _) | (_, None | Some(Err(_))) => {}
+                (_, Some(Ok(_))) => claimed = ClaimedSender::Anybody,
+            }
+        }
+        claimed
     }
 
     /// Lets a body in, or says why not.
