@@ -6,16 +6,15 @@ use async_nats::HeaderMap;
 use bytes::Bytes;
 use hookgate::{
     event::{Attempt, TokenSeed},
+    nats_login::Login,
     publisher::{
         history::{AtSequence, History, HistoryError, Merged, Pass, Start, Stored},
-        login::Login,
         servers::Servers,
     },
-    tls::TlsFiles,
 };
 use serde_json::{Value, json};
 
-use crate::support::{NatsServer, SUBJECT, World, batch, in_time, run};
+use crate::support::{NatsServer, SUBJECT, World, batch, eventually, in_time, run};
 
 const STREAM: &str = "EVENTS";
 
@@ -24,7 +23,7 @@ async fn history(nats: &NatsServer) -> History {
 }
 
 async fn history_as(nats: &NatsServer, login: Login) -> History {
-    let servers = Servers::parse(&nats.url(), login, TlsFiles::default()).expect("it is an address");
+    let servers = Servers::new(vec![nats.url()], login, None);
     History::connect(&servers).await.expect("NATS takes connections")
 }
 
@@ -122,8 +121,11 @@ async fn a_pass_yields_the_events_of_its_subjects_up_to_the_end_that_the_stream_
     }
     assert!(matches!(history.message(STREAM, 7).await.expect("NATS says"), AtSequence::Foreign));
     assert!(matches!(history.message(STREAM, 99).await.expect("NATS says"), AtSequence::Gone));
-    let consumers = nats.api(&format!("CONSUMER.NAMES.{STREAM}"), &Value::Null).await;
-    assert_eq!(consumers["total"], 0, "it leaves no consumer behind: {consumers}");
+    eventually("it leaves no consumer behind", async || {
+        let consumers = nats.api(&format!("CONSUMER.NAMES.{STREAM}"), &Value::Null).await;
+        (consumers["total"] == 0).then_some(())
+    })
+    .await;
 }
 
 #[tokio::test]

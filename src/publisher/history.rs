@@ -453,7 +453,7 @@ impl Pass<'_> {
         let History { api, client, .. } = self.history;
         let reader = Reader::open(api, client, &self.stream, self.filter.as_deref(), from, self.patience).await?;
         if reader.pending == 0 {
-            reader.forget(api).await;
+            reader.forget(client).await;
             return Ok(None);
         }
         Ok(Some(reader))
@@ -515,7 +515,7 @@ impl Pass<'_> {
 
     async fn forget_consumer(&self) {
         if let Source::Consumer(reader) = &self.source {
-            reader.forget(&self.history.api).await;
+            reader.forget(&self.history.client).await;
         }
     }
 }

@@ -187,9 +187,13 @@ impl Reader {
         Pulled::Message(Message::delivered(&info, subject.clone(), headers.clone(), payload.clone()))
     }
 
-    /// Has the server forget the consumer at once. If it does not, it will do so later by itself.
-    pub(super) async fn forget(&self, api: &Api) {
-        let _later = api.ask(format!("{DELETE}.{}.{}", self.stream, self.name), &json!({})).await;
+    /// Has the server forget the consumer soon. If it does not hear or may not, it will do so later by itself, so nobody
+    /// waits for an answer.
+    pub(super) async fn forget(&self, client: &Client) {
+        let subject = format!("$JS.API.{DELETE}.{}.{}", self.stream, self.name);
+        if client.publish_with_reply(subject, self.inbox.clone(), "{}".into()).await.is_ok() {
+            let _later = tokio::time::timeout(LOOK, client.flush()).await;
+        }
     }
 }
 
