@@ -195,5 +195,5 @@ async fn a_body_that_is_too_large_leaves_its_size_and_the_webhook_it_named() {
     }
     assert_eq!(gate.terminate().await.code(), Some(0));
     let letters = contents(&world).await;
-    assert_eq!(letters, [format!("{{\"bytes\":204,\"limit\":100,\"webhook_id\":\"{ID}\"}}")], "one in ten minutes");
+    assert_eq!(letters, [format!("{{\"bytes\":202,\"limit\":100,\"webhook_id\":\"{ID}\"}}")], "one in ten minutes");
 }
