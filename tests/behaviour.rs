@@ -27,6 +27,7 @@ mod nats_outage;
 mod outbox_commands;
 mod privacy;
 mod privileges;
+mod quarantine;
 mod readme;
 mod reconcile;
 mod redis_outage;

@@ -7,18 +7,19 @@ use tokio::sync::watch;
 use super::{Stores, parts};
 use crate::{
     dead_letters::{DeadLetterStore, ReplayNote, ReviewedLetter},
-    delivery::{Delivery, PendingStore, Policy, Publisher, StoreError, WithoutAck, WithoutClaim},
+    delivery::{Delivery, PendingStore, Publisher, StoreError, WithoutAck},
     finding::Finding,
     life::LifeStore,
     metrics::Metrics,
-    pending::{inspect::Stakes, redis::Redis},
+    pending::{access::Access, inspect::Stakes, quarantine::RedisQuarantine, redis::Redis},
     publisher::{
         self,
         history::{History, HistoryError},
         live::LiveEvents,
     },
+    quarantine::QuarantineStore,
     readiness::Contact,
-    recovery::Bringer,
+    recovery::{Bringer, Releaser},
     relay::Outbox,
     settings::{ClaimsIn, Settings},
     traces::Tracer,
@@ -37,6 +38,7 @@ pub struct OperatorStore {
     /// Whether it can be worked with.
     pub contact: watch::Receiver<Contact>,
     redis: Arc<Redis>,
+    access: Access,
 }
 
 /// Claims are in the memory of the process that serves.
@@ -53,11 +55,12 @@ impl OperatorStore {
         let ClaimsIn::Redis(address) = &settings.claims_in else { return Err(InMemory) };
         let (metrics, _) = Metrics::new(&settings.routes, &[]);
         let options = parts::claim_options(settings);
-        let redis = Arc::new(Redis::open(&parts::access(address), options, &settings.routes, metrics.redis()));
+        let access = parts::access(address);
+        let redis = Arc::new(Redis::open(&access, options, &settings.routes, metrics.redis()));
         let contact = redis.contact();
         let Stores { pending, outbox, dead_letters, .. } = Stores::shared(Arc::clone(&redis));
         let life = Arc::clone(&redis) as _;
-        Ok(Self { outbox, dead_letters, pending, life, contact, redis })
+        Ok(Self { outbox, dead_letters, pending, life, contact, redis, access })
     }
 
     /// Dead letters that are older than one with a name, newest first.
@@ -92,15 +95,29 @@ impl OperatorStore {
         self.redis.drop_letters(entries).await
     }
 
+    /// The quarantine.
+    #[must_use]
+    pub fn quarantine(&self, settings: &Settings) -> Arc<dyn QuarantineStore> {
+        Arc::new(RedisQuarantine::open(&self.access, &settings.instance))
+    }
+
+    /// What releases bodies from quarantine.
+    #[must_use]
+    pub fn releaser(
+        &self,
+        settings: &Settings,
+        store: Arc<dyn QuarantineStore>,
+        publisher: &Arc<dyn Publisher>,
+    ) -> Releaser {
+        let (metrics, _) = Metrics::new(&settings.routes, &[]);
+        parts::releaser(settings, store, &self.pending, &self.dead_letters, publisher, &metrics)
+    }
+
     /// What brings ids through claim and publish, as a webhook goes, but never without a claim and never without an
     /// acknowledgement. `rate` is in ids a second.
     pub fn bringer(&self, settings: &Settings, publisher: Arc<dyn Publisher>, rate: u32) -> Bringer {
         let (metrics, _) = Metrics::new(&settings.routes, &[]);
-        let policy = Policy {
-            without_claim: WithoutClaim::Reject,
-            without_ack: WithoutAck::Reject,
-            ack_timeout: settings.policy.ack_timeout,
-        };
+        let policy = parts::strict(settings);
         let pending = Arc::clone(&self.pending);
         let delivery = Delivery::new(pending, publisher, policy, &settings.routes, metrics, Tracer::default());
         Bringer::new(Arc::new(delivery), Arc::clone(&self.life), settings.request_deadline, rate)
