@@ -4,6 +4,8 @@ mod check;
 mod dead_letters;
 mod doctor;
 mod outbox;
+mod quarantine;
+mod reconcile;
 mod routes;
 mod send;
 mod serve;
@@ -71,6 +73,11 @@ enum Command {
     /// Look at items and bodies that could not be processed.
     #[command(subcommand)]
     DeadLetters(dead_letters::DeadLettersCommand),
+    /// Look at bodies whose signature was wrong, and release those that prove good.
+    #[command(subcommand)]
+    Quarantine(quarantine::QuarantineCommand),
+    /// Bring back what the CRM gave up on, or never sent.
+    Reconcile(reconcile::ReconcileArguments),
     /// Print a commented configuration to start from.
     Init,
     /// Print the JSON Schema of a configuration file, for editors.
@@ -116,6 +123,8 @@ pub(crate) fn run(arguments: Arguments) -> ExitCode {
         Command::Doctor(arguments) => doctor::run(&arguments, &configured.settings, output),
         Command::Outbox(command) => outbox::run(&command, &configured.settings, output),
         Command::DeadLetters(command) => dead_letters::run(&command, &configured.settings, output),
+        Command::Quarantine(command) => quarantine::run(&command, &configured.settings, output),
+        Command::Reconcile(arguments) => reconcile::run(&arguments, &configured.settings, output),
         Command::Tail(arguments) => tail::run(arguments, &configured.settings, output),
         Command::Init | Command::ConfigSchema | Command::Completions { .. } | Command::Man => Ok(ExitCode::SUCCESS),
     };
@@ -126,7 +135,9 @@ impl Command {
     /// Whether it needs the secrets of `auth`. An operator's command must not fail because of one.
     const fn auth_secrets(&self) -> AuthSecrets {
         match self {
-            Self::Serve | Self::Check | Self::Send(_) => AuthSecrets::Read,
+            Self::Serve | Self::Check | Self::Send(_) | Self::Quarantine(quarantine::QuarantineCommand::Release) => {
+                AuthSecrets::Read
+            }
             _ => AuthSecrets::Leave,
         }
     }
