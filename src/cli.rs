@@ -1,6 +1,7 @@
 //! The command line. Exit codes: 0 fine, 1 the operation failed, 2 usage or configuration.
 
 mod check;
+mod consumers;
 mod dead_letters;
 mod doctor;
 mod outbox;
@@ -68,6 +69,9 @@ enum Command {
     /// Look at items and bodies that could not be processed.
     #[command(subcommand)]
     DeadLetters(dead_letters::DeadLettersCommand),
+    /// Look at the durable consumers of the streams, or add one.
+    #[command(subcommand)]
+    Consumers(consumers::ConsumersCommand),
     /// Print a commented configuration to start from.
     Init,
     /// Print the JSON Schema of a configuration file, for editors.
@@ -112,6 +116,7 @@ pub(crate) fn run(arguments: Arguments) -> ExitCode {
         Command::Doctor(arguments) => doctor::run(&arguments, &configured.settings, output),
         Command::Outbox(command) => outbox::run(&command, &configured.settings, output),
         Command::DeadLetters(command) => dead_letters::run(&command, &configured.settings, output),
+        Command::Consumers(command) => consumers::run(&command, &configured.settings, output),
         Command::Tail(arguments) => tail::run(arguments, &configured.settings, output),
         Command::Init | Command::ConfigSchema | Command::Completions { .. } | Command::Man => Ok(ExitCode::SUCCESS),
     };
