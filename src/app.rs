@@ -29,7 +29,7 @@ use crate::{
         service::{self, ServiceError},
         timed::Timed,
     },
-    readiness::first_contact,
+    readiness::{Contact, FirstContact, READY_WITHOUT_STORE, first_contact, replicas, replicas::Replicas},
     relay::{Outbox, Relay, Repeats},
     reply, secrets,
     settings::{ClaimsIn, DeliveryMode, Settings},
@@ -223,7 +223,13 @@ async fn serve(
         metrics.connections(),
     ));
     background.spawn(secrets::follow(settings.secret_files, shutdown.watch()));
-    background.spawn(become_ready(pending.contact(), publisher.contact(), Arc::clone(&ready), shutdown.watch()));
+    background.spawn(become_ready(
+        pending.contact(),
+        publisher.contact(),
+        settings.replicas,
+        Arc::clone(&ready),
+        shutdown.watch(),
+    ));
     let drain = Drain {
         delay: settings.drain_delay,
         busy_for: settings.request_deadline,
@@ -366,16 +372,28 @@ pub const fn repeats(delivery: DeliveryMode) -> Repeats {
     }
 }
 
-/// Turns ready once both stores have been met, unless the process is leaving by then.
+/// Turns ready once both stores have been met, or are unreachable to every replica, unless the process is leaving by then.
 async fn become_ready(
-    pending: watch::Receiver<crate::readiness::Contact>,
-    publisher: watch::Receiver<crate::readiness::Contact>,
+    pending: watch::Receiver<Contact>,
+    publisher: watch::Receiver<Contact>,
+    replicas: Option<Replicas>,
     ready: Arc<watch::Sender<bool>>,
     phase: watch::Receiver<Phase>,
 ) {
-    tokio::join!(first_contact(pending), first_contact(publisher));
-    if *phase.borrow() == Phase::Serving {
-        ready.send_replace(true);
-        info!("ready");
+    let replicas = replicas.as_ref();
+    let stores = tokio::join!(
+        first_contact("redis", pending, || replicas::that_reach("redis", replicas)),
+        first_contact("nats", publisher, || replicas::that_reach("nats", replicas))
+    );
+    if *phase.borrow() != Phase::Serving {
+        return;
     }
+    ready.send_replace(true);
+    let without = match stores {
+        (FirstContact::Met, FirstContact::Met) => return info!("ready"),
+        (FirstContact::Without, FirstContact::Met) => "redis",
+        (FirstContact::Met, FirstContact::Without) => "nats",
+        (FirstContact::Without, FirstContact::Without) => "redis,nats",
+    };
+    warn!(without, "ready, without a store that has been unreachable for {READY_WITHOUT_STORE:?}");
 }

@@ -6,6 +6,7 @@ mod dead_letters;
 mod doctor;
 mod outbox;
 mod routes;
+mod send;
 mod serve;
 mod store;
 mod table;
@@ -61,6 +62,8 @@ enum Command {
     Routes,
     /// Print events as they are published, like `nats sub`.
     Tail(tail::TailArguments),
+    /// Send a signed test webhook, as the CRM would.
+    Send(send::SendArguments),
     /// Look at Redis, NATS and the stream, and say what to change.
     Doctor(doctor::DoctorArguments),
     /// Look at claims that NATS has not acknowledged yet, and publish them.
@@ -113,6 +116,7 @@ pub(crate) fn run(arguments: Arguments) -> ExitCode {
         Command::Serve => serve::run(configured.settings),
         Command::Check => check::run(&configured.configuration, &configured.settings, output),
         Command::Routes => routes::run(&configured.settings, output),
+        Command::Send(arguments) => send::run(&arguments, &configured.settings, output),
         Command::Doctor(arguments) => doctor::run(&arguments, &configured.settings, output),
         Command::Outbox(command) => outbox::run(&command, &configured.settings, output),
         Command::DeadLetters(command) => dead_letters::run(&command, &configured.settings, output),
@@ -127,7 +131,7 @@ impl Command {
     /// Whether it needs the secrets of `auth`. An operator's command must not fail because of one.
     const fn auth_secrets(&self) -> AuthSecrets {
         match self {
-            Self::Serve | Self::Check => AuthSecrets::Read,
+            Self::Serve | Self::Check | Self::Send(_) => AuthSecrets::Read,
             _ => AuthSecrets::Leave,
         }
     }
@@ -157,6 +161,21 @@ fn fail(error: &anyhow::Error, code: u8) -> ExitCode {
 fn tell(line: &str) {
     use std::io::Write;
     let _nobody_reads = writeln!(std::io::stderr().lock(), "{line}");
+}
+
+/// Asks on a terminal; elsewhere only `--yes` will do.
+fn confirm(question: &str) -> anyhow::Result<bool> {
+    use std::io::IsTerminal;
+
+    use anyhow::Context;
+    if !std::io::stdin().is_terminal() || !std::io::stderr().is_terminal() {
+        tell(&format!("hookgate: {question} There is nobody to ask; say --yes"));
+        return Ok(false);
+    }
+    eprint!("{question} [y/N] ");
+    let mut answer = String::new();
+    std::io::stdin().read_line(&mut answer).context("read the answer")?;
+    Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
 }
 
 /// Prints a line of a result. Returns false once standard output is closed.

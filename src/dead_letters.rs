@@ -4,6 +4,8 @@
 //! Written in the background once the answer is final (200 or 400), never for a 503: those come back.
 
 use std::{
+    fmt,
+    str::FromStr,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -66,6 +68,51 @@ pub struct KeptLetter {
     /// The letter.
     pub letter: DeadLetter,
 }
+
+/// A letter as an operator sees it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ReviewedLetter {
+    /// The letter and its name.
+    pub kept: KeptLetter,
+    /// What became of its last replay.
+    pub note: Option<ReplayNote>,
+}
+
+/// What became of a replay.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ReplayNote {
+    /// When, in RFC 3339.
+    pub time: String,
+    /// Whether all of its ids got their events.
+    pub good: bool,
+    /// In words, without ids.
+    pub outcome: String,
+}
+
+impl fmt::Display for ReplayNote {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "{} {} {}", self.time, if self.good { "ok" } else { "failed" }, self.outcome)
+    }
+}
+
+impl FromStr for ReplayNote {
+    type Err = NotANote;
+
+    fn from_str(text: &str) -> Result<Self, NotANote> {
+        let mut parts = text.splitn(3, ' ');
+        match (parts.next(), parts.next(), parts.next()) {
+            (Some(time), Some(verdict @ ("ok" | "failed")), Some(outcome)) => {
+                Ok(Self { time: time.to_owned(), good: verdict == "ok", outcome: outcome.to_owned() })
+            }
+            _ => Err(NotANote),
+        }
+    }
+}
+
+/// Another program wrote it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("it is no note of a replay")]
+pub struct NotANote;
 
 /// Where dead letters are kept.
 pub trait DeadLetterStore: Send + Sync {

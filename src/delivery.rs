@@ -33,7 +33,7 @@ use crate::{
     breaker::Breaker,
     event::TokenSeed,
     metrics::Metrics,
-    route::{Route, RouteTable},
+    route::{Route, RouteTable, WhilePending},
     traces::{Sent, Tracer},
 };
 
@@ -143,6 +143,7 @@ struct Job {
     batch: Arc<Batch>,
     seed: TokenSeed,
     deadline: Instant,
+    while_pending: WhilePending,
 }
 
 /// Delivers the batches of a process.
@@ -183,7 +184,26 @@ impl Delivery {
         seed: TokenSeed,
         deadline: Instant,
     ) -> Result<Receipt, Failure> {
-        let job = Job { route, batch: Arc::new(batch), seed, deadline };
+        let while_pending = route.life().while_pending;
+        self.deliver_job(Job { route, batch: Arc::new(batch), seed, deadline, while_pending }).await
+    }
+
+    /// The same, but each id gets a claim and an event of its own, whether it is pending or not.
+    ///
+    /// # Errors
+    /// As [`Self::deliver`].
+    pub async fn deliver_anew(
+        &self,
+        route: Arc<Route>,
+        batch: Batch,
+        seed: TokenSeed,
+        deadline: Instant,
+    ) -> Result<Receipt, Failure> {
+        let while_pending = WhilePending::Publish;
+        self.deliver_job(Job { route, batch: Arc::new(batch), seed, deadline, while_pending }).await
+    }
+
+    async fn deliver_job(&self, job: Job) -> Result<Receipt, Failure> {
         let outcome = AssertUnwindSafe(self.all_steps(&job)).catch_unwind().await;
         outcome.unwrap_or_else(|_panic| {
             // Not its message, which may hold what was being worked on.
@@ -203,7 +223,9 @@ impl Delivery {
         let mut receipt = Receipt { total: batch.len(), new: 0, rejected };
         for start in (0..batch.len()).step_by(STEP) {
             let range = start..batch.len().min(start + STEP);
-            receipt.new += self.step(job, &Proposal::new(route, Arc::clone(batch), range, *seed)).await?;
+            let proposal = Proposal::new(route, Arc::clone(batch), range, *seed);
+            let proposal = Proposal { while_pending: job.while_pending, ..proposal };
+            receipt.new += self.step(job, &proposal).await?;
         }
         if batch.is_empty() {
             log_new(route, *seed, 0);

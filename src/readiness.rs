@@ -3,9 +3,13 @@
 //!
 //! With both stores down at the start, the process starts, answers 503, and becomes ready when they appear or after
 //! 60 s without any answer. Wrong credentials, missing permissions or a server without JetStream keep it unready, so
-//! that a bad rollout stops.
+//! that a bad rollout stops. So does an unreachable store that another replica reaches: then the address here is wrong, and
+//! a pod that works must not be replaced by this one.
+
+pub mod replicas;
 
 use std::{
+    net::SocketAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -16,6 +20,8 @@ use tracing::{error, info, warn};
 /// How long a store has to be unreachable before the process becomes ready without it: then its 503s, which
 /// make the sender come back, are better than no answer.
 pub const READY_WITHOUT_STORE: Duration = Duration::from_secs(60);
+/// How often the other replicas are asked after that.
+const ASK_AGAIN: Duration = Duration::from_secs(5);
 
 /// What is known of a store.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -157,16 +163,33 @@ impl Reporter {
     }
 }
 
-/// Waits for first contact with a store: until it answered once (what it can't take now is no reason to wait), or has been unreachable for
-/// [`READY_WITHOUT_STORE`] without a break. Ends early, without contact, if the store's owner is gone.
-pub async fn first_contact(mut store: watch::Receiver<Contact>) {
+/// How a process became ready, as far as one store goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[must_use]
+pub enum FirstContact {
+    /// The store answered.
+    Met,
+    /// It has been unreachable for [`READY_WITHOUT_STORE`], for all that is known also to everybody else.
+    Without,
+}
+
+/// Waits for first contact with a store: until it answered once (what it can't take now is no reason to wait), or has been
+/// unreachable for [`READY_WITHOUT_STORE`] without a break, and no other replica reaches it: `reached_by` says which one
+/// does. Ends early, without contact, if the store's owner is gone.
+pub async fn first_contact<F: Future<Output = Option<SocketAddr>>>(
+    store_name: &'static str,
+    mut store: watch::Receiver<Contact>,
+    reached_by: impl Fn() -> F,
+) -> FirstContact {
     let mut unreachable_since = None;
+    let mut others: Option<Others> = None;
     loop {
         let patience = match &*store.borrow_and_update() {
-            Contact::Up | Contact::NoWrites(_) => return,
+            Contact::Up | Contact::NoWrites(_) => return FirstContact::Met,
             Contact::Unreachable(_) => {
                 let since = *unreachable_since.get_or_insert_with(Instant::now);
-                Some(since + READY_WITHOUT_STORE)
+                let again = others.as_ref().map(|others| others.asked + ASK_AGAIN);
+                Some((since + READY_WITHOUT_STORE).max(again.unwrap_or(since)))
             }
             Contact::Refused(_) => {
                 unreachable_since = None;
@@ -178,11 +201,49 @@ pub async fn first_contact(mut store: watch::Receiver<Contact>) {
             None => changed.await.is_ok(),
             Some(end) => match tokio::time::timeout_at(end, changed).await {
                 Ok(changed) => changed.is_ok(),
-                Err(_elapsed) => return,
+                Err(_elapsed) => {
+                    let reached_by = reached_by().await;
+                    match (store.has_changed(), reached_by) {
+                        (Ok(false), None) => return FirstContact::Without,
+                        (Ok(_), Some(replica)) => {
+                            others.get_or_insert_with(Others::default).reach(store_name, replica);
+                            true
+                        }
+                        (still_there, _) => still_there.is_ok(),
+                    }
+                }
             },
         };
         if !still_there {
-            return;
+            return FirstContact::Without;
+        }
+    }
+}
+
+/// What was heard of other replicas while a store could not be reached.
+#[derive(Debug)]
+struct Others {
+    asked: Instant,
+    logged: Option<Instant>,
+}
+
+impl Default for Others {
+    fn default() -> Self {
+        Self { asked: Instant::now(), logged: None }
+    }
+}
+
+impl Others {
+    /// One of them reaches the store. Said once a minute.
+    fn reach(&mut self, store: &'static str, replica: SocketAddr) {
+        self.asked = Instant::now();
+        if self.logged.is_none_or(|at| at.elapsed() >= REMIND_EVERY) {
+            self.logged = Some(self.asked);
+            error!(
+                store,
+                %replica,
+                "not ready: another replica reaches this store, so the address here is wrong ({store}.url), or the network keeps this replica from it"
+            );
         }
     }
 }
@@ -197,12 +258,38 @@ mod tests {
         Contact::Unreachable("connection refused".to_owned())
     }
 
+    /// A replica that is alone.
+    async fn first_contact(store: watch::Receiver<Contact>) -> FirstContact {
+        super::first_contact("redis", store, async || None).await
+    }
+
     #[tokio::test(start_paused = true)]
     async fn a_minute_without_an_answer_makes_ready() {
         let store = watch::Sender::new(unreachable());
         let just_before = READY_WITHOUT_STORE.saturating_sub(Duration::from_millis(1));
         assert!(timeout(just_before, first_contact(store.subscribe())).await.is_err());
-        assert!(timeout(READY_WITHOUT_STORE, first_contact(store.subscribe())).await.is_ok());
+        assert_eq!(timeout(READY_WITHOUT_STORE, first_contact(store.subscribe())).await, Ok(FirstContact::Without));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_store_that_another_replica_reaches_makes_ready_only_once_it_is_gone_there_too() {
+        let store = watch::Sender::new(unreachable());
+        let elsewhere = watch::Sender::new(Some(SocketAddr::from(([10, 0, 0, 1], 9090))));
+        let waiting = super::first_contact("redis", store.subscribe(), || std::future::ready(*elsewhere.borrow()));
+        tokio::pin!(waiting);
+        assert!(timeout(Duration::from_secs(86_400), &mut waiting).await.is_err());
+        // Reasons that alternate ask nobody more often.
+        store.send_replace(Contact::Unreachable("no route to host".to_owned()));
+        assert!(timeout(ASK_AGAIN, &mut waiting).await.is_err());
+        elsewhere.send_replace(None);
+        assert_eq!(timeout(2 * ASK_AGAIN, &mut waiting).await, Ok(FirstContact::Without));
+
+        elsewhere.send_replace(Some(SocketAddr::from(([10, 0, 0, 1], 9090))));
+        let waiting = super::first_contact("redis", store.subscribe(), || std::future::ready(*elsewhere.borrow()));
+        tokio::pin!(waiting);
+        assert!(timeout(2 * READY_WITHOUT_STORE, &mut waiting).await.is_err());
+        store.send_replace(Contact::Up);
+        assert_eq!(timeout(Duration::from_secs(1), &mut waiting).await, Ok(FirstContact::Met));
     }
 
     #[tokio::test(start_paused = true)]
@@ -242,6 +329,6 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn contact_makes_ready_at_once() {
         let store = watch::Sender::new(Contact::Up);
-        assert!(timeout(Duration::ZERO, first_contact(store.subscribe())).await.is_ok());
+        assert_eq!(timeout(Duration::ZERO, first_contact(store.subscribe())).await, Ok(FirstContact::Met));
     }
 }

@@ -46,6 +46,7 @@ use crate::{
     delivery::{Durability, Policy, WithoutAck},
     listener::{ConnectionLimits, LingerLimits},
     nats_login::Login,
+    readiness::replicas::Replicas,
     route::{Route, RouteTable, WhilePending},
     secrets::{Secret, SecretFiles},
     signature::Verifiers,
@@ -116,6 +117,8 @@ pub struct Settings {
     pub admin_listen: SocketAddr,
     /// File that holds the token for `/v1/pending`.
     pub admin_token_file: Option<PathBuf>,
+    /// The other replicas, if they can be asked how a store is.
+    pub replicas: Option<Replicas>,
     /// Threads that requests are served by.
     pub worker_threads: NonZero<usize>,
     /// Limits of connections.
@@ -256,8 +259,10 @@ impl Settings {
                 in_memory: matches!(claims_in, Some(ClaimsIn::Memory)),
             },
         );
-        let parts = (claims_in, servers, collector, log_filter, table);
-        let (Some(claims_in), Some(servers), Some(collector), Some(log_filter), Some(table)) = parts else {
+        let replicas = check.note(check.replicas(admin));
+        let parts = (claims_in, servers, collector, log_filter, replicas, table);
+        let (Some(claims_in), Some(servers), Some(collector), Some(log_filter), Some(replicas), Some(table)) = parts
+        else {
             return Err(check.into_errors());
         };
         let warnings = check.end()?;
@@ -270,17 +275,10 @@ impl Settings {
             listen: server.listen,
             admin_listen: admin.listen,
             admin_token_file: admin.token_file.clone(),
+            replicas,
             worker_threads,
             connections: connections(server),
-            limits: Limits::new(
-                server.max_body_bytes,
-                server.max_buffered_bytes,
-                server.max_in_flight,
-                server.body_read_timeout.0,
-                server.request_deadline.0,
-                // One is left for everything else.
-                (worker_threads.get() - 1).max(1),
-            ),
+            limits: limits(server, worker_threads),
             request_deadline: server.request_deadline.0,
             drain_delay: server.drain_delay.0,
             claims_in,
@@ -321,6 +319,19 @@ impl Settings {
         let open = |route: &&Arc<Route>| self.verifiers.of(route).is_open();
         self.routes.routes().iter().filter(open)
     }
+}
+
+/// Limits of requests.
+fn limits(server: &sections::ServerSection, worker_threads: NonZero<usize>) -> Limits {
+    Limits::new(
+        server.max_body_bytes,
+        server.max_buffered_bytes,
+        server.max_in_flight,
+        server.body_read_timeout.0,
+        server.request_deadline.0,
+        // One is left for everything else.
+        (worker_threads.get() - 1).max(1),
+    )
 }
 
 /// Numbers and bytes.

@@ -62,6 +62,17 @@ impl Scheme {
         }
     }
 
+    /// The headers that a sender with this secret puts beside a body. `message` names the request, where the scheme wants a name.
+    #[must_use]
+    pub fn sign(&self, secret: &Secret, body: &[u8], message: &str, now: SystemTime) -> Vec<(HeaderName, Vec<u8>)> {
+        match self {
+            Self::EspoCrm { id } => vec![espocrm::sign(id, secret, body)],
+            Self::StandardWebhooks => standard_webhooks::sign(secret, body, message, seconds(now)),
+            Self::GitHub => vec![github::sign(secret, body)],
+            Self::Bearer => vec![bearer::sign(secret)],
+        }
+    }
+
     /// What the request says in this scheme; `None` if it says nothing.
     fn read(&self, headers: &HeaderMap) -> Option<Result<Evidence, SignatureFailure>> {
         match self {
@@ -147,6 +158,18 @@ impl Verifier {
     #[must_use]
     pub const fn new(entries: Vec<(Scheme, Secrets)>) -> Self {
         Self { entries }
+    }
+
+    /// What a test webhook is signed with: the first secret of the first entry, or of the entry with this webhook id.
+    #[must_use]
+    pub fn signer(&self, webhook_id: Option<&str>) -> Option<(&Scheme, Secret)> {
+        let wanted = |scheme: &Scheme| match (scheme, webhook_id) {
+            (_, None) => true,
+            (Scheme::EspoCrm { id }, Some(webhook_id)) => id == webhook_id,
+            (Scheme::StandardWebhooks | Scheme::GitHub | Scheme::Bearer, Some(_)) => false,
+        };
+        let entry = self.entries.iter().find(|(scheme, secrets)| wanted(scheme) && !secrets.borrow().is_empty());
+        entry.map(|(scheme, secrets)| (scheme, secrets.borrow()[0].clone()))
     }
 
     /// Whether anybody is let in.
@@ -279,8 +302,7 @@ impl Evidence {
 
     fn fresh(&self, now: SystemTime) -> bool {
         let Some(signed_at) = self.signed_at else { return true };
-        let now = now.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
-        i64::try_from(now).is_ok_and(|now| now.abs_diff(signed_at) <= Self::TOLERANCE.unsigned_abs())
+        i64::try_from(seconds(now)).is_ok_and(|now| now.abs_diff(signed_at) <= Self::TOLERANCE.unsigned_abs())
     }
 
     /// Whether one of the secrets made one of the MACs; if none did, at the price of `most` MACs over the body.
@@ -306,6 +328,20 @@ impl Evidence {
         }
         false
     }
+}
+
+/// Seconds since 1970.
+fn seconds(now: SystemTime) -> u64 {
+    now.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+/// 64 hex digits of a finished MAC.
+fn hex(mac: Hmac<Sha256>) -> String {
+    use std::fmt::Write;
+    mac.finalize().into_bytes().iter().fold(String::with_capacity(64), |mut text, byte| {
+        write!(text, "{byte:02x}").expect("a String takes everything");
+        text
+    })
 }
 
 /// HMAC-SHA256 over parts, not yet finished.

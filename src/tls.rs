@@ -98,13 +98,7 @@ impl TlsFiles {
     /// # Errors
     /// The first file that can't be read, or holds something else than it should.
     pub fn check(&self) -> Result<(), TlsFileError> {
-        let mut roots = RootCertStore::empty();
-        if let Some(path) = &self.ca {
-            let wrong = |problem| TlsFileError { key: "ca_file", path: path.clone(), problem };
-            for certificate in certificates(path).map_err(wrong)? {
-                roots.add(certificate).map_err(|error| wrong(TlsFileProblem::BadCertificate(error)))?;
-            }
-        }
+        let roots = self.roots()?;
         let Some((certificate, key)) = &self.client else { return Ok(()) };
         let wrong = |problem| TlsFileError { key: "client_cert_file", path: certificate.clone(), problem };
         let chain = certificates(certificate).map_err(wrong)?;
@@ -113,6 +107,30 @@ impl TlsFiles {
             .map_err(|error| wrong(TlsFileProblem::pem(error, PemItem::PrivateKey)))?;
         let config = ClientConfig::builder().with_root_certificates(roots).with_client_auth_cert(chain, key);
         config.map(drop).map_err(|error| wrong(TlsFileProblem::KeyOfAnother(error)))
+    }
+
+    /// What a client without a certificate of its own needs: the authorities of `ca_file`, else those of the system.
+    ///
+    /// # Errors
+    /// If the file of the authorities can't be used.
+    pub fn client_config(&self) -> Result<ClientConfig, TlsFileError> {
+        let mut roots = self.roots()?;
+        if self.ca.is_none() {
+            roots.add_parsable_certificates(usable_authorities());
+        }
+        Ok(ClientConfig::builder().with_root_certificates(roots).with_no_client_auth())
+    }
+
+    /// The certificates of `ca_file`, if there is one.
+    fn roots(&self) -> Result<RootCertStore, TlsFileError> {
+        let mut roots = RootCertStore::empty();
+        if let Some(path) = &self.ca {
+            let wrong = |problem| TlsFileError { key: "ca_file", path: path.clone(), problem };
+            for certificate in certificates(path).map_err(wrong)? {
+                roots.add(certificate).map_err(|error| wrong(TlsFileProblem::BadCertificate(error)))?;
+            }
+        }
+        Ok(roots)
     }
 }
 

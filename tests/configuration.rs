@@ -263,12 +263,8 @@ fn the_command_line_explains_itself() {
 /// The leaves of the example but for routes: dotted key and value; those in comments too.
 fn leaves() -> Vec<(String, toml::Value)> {
     let optional = |line: &&str| {
-        line.starts_with("# ") && line.contains("_file = ")
-            || line.starts_with("# user")
-            || line.starts_with("# otlp")
-            || line.starts_with("# url = ")
-            || line.starts_with("# monitoring_url")
-            || line.starts_with("# acks_stream")
+        let keys = ["# user", "# otlp", "# url = ", "# monitoring_url", "# acks_stream", "# replicas"];
+        line.starts_with("# ") && line.contains("_file = ") || keys.iter().any(|key| line.starts_with(key))
     };
     let uncommented: String = EXAMPLE.lines().map(|line| if optional(&line) { &line[2..] } else { line }).fold(
         String::new(),
@@ -311,6 +307,7 @@ fn other(key: &str, value: &toml::Value) -> String {
         ("log.format", _) => "\"text\"".to_owned(),
         ("log.filter", _) => "\"warn\"".to_owned(),
         ("tracing.otlp_endpoint", _) => "\"http://other:4318\"".to_owned(),
+        ("admin.replicas", _) => "\"others:9090\"".to_owned(),
         (_, toml::Value::Integer(number)) => (number + 1).to_string(),
         (_, toml::Value::Boolean(flag)) => (!flag).to_string(),
         (key, _) if key.ends_with(".listen") => "\"127.0.0.1:1\"".to_owned(),

@@ -150,7 +150,10 @@ async fn an_operator_lists_shows_and_drops_them() {
     let entry = text(&rows[0], "entry");
     let lines: Vec<Vec<_>> = newest.lines().map(|line| line.split_whitespace().collect()).collect();
     let time = text(&rows[0], "time");
-    assert_eq!(lines, [["NAME", "TIME", "ROUTE", "REASON", "BYTES"], [&entry, &time, ROUTE, "not_json", "8"]]);
+    assert_eq!(
+        lines,
+        [["NAME", "TIME", "ROUTE", "REASON", "BYTES", "REPLAY"].as_slice(), &[&entry, &time, ROUTE, "not_json", "8"]]
+    );
 
     assert_eq!(run(&settings, &["dead-letters", "show", &entry]).good(), "\u{fffd}[31mred\n", "nothing for a terminal");
     let shown = run(&settings, &["dead-letters", "show", &entry, "--output", "json"]).rows();

@@ -31,6 +31,7 @@ mod faults {
     pub(crate) mod redis;
     pub(crate) mod redis_takes_no_writes;
     pub(crate) mod rig;
+    pub(crate) mod rollout;
     pub(crate) mod storm;
     pub(crate) mod wire;
 }
@@ -106,6 +107,7 @@ fn scenarios() -> Vec<Scenario> {
         faults::storm::scenarios(),
         faults::late_claims::scenarios(),
         faults::addresses::scenarios(),
+        faults::rollout::scenarios(),
     ];
     files.into_iter().flatten().collect()
 }

@@ -104,7 +104,7 @@ async fn service(world: &World, request: serde_json::Value) -> Result<serde_json
     Ok(serde_json::from_slice(&answer.payload).expect("it is JSON"))
 }
 
-fn of_update(more: serde_json::Value) -> serde_json::Value {
+fn of_update(more: &serde_json::Value) -> serde_json::Value {
     let mut request = json!({ "flow": "vmh", "entity": "beteiligte", "action": "update" });
     request.as_object_mut().expect("it is an object").extend(more.as_object().expect("it is an object").clone());
     request
@@ -116,20 +116,20 @@ async fn the_service_releases_ids() {
     let gate = world.gate(&update("")).await;
     assert_eq!(gate.post_to(PATH, batch(["a", "b", "c"])).await.counts(), (3, 3));
     world.redis.settled(UPDATES_OUTBOX).await;
-    let answer = service(&world, of_update(json!({ "entity_ids": ["a", "x", "a"], "entity_id": "b" }))).await;
+    let answer = service(&world, of_update(&json!({ "entity_ids": ["a", "x", "a"], "entity_id": "b" }))).await;
     assert_eq!(answer, Ok(json!({ "released": ["a", "b"], "not_pending": ["x"], "republished": [] })));
     assert_eq!(world.redis.pending(UPDATES).await, ["c".to_owned()].into());
     assert_eq!(world.journal().await.into_keys().collect::<Vec<_>>(), ["c"]);
-    let again = service(&world, of_update(json!({ "entity_id": "a" }))).await;
+    let again = service(&world, of_update(&json!({ "entity_id": "a" }))).await;
     assert_eq!(
         again,
         Ok(json!({ "released": [], "not_pending": ["a"], "republished": [] })),
         "repeating it is harmless"
     );
     for (request, code) in [
-        (of_update(json!({ "entity_ids": vec!["a"; 1001] })), 413),
-        (of_update(json!({})), 400),
-        (of_update(json!({ "entity_id": "a", "token": "x" })), 400),
+        (of_update(&json!({ "entity_ids": vec!["a"; 1001] })), 413),
+        (of_update(&json!({})), 400),
+        (of_update(&json!({ "entity_id": "a", "token": "x" })), 400),
         (json!({ "flow": "vmh", "entity": "beteiligte", "action": "delete", "entity_id": "a" }), 404),
         (json!([]), 400),
     ] {
@@ -145,7 +145,7 @@ async fn a_release_with_a_token_is_of_that_claim_alone() {
     change(&gate, "a").await;
     world.redis.settled(UPDATES_OUTBOX).await;
     let [old, new] = &world.tokens("a").await[..] else { panic!("there are two events") };
-    let release = async |token: &str| service(&world, of_update(json!({ "entity_id": "a", "token": token }))).await;
+    let release = async |token: &str| service(&world, of_update(&json!({ "entity_id": "a", "token": token }))).await;
     assert_eq!(release(old).await, Ok(json!({ "released": [], "not_pending": ["a"], "republished": [] })));
     assert_eq!(release(new).await, Ok(json!({ "released": ["a"], "not_pending": [], "republished": [] })));
     assert_eq!(release(new).await, Ok(json!({ "released": [], "not_pending": ["a"], "republished": [] })));
@@ -160,13 +160,13 @@ async fn a_marked_id_is_published_at_its_release() {
     // As a webhook whose mark was confirmed leaves it.
     let mut link = world.redis.connection().await;
     link.hset(MARKS, "a", "1").await.expect("Redis answers");
-    let answer = service(&world, of_update(json!({ "entity_id": "a" }))).await;
+    let answer = service(&world, of_update(&json!({ "entity_id": "a" }))).await;
     assert_eq!(answer, Ok(json!({ "released": [], "not_pending": [], "republished": ["a"] })));
     let tokens = world.tokens("a").await;
     assert_eq!(tokens.len(), 2);
     assert_eq!(world.redis.pending(UPDATES).await.len(), 1, "it waits for the release of that event");
     assert_eq!(link.hlen(MARKS).await.expect("Redis answers"), 0);
     world.redis.settled(UPDATES_OUTBOX).await;
-    let answer = service(&world, of_update(json!({ "entity_id": "a", "token": tokens[1] }))).await;
+    let answer = service(&world, of_update(&json!({ "entity_id": "a", "token": tokens[1] }))).await;
     assert_eq!(answer, Ok(json!({ "released": ["a"], "not_pending": [], "republished": [] })));
 }

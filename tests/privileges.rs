@@ -168,6 +168,8 @@ async fn operate(world: &World, access: &Access) -> Result<(), String> {
         &["outbox", "relay"],
         &["tail", "--last", "1"],
         &["dead-letters", "list"],
+        &["dead-letters", "replay", "--all"],
+        &["dead-letters", "purge", "--id", "7", "--yes"],
         &["dead-letters", "purge", "--yes"],
     ] {
         let ran = run(&settings, arguments);

@@ -3,8 +3,10 @@
 mod certificates;
 mod collector;
 mod command;
+mod espocrm;
 mod gate;
 mod http;
+mod http_server;
 mod jwt;
 mod nats;
 pub(crate) mod privileged;
@@ -17,9 +19,11 @@ use std::{ffi::OsStr, fmt::Write};
 pub(crate) use self::{
     certificates::{Authority, Holds, Identity},
     collector::{Collector, Span},
-    command::run,
+    command::{Ran, run},
+    espocrm::{API_KEY, EspoCrm, NAME, Read, crm_time},
     gate::{Gate, Tail, field},
     http::{Answer, Connection, post, post_and_stay, try_exchange},
+    http_server::HttpServer,
     jwt::Operator,
     nats::{Event, NatsServer},
     process::{Port, Process, binary},

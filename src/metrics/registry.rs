@@ -61,6 +61,27 @@ pub(super) struct Families {
 }
 
 impl Families {
+    /// What becomes of pending ids.
+    fn register_life(&self, registry: &mut Registry) {
+        registry.register_with_unit(
+            "hookgate_pending_oldest_age",
+            "Since the id that is pending for longest was first claimed, as the last look through the journal found it; the same on every replica",
+            Unit::Seconds,
+            self.pending_age.clone(),
+        );
+        registry.register("hookgate_released", "Ids that were released, by who said so", self.released.clone());
+        registry.register(
+            "hookgate_repaired",
+            "Pending ids that were published once more, by why",
+            self.repaired.clone(),
+        );
+        registry.register(
+            "hookgate_given_up",
+            "Events that a consumer terminated or ran out of deliveries for",
+            self.given_up.clone(),
+        );
+    }
+
     pub(super) fn register() -> (Self, Exposition) {
         let this = Self {
             requests: Family::default(),
@@ -124,23 +145,7 @@ impl Families {
             "Ids that were claimed and not released yet; the same on every replica",
             this.pending.clone(),
         );
-        registry.register_with_unit(
-            "hookgate_pending_oldest_age",
-            "Since the id that is pending for longest was first claimed, as the last look through the journal found it; the same on every replica",
-            Unit::Seconds,
-            this.pending_age.clone(),
-        );
-        registry.register("hookgate_released", "Ids that were released, by who said so", this.released.clone());
-        registry.register(
-            "hookgate_repaired",
-            "Pending ids that were published once more, by why",
-            this.repaired.clone(),
-        );
-        registry.register(
-            "hookgate_given_up",
-            "Events that a consumer terminated or ran out of deliveries for",
-            this.given_up.clone(),
-        );
+        this.register_life(&mut registry);
         registry.register(
             "hookgate_outbox_entries",
             "Claims whose event NATS has not acknowledged yet; the same on every replica",

@@ -1,9 +1,9 @@
 -- Adds dead letters and drops the oldest beyond the limits of number, bytes and age.
--- KEYS: 1 stream, 2 counter of its bytes
+-- KEYS: 1 stream, 2 counter of its bytes, 3 notes of replays
 -- ARGV: 1 most entries, 2 most bytes, 3 oldest time (ms), then for each letter: route, reason, time, raw
 if redis.call('XLEN', KEYS[1]) == 0 then
   -- Somebody deleted the stream by hand: what the counter says would cost the next letters their place.
-  redis.call('DEL', KEYS[2])
+  redis.call('DEL', KEYS[2], KEYS[3])
 end
 local at = 4
 while at <= #ARGV do
@@ -22,6 +22,7 @@ while entries > 0 and dropped < 5000 do
     break
   end
   redis.call('XDEL', KEYS[1], oldest[1])
+  redis.call('HDEL', KEYS[3], oldest[1])
   entries = entries - 1
   bytes = bytes - #oldest[2][8]
   dropped = dropped + 1

@@ -23,6 +23,8 @@ pub(super) static RECLAIM: LazyLock<Script> =
 pub(super) static LEASE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lease.lua")));
 pub(super) static PROBE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("probe.lua")));
 pub(super) static KEEP_LETTERS: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("keep_letters.lua")));
+pub(super) static DROP_LETTERS: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("drop_letters.lua")));
+pub(super) static NOTE_LETTER: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("note_letter.lua")));
 
 /// A script, called by its hash and sent whole only to a Redis that does not know it yet.
 pub(super) struct Script {

@@ -11,6 +11,7 @@ use super::{
 };
 use crate::{
     delivery::Durability,
+    readiness::replicas::Replicas,
     redaction::without_credentials,
     route::{Life, Release, Route, RouteError, RouteSpec, RouteTable, WhilePending},
     secrets::{self, Secret, SecretFiles, Secrets},
@@ -121,6 +122,14 @@ impl Check {
             let shown = format!("{:?}", without_credentials(endpoint));
             self.value("tracing.otlp_endpoint", shown, error.to_string())
         })
+    }
+
+    /// The other replicas, if they can be asked.
+    pub(super) fn replicas(&self, admin: &sections::AdminSection) -> Result<Option<Replicas>, SettingsError> {
+        let Some(replicas) = &admin.replicas else { return Ok(None) };
+        Replicas::parse(replicas)
+            .map(Some)
+            .map_err(|error| self.value("admin.replicas", format!("{replicas:?}"), error.to_string()))
     }
 
     pub(super) fn stream(&mut self, stream: &sections::Stream) {

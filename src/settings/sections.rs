@@ -158,11 +158,14 @@ pub struct AdminSection {
     /// File that holds the token for `/v1/pending`, which answers 404 without it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub token_file: Option<PathBuf>,
+    /// Name and port of the admin addresses of all replicas, which are asked before a replica gets ready without a store.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub replicas: Option<String>,
 }
 
 impl Default for AdminSection {
     fn default() -> Self {
-        Self { listen: SocketAddr::from(([0, 0, 0, 0], 9090)), token_file: None }
+        Self { listen: SocketAddr::from(([0, 0, 0, 0], 9090)), token_file: None, replicas: None }
     }
 }
 

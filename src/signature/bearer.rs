@@ -29,3 +29,7 @@ pub(super) fn read(headers: &HeaderMap) -> Option<Result<Evidence, SignatureFail
         },
     ))
 }
+
+pub(super) fn sign(secret: &Secret) -> (HeaderName, Vec<u8>) {
+    (AUTHORIZATION, [b"Bearer ", secret.bytes()].concat())
+}

@@ -4,7 +4,7 @@
 use base64::{Engine, engine::general_purpose::STANDARD};
 use http::{HeaderMap, HeaderName};
 
-use super::{Evidence, SignatureFailure, single, unhex};
+use super::{Evidence, Secret, SignatureFailure, hex, hmac, single, unhex};
 
 const SIGNATURE: HeaderName = HeaderName::from_static("signature");
 const X_SIGNATURE: HeaderName = HeaderName::from_static("x-signature");
@@ -29,6 +29,11 @@ pub(super) fn read(headers: &HeaderMap, id: &str) -> Option<Result<Evidence, Sig
     let macs = claimed.iter().filter(|claim| foreign || own(claim)).map(|(_, mac)| *mac).collect();
     let ids = if claimed[0].0 == claimed[claimed.len() - 1].0 { 1 } else { 2 };
     Some(Ok(Evidence { prefix: Vec::new(), macs, signed_at: None, ids, foreign }))
+}
+
+pub(super) fn sign(id: &str, secret: &Secret, body: &[u8]) -> (HeaderName, Vec<u8>) {
+    let mac = hex(hmac(secret.bytes(), &[body]));
+    (SIGNATURE, STANDARD.encode(format!("{id}:{mac}")).into_bytes())
 }
 
 /// The id, and what comes behind the first colon.

@@ -3,7 +3,7 @@
 
 use http::{HeaderMap, HeaderName};
 
-use super::{Evidence, SignatureFailure, single, unhex};
+use super::{Evidence, Secret, SignatureFailure, hex, hmac, single, unhex};
 
 const SIGNATURE: HeaderName = HeaderName::from_static("x-hub-signature-256");
 
@@ -12,4 +12,8 @@ pub(super) fn read(headers: &HeaderMap) -> Option<Result<Evidence, SignatureFail
     let mac =
         header.and_then(|header| header.strip_prefix(b"sha256=").and_then(unhex).ok_or(SignatureFailure::Malformed));
     Some(mac.map(|mac| Evidence { prefix: Vec::new(), macs: vec![mac], signed_at: None, ids: 0, foreign: false }))
+}
+
+pub(super) fn sign(secret: &Secret, body: &[u8]) -> (HeaderName, Vec<u8>) {
+    (SIGNATURE, format!("sha256={}", hex(hmac(secret.bytes(), &[body]))).into_bytes())
 }

@@ -2,9 +2,10 @@
 //! body, joined by dots; see <https://github.com/standard-webhooks/standard-webhooks>.
 
 use base64::{Engine, engine::general_purpose::STANDARD};
+use hmac::Mac;
 use http::{HeaderMap, HeaderName};
 
-use super::{Evidence, Secret, SignatureFailure, single};
+use super::{Evidence, Secret, SignatureFailure, hmac, single};
 
 const ID: HeaderName = HeaderName::from_static("webhook-id");
 const TIMESTAMP: HeaderName = HeaderName::from_static("webhook-timestamp");
@@ -38,4 +39,14 @@ fn evidence(headers: &HeaderMap, signatures: &[u8]) -> Option<Result<Evidence, S
     }
     let prefix = [id, b".", timestamp, b"."].concat();
     Some(Ok(Evidence { prefix, macs, signed_at: Some(signed_at), ids: 0, foreign: false }))
+}
+
+pub(super) fn sign(secret: &Secret, body: &[u8], message: &str, seconds: u64) -> Vec<(HeaderName, Vec<u8>)> {
+    let prefix = format!("{message}.{seconds}.");
+    let mac = hmac(&key(secret).unwrap_or_default(), &[prefix.as_bytes(), body]).finalize().into_bytes();
+    vec![
+        (ID, message.as_bytes().to_vec()),
+        (TIMESTAMP, seconds.to_string().into_bytes()),
+        (SIGNATURE, format!("v1,{}", STANDARD.encode(mac)).into_bytes()),
+    ]
 }

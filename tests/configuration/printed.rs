@@ -209,6 +209,7 @@ fn help_and_version_need_no_configuration() {
             "check",
             "routes",
             "tail",
+            "send",
             "doctor",
             "outbox",
             "dead-letters",

@@ -19,7 +19,7 @@ WITHIN = 20  # seconds
 
 def environment(container=None):
     """The variables hookgate would see: the container's, and none of whoever runs this."""
-    own = {name: value for name, value in os.environ.items() if not name.startswith("HOOKGATE__")}
+    own = {name: value for name, value in os.environ.items() if not name.startswith(("HOOKGATE__", "HOOKGATE_CONFIG"))}
     for variable in (container or {}).get("env", []):
         own[variable["name"]] = variable.get("value", "")
     return own
@@ -70,9 +70,10 @@ class Hookgate:
                 file.write_text(moved(text))
             arguments = [moved(argument) for argument in container.get("args", [])]
             command = [self.binary, "check", "--output", "json", *arguments]
-            done = subprocess.run(
-                command, capture_output=True, text=True, timeout=WITHIN, cwd=folder, env=environment(container)
-            )
+            variables = environment(container)
+            if "HOOKGATE_CONFIG" in variables:
+                variables["HOOKGATE_CONFIG"] = moved(variables["HOOKGATE_CONFIG"])
+            done = subprocess.run(command, capture_output=True, text=True, timeout=WITHIN, cwd=folder, env=variables)
             if done.returncode != 0:
                 return None, done.stderr.strip().replace(folder, "")
             return json.loads(done.stdout.replace(folder, "")), None

@@ -73,13 +73,16 @@ def reference(old, new):
 
 
 def environment(name, value):
-    return setting("Deployment", "hookgate", "spec.template.spec.containers.0.env", [{"name": name, "value": value}])
+    return setting("Deployment", "hookgate", "spec.template.spec.containers.0.env.-", {"name": name, "value": value})
 
 
-def argument(old, new):
+def file(old, new):
+    """Another file of the configuration."""
+
     def plant(place: Place):
-        arguments = containers(place.find("Deployment", "hookgate"))[0]["args"]
-        arguments[arguments.index(old)] = new
+        [variable] = containers(place.find("Deployment", "hookgate"))[0]["env"]
+        assert old in variable["value"], f"{old!r} is not in {variable}"
+        variable["value"] = variable["value"].replace(old, new)
 
     return plant
 
@@ -163,7 +166,8 @@ MISTAKES = [
     Mistake("a key that is not there", "dev", config("site.toml", "[redis]", "[redis]\nurls = 1"), "hookgate check refuses"),
     Mistake("a wrong type", "dev", config("kubernetes.toml", "worker_threads = 2", 'worker_threads = "two"'), "hookgate check refuses"),
     Mistake("a variable that is not there", "dev", environment("HOOKGATE__REDIS__URI", "redis://redis"), "hookgate check refuses"),
-    Mistake("a file that is not in the ConfigMap", "dev", argument("--config=/etc/hookgate/site.toml", "--config=/etc/hookgate/dev.toml"), "hookgate check refuses"),
+    Mistake("a file that is not in the ConfigMap", "dev", file("/etc/hookgate/site.toml", "/etc/hookgate/dev.toml"), "hookgate check refuses"),
+    Mistake("files that kubectl exec knows nothing of", "dev", setting(*HOOKGATE, f"{BOX}.args", ["--config=/etc/hookgate/default.toml"]), "kubectl exec"),
     Mistake("a secret that is not mounted", "production", config("site.toml", "hookgate/nats-password", "nats-password"), "hookgate check refuses"),
     Mistake("Sentinel, which this version does not know", "production", config("site.toml", "redis://redis.", "redis+sentinel://redis."), "hookgate check refuses"),
     Mistake("a password in the ConfigMap", "dev", config("site.toml", "redis://redis", "redis://hookgate:secret@redis"), "holds a password"),
@@ -175,6 +179,14 @@ MISTAKES = [
     Mistake("Redis on the pod's own disk", "dev", without("StatefulSet", "redis", "spec.volumeClaimTemplates"), "no claimed volume"),
     Mistake("Redis in protected mode", "dev", setting("StatefulSet", "redis", f"{BOX}.args.13", "yes"), "protected-mode"),
     Mistake("NATS without JetStream", "dev", setting("StatefulSet", "nats", f"{BOX}.args.0", "--debug"), "--jetstream"),
+    # Other replicas.
+    Mistake("no name for the replicas", "dev", without("Service", "hookgate-replicas"), "a rollout with a mistyped store"),
+    Mistake("replicas that nobody asks", "dev", config("kubernetes.toml", "replicas = \"hookgate-replicas:9090\"", ""), "a rollout with a mistyped store"),
+    Mistake("one address for the replicas", "dev", without("Service", "hookgate-replicas", "spec.clusterIP"), "each of hookgate's pods"),
+    Mistake("replicas that are not ready are asked", "dev", setting("Service", "hookgate-replicas", "spec.publishNotReadyAddresses", True), "not ready"),
+    Mistake("replicas asked at the webhooks' port", "dev", config("kubernetes.toml", "replicas:9090", "replicas:3000"), "which is not admin"),
+    Mistake("replicas may not be asked", "dev", without("NetworkPolicy", "hookgate", "spec.ingress.1.from.1"), "can't ask each other (ingress)"),
+    Mistake("replicas may not ask", "dev", setting("NetworkPolicy", "hookgate", "spec.egress.3.to.0.podSelector.matchLabels", {"app": "x"}), "can't ask each other (egress)"),
     # Network.
     Mistake("no way to DNS", "dev", without("NetworkPolicy", "hookgate", "spec.egress.0"), "lets out"),
     Mistake("DNS over UDP alone", "dev", without("NetworkPolicy", "hookgate", "spec.egress.0.ports.1"), "lets out"),

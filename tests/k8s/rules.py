@@ -27,6 +27,9 @@ def selectors(place):
     """Whoever selects pods finds the pods of one workload."""
     for workload in place.workloads():
         wanted = at(workload, "spec", "selector", "matchLabels", default={})
+        if workload["kind"] == "Job":
+            # It selects its own pods by labels that the cluster makes.
+            wanted = pod_labels(workload)
         if not wanted or not wanted.items() <= pod_labels(workload).items():
             yield f"{title(workload)} selects {wanted}, its pods carry {pod_labels(workload)}"
         if len(place.selected(wanted)) > 1:
@@ -90,7 +93,7 @@ def ports(place):
     """Whoever names a port finds it: Services, ingresses, probes, monitors."""
     for service in place.of_kind("Service"):
         for workload in place.selected(at(service, "spec", "selector", default={})):
-            for port in service["spec"]["ports"]:
+            for port in service["spec"].get("ports", []):
                 if port_of(workload, port.get("targetPort", port["port"])) is None:
                     yield f"{title(service)}: port {port.get('targetPort')} is none of {title(workload)}'s"
     for ingress in place.of_kind("Ingress"):
@@ -116,7 +119,7 @@ def ports(place):
                 port = at(container, probe, "httpGet", "port")
                 if port is not None and port_of(workload, port) is None:
                     yield f"{title(workload)}: {probe} asks port {port}, which is none of its own"
-            if "readinessProbe" not in container:
+            if "readinessProbe" not in container and workload["kind"] != "Job":
                 yield f"{title(workload)}: container {container['name']} has no readinessProbe"
 
 
@@ -124,7 +127,7 @@ def service_port(place, who, name, port):
     service = place.find("Service", name)
     if service is None:
         yield f"{who}: Service {name} is made by nobody"
-    elif not any(p.get("name") == port.get("name") or p["port"] == port.get("number") for p in service["spec"]["ports"]):
+    elif not any(p.get("name") == port.get("name") or p["port"] == port.get("number") for p in service["spec"].get("ports", [])):
         yield f"{who}: Service {name} has no port {port}"
 
 

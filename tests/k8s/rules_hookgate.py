@@ -25,6 +25,8 @@ def configuration(place, hookgate):
     effective, complaint = hookgate.check(place, workload)
     if complaint:
         yield f"hookgate check refuses the configuration: {complaint}"
+    if containers(workload)[0].get("args"):
+        yield "hookgate has arguments: its commands in `kubectl exec` would not know them; name the files in HOOKGATE_CONFIG"
     if any("valueFrom" in v or "__PASSWORD" in v["name"] for v in containers(workload)[0].get("env", [])):
         yield "a secret comes as a variable of the environment; mount it as a file"
     for config in place.of_kind("ConfigMap"):
@@ -57,7 +59,7 @@ def addresses(place, hookgate):
             yield f"{probe} asks port {asked.get('port')}, not admin"
     admin = port_of(workload, "admin")
     for service in place.of_kind("Service"):
-        for port in service["spec"]["ports"] if workload in place.selected(service["spec"]["selector"]) else ():
+        for port in service["spec"].get("ports", []) if workload in place.selected(service["spec"]["selector"]) else ():
             if port_of(workload, port.get("targetPort", port["port"])) == admin:
                 yield f"{title(service)} has the admin port: it could get behind an ingress"
     for monitor in place.of_kind("PodMonitor"):
@@ -122,6 +124,36 @@ def stores(place, hookgate):
             yield f"{title(store)} keeps its data in no claimed volume"
 
 
+def replicas(place, hookgate):
+    """A new replica can ask all those that are ready, and nobody else can get at what answers."""
+    workload = proxy(place)
+    effective, _ = hookgate.check(place, workload)
+    if effective is None:
+        return
+    host, _, port = effective["admin"].get("replicas", "").rpartition(":")
+    service = place.find("Service", host)
+    if service is None:
+        yield f"admin.replicas is {host or 'not set'}, which is no Service here: a rollout with a mistyped store would go on"
+        return
+    spec = service["spec"]
+    if spec.get("clusterIP") != "None" or workload not in place.selected(spec.get("selector", {})):
+        yield f"{title(service)} does not resolve to each of hookgate's pods (clusterIP: None, and their labels)"
+    if spec.get("publishNotReadyAddresses"):
+        yield f"{title(service)} also names replicas that are not ready"
+    if int(port) != port_of(workload, "admin"):
+        yield f"admin.replicas asks port {port}, which is not admin"
+    for policy in place.of_kind("NetworkPolicy"):
+        if workload not in place.selected(at(policy, "spec", "podSelector", "matchLabels", default={})):
+            continue
+        for way, peers in (("ingress", "from"), ("egress", "to")):
+            allowed = [
+                at(peer, "podSelector", "matchLabels", default={}) for rule in policy["spec"][way]
+                if int(port) in [p["port"] for p in rule.get("ports", [])] for peer in rule.get(peers, [])
+            ]
+            if not any(labels and labels.items() <= pod_labels(workload).items() for labels in allowed):
+                yield f"network policy: replicas can't ask each other ({way})"
+
+
 def targets(effective):
     """(host, port) of every store in the configuration, and of the collector of traces."""
     collector = [url] if (url := at(effective, "tracing", "otlp_endpoint")) else []
@@ -154,7 +186,9 @@ def network(place, hookgate):
         (f"{port['port']}/{port.get('protocol', 'TCP')}", rule.get("to"))
         for rule in spec["egress"] for port in rule.get("ports", [{"port": "*"}])
     ]
-    used = {"53/UDP", "53/TCP"} | {f"{port}/TCP" for _, port in targets(effective)} if effective else None
+    asked = at(effective, "admin", "replicas", default="") if effective else ""
+    others = {f"{asked.rpartition(':')[2]}/TCP"} if asked else set()
+    used = {"53/UDP", "53/TCP"} | others | {f"{port}/TCP" for _, port in targets(effective)} if effective else None
     if used and {port for port, _ in outside} != used:
         yield f"network policy lets out {sorted(port for port, _ in outside)}, hookgate needs {sorted(used)}"
     for port, whom in outside:
@@ -171,4 +205,4 @@ def network(place, hookgate):
                 yield f"network policy does not let hookgate reach {host}:{port}"
 
 
-RULES = [configuration, addresses, leaving, memory, stores, network]
+RULES = [configuration, addresses, leaving, memory, stores, replicas, network]

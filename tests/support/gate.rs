@@ -171,6 +171,11 @@ impl Gate {
         .await
     }
 
+    /// A line that holds a text, if it is there by now.
+    pub(crate) fn log_line(&self, text: &str) -> Option<String> {
+        self.log.lines().into_iter().find(|line| line.contains(text))
+    }
+
     pub(crate) fn signal(&self, signal: &str) {
         self.process.signal(signal);
     }

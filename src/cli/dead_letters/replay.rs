@@ -1,0 +1,132 @@
+//! `hookgate dead-letters replay`: their ids go through claim and publish once more.
+
+use std::{process::ExitCode, sync::Arc, time::SystemTime};
+
+use anyhow::{Context, bail};
+use hookgate::{
+    app::{self, operator::OperatorStore},
+    dead_letters::{ReplayNote, ReviewedLetter},
+    recovery::{Bringer, Wanted, ids_of},
+    route::Route,
+    settings::Settings,
+};
+use serde::Serialize;
+use tokio_util::task::TaskTracker;
+
+use super::{
+    super::{Output, print, store, table::counted, tell},
+    Filter,
+};
+
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Each id gets an event, also if it is pending. What can never be an event (no usable id, not JSON) is skipped. What
+became of a replay stands in the list; a letter that was replayed well is replayed again only by its name.
+
+Exit code: 0 if all went well, 1 if an id got no event.
+
+Examples:
+  hookgate dead-letters replay 1764325356123-0
+  hookgate dead-letters replay --reason gave_up
+  hookgate dead-letters replay --all"
+)]
+pub(crate) struct ReplayArguments {
+    #[command(flatten)]
+    filter: Filter,
+    /// All of them.
+    #[arg(long)]
+    all: bool,
+    /// Most ids a second.
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=100_000), value_name = "N")]
+    rate: u32,
+}
+
+/// What became of the letters.
+#[derive(Debug, Default, Serialize)]
+struct Replayed {
+    letters: usize,
+    /// Ids with a new event.
+    published: usize,
+    /// Letters with an id that got none.
+    failed: usize,
+    /// Letters that can never be events.
+    skipped: usize,
+    /// Letters that were replayed before.
+    before: usize,
+}
+
+pub(super) async fn run(
+    arguments: &ReplayArguments,
+    store: &OperatorStore,
+    settings: &Settings,
+    output: Output,
+) -> anyhow::Result<ExitCode> {
+    let ReplayArguments { filter, all, rate } = arguments;
+    if filter.is_empty() != *all {
+        tell("hookgate: say which letters: names, --reason, --route or --id; or --all for all of them");
+        return Ok(ExitCode::from(2));
+    }
+    let mut found = filter.find(store).await?;
+    // The oldest first, as they came.
+    found.reverse();
+    let tasks = TaskTracker::new();
+    let publisher = app::open_publisher(settings, &tasks).await?;
+    store::up("NATS", publisher.contact()).await?;
+    let mut bringer = store.bringer(settings, publisher, *rate);
+    let mut replayed = Replayed::default();
+    for ReviewedLetter { kept, note } in &found {
+        if note.as_ref().is_some_and(|note| note.good) && filter.names.is_empty() {
+            replayed.before += 1;
+            continue;
+        }
+        let routes = settings.routes.routes();
+        let Some(route) = routes.iter().find(|route| route.name() == kept.letter.route) else {
+            tell(&format!("hookgate: {}: its route {:?} is not configured", kept.entry, kept.letter.route));
+            replayed.skipped += 1;
+            continue;
+        };
+        let ids = ids_of(&kept.letter.raw);
+        if ids.is_empty() {
+            replayed.skipped += 1;
+            continue;
+        }
+        replayed.letters += 1;
+        let note = match bring(&mut bringer, route, &ids).await {
+            Ok(()) => {
+                replayed.published += ids.len();
+                noted(true, format!("{} published", counted(ids.len(), "id", "ids")))
+            }
+            Err(failure) => {
+                replayed.failed += 1;
+                tell(&format!("hookgate: {}: {failure}", kept.entry));
+                noted(false, format!("{} without an event: {failure}", counted(ids.len(), "id", "ids")))
+            }
+        };
+        // It makes no second letter of it.
+        store.note_replay(&kept.entry, &note).await.with_context(|| format!("note the replay of {}", kept.entry))?;
+    }
+    store.pending.close(settings.request_deadline).await;
+    let Replayed { letters, published, failed, skipped, before } = &replayed;
+    print(&match output {
+        Output::Json => serde_json::to_string(&replayed).context("print")?,
+        Output::Text => format!(
+            "{letters} replayed: {published} ids published, {failed} letters failed; {skipped} skipped (no usable id or no route), {before} replayed before"
+        ),
+    });
+    if *failed > 0 {
+        bail!("{} not replayed; `hookgate dead-letters list` says why", counted(*failed, "letter was", "letters were"));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn bring(bringer: &mut Bringer, route: &Arc<Route>, ids: &[String]) -> Result<(), hookgate::recovery::Failed> {
+    for part in ids.chunks(bringer.together()) {
+        let wanted = part.iter().map(|id| Wanted { id: id.clone(), in_stream: false, always: true });
+        bringer.bring(route, &wanted.collect::<Vec<_>>()).await?;
+    }
+    Ok(())
+}
+
+fn noted(good: bool, outcome: String) -> ReplayNote {
+    ReplayNote { time: humantime::format_rfc3339_seconds(SystemTime::now()).to_string(), good, outcome }
+}
