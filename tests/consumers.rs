@@ -45,7 +45,7 @@ async fn a_consumer_is_added_that_can_release_ids_and_is_left_alone_after_that()
     let row = &added.rows()[0];
     let filters = if several { json!([SUBJECT, "vmh.beteiligte.update"]) } else { json!(["vmh.beteiligte.*"]) };
     assert_eq!(*row, json!({ "consumer": "case-sync", "stream": "EVENTS", "filters": filters, "created": true }));
-    let config = world.nats.api("CONSUMER.INFO.EVENTS.case-sync", &Value::Null).await["config"].clone();
+    let config = world.nats.api("CONSUMER.INFO.EVENTS.case-sync", &json!({})).await["config"].clone();
     assert_eq!(
         (&config["ack_policy"], &config["sample_freq"], &config["max_deliver"], &config["deliver_policy"]),
         (&json!("explicit"), &json!("100%"), &json!(-1), &json!("all"))
@@ -54,7 +54,7 @@ async fn a_consumer_is_added_that_can_release_ids_and_is_left_alone_after_that()
 
     let again = run(&settings, &["consumers", "add", "case-sync"]).good();
     assert!(again.contains("is there already, and right"), "{again}");
-    let after = world.nats.api("CONSUMER.INFO.EVENTS.case-sync", &Value::Null).await["config"].clone();
+    let after = world.nats.api("CONSUMER.INFO.EVENTS.case-sync", &json!({})).await["config"].clone();
     assert_eq!(after, config);
     let unnamed = run(&settings, &["consumers", "add", "other", "--route", "vmh/beteiligte/create"]);
     assert!(unnamed.remarks.contains("consumers = [\"other\"]"), "{}", unnamed.remarks);
@@ -99,7 +99,7 @@ async fn the_list_shows_how_far_each_consumer_is_and_which_is_missing() {
     assert!(ran.remarks.contains("consumer missing: it is not there"), "{}", ran.remarks);
     let printed = ran.good();
     assert!(printed.lines().next().is_some_and(|head| head.starts_with("CONSUMER ")), "{printed}");
-    let line = |name: &str| {
+    let cells = |name: &str| {
         printed
             .lines()
             .find(|line| line.starts_with(name))
@@ -107,8 +107,8 @@ async fn the_list_shows_how_far_each_consumer_is_and_which_is_missing() {
             .split_whitespace()
             .collect::<Vec<_>>()
     };
-    assert_eq!(line("case-sync"), ["case-sync", "HOOKGATE", "vmh/beteiligte/create", "2", "1", "0"]);
-    assert_eq!(line("missing")[3..], ["?", "?", "?"]);
+    assert_eq!(cells("case-sync"), ["case-sync", "HOOKGATE", "vmh/beteiligte/create", "2", "1", "0"]);
+    assert_eq!(cells("missing")[3..], ["?", "?", "?"]);
 }
 
 #[tokio::test]
