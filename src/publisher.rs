@@ -12,6 +12,7 @@ mod ack_watchdog;
 mod address;
 mod api;
 mod connection;
+pub mod consumer_watch;
 pub mod consumers;
 pub mod core;
 mod diagnosis;

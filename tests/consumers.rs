@@ -1,8 +1,10 @@
 //! Durable consumers: what is wrong with one whose acknowledgements are to release ids, and one that is right.
 
+use async_nats::jetstream::consumer::pull;
+use futures_util::StreamExt;
 use serde_json::{Value, json};
 
-use crate::support::{NatsServer, SUBJECT, World, batch, run};
+use crate::support::{NatsServer, SUBJECT, World, batch, eventually, run};
 
 /// Routes with a consumer, as TOML.
 fn route(action: &str, life: &str) -> String {
@@ -81,10 +83,9 @@ async fn the_list_shows_how_far_each_consumer_is_and_which_is_missing() {
     consumer(&world.nats, "HOOKGATE", json!({ "durable_name": "other", "ack_policy": "none" })).await;
     gate.post(batch(["a", "b", "c"])).await;
     let stream = world.nats.jetstream().await.get_stream("HOOKGATE").await.expect("it is there");
-    let reader =
-        stream.get_consumer::<async_nats::jetstream::consumer::pull::Config>("case-sync").await.expect("it is there");
+    let reader = stream.get_consumer::<pull::Config>("case-sync").await.expect("it is there");
     let mut messages = reader.fetch().max_messages(1).messages().await.expect("it can be read");
-    let _first = futures_util::StreamExt::next(&mut messages).await.expect("there is one").expect("it comes");
+    let _first = messages.next().await.expect("there is one").expect("it comes");
 
     let rows = run(&settings, &["consumers", "list", "--output", "json"]).rows();
     let row = |name: &str| rows.iter().find(|row| row["consumer"] == name).expect("it is listed").clone();
@@ -186,4 +187,40 @@ async fn check_fails_if_a_stream_takes_the_requests_to_release_ids() {
         checked.remarks
     );
     assert!(!run(away, &["check"]).remarks.contains("not looked at"));
+}
+
+#[tokio::test]
+async fn metrics_and_status_say_how_far_the_consumers_of_a_route_are() {
+    let world = World::start().await;
+    let gate = world.gate(&route("create", "consumers = [\"case-sync\", \"missing\"]")).await;
+    let gauge = async |name: &str, consumer: &str| {
+        let line = format!("{name}{{route=\"vmh/beteiligte/create\",consumer=\"{consumer}\"}} ");
+        let text = String::from_utf8(gate.probe("/metrics").await.body).expect("it is text");
+        let value = text.lines().find_map(|text| text.strip_prefix(&line));
+        value.unwrap_or_else(|| panic!("{line} is in {text}")).to_owned()
+    };
+    assert_eq!(gauge("hookgate_consumer_pending", "case-sync").await, "0", "each series is there from the start");
+    assert_eq!(gauge("hookgate_consumer_ack_pending", "missing").await, "0");
+    gate.wait_log("a consumer that routes name is not seen").await;
+
+    consumer(&world.nats, "HOOKGATE", json!({ "durable_name": "case-sync", "ack_policy": "explicit" })).await;
+    gate.post(batch(["a", "b", "c"])).await;
+    let stream = world.nats.jetstream().await.get_stream("HOOKGATE").await.expect("it is there");
+    let reader = stream.get_consumer::<pull::Config>("case-sync").await.expect("it is there");
+    let mut messages = reader.fetch().max_messages(1).messages().await.expect("it can be read");
+    let _first = messages.next().await.expect("there is one").expect("it comes");
+    let counted = async || {
+        let numbers = (
+            gauge("hookgate_consumer_pending", "case-sync").await,
+            gauge("hookgate_consumer_ack_pending", "case-sync").await,
+        );
+        (numbers == ("2".to_owned(), "1".to_owned())).then_some(())
+    };
+    Box::pin(eventually("the gauges say it", counted)).await;
+    let status = gate.probe("/v1/status").await.json();
+    let expected = json!([
+        { "name": "case-sync", "waiting": 2, "unacknowledged": 1 },
+        { "name": "missing", "waiting": null, "unacknowledged": null },
+    ]);
+    assert_eq!(status["routes"][0]["consumers"], expected);
 }
