@@ -27,6 +27,7 @@ use crate::{
     pending::{memory::Memory, redis::Redis},
     publisher::{
         acks::{Acks, AcksSettings},
+        consumer_watch::ConsumerWatch,
         core::Core,
         jetstream::JetStream,
         service::{self, ServiceError},
@@ -173,6 +174,11 @@ async fn serve(
     let stores = Stores::open(&settings, &metrics);
     let publisher = open_publisher(&settings, &background).await?;
     let publisher: Arc<dyn Publisher> = Arc::new(Timed::new(publisher, metrics.publishing()));
+    if settings.delivery == DeliveryMode::Jetstream
+        && let Some(consumers) = ConsumerWatch::new(parts::servers(&settings), &settings.routes, &metrics)
+    {
+        consumers.start(&background);
+    }
     let ready = Arc::new(watch::Sender::new(false));
     Relay::new(
         Arc::clone(&stores.outbox),

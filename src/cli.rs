@@ -1,6 +1,7 @@
 //! The command line. Exit codes: 0 fine, 1 the operation failed, 2 usage or configuration.
 
 mod check;
+mod consumers;
 mod dead_letters;
 mod doctor;
 mod outbox;
@@ -78,6 +79,9 @@ enum Command {
     Quarantine(quarantine::QuarantineCommand),
     /// Bring back what the CRM gave up on, or never sent.
     Reconcile(reconcile::ReconcileArguments),
+    /// Look at the durable consumers of the streams, or add one.
+    #[command(subcommand)]
+    Consumers(consumers::ConsumersCommand),
     /// Print a commented configuration to start from.
     Init,
     /// Print the JSON Schema of a configuration file, for editors.
@@ -125,6 +129,7 @@ pub(crate) fn run(arguments: Arguments) -> ExitCode {
         Command::DeadLetters(command) => dead_letters::run(&command, &configured.settings, output),
         Command::Quarantine(command) => quarantine::run(&command, &configured.settings, output),
         Command::Reconcile(arguments) => reconcile::run(&arguments, &configured.settings, output),
+        Command::Consumers(command) => consumers::run(&command, &configured.settings, output),
         Command::Tail(arguments) => tail::run(arguments, &configured.settings, output),
         Command::Init | Command::ConfigSchema | Command::Completions { .. } | Command::Man => Ok(ExitCode::SUCCESS),
     };

@@ -10,6 +10,7 @@ mod batch_examples;
 mod batch_properties;
 mod claims;
 mod configuration;
+mod consumers;
 mod core_delivery;
 mod dead_letter_replay;
 mod dead_letters;

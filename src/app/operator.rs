@@ -14,8 +14,10 @@ use crate::{
     pending::{access::Access, inspect::Stakes, quarantine::RedisQuarantine, redis::Redis},
     publisher::{
         self,
+        consumers::{Consumers, ConsumersError},
         history::{History, HistoryError},
         live::LiveEvents,
+        servers::ConnectFailure,
     },
     quarantine::QuarantineStore,
     readiness::Contact,
@@ -133,9 +135,29 @@ impl OperatorStore {
     }
 }
 
-/// Looks at NATS: server, stream and settings that can cost events.
+/// Looks at NATS: server, stream, consumers and settings that can cost events.
 pub async fn inspect_broker(settings: &Settings) -> Vec<Finding> {
-    publisher::inspect::inspect(&parts::servers(settings), parts::stream(settings).as_ref(), &settings.routes).await
+    let (servers, stream) = (parts::servers(settings), parts::stream(settings));
+    publisher::inspect::inspect(&servers, stream.as_ref(), &settings.routes, &settings.instance).await
+}
+
+/// Looks for what the configuration demands of NATS; nothing where events are live only.
+///
+/// # Errors
+/// If NATS can't be reached.
+pub async fn broker_requirements(settings: &Settings) -> Result<Vec<Finding>, ConnectFailure> {
+    if parts::stream(settings).is_none() {
+        return Ok(Vec::new());
+    }
+    publisher::inspect::requirements(&parts::servers(settings), &settings.routes, &settings.instance).await
+}
+
+/// Connects to look at the consumers of the streams, or to add one.
+///
+/// # Errors
+/// If NATS can't be reached.
+pub async fn consumers(settings: &Settings) -> Result<Consumers, ConsumersError> {
+    Consumers::connect(&parts::servers(settings)).await
 }
 
 /// Subscribes to live events.
