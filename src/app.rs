@@ -291,15 +291,15 @@ async fn follow_life(
         let acks = Arc::new(acks.map_err(|error| AppError::Nats(error.into()))?);
         if on_ack {
             contact = Some(acks.contact());
-            let answers =
-                Answers::new(keeper.clone(), Arc::clone(&acks) as _, letters, settings.dead_letters, &settings.routes);
+            let (told, letters) = (Arc::clone(&acks) as _, Arc::clone(&letters));
+            let answers = Answers::new(keeper.clone(), told, letters, settings.dead_letters, &settings.routes);
             let phase = shutdown.watch();
             background.spawn(async move { answers.run(phase).await });
         }
         consumers = Some(acks);
     }
     let holder = TokenSeed::now().to_string();
-    let sweep = Sweep::new(keeper, consumers, metrics.clone(), holder);
+    let sweep = Sweep::new(keeper, consumers, letters, settings.dead_letters, metrics.clone(), holder);
     let (table, phase) = (settings.routes.clone(), shutdown.watch());
     background.spawn(async move { sweep.run(&table, phase).await });
     Ok(contact)

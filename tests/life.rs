@@ -348,3 +348,29 @@ async fn a_mark_is_honoured_after_a_plain_srem() {
     eventually("it is published once more", async || (world.tokens("a").await.len() == 2).then_some(())).await;
     assert_eq!(link.hlen(MARKS).await.expect("Redis answers"), 0);
 }
+
+#[tokio::test]
+async fn an_id_that_nobody_releases_becomes_a_dead_letter() {
+    let world = World::start().await;
+    let settings = update("redeliver_after = \"1s\"\nmax_redeliveries = 1");
+    let gate = world.gate(&settings).await;
+    change(&gate, "a").await;
+    let letters = within(Duration::from_secs(60), async || {
+        let list = run(&(world.settings() + &settings), &["dead-letters", "list", "--output", "json"]).rows();
+        (!list.is_empty()).then_some(list)
+    });
+    let letters = letters.await.expect("it is reported");
+    assert_eq!((letters.len(), &letters[0]["reason"]), (1, &json!("not_released")));
+    let entry = letters[0]["entry"].as_str().expect("it has a name");
+    let shown = run(&(world.settings() + &settings), &["dead-letters", "show", entry]).good();
+    let newest = world.tokens("a").await.pop().expect("it was published");
+    assert!(shown.contains("\"entity_id\":\"a\"") && shown.contains(&newest), "{shown}");
+    assert_eq!(world.tokens("a").await.len(), 2, "once, and once more");
+    assert_eq!(world.redis.pending(UPDATES).await.len(), 1, "it stays pending");
+    // Another replica looks, and says nothing new.
+    drop(gate);
+    let gate = world.gate(&settings).await;
+    gate.wait_log("published again as often as allowed").await;
+    let list = run(&(world.settings() + &settings), &["dead-letters", "list", "--output", "json"]).rows();
+    assert_eq!(list.len(), 1, "a claim has one letter");
+}
