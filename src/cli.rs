@@ -1,9 +1,12 @@
 //! The command line. Exit codes: 0 fine, 1 the operation failed, 2 usage or configuration.
 
 mod check;
+mod consumers;
 mod dead_letters;
 mod doctor;
 mod outbox;
+mod quarantine;
+mod reconcile;
 mod routes;
 mod send;
 mod serve;
@@ -71,6 +74,14 @@ enum Command {
     /// Look at items and bodies that could not be processed.
     #[command(subcommand)]
     DeadLetters(dead_letters::DeadLettersCommand),
+    /// Look at bodies whose signature was wrong, and release those that prove good.
+    #[command(subcommand)]
+    Quarantine(quarantine::QuarantineCommand),
+    /// Bring back what the CRM gave up on, or never sent.
+    Reconcile(reconcile::ReconcileArguments),
+    /// Look at the durable consumers of the streams, or add one.
+    #[command(subcommand)]
+    Consumers(consumers::ConsumersCommand),
     /// Print a commented configuration to start from.
     Init,
     /// Print the JSON Schema of a configuration file, for editors.
@@ -116,6 +127,9 @@ pub(crate) fn run(arguments: Arguments) -> ExitCode {
         Command::Doctor(arguments) => doctor::run(&arguments, &configured.settings, output),
         Command::Outbox(command) => outbox::run(&command, &configured.settings, output),
         Command::DeadLetters(command) => dead_letters::run(&command, &configured.settings, output),
+        Command::Quarantine(command) => quarantine::run(&command, &configured.settings, output),
+        Command::Reconcile(arguments) => reconcile::run(&arguments, &configured.settings, output),
+        Command::Consumers(command) => consumers::run(&command, &configured.settings, output),
         Command::Tail(arguments) => tail::run(arguments, &configured.settings, output),
         Command::Init | Command::ConfigSchema | Command::Completions { .. } | Command::Man => Ok(ExitCode::SUCCESS),
     };
@@ -126,7 +140,9 @@ impl Command {
     /// Whether it needs the secrets of `auth`. An operator's command must not fail because of one.
     const fn auth_secrets(&self) -> AuthSecrets {
         match self {
-            Self::Serve | Self::Check | Self::Send(_) => AuthSecrets::Read,
+            Self::Serve | Self::Check | Self::Send(_) | Self::Quarantine(quarantine::QuarantineCommand::Release) => {
+                AuthSecrets::Read
+            }
             _ => AuthSecrets::Leave,
         }
     }

@@ -13,6 +13,8 @@ pub mod acks;
 mod address;
 mod api;
 mod connection;
+pub mod consumer_watch;
+pub mod consumers;
 pub mod core;
 mod diagnosis;
 pub mod history;

@@ -47,6 +47,8 @@ pub(super) struct Families {
     pub(super) published: Family<Labels<2>, Counter>,
     pub(super) signature_failures: Family<Labels<2>, Counter>,
     pub(super) dead_letters: Family<Labels<2>, Counter>,
+    pub(super) quarantine: Family<Labels<2>, Counter>,
+    pub(super) quarantine_entries: Gauge,
     pub(super) redis_seconds: Family<Labels<1>, Histogram, Buckets>,
     pub(super) publish_seconds: Histogram,
     pub(super) pending: Family<Labels<1>, Gauge>,
@@ -54,6 +56,8 @@ pub(super) struct Families {
     pub(super) released: Family<Labels<2>, Counter>,
     pub(super) repaired: Family<Labels<2>, Counter>,
     pub(super) given_up: Family<Labels<2>, Counter>,
+    pub(super) consumer_pending: Family<Labels<2>, Gauge>,
+    pub(super) consumer_ack_pending: Family<Labels<2>, Gauge>,
     pub(super) outbox: Family<Labels<1>, Gauge>,
     pub(super) outbox_age: Family<Labels<1>, Age>,
     pub(super) orphaned: Family<Labels<2>, Gauge>,
@@ -82,6 +86,19 @@ impl Families {
         );
     }
 
+    fn register_quarantine(&self, registry: &mut Registry) {
+        registry.register(
+            "hookgate_quarantine",
+            "Bodies whose signature was wrong, on routes that keep them, by what became of them",
+            self.quarantine.clone(),
+        );
+        registry.register(
+            "hookgate_quarantine_entries",
+            "Bodies in quarantine; the same on every replica",
+            self.quarantine_entries.clone(),
+        );
+    }
+
     pub(super) fn register() -> (Self, Exposition) {
         let this = Self {
             requests: Family::default(),
@@ -92,6 +109,8 @@ impl Families {
             published: Family::default(),
             signature_failures: Family::default(),
             dead_letters: Family::default(),
+            quarantine: Family::default(),
+            quarantine_entries: Gauge::default(),
             redis_seconds: Family::new_with_constructor(Buckets(&REDIS)),
             publish_seconds: Buckets(&PUBLISH).new_metric(),
             pending: Family::default(),
@@ -99,6 +118,8 @@ impl Families {
             released: Family::default(),
             repaired: Family::default(),
             given_up: Family::default(),
+            consumer_pending: Family::default(),
+            consumer_ack_pending: Family::default(),
             outbox: Family::default(),
             outbox_age: Family::default(),
             orphaned: Family::default(),
@@ -128,6 +149,7 @@ impl Families {
             "Items and bodies that can never be processed",
             this.dead_letters.clone(),
         );
+        this.register_quarantine(&mut registry);
         registry.register_with_unit(
             "hookgate_redis_operation_duration",
             "One exchange with Redis",
@@ -146,6 +168,16 @@ impl Families {
             this.pending.clone(),
         );
         this.register_life(&mut registry);
+        registry.register(
+            "hookgate_consumer_pending",
+            "Messages that wait for a consumer; the same on every replica, and for every route that the consumer serves",
+            this.consumer_pending.clone(),
+        );
+        registry.register(
+            "hookgate_consumer_ack_pending",
+            "Messages that a consumer got and has not acknowledged; the same on every replica, and for every such route",
+            this.consumer_ack_pending.clone(),
+        );
         registry.register(
             "hookgate_outbox_entries",
             "Claims whose event NATS has not acknowledged yet; the same on every replica",

@@ -1,6 +1,12 @@
 //! What is counted of one route.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use prometheus_client::metrics::{counter::Counter, gauge::Gauge, histogram::Histogram};
 
@@ -210,6 +216,32 @@ impl RepairedWhy {
     }
 }
 
+/// How far a consumer is that a route names.
+#[derive(Debug)]
+pub struct ConsumerGauges {
+    /// Its name.
+    pub name: String,
+    /// NATS has said so, and there is one.
+    seen: AtomicBool,
+    pending: Gauge,
+    ack_pending: Gauge,
+}
+
+impl ConsumerGauges {
+    fn set(&self, numbers: Option<(u64, u64)>) {
+        let (pending, ack_pending) = numbers.unwrap_or_default();
+        self.seen.store(numbers.is_some(), Ordering::Relaxed);
+        self.pending.set(i64::try_from(pending).unwrap_or(i64::MAX));
+        self.ack_pending.set(i64::try_from(ack_pending).unwrap_or(i64::MAX));
+    }
+
+    /// What waits for it, and what it has not acknowledged, as NATS said last; `None` as long as no such consumer was seen.
+    #[must_use]
+    pub fn numbers(&self) -> Option<(i64, i64)> {
+        self.seen.load(Ordering::Relaxed).then(|| (self.pending.get(), self.ack_pending.get()))
+    }
+}
+
 /// The counters of a route.
 #[derive(Debug)]
 pub struct RouteMetrics {
@@ -228,8 +260,40 @@ pub struct RouteMetrics {
     released: [Counter; ReleasedBy::ALL.len()],
     repaired: [Counter; RepairedWhy::ALL.len()],
     given_up: Vec<(String, Counter)>,
+    consumers: Vec<ConsumerGauges>,
     outbox: Gauge,
+    quarantine: [Counter; QuarantineResult::ALL.len()],
     recent: Arc<RecentEvents>,
+}
+
+/// What became of a body whose signature was wrong.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum QuarantineResult {
+    /// It was put into quarantine.
+    Kept,
+    /// It was there already.
+    Known,
+    /// Its share was full.
+    Full,
+    /// It could not be kept.
+    Failed,
+    /// It proved good, and its events were acknowledged.
+    Released,
+}
+
+impl QuarantineResult {
+    /// All of them.
+    pub const ALL: [Self; 5] = [Self::Kept, Self::Known, Self::Full, Self::Failed, Self::Released];
+
+    const fn code(self) -> &'static str {
+        match self {
+            Self::Kept => "kept",
+            Self::Known => "known",
+            Self::Full => "full",
+            Self::Failed => "failed",
+            Self::Released => "released",
+        }
+    }
 }
 
 impl RouteMetrics {
@@ -249,6 +313,8 @@ impl RouteMetrics {
                 .collect(),
             signature_failures: SignatureFailure::ALL
                 .map(|failure| families.signature_failures.get_or_create_owned(&with("reason", failure.code()))),
+            quarantine: QuarantineResult::ALL
+                .map(|result| families.quarantine.get_or_create_owned(&with("result", result.code()))),
             pending: families.pending.get_or_create_owned(&one()),
             pending_age: families.pending_age.get_or_create_owned(&one()),
             released: ReleasedBy::ALL.map(|by| families.released.get_or_create_owned(&with("by", by.code()))),
@@ -258,6 +324,17 @@ impl RouteMetrics {
                 .consumers
                 .iter()
                 .map(|consumer| (consumer.clone(), families.given_up.get_or_create_owned(&with("consumer", consumer))))
+                .collect(),
+            consumers: route
+                .life()
+                .consumers
+                .iter()
+                .map(|consumer| ConsumerGauges {
+                    name: consumer.clone(),
+                    seen: AtomicBool::new(false),
+                    pending: families.consumer_pending.get_or_create_owned(&with("consumer", consumer)),
+                    ack_pending: families.consumer_ack_pending.get_or_create_owned(&with("consumer", consumer)),
+                })
                 .collect(),
             outbox: families.outbox.get_or_create_owned(&one()),
             name: route_name,
@@ -322,6 +399,11 @@ impl RouteMetrics {
         }
     }
 
+    /// A body whose signature was wrong met the quarantine.
+    pub fn quarantined(&self, result: QuarantineResult) {
+        self.quarantine[result as usize].inc();
+    }
+
     fn dead_letter(&self, reason: &'static str, count: u64) {
         let known = self.dead_letters.iter().find(|(known, _)| *known == reason);
         debug_assert!(known.is_some(), "{reason} is no reason of a dead letter");
@@ -376,6 +458,19 @@ impl RouteMetrics {
     #[must_use]
     pub fn all_given_up(&self) -> u64 {
         self.given_up.iter().map(|(_, counter)| counter.get()).sum()
+    }
+
+    /// How far a consumer is: what waits for it, and what it has not acknowledged; `None` if there is no such consumer.
+    pub fn set_consumer(&self, consumer: &str, numbers: Option<(u64, u64)>) {
+        if let Some(gauges) = self.consumers.iter().find(|gauges| gauges.name == consumer) {
+            gauges.set(numbers);
+        }
+    }
+
+    /// The consumers, as NATS said last.
+    #[must_use]
+    pub fn consumers(&self) -> &[ConsumerGauges] {
+        &self.consumers
     }
 
     /// The id that is pending for longest was first claimed so long ago.
