@@ -19,6 +19,7 @@ use crate::{
     dead_letters::{DeadLetter, DeadLetterLimits, DeadLetterStore},
     delivery::{Delivery, StoreError},
     event::TokenSeed,
+    failpoint,
     metrics::{Metrics, QuarantineResult},
     quarantine::{Held, QuarantineStore},
     route::{Route, RouteTable},
@@ -151,6 +152,7 @@ impl Releaser {
             }
             Err(error) => self.bury(route, [(error.code(), body.clone())]).await?,
         }
+        failpoint::hit("after_release_from_quarantine");
         self.store.remove(&[held.entry.clone()]).await?;
         self.metrics.of(route).quarantined(QuarantineResult::Released);
         Ok(true)
