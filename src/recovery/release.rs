@@ -31,7 +31,7 @@ use crate::{
 /// Bodies that are looked at with one question.
 const PAGE: usize = 100;
 /// How long a replica that says nothing more keeps the others from looking.
-const LEASE: Duration = Duration::from_secs(30);
+const LEASE: Duration = Duration::from_secs(15);
 /// Between two looks at what came meanwhile.
 const EVERY: Duration = Duration::from_secs(10);
 /// Before the next attempt where a store failed, or another replica is at it.

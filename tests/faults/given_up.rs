@@ -23,9 +23,9 @@ use crate::{
 
 pub(crate) fn scenarios() -> Vec<Scenario> {
     vec![
-        scenario!(failed_items_come_back, quick),
+        scenario!(failed_items_come_back),
         scenario!(a_silent_import_is_found),
-        scenario!(a_wrong_secret_loses_nothing, quick),
+        scenario!(a_wrong_secret_loses_nothing),
     ]
 }
 
