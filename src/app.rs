@@ -3,6 +3,7 @@
 mod drain;
 pub mod operator;
 mod parts;
+pub mod story;
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 

@@ -12,6 +12,7 @@ mod store;
 mod table;
 mod tail;
 mod texts;
+mod why;
 
 use std::{path::PathBuf, process::ExitCode};
 
@@ -72,6 +73,8 @@ enum Command {
     /// Look at items and bodies that could not be processed.
     #[command(subcommand)]
     DeadLetters(dead_letters::DeadLettersCommand),
+    /// Tell the story of an id: claims, events, consumers, dead letters.
+    Why(why::WhyArguments),
     /// Look at the durable consumers of the streams, or add one.
     #[command(subcommand)]
     Consumers(consumers::ConsumersCommand),
@@ -120,6 +123,7 @@ pub(crate) fn run(arguments: Arguments) -> ExitCode {
         Command::Doctor(arguments) => doctor::run(&arguments, &configured.settings, output),
         Command::Outbox(command) => outbox::run(&command, &configured.settings, output),
         Command::DeadLetters(command) => dead_letters::run(&command, &configured.settings, output),
+        Command::Why(arguments) => why::run(&arguments, configured.settings, output),
         Command::Consumers(command) => consumers::run(&command, &configured.settings, output),
         Command::Tail(arguments) => tail::run(arguments, &configured.settings, output),
         Command::Init | Command::ConfigSchema | Command::Completions { .. } | Command::Man => Ok(ExitCode::SUCCESS),

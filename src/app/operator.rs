@@ -5,7 +5,7 @@ use std::{io, path::PathBuf, sync::Arc};
 use tokio::sync::watch;
 use url::Url;
 
-use super::{Stores, parts};
+use super::{Stores, parts, story::StoryTeller};
 use crate::{
     dead_letters::{DeadLetterStore, ReplayNote, ReviewedLetter},
     delivery::{Delivery, PendingStore, Policy, Publisher, StoreError, WithoutAck, WithoutClaim},
@@ -43,6 +43,14 @@ pub struct OperatorStore {
     /// Whether it can be worked with.
     pub contact: watch::Receiver<Contact>,
     redis: Arc<Redis>,
+}
+
+impl OperatorStore {
+    /// What tells the stories of ids.
+    #[must_use]
+    pub fn story_teller(&self, settings: Arc<Settings>) -> StoryTeller {
+        StoryTeller { settings, life: Arc::clone(&self.redis) as _, dead_letters: Arc::clone(&self.dead_letters) }
+    }
 }
 
 /// Claims are in the memory of the process that serves.

@@ -402,6 +402,23 @@ impl Consumers {
         Ok(rows)
     }
 
+    /// The consumers that a route names, in their order.
+    ///
+    /// # Errors
+    /// If no stream covers its subject, or NATS does not say.
+    pub async fn of(&self, route: &Route) -> Result<Vec<Option<ConsumerInfo>>, ConsumersError> {
+        let mut found = Vec::new();
+        if route.life().consumers.is_empty() {
+            return Ok(found);
+        }
+        let stream = self.stream_of(&[route]).await?;
+        for name in &route.life().consumers {
+            let info = info_of(&self.api, &stream, name).await;
+            found.push(info.map_err(|error| ConsumersError::api("look at the consumer", name, &error))?);
+        }
+        Ok(found)
+    }
+
     /// Makes a consumer for routes: durable, explicit, every acknowledgement announced, without a last delivery. One that
     /// is there already is left as it is.
     ///
