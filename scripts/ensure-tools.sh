@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs from Debian's packages what hookgate's commands need and this machine lacks, says what and why,
 # and leaves nothing running. HOOKGATE_REDIS_SERVER and HOOKGATE_NATS_SERVER may name other binaries. With the
-# argument `faults`, `k8s`, `envoy`, `image`, `browser`, `alerts`, `docs`, `openapi`, `compose`, `workflows`, `bench` or
+# argument `faults`, `k8s`, `envoy`, `image`, `browser`, `alerts`, `docs`, `consumers`, `openapi`, `compose`, `workflows`, `bench` or
 # `fuzz` also what that part of the tests needs beyond that; HOOKGATE_NGINX, HOOKGATE_ENVOY and HOOKGATE_REDIS_AOF_SERVER (Redis 7.2
 # or newer) may name other binaries.
 set -euo pipefail
@@ -126,6 +126,11 @@ case ${1:-} in
         have python3 || want python3 "runs the consumer of docs/consumers.md, in tests/docs"
         python3 -m pip --version >/dev/null 2>&1 || want python3-pip "installs what that uses"
         have openssl || want openssl "signs a request as docs/espocrm.md does"
+        ;;
+    consumers)
+        python3 -m pip --version >/dev/null 2>&1 || want python3-pip "installs what the consumers in Python use"
+        have node || want nodejs "runs the consumers in Node.js"
+        have npm || want npm "installs what they use"
         ;;
     bench)
         makes_venvs || want python3-venv "the measuring rig and one of its baselines are in Python"

@@ -43,6 +43,8 @@ pub struct Health {
     pub redis: watch::Receiver<Contact>,
     /// The broker.
     pub nats: watch::Receiver<Contact>,
+    /// The answers of consumers, where these release ids.
+    pub acks: Option<watch::Receiver<Contact>>,
 }
 
 /// What this instance does with a batch while a store is down, by the values of the settings.
@@ -139,13 +141,18 @@ struct Readiness<'a> {
     ready: bool,
     redis: Store<'a>,
     nats: Store<'a>,
+    /// What consumers answer, where that releases ids.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    acks: Option<Store<'a>>,
 }
 
 fn readyz(health: &Health) -> Response {
     let (redis, nats) = (health.redis.borrow(), health.nats.borrow());
     let ready = *health.ready.borrow();
     let code = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    json(code, &Readiness { ready, redis: Store::new(&redis), nats: Store::new(&nats) })
+    let acks = health.acks.as_ref().map(|acks| acks.borrow());
+    let acks = acks.as_deref().map(Store::new);
+    json(code, &Readiness { ready, redis: Store::new(&redis), nats: Store::new(&nats), acks })
 }
 
 fn metrics(exposition: &Exposition) -> Response {

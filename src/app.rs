@@ -13,18 +13,23 @@ use tokio::{net::TcpListener, sync::watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{info, warn};
 
-use self::drain::Drain;
+use self::{drain::Drain, story::StoryTeller};
 use crate::{
-    admin::{self, Activity, Health, Known, OnUnavailable, specifications::Specifications, store_gauges::StoreGauges},
+    admin::{
+        self, Activity, Health, Known, OnUnavailable, PendingIds, specifications::Specifications,
+        store_gauges::StoreGauges,
+    },
     admission::Limits,
-    dead_letters::{DeadLetterStore, DeadLetters},
+    dead_letters::{DeadLetterStore, DeadLetters, GivenUpLetters},
     delivery::{Delivery, PendingStore, Policy, Publisher, StoreContents, WithoutAck, WithoutClaim},
+    event::TokenSeed,
     files,
-    life::{Keeper, LifeStore, Releases},
+    life::{Answers, Consumers, Keeper, LifeStore, Releases, Sweep},
     listener::{self, BindError, ConnectionLimits, LingerLimits},
     metrics::{ConnectionMetrics, Exposition, Live, Metrics},
     pending::{memory::Memory, redis::Redis},
     publisher::{
+        acks::{Acks, AcksSettings},
         consumer_watch::ConsumerWatch,
         core::Core,
         jetstream::JetStream,
@@ -33,7 +38,9 @@ use crate::{
     },
     readiness::{Contact, FirstContact, READY_WITHOUT_STORE, first_contact, replicas, replicas::Replicas},
     relay::{Outbox, Relay, Repeats},
-    reply, secrets,
+    reply,
+    route::Release,
+    secrets,
     settings::{ClaimsIn, DeliveryMode, Settings},
     shutdown::{Phase, Shutdown, Signals},
     traces::Tracer,
@@ -84,10 +91,16 @@ pub enum Ended {
 struct Stores {
     pending: Arc<dyn PendingStore>,
     /// The store in memory has none.
-    life: Option<Arc<dyn LifeStore>>,
+    life: Option<LifeStores>,
     outbox: Arc<dyn Outbox>,
     dead_letters: Arc<dyn DeadLetterStore>,
     contents: Arc<dyn StoreContents>,
+}
+
+/// What is known of pending ids, and who keeps what was given up.
+struct LifeStores {
+    life: Arc<dyn LifeStore>,
+    letters: Arc<dyn GivenUpLetters>,
 }
 
 impl Stores {
@@ -97,7 +110,8 @@ impl Stores {
             ClaimsIn::Redis(address) => {
                 let redis = Redis::open(&parts::access(address), options, &settings.routes, metrics.redis());
                 let redis = Arc::new(redis);
-                Self { life: Some(Arc::clone(&redis) as _), ..Self::shared(redis) }
+                let life = LifeStores { life: Arc::clone(&redis) as _, letters: Arc::clone(&redis) as _ };
+                Self { life: Some(life), ..Self::shared(redis) }
             }
             ClaimsIn::Memory => {
                 warn!(
@@ -158,11 +172,6 @@ async fn serve(
     let stores = Stores::open(&settings, &metrics);
     let publisher = open_publisher(&settings, &background).await?;
     let publisher: Arc<dyn Publisher> = Arc::new(Timed::new(publisher, metrics.publishing()));
-    if settings.delivery == DeliveryMode::Jetstream
-        && let Some(consumers) = ConsumerWatch::new(parts::servers(&settings), &settings.routes, &metrics)
-    {
-        consumers.start(&background);
-    }
     let ready = Arc::new(watch::Sender::new(false));
     Relay::new(
         Arc::clone(&stores.outbox),
@@ -174,10 +183,24 @@ async fn serve(
         tracer.clone(),
     )
     .start(&settings.routes, &shutdown.watch(), &background);
+    let mut acks = None;
+    if let Some(LifeStores { life, letters }) = &stores.life {
+        let keeper = Keeper::new(
+            Arc::clone(life),
+            Arc::clone(&stores.pending),
+            Arc::clone(&publisher),
+            settings.policy.ack_timeout,
+            metrics.clone(),
+        );
+        let releases = Releases::new(keeper.clone(), Arc::new(settings.routes.clone()));
+        offer_releases(&settings, releases, &shutdown, &background);
+        acks = follow_life(&settings, keeper, Arc::clone(letters), &metrics, &shutdown, &background).await?;
+    }
     let (routes, verifiers) = (Arc::new(settings.routes.clone()), Arc::new(settings.verifiers.clone()));
     let specifications = Specifications::new(&routes, &verifiers, address.port());
     let known =
         admin(&settings, specifications, &stores, &publisher, &metrics, exposition, &ready, &shutdown, &background);
+    let known = Known { health: Health { acks: acks.clone(), ..known.health }, ..known };
     background.spawn(listener::serve(
         probes,
         TowerToHyperService::new(warp::service(admin::answers(known))),
@@ -186,17 +209,6 @@ async fn serve(
         connections.clone(),
         ConnectionMetrics::default(),
     ));
-    if let Some(store) = &stores.life {
-        let keeper = Keeper::new(
-            Arc::clone(store),
-            Arc::clone(&stores.pending),
-            Arc::clone(&publisher),
-            settings.policy.ack_timeout,
-            metrics.clone(),
-        );
-        let releases = Releases::new(keeper, Arc::clone(&routes));
-        offer_releases(&settings, releases, &shutdown, &background);
-    }
     let pending = stores.pending;
     let delivery = Delivery::new(
         Arc::clone(&pending),
@@ -233,6 +245,7 @@ async fn serve(
     background.spawn(become_ready(
         pending.contact(),
         publisher.contact(),
+        acks,
         settings.replicas,
         Arc::clone(&ready),
         shutdown.watch(),
@@ -248,6 +261,42 @@ async fn serve(
         connections,
     };
     Ok((shutdown, drain))
+}
+
+/// Starts what looks after pending ids. Where acknowledgements release them: whether these can be read.
+async fn follow_life(
+    settings: &Settings,
+    keeper: Keeper,
+    letters: Arc<dyn GivenUpLetters>,
+    metrics: &Metrics,
+    shutdown: &Shutdown,
+    background: &TaskTracker,
+) -> Result<Option<watch::Receiver<Contact>>, AppError> {
+    let lives = || settings.routes.routes().iter().map(|route| route.life());
+    let on_ack = lives().any(|life| life.release == Release::Ack);
+    let mut consumers: Option<Arc<dyn Consumers>> = None;
+    let mut contact = None;
+    if settings.delivery == DeliveryMode::Jetstream && lives().any(|life| !life.consumers.is_empty()) {
+        if let Some(watch) = ConsumerWatch::new(parts::servers(settings), &settings.routes, metrics) {
+            watch.start(background);
+        }
+        let names = AcksSettings { instance: settings.instance.clone(), stream: settings.acks_stream.clone() };
+        let acks = Acks::open(&parts::servers(settings), names, &settings.routes).await;
+        let acks = Arc::new(acks.map_err(|error| AppError::Nats(error.into()))?);
+        if on_ack {
+            contact = Some(acks.contact());
+            let answers =
+                Answers::new(keeper.clone(), Arc::clone(&acks) as _, letters, settings.dead_letters, &settings.routes);
+            let phase = shutdown.watch();
+            background.spawn(async move { answers.run(phase).await });
+        }
+        consumers = Some(acks);
+    }
+    let holder = TokenSeed::now().to_string();
+    let sweep = Sweep::new(keeper, consumers, metrics.clone(), holder);
+    let (table, phase) = (settings.routes.clone(), shutdown.watch());
+    background.spawn(async move { sweep.run(&table, phase).await });
+    Ok(contact)
 }
 
 /// Answers requests to release ids over NATS until the process leaves.
@@ -295,7 +344,7 @@ fn admin(
     background.spawn(store_gauges.clone().run(contents, metrics.clone(), pending.contact(), shutdown.watch()));
     exposition.watch(live(&**pending, &**publisher, settings.limits.clone()));
     Known {
-        health: Health { ready: ready.subscribe(), redis: pending.contact(), nats: publisher.contact() },
+        health: Health { ready: ready.subscribe(), redis: pending.contact(), nats: publisher.contact(), acks: None },
         exposition,
         metrics: metrics.clone(),
         activity: Activity::start(metrics, &store_gauges, shutdown.watch(), background),
@@ -306,6 +355,18 @@ fn admin(
         max_connections: settings.connections.max_connections,
         phase: shutdown.watch(),
         specifications,
+        pending_ids: PendingIds {
+            token_file: settings.admin_token_file.clone(),
+            routes: Arc::new(settings.routes.clone()),
+            why: stores.life.as_ref().map(|life| {
+                let teller = StoryTeller {
+                    servers: parts::servers(settings),
+                    life: Arc::clone(&life.life),
+                    dead_letters: Arc::clone(&stores.dead_letters),
+                };
+                teller.why()
+            }),
+        },
     }
 }
 
@@ -383,6 +444,7 @@ pub const fn repeats(delivery: DeliveryMode) -> Repeats {
 async fn become_ready(
     pending: watch::Receiver<Contact>,
     publisher: watch::Receiver<Contact>,
+    acks: Option<watch::Receiver<Contact>>,
     replicas: Option<Replicas>,
     ready: Arc<watch::Sender<bool>>,
     phase: watch::Receiver<Phase>,
@@ -392,6 +454,10 @@ async fn become_ready(
         first_contact("redis", pending, || replicas::that_reach("redis", replicas)),
         first_contact("nats", publisher, || replicas::that_reach("nats", replicas))
     );
+    if let Some(acks) = acks {
+        // A stream that is missing, or a right: the next replica would not have it either.
+        let _either = first_contact("acks", acks, || std::future::ready(None)).await;
+    }
     if *phase.borrow() != Phase::Serving {
         return;
     }

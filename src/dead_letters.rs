@@ -131,6 +131,25 @@ pub trait DeadLetterStore: Send + Sync {
     fn purge(&self) -> BoxFuture<'_, Result<usize, StoreError>>;
 }
 
+/// A letter about an event that a consumer gave up.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GivenUp {
+    /// Names stream, sequence and consumer: there is one letter of it, however often it is told.
+    pub event: String,
+    /// The letter.
+    pub letter: DeadLetter,
+}
+
+/// Where letters about given-up events are kept. They have limits of their own: a flood of bad items can't push them out.
+pub trait GivenUpLetters: Send + Sync {
+    /// Keeps letters, and drops the oldest beyond the limits of number and age. Which of them are new.
+    fn keep_given_up<'a>(
+        &'a self,
+        letters: &'a [GivenUp],
+        limits: DeadLetterLimits,
+    ) -> BoxFuture<'a, Result<Vec<bool>, StoreError>>;
+}
+
 /// Takes letters without ever making a request wait.
 #[derive(Clone)]
 pub struct DeadLetters {

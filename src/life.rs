@@ -6,18 +6,27 @@
 //!
 //! Declares the port [`LifeStore`], and knows neither Redis nor NATS nor HTTP.
 
+mod answers;
+mod consumers;
 mod journal;
 mod keeper;
 mod service;
+mod sweep;
 
-use std::sync::Arc;
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use futures_util::future::BoxFuture;
 
 pub use self::{
+    answers::Answers,
+    consumers::{AtSequence, Consumers, ConsumersError, Progress, Telling, Told, ToldUntil},
     journal::{Answer, JournalEntry},
     keeper::{Keeper, ReleaseReport},
     service::{ReleaseError, Releases},
+    sweep::Sweep,
 };
 use crate::{
     delivery::StoreError,
@@ -143,6 +152,15 @@ pub enum Listing {
     Marks,
 }
 
+/// What the last look through a journal found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct ScanResult {
+    /// When the id that is pending for longest was first claimed.
+    pub oldest: Option<SystemTime>,
+    /// Pending ids with an entry.
+    pub pending: usize,
+}
+
 /// What the pending store knows of ids beyond their claims.
 pub trait LifeStore: Send + Sync {
     /// Releases ids, each at most once among all replicas. Answers for each in their order.
@@ -191,8 +209,21 @@ pub trait LifeStore: Send + Sync {
         route: &'a Route,
         work: &'a str,
         holder: &'a str,
-        duration: std::time::Duration,
+        duration: Duration,
     ) -> BoxFuture<'a, Result<bool, StoreError>>;
+
+    /// Number of pending ids.
+    fn pending_count<'a>(&'a self, route: &'a Route) -> BoxFuture<'a, Result<usize, StoreError>>;
+
+    /// What the last look through the journal found, by whatever replica; nothing if there was none.
+    fn scan_result<'a>(&'a self, route: &'a Route) -> BoxFuture<'a, Result<Option<ScanResult>, StoreError>>;
+
+    /// Tells the other replicas what a look found.
+    fn keep_scan_result<'a>(
+        &'a self,
+        route: &'a Route,
+        result: &'a ScanResult,
+    ) -> BoxFuture<'a, Result<(), StoreError>>;
 }
 
 /// A seed for a claim of hookgate's own: each id gets one for itself.

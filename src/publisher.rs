@@ -9,6 +9,7 @@
 //! the permission. The same happens after 10 s without any answer on a connection that looks well.
 
 mod ack_watchdog;
+pub mod acks;
 mod address;
 mod api;
 mod connection;

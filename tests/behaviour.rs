@@ -45,3 +45,4 @@ mod streams;
 mod support;
 mod tail;
 mod traces;
+mod why;

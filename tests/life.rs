@@ -1,11 +1,13 @@
 //! What becomes of an id after its claim: further webhooks while it is pending, and its release.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
+use async_nats::Message;
+use futures_util::StreamExt;
 use redis::AsyncTypedCommands;
 use serde_json::json;
 
-use crate::support::{Gate, OUTBOX, World, batch, eventually};
+use crate::support::{Gate, OUTBOX, World, batch, eventually, in_time, run, within};
 
 const UPDATES: &str = "vmh:beteiligte:update_pending";
 const UPDATES_OUTBOX: &str = "{vmh:beteiligte:update_pending}:outbox";
@@ -169,4 +171,180 @@ async fn a_marked_id_is_published_at_its_release() {
     world.redis.settled(UPDATES_OUTBOX).await;
     let answer = service(&world, of_update(&json!({ "entity_id": "a", "token": tokens[1] }))).await;
     assert_eq!(answer, Ok(json!({ "released": ["a"], "not_pending": [], "republished": [] })));
+}
+
+/// An update route whose ids are released by acknowledgements.
+fn on_ack(consumers: &str, more: &str) -> String {
+    update(&format!("release = \"ack\"\nconsumers = [{consumers}]\n{more}"))
+}
+
+impl World {
+    /// A durable consumer that samples all acknowledgements.
+    async fn consumer(&self, name: &str, more: serde_json::Value) {
+        let mut config = json!({
+            "durable_name": name, "ack_policy": "explicit", "ack_wait": 30_000_000_000_u64, "max_deliver": -1,
+            "sample_freq": "100%", "deliver_policy": "all", "replay_policy": "instant",
+        });
+        config.as_object_mut().expect("an object").extend(more.as_object().expect("an object").clone());
+        let request = json!({ "stream_name": "HOOKGATE", "config": config });
+        let answer = self.nats.api(&format!("CONSUMER.DURABLE.CREATE.HOOKGATE.{name}"), &request).await;
+        assert!(answer.get("error").is_none(), "{answer}");
+    }
+
+    /// The next message of a consumer.
+    async fn next(&self, consumer: &str) -> Message {
+        let client = self.nats.client().await;
+        let inbox = client.new_inbox();
+        let mut answers = client.subscribe(inbox.clone()).await.expect("NATS answers");
+        let request = json!({ "batch": 1, "expires": 20_000_000_000_u64 }).to_string();
+        let subject = format!("$JS.API.CONSUMER.MSG.NEXT.HOOKGATE.{consumer}");
+        client.publish_with_reply(subject, inbox, request.into()).await.expect("NATS takes it");
+        in_time("an event comes", answers.next()).await.expect("NATS answers")
+    }
+
+    /// Answers an event, and waits until the server has it.
+    async fn answer(&self, message: &Message, answer: &str) {
+        let client = self.nats.client().await;
+        let reply = message.reply.clone().expect("it wants an answer");
+        client.request(reply, answer.to_owned().into()).await.expect("the server confirms");
+    }
+
+    async fn nothing_is_pending(&self) {
+        eventually("nothing is pending", async || {
+            (self.redis.pending(UPDATES).await.is_empty() && self.journal().await.is_empty()).then_some(())
+        })
+        .await;
+    }
+}
+
+#[tokio::test]
+async fn an_id_is_free_once_its_consumer_has_acknowledged() {
+    let world = World::start().await;
+    let gate = world.gate_unready(&on_ack("\"sync\"", "")).await;
+    eventually("there is a stream", async || world.nats.stream("HOOKGATE").await).await;
+    world.consumer("sync", json!({})).await;
+    gate.wait_ready().await;
+    assert_eq!(change(&gate, "a").await, (1, 1));
+    let event = world.next("sync").await;
+    assert_eq!(world.redis.pending(UPDATES).await.len(), 1);
+    // The original's update case: a second webhook while the first is processed.
+    assert_eq!(change(&gate, "a").await, (1, 1));
+    world.answer(&event, "+ACK").await;
+    let second = world.next("sync").await;
+    assert_eq!(world.redis.pending(UPDATES).await.len(), 1, "the answer was for the first event");
+    world.answer(&second, "+ACK").await;
+    world.nothing_is_pending().await;
+    assert_eq!(world.tokens("a").await.len(), 2);
+}
+
+#[tokio::test]
+async fn each_consumer_has_to_acknowledge() {
+    let world = World::start().await;
+    let gate = world.gate_unready(&on_ack("\"one\", \"two\"", "")).await;
+    eventually("there is a stream", async || world.nats.stream("HOOKGATE").await).await;
+    world.consumer("one", json!({})).await;
+    world.consumer("two", json!({})).await;
+    gate.wait_ready().await;
+    change(&gate, "a").await;
+    let (one, two) = (world.next("one").await, world.next("two").await);
+    world.answer(&one, "+ACK").await;
+    eventually("the journal says who has answered", async || {
+        world.journal().await.get("a").filter(|entry| entry.ends_with(";one:a")).map(|_| ())
+    })
+    .await;
+    assert_eq!(world.redis.pending(UPDATES).await.len(), 1);
+    world.answer(&two, "+ACK").await;
+    world.nothing_is_pending().await;
+}
+
+#[tokio::test]
+async fn what_a_consumer_gives_up_is_a_dead_letter() {
+    let world = World::start().await;
+    let settings = on_ack("\"sync\"", "");
+    let gate = world.gate_unready(&settings).await;
+    eventually("there is a stream", async || world.nats.stream("HOOKGATE").await).await;
+    world.consumer("sync", json!({})).await;
+    gate.wait_ready().await;
+    change(&gate, "a").await;
+    let event = world.next("sync").await;
+    world.answer(&event, "+TERM").await;
+    world.nothing_is_pending().await;
+    let list = run(&(world.settings() + &settings), &["dead-letters", "list", "--output", "json"]).rows();
+    assert_eq!((list.len(), &list[0]["reason"]), (1, &json!("gave_up")));
+    let entry = list[0]["entry"].as_str().expect("it has a name");
+    let shown = run(&(world.settings() + &settings), &["dead-letters", "show", entry]).good();
+    assert!(shown.contains("\"entity_id\":\"a\""), "{shown}");
+    let metrics = gate.probe("/metrics").await;
+    let series = "hookgate_given_up_total{route=\"vmh/beteiligte/update\",consumer=\"sync\"} 1";
+    assert!(metrics.text().contains(series), "{}", metrics.text());
+}
+
+#[tokio::test]
+async fn what_was_given_up_is_kept_where_it_shall_be() {
+    let world = World::start().await;
+    let gate = world.gate_unready(&on_ack("\"sync\"", "on_give_up = \"keep\"")).await;
+    eventually("there is a stream", async || world.nats.stream("HOOKGATE").await).await;
+    world.consumer("sync", json!({})).await;
+    gate.wait_ready().await;
+    change(&gate, "a").await;
+    let event = world.next("sync").await;
+    world.answer(&event, "+TERM").await;
+    eventually("the journal says so", async || {
+        world.journal().await.get("a").filter(|entry| entry.ends_with(";sync:g")).map(|_| ())
+    })
+    .await;
+    assert_eq!(world.redis.pending(UPDATES).await.len(), 1);
+    change(&gate, "a").await;
+    let event = world.next("sync").await;
+    world.answer(&event, "+ACK").await;
+    world.nothing_is_pending().await;
+}
+
+/// A sample is sent at most once. Here none is ever sent.
+#[tokio::test]
+async fn an_answer_that_was_lost_costs_one_more_event() {
+    let world = World::start().await;
+    let gate = world.gate_unready(&on_ack("\"sync\"", "max_redeliveries = 2")).await;
+    eventually("there is a stream", async || world.nats.stream("HOOKGATE").await).await;
+    world.consumer("sync", json!({ "sample_freq": "0%" })).await;
+    gate.wait_ready().await;
+    change(&gate, "a").await;
+    let event = world.next("sync").await;
+    world.answer(&event, "+ACK").await;
+    let again = within(Duration::from_secs(60), async || {
+        let events = world.nats.events().await;
+        (events.len() == 2).then(|| events[1].headers.get("Hookgate-Redelivery").map(ToString::to_string))
+    })
+    .await;
+    assert_eq!(again, Some(Some("1".to_owned())), "it is published once more, and says so");
+    // Now the consumer samples.
+    world.consumer("sync", json!({})).await;
+    let event = world.next("sync").await;
+    world.answer(&event, "+ACK").await;
+    world.nothing_is_pending().await;
+    assert_eq!(world.tokens("a").await.len(), 2);
+}
+
+#[tokio::test]
+async fn what_srem_leaves_in_the_journal_is_dropped() {
+    let world = World::start().await;
+    let gate = world.gate(&update("")).await;
+    change(&gate, "a").await;
+    world.redis.settled(UPDATES_OUTBOX).await;
+    world.redis.release(UPDATES, "a").await;
+    let gone = within(Duration::from_secs(40), async || world.journal().await.is_empty().then_some(())).await;
+    assert_eq!(gone, Some(()));
+}
+
+#[tokio::test]
+async fn a_mark_is_honoured_after_a_plain_srem() {
+    let world = World::start().await;
+    let gate = world.gate(&update("")).await;
+    change(&gate, "a").await;
+    world.redis.settled(UPDATES_OUTBOX).await;
+    let mut link = world.redis.connection().await;
+    link.hset(MARKS, "a", "1").await.expect("Redis answers");
+    world.redis.release(UPDATES, "a").await;
+    eventually("it is published once more", async || (world.tokens("a").await.len() == 2).then_some(())).await;
+    assert_eq!(link.hlen(MARKS).await.expect("Redis answers"), 0);
 }

@@ -1,5 +1,6 @@
 //! The permissions in `k8s/privileges` are enough for hookgate's whole job, and each of them is needed.
 
+mod consumer;
 mod files;
 mod job;
 

@@ -65,7 +65,11 @@ impl PendingIds {
         match *method {
             Method::GET | Method::HEAD => match &self.why {
                 Some(why) => json(StatusCode::OK, &why(route, id).await),
-                None => problem(StatusCode::SERVICE_UNAVAILABLE, "in_memory", "redis.url is \"memory:\": there is no journal"),
+                None => problem(
+                    StatusCode::SERVICE_UNAVAILABLE,
+                    "in_memory",
+                    "redis.url is \"memory:\": there is no journal",
+                ),
             },
             _ => {
                 let mut response =
@@ -88,7 +92,8 @@ impl PendingIds {
         })?;
         let shown = headers.get(header::AUTHORIZATION).map(HeaderValue::as_bytes);
         let shown = shown.and_then(|value| value.split_at_checked(7));
-        let shown = shown.filter(|(scheme, _)| scheme.eq_ignore_ascii_case(b"bearer ")).map(|(_, shown)| shown.trim_ascii());
+        let shown =
+            shown.filter(|(scheme, _)| scheme.eq_ignore_ascii_case(b"bearer ")).map(|(_, shown)| shown.trim_ascii());
         // Digests take the same time to compare, whatever was shown.
         if shown.is_some_and(|shown| Sha256::digest(shown) == Sha256::digest(token.as_bytes())) {
             return Ok(());

@@ -48,8 +48,9 @@ pub struct OperatorStore {
 impl OperatorStore {
     /// What tells the stories of ids.
     #[must_use]
-    pub fn story_teller(&self, settings: Arc<Settings>) -> StoryTeller {
-        StoryTeller { settings, life: Arc::clone(&self.redis) as _, dead_letters: Arc::clone(&self.dead_letters) }
+    pub fn story_teller(&self, settings: &Settings) -> StoryTeller {
+        let servers = parts::servers(settings);
+        StoryTeller { servers, life: Arc::clone(&self.redis) as _, dead_letters: Arc::clone(&self.dead_letters) }
     }
 }
 

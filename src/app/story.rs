@@ -7,25 +7,30 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use futures_util::FutureExt;
 use serde::Serialize;
 
-use super::parts;
 use crate::{
-    dead_letters::DeadLetterStore,
+    admin::pending_ids::Why,
+    dead_letters::{DeadLetterStore, KeptLetter},
     event::Token,
     life::{Answer, JournalEntry, Known, LifeStore},
     publisher::{
         consumers::{ConsumerInfo, Consumers},
         history::{History, HistoryError, Start},
+        servers::Servers,
     },
     route::Route,
-    settings::Settings,
 };
 
 /// Most events of one id that are told.
 const EVENTS: usize = 100;
 /// Newest dead letters that are looked through.
 const LETTERS: usize = 1_000;
+/// Reason of a letter about an event that a consumer gave up.
+const GAVE_UP: &str = "gave_up";
+/// Longest time of a request to the admin address.
+const AT_ADMIN: Duration = Duration::from_secs(20);
 /// Clocks of replicas and NATS may differ by so much.
 const SKEW: Duration = Duration::from_secs(300);
 
@@ -119,17 +124,56 @@ pub struct LetterOf {
     pub time: String,
     /// Why.
     pub reason: String,
+    /// Who gave the event up, if that is the reason.
+    pub consumer: Option<String>,
+    /// After how many deliveries.
+    pub deliveries: Option<u64>,
+    /// The event.
+    pub sequence: Option<u64>,
+}
+
+impl LetterOf {
+    /// A letter of a route that names an id.
+    fn new(kept: KeptLetter, id: &str) -> Option<Self> {
+        let raw: serde_json::Value = serde_json::from_slice(&kept.letter.raw).ok()?;
+        if raw["entity_id"] != id && raw["id"] != id {
+            return None;
+        }
+        // Of another letter the content is a sender's, and is not shown.
+        let gave_up = kept.letter.reason == GAVE_UP;
+        let number = |member: &str| raw[member].as_u64().filter(|_| gave_up);
+        Some(Self {
+            consumer: raw["consumer"].as_str().filter(|_| gave_up).map(str::to_owned),
+            deliveries: number("deliveries"),
+            sequence: number("sequence"),
+            entry: kept.entry,
+            time: kept.letter.time,
+            reason: kept.letter.reason,
+        })
+    }
 }
 
 /// Where stories are told from.
 #[derive(Clone)]
 pub struct StoryTeller {
-    pub(super) settings: Arc<Settings>,
+    pub(super) servers: Servers,
     pub(super) life: Arc<dyn LifeStore>,
     pub(super) dead_letters: Arc<dyn DeadLetterStore>,
 }
 
 impl StoryTeller {
+    /// For the admin address.
+    pub(super) fn why(self) -> Why {
+        Arc::new(move |route, id| {
+            let teller = self.clone();
+            async move {
+                let stories = teller.tell(&[route], &id, None, AT_ADMIN).await;
+                serde_json::to_value(stories.first()).expect("text and numbers always serialize")
+            }
+            .boxed()
+        })
+    }
+
     /// The story of an id on each of these routes. The streams are read from `since`; without it from the first claim, if
     /// the id is pending on all of them, else from their first message. At most for `limit`.
     pub async fn tell(
@@ -141,7 +185,7 @@ impl StoryTeller {
     ) -> Vec<Story> {
         let mut stories = Vec::new();
         for route in routes {
-            stories.push(self.from_redis(route, id).await);
+            stories.push(self.in_redis(route, id).await);
         }
         let claims: Option<Vec<_>> =
             stories.iter().map(|story| story.journal.as_ref().map(|entry| entry.first_claimed)).collect();
@@ -162,7 +206,7 @@ impl StoryTeller {
     }
 
     /// Pending SET, outbox, journal, marks and dead letters.
-    async fn from_redis(&self, route: &Arc<Route>, id: &str) -> Story {
+    async fn in_redis(&self, route: &Arc<Route>, id: &str) -> Story {
         let mut not_seen = Vec::new();
         let known = self.life.known(route, &[id.to_owned()]).await.map(|known| known.into_iter().next());
         let known = known.unwrap_or_else(|error| {
@@ -199,13 +243,8 @@ impl StoryTeller {
 
     async fn letters_of(&self, route: &Route, id: &str) -> Result<Vec<LetterOf>, crate::delivery::StoreError> {
         let letters = self.dead_letters.letters(LETTERS, None).await?;
-        let names_id = |raw: &[u8]| {
-            let value: Option<serde_json::Value> = serde_json::from_slice(raw).ok();
-            value.is_some_and(|value| value["entity_id"] == id || value["id"] == id)
-        };
-        let of_id = letters.into_iter().filter(|kept| kept.letter.route == route.name() && names_id(&kept.letter.raw));
-        let letters =
-            of_id.map(|kept| LetterOf { entry: kept.entry, time: kept.letter.time, reason: kept.letter.reason });
+        let of_route = letters.into_iter().filter(|kept| kept.letter.route == route.name());
+        let letters = of_route.filter_map(|kept| LetterOf::new(kept, id));
         Ok(letters.collect())
     }
 
@@ -217,7 +256,7 @@ impl StoryTeller {
         since: Option<SystemTime>,
         stories: &mut [Story],
     ) -> Result<(), HistoryError> {
-        let history = History::connect(&parts::servers(&self.settings)).await?;
+        let history = History::connect(&self.servers).await?;
         let mut subjects: Vec<_> = routes.iter().map(|route| route.subject().to_owned()).collect();
         subjects.sort();
         subjects.dedup();
@@ -250,8 +289,7 @@ impl StoryTeller {
             return;
         }
         let asking = async {
-            let consumers =
-                Consumers::connect(&parts::servers(&self.settings)).await.map_err(|error| error.to_string())?;
+            let consumers = Consumers::connect(&self.servers).await.map_err(|error| error.to_string())?;
             let mut found = Vec::new();
             for route in routes {
                 found.push(consumers.of(route).await.map_err(|error| error.to_string())?);
@@ -351,7 +389,11 @@ impl Story {
             say("consumer", format!("{} {text}", consumer.consumer));
         }
         for letter in &self.dead_letters {
-            say("dead letter", format!("{} of {}: {}", letter.entry, letter.time, letter.reason));
+            let LetterOf { entry, time, reason, consumer, deliveries, sequence } = letter;
+            let consumer = consumer.as_ref().map(|consumer| format!(" by {consumer}")).unwrap_or_default();
+            let of = sequence.map(|sequence| format!(" #{sequence}")).unwrap_or_default();
+            let after = deliveries.map(|number| format!(" after {number} deliveries")).unwrap_or_default();
+            say("dead letter", format!("{entry} of {time}: {reason}{consumer}{of}{after}"));
         }
         for problem in &self.not_seen {
             say("not seen", problem.clone());

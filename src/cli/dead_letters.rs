@@ -219,6 +219,7 @@ impl LetterRow<'_> {
 
 /// The store names them so, and would not say which name it can't read.
 fn is_name(entry: &str) -> bool {
+    let entry = entry.strip_prefix('g').unwrap_or(entry);
     let number = |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
     entry.split_once('-').is_some_and(|(time, counter)| number(time) && number(counter))
 }

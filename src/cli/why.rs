@@ -2,7 +2,6 @@
 
 use std::{
     process::ExitCode,
-    sync::Arc,
     time::{Duration, SystemTime},
 };
 
@@ -32,7 +31,7 @@ pub(crate) struct WhyArguments {
     since: Option<Duration>,
 }
 
-pub(super) fn run(arguments: &WhyArguments, settings: Settings, output: Output) -> anyhow::Result<ExitCode> {
+pub(super) fn run(arguments: &WhyArguments, settings: &Settings, output: Output) -> anyhow::Result<ExitCode> {
     let WhyArguments { id, route, since } = arguments;
     if EntityId::parse(id).is_none() {
         bail!("{id:?} is no id of an entity: 1 to 255 bytes without control characters");
@@ -45,8 +44,8 @@ pub(super) fn run(arguments: &WhyArguments, settings: Settings, output: Output) 
     }
     let since = since.map(|since| SystemTime::now().checked_sub(since).unwrap_or(SystemTime::UNIX_EPOCH));
     store::block_on(async {
-        let opened = store::open(&settings).await?;
-        let teller = opened.story_teller(Arc::new(settings));
+        let opened = store::open(settings).await?;
+        let teller = opened.story_teller(settings);
         // Routes on which it is pending are read from their claim, and need not wait for the others.
         let stories = teller.tell(&routes, id, since, PATIENCE).await;
         let known: Vec<_> = stories.iter().filter(|story| !story.is_empty()).collect();

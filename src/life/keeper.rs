@@ -151,6 +151,11 @@ impl Keeper {
         Ok(count)
     }
 
+    /// A consumer gave an event up.
+    pub(super) fn gave_up(&self, route: &Route, consumer: &str) {
+        self.metrics.of(route).given_up(consumer);
+    }
+
     /// Publishes claims that are in the outbox. What is not acknowledged is left to the relay.
     async fn publish(&self, route: &Arc<Route>, claims: Vec<OwnClaim>) {
         if claims.is_empty() {

@@ -8,20 +8,50 @@ use redis::Cmd;
 
 use super::{
     redis::Redis,
-    script::{DROP_LETTERS, KEEP_LETTERS, NOTE_LETTER},
+    script::{DROP_LETTERS, KEEP_GIVEN_UP, KEEP_LETTERS, NOTE_LETTER},
 };
 use crate::{
-    dead_letters::{DeadLetter, DeadLetterLimits, DeadLetterStore, KeptLetter, ReplayNote, ReviewedLetter},
+    dead_letters::{
+        DeadLetter, DeadLetterLimits, DeadLetterStore, GivenUp, GivenUpLetters, KeptLetter, ReplayNote, ReviewedLetter,
+    },
     delivery::StoreError,
     metrics::Operation,
 };
 
-/// The stream.
-const LETTERS: &str = "hookgate:dead_letters";
-/// Its size, in the same cluster slot.
-const BYTES: &str = "{hookgate:dead_letters}:bytes";
-/// HASH name of a letter → what became of its last replay.
-const NOTES: &str = "{hookgate:dead_letters}:notes";
+/// Where letters are kept. Those about events that consumers gave up have limits of their own: a flood of bad items must not push
+/// them out.
+struct Drawer {
+    /// The stream.
+    letters: &'static str,
+    /// Its size, in the same cluster slot.
+    bytes: &'static str,
+    /// HASH name of a letter → what became of its last replay.
+    notes: &'static str,
+    /// What its names begin with outside.
+    prefix: &'static str,
+}
+
+const BAD: Drawer = Drawer {
+    letters: "hookgate:dead_letters",
+    bytes: "{hookgate:dead_letters}:bytes",
+    notes: "{hookgate:dead_letters}:notes",
+    prefix: "",
+};
+const GIVEN_UP: Drawer = Drawer {
+    letters: "hookgate:given_up",
+    bytes: "{hookgate:given_up}:bytes",
+    notes: "{hookgate:given_up}:notes",
+    prefix: "g",
+};
+/// HASH event → its letter, of [`GIVEN_UP`].
+const GIVEN_UP_EVENTS: &str = "{hookgate:given_up}:events";
+
+impl Drawer {
+    /// The drawer of a letter, and the letter's name there.
+    fn of(entry: &str) -> (&'static Self, &str) {
+        entry.strip_prefix(GIVEN_UP.prefix).map_or((&BAD, entry), |name| (&GIVEN_UP, name))
+    }
+}
 
 type Fields = (String, Vec<(String, Vec<u8>)>);
 
@@ -40,9 +70,9 @@ impl DeadLetterStore for Redis {
                     KEEP_LETTERS
                         .call(connection, |call| {
                             call.arg(3)
-                                .arg(LETTERS)
-                                .arg(BYTES)
-                                .arg(NOTES)
+                                .arg(BAD.letters)
+                                .arg(BAD.bytes)
+                                .arg(BAD.notes)
                                 .arg(limits.max_entries)
                                 .arg(limits.max_bytes)
                                 .arg(oldest);
@@ -64,11 +94,11 @@ impl DeadLetterStore for Redis {
         entry: Option<&'a str>,
     ) -> BoxFuture<'a, Result<Vec<KeptLetter>, StoreError>> {
         async move {
-            let mut call = redis::cmd("XREVRANGE");
-            call.arg(LETTERS).arg(entry.unwrap_or("+")).arg(entry.unwrap_or("-")).arg("COUNT").arg(count);
-            let found: Vec<Fields> =
-                self.ask(Operation::Operator, async |connection| call.query_async(connection).await).await?;
-            Ok(found.into_iter().map(read).collect())
+            let reviewed = match entry {
+                Some(entry) => self.review_one(entry).await?.into_iter().collect(),
+                None => self.review(None, count).await?,
+            };
+            Ok(reviewed.into_iter().map(|reviewed| reviewed.kept).collect())
         }
         .boxed()
     }
@@ -76,11 +106,39 @@ impl DeadLetterStore for Redis {
     fn purge(&self) -> BoxFuture<'_, Result<usize, StoreError>> {
         async move {
             let mut together = redis::pipe();
-            together.atomic().cmd("XLEN").arg(LETTERS).cmd("DEL").arg(LETTERS).ignore().cmd("DEL").arg(BYTES).ignore();
-            together.cmd("DEL").arg(NOTES).ignore();
-            let (count,): (usize,) =
+            for Drawer { letters, bytes, notes, .. } in [&BAD, &GIVEN_UP] {
+                together.cmd("XLEN").arg(letters);
+                together.cmd("DEL").arg(letters).ignore().cmd("DEL").arg(bytes).ignore().cmd("DEL").arg(notes).ignore();
+            }
+            together.cmd("DEL").arg(GIVEN_UP_EVENTS).ignore();
+            let (bad, given_up): (usize, usize) =
                 self.ask(Operation::Operator, async |connection| together.query_async(connection).await).await?;
-            Ok(count)
+            Ok(bad + given_up)
+        }
+        .boxed()
+    }
+}
+
+impl GivenUpLetters for Redis {
+    fn keep_given_up<'a>(
+        &'a self,
+        letters: &'a [GivenUp],
+        limits: DeadLetterLimits,
+    ) -> BoxFuture<'a, Result<Vec<bool>, StoreError>> {
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or(Duration::ZERO);
+        let oldest = u64::try_from(now.saturating_sub(limits.max_age).as_millis()).unwrap_or(0);
+        let arguments = move |call: &mut Cmd| {
+            call.arg(4).arg(GIVEN_UP.letters).arg(GIVEN_UP.bytes).arg(GIVEN_UP_EVENTS).arg(GIVEN_UP.notes);
+            call.arg(limits.max_entries).arg(oldest);
+            for GivenUp { event, letter: DeadLetter { route, reason, time, raw } } in letters {
+                call.arg(event).arg(route).arg(reason).arg(time).arg(raw.as_ref());
+            }
+        };
+        async move {
+            let digits: Vec<u8> = self
+                .ask(Operation::DeadLetters, async |connection| KEEP_GIVEN_UP.call(connection, arguments).await)
+                .await?;
+            Ok(digits.into_iter().map(|digit| digit == b'1').collect())
         }
         .boxed()
     }
@@ -93,12 +151,36 @@ impl Redis {
     /// # Errors
     /// If Redis does not say.
     pub async fn review(&self, before: Option<&str>, count: usize) -> Result<Vec<ReviewedLetter>, StoreError> {
+        let mut all = Vec::new();
+        for drawer in [&BAD, &GIVEN_UP] {
+            all.extend(self.review_drawer(drawer, before, count).await?);
+        }
+        // Newest first; of those of one moment, the ones that were given up.
+        all.sort_by_key(|reviewed| std::cmp::Reverse(order(&reviewed.kept.entry)));
+        all.truncate(count);
+        Ok(all)
+    }
+
+    async fn review_drawer(
+        &self,
+        drawer: &Drawer,
+        before: Option<&str>,
+        count: usize,
+    ) -> Result<Vec<ReviewedLetter>, StoreError> {
         let mut call = redis::cmd("XREVRANGE");
-        let end = before.map_or_else(|| "+".to_owned(), |before| format!("({before}"));
-        call.arg(LETTERS).arg(end).arg("-").arg("COUNT").arg(count);
+        let end = before.map_or_else(
+            || "+".to_owned(),
+            |before| {
+                let (of, name) = Drawer::of(before);
+                // Behind a given-up letter comes a bad one of the same name.
+                let included = of.prefix == GIVEN_UP.prefix && drawer.prefix == BAD.prefix;
+                if included { name.to_owned() } else { format!("({name}") }
+            },
+        );
+        call.arg(drawer.letters).arg(end).arg("-").arg("COUNT").arg(count);
         let found: Vec<Fields> =
             self.ask(Operation::Operator, async |connection| call.query_async(connection).await).await?;
-        self.with_notes(found).await
+        self.with_notes(drawer, found).await
     }
 
     /// The letter with a name.
@@ -106,24 +188,27 @@ impl Redis {
     /// # Errors
     /// If Redis does not say.
     pub async fn review_one(&self, entry: &str) -> Result<Option<ReviewedLetter>, StoreError> {
+        let (drawer, name) = Drawer::of(entry);
         let mut call = redis::cmd("XREVRANGE");
-        call.arg(LETTERS).arg(entry).arg(entry).arg("COUNT").arg(1);
+        call.arg(drawer.letters).arg(name).arg(name).arg("COUNT").arg(1);
         let found: Vec<Fields> =
             self.ask(Operation::Operator, async |connection| call.query_async(connection).await).await?;
-        Ok(self.with_notes(found).await?.pop())
+        Ok(self.with_notes(drawer, found).await?.pop())
     }
 
-    async fn with_notes(&self, found: Vec<Fields>) -> Result<Vec<ReviewedLetter>, StoreError> {
+    async fn with_notes(&self, drawer: &Drawer, found: Vec<Fields>) -> Result<Vec<ReviewedLetter>, StoreError> {
         if found.is_empty() {
             return Ok(Vec::new());
         }
         let mut call = redis::cmd("HMGET");
-        call.arg(NOTES).arg(found.iter().map(|(entry, _)| entry.as_str()).collect::<Vec<_>>());
+        call.arg(drawer.notes).arg(found.iter().map(|(entry, _)| entry.as_str()).collect::<Vec<_>>());
         let notes: Vec<Option<String>> =
             self.ask(Operation::Operator, async |connection| call.query_async(connection).await).await?;
-        let reviewed = found.into_iter().zip(notes);
-        let reviewed = reviewed
-            .map(|(fields, note)| ReviewedLetter { kept: read(fields), note: note.and_then(|note| note.parse().ok()) });
+        let reviewed = found.into_iter().zip(notes).map(|(fields, note)| {
+            let mut kept = read(fields);
+            kept.entry.insert_str(0, drawer.prefix);
+            ReviewedLetter { kept, note: note.and_then(|note| note.parse().ok()) }
+        });
         Ok(reviewed.collect())
     }
 
@@ -133,8 +218,9 @@ impl Redis {
     /// If Redis does not take it.
     pub async fn note_replay(&self, entry: &str, note: &ReplayNote) -> Result<(), StoreError> {
         let note = note.to_string();
+        let (drawer, name) = Drawer::of(entry);
         let arguments = |call: &mut Cmd| {
-            call.arg(2).arg(LETTERS).arg(NOTES).arg(entry).arg(&note);
+            call.arg(2).arg(drawer.letters).arg(drawer.notes).arg(name).arg(&note);
         };
         let _noted: usize =
             self.ask(Operation::Operator, async |connection| NOTE_LETTER.call(connection, arguments).await).await?;
@@ -146,11 +232,29 @@ impl Redis {
     /// # Errors
     /// If Redis does not take it.
     pub async fn drop_letters(&self, entries: &[String]) -> Result<usize, StoreError> {
-        let arguments = |call: &mut Cmd| {
-            call.arg(3).arg(LETTERS).arg(BYTES).arg(NOTES).arg(entries);
-        };
-        self.ask(Operation::Operator, async |connection| DROP_LETTERS.call(connection, arguments).await).await
+        let mut dropped = 0;
+        for drawer in [&BAD, &GIVEN_UP] {
+            let of_drawer = entries.iter().map(|entry| Drawer::of(entry)).filter(|(of, _)| of.prefix == drawer.prefix);
+            let names: Vec<&str> = of_drawer.map(|(_, name)| name).collect();
+            if names.is_empty() {
+                continue;
+            }
+            let arguments = |call: &mut Cmd| {
+                call.arg(3).arg(drawer.letters).arg(drawer.bytes).arg(drawer.notes).arg(&names);
+            };
+            dropped += self
+                .ask(Operation::Operator, async |connection| DROP_LETTERS.call::<usize>(connection, arguments).await)
+                .await?;
+        }
+        Ok(dropped)
     }
+}
+
+/// The order of letters in time.
+fn order(entry: &str) -> (u64, u64, &'static str) {
+    let (drawer, name) = Drawer::of(entry);
+    let (millis, number) = name.split_once('-').unwrap_or((name, "0"));
+    (millis.parse().unwrap_or(0), number.parse().unwrap_or(0), drawer.prefix)
 }
 
 fn read((entry, fields): Fields) -> KeptLetter {

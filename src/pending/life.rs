@@ -1,6 +1,9 @@
 //! What Redis knows of ids beyond their claims: journal, marks, releases and answers.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use futures_util::{FutureExt, future::BoxFuture};
 use redis::{Cmd, Value, aio::MultiplexedConnection};
@@ -15,7 +18,7 @@ use crate::{
     event::Token,
     life::{
         Answer, Answered, ConsumerAnswer, Known, KnownPage, Leftover, LifeStore, Listing, Reclaim, ReclaimWhy,
-        ReleaseRequest, Released, own_seed,
+        ReleaseRequest, Released, ScanResult, own_seed,
     },
     metrics::Operation,
     route::{OnGiveUp, Route},
@@ -247,6 +250,57 @@ impl LifeStore for Redis {
         }
         .boxed()
     }
+
+    fn pending_count<'a>(&'a self, route: &'a Route) -> BoxFuture<'a, Result<usize, StoreError>> {
+        async move {
+            self.look(Operation::Life, async |link| {
+                redis::cmd("SCARD").arg(route.pending_key()).query_async(link).await
+            })
+            .await
+        }
+        .boxed()
+    }
+
+    fn scan_result<'a>(&'a self, route: &'a Route) -> BoxFuture<'a, Result<Option<ScanResult>, StoreError>> {
+        async move {
+            let text: Option<String> = self
+                .look(Operation::Life, async |link| redis::cmd("GET").arg(scan_key(route)).query_async(link).await)
+                .await?;
+            Ok(text.as_deref().and_then(read_scan_result))
+        }
+        .boxed()
+    }
+
+    fn keep_scan_result<'a>(
+        &'a self,
+        route: &'a Route,
+        result: &'a ScanResult,
+    ) -> BoxFuture<'a, Result<(), StoreError>> {
+        async move {
+            let millis = |time: SystemTime| time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_millis();
+            let oldest = result.oldest.map(|oldest| millis(oldest).to_string()).unwrap_or_default();
+            let text = format!("{oldest};{}", result.pending);
+            self.ask(Operation::Life, async |link| {
+                redis::cmd("SET").arg(scan_key(route)).arg(text).query_async(link).await
+            })
+            .await
+        }
+        .boxed()
+    }
+}
+
+fn scan_key(route: &Route) -> String {
+    format!("{{{}}}:scan", route.pending_key())
+}
+
+/// `oldest;pending`, the first in milliseconds or empty.
+fn read_scan_result(text: &str) -> Option<ScanResult> {
+    let (oldest, pending) = text.split_once(';')?;
+    let oldest = match oldest {
+        "" => None,
+        millis => Some(SystemTime::UNIX_EPOCH.checked_add(Duration::from_millis(millis.parse().ok()?))?),
+    };
+    Some(ScanResult { oldest, pending: pending.parse().ok()? })
 }
 
 /// Everything that is known of these ids, in one round trip.

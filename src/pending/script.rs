@@ -22,6 +22,7 @@ pub(super) static RECLAIM: LazyLock<Script> =
     LazyLock::new(|| Script::new(concat!(include_str!("life.lua"), include_str!("reclaim.lua"))));
 pub(super) static LEASE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lease.lua")));
 pub(super) static PROBE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("probe.lua")));
+pub(super) static KEEP_GIVEN_UP: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("keep_given_up.lua")));
 pub(super) static KEEP_LETTERS: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("keep_letters.lua")));
 pub(super) static DROP_LETTERS: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("drop_letters.lua")));
 pub(super) static NOTE_LETTER: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("note_letter.lua")));

@@ -112,6 +112,16 @@ impl History {
         Ok(Self { api: Api::over(client.clone()), client, denied })
     }
 
+    /// Over a connection that is there already; `denied` is what the server denied on it.
+    pub(super) fn over(client: Client, denied: watch::Receiver<Option<String>>) -> Self {
+        Self { api: Api::over(client.clone()), client, denied }
+    }
+
+    /// The API over its connection.
+    pub(super) const fn api(&self) -> &Api {
+        &self.api
+    }
+
     /// The streams that cover subjects, wildcards allowed, each with those it covers.
     ///
     /// # Errors
@@ -360,6 +370,7 @@ impl Pass<'_> {
                         if reader.delivered == 0 {
                             self.patience = (self.patience * 2).min(STALL / 2);
                         }
+                        self.forget_consumer().await;
                         self.source = Source::Unopened;
                         self.interrupted(problem).await?;
                         continue;

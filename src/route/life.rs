@@ -58,6 +58,17 @@ pub enum OnGiveUp {
     Keep,
 }
 
+impl OnGiveUp {
+    /// As it is configured.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Release => "release",
+            Self::Keep => "keep",
+        }
+    }
+}
+
 /// The life of a route's ids.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Life {

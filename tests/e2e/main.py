@@ -1,4 +1,5 @@
-"""hookgate on the cluster of KUBECONFIG: the dev overlay behind Envoy Gateway, disturbed under load, then counted.
+"""hookgate on the cluster of KUBECONFIG, behind Envoy Gateway, disturbed under load, then counted: the dev overlay, or the
+chart beside the overlay's stores.
 
 What it needs, and says if it is missing: kubectl, a cluster with a default storage class, Envoy Gateway with a Gateway
 `public` in the namespace `gateways` that has an https listener for hooks.example.com, and the images of the overlay.
@@ -7,10 +8,14 @@ What it needs, and says if it is missing: kubectl, a cluster with a default stor
              image of the overlay has to be there
   E2E_NODE   runs a command on a node, `{node}` being its name (`docker exec {node}`); `env` where the nodes' processes
              are this machine's. Without it nothing is killed or frozen
+  E2E_DEATH  lets a node die, `{node}` being its name, and E2E_RETURN brings it back. Without them none dies
+  E2E_WAY    overlay (default) or chart; the chart needs helm in PATH
+  E2E_NEXT   another image of hookgate, to roll out (default hookgate:next, which E2E_LOAD brings too)
   E2E_ONLY   parts of scenarios' names, separated by spaces
 
 It works in a namespace of its own and leaves nothing behind."""
 
+import calendar
 import json
 import os
 import re
@@ -33,6 +38,11 @@ PENDING = "vmh:beteiligte:create_pending"
 # Seconds after the last answer within which every accepted id has its event.
 BOUND = 45
 NODE = os.environ.get("E2E_NODE")
+DEATH, RETURN = os.environ.get("E2E_DEATH"), os.environ.get("E2E_RETURN")
+WAY = os.environ.get("E2E_WAY", "overlay")
+NEXT = os.environ.get("E2E_NEXT", "hookgate:next")
+# 60 s without a store make ready, and a pod takes some seconds to start.
+NEVER_READY = 80
 
 
 def run(*command, check=True, **more):
@@ -80,37 +90,83 @@ def load_image():
         archive.unlink(missing_ok=True)
         run("make", "image", cwd=ROOT)
         name = f"hookgate:{version}"
-        if run("buildah", "images", "-q", name, check=False):
-            run("buildah", "push", "-q", name, f"docker-archive:{archive}:docker.io/library/{name}")
-        else:
-            run("docker", "save", "-o", archive, name)
-        run(*shlex.split(command), archive)
+        for given in (name, NEXT):
+            archive.unlink(missing_ok=True)
+            if run("buildah", "images", "-q", name, check=False):
+                run("buildah", "push", "-q", name, f"docker-archive:{archive}:docker.io/library/{given}")
+            else:
+                run("docker", "tag", name, given)
+                run("docker", "save", "-o", archive, given)
+            run(*shlex.split(command), archive)
+
+
+def kustomization(name, text):
+    folder = SCRATCH / name
+    folder.mkdir(parents=True, exist_ok=True)
+    to = os.path.relpath(ROOT / "k8s", folder)
+    head = f"apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\nnamespace: {NAMESPACE}\n"
+    (folder / "kustomization.yaml").write_text(head + text.format(k8s=to))
+    return folder
+
+
+def overlay(had):
+    """The dev overlay and Envoy Gateway's part, unchanged but for the namespace."""
+    if not had:
+        kubectl("apply", "-k", ROOT / "k8s/ingress/envoy-gateway/gateway")
+    kubectl("apply", "-k", kustomization("place", "resources: [{k8s}/overlays/dev]\ncomponents: [{k8s}/ingress/envoy-gateway]\n"))
+
+
+def values(had):
+    """Those of the chart beside the overlay's stores."""
+    def pods_of(name):
+        return [{"podSelector": {"matchLabels": {"app.kubernetes.io/name": name}}}]
+
+    file = SCRATCH / "values.json"
+    file.write_text(json.dumps({
+        "config": {"redis": {"url": "redis://redis:6379/1"}, "nats": {"url": "nats://nats:4222"}},
+        "ingress": {"type": "envoy-gateway", "host": HOST, "gateway": {"name": GATEWAY[1], "namespace": GATEWAY[0], "clientTrafficPolicy": not had}},
+        "networkPolicy": {"redisTo": pods_of("redis"), "natsTo": pods_of("nats")},
+    }))
+    return file
+
+
+def helm(*arguments):
+    return run("helm", "-n", NAMESPACE, *arguments)
+
+
+def chart(had):
+    # A chart brings no stores and no namespace.
+    stores = "\n".join(
+        "- patch: |-\n    {{apiVersion: %s, kind: %s, metadata: {{name: %s}}, $patch: delete}}" % one for one in (
+            ("apps/v1", "Deployment", "hookgate"), ("autoscaling/v2", "HorizontalPodAutoscaler", "hookgate"),
+            ("policy/v1", "PodDisruptionBudget", "hookgate"), ("networking.k8s.io/v1", "NetworkPolicy", "hookgate"),
+            ("networking.k8s.io/v1", "Ingress", "hookgate"), ("v1", "Service", "hookgate"),
+            ("v1", "Service", "hookgate-replicas"), ("v1", "ServiceAccount", "hookgate"),
+        )
+    )
+    kubectl("apply", "-k", kustomization("stores", "resources: [{k8s}/overlays/dev]\npatches:\n" + stores + "\n"))
+    for store in ("redis", "nats"):
+        here("rollout", "status", f"statefulset/{store}", "--timeout=120s")
+    helm("install", "hookgate", ROOT / "k8s/chart", "-f", values(had), "--wait", "--timeout", "4m")
+    helm("test", "hookgate")
 
 
 @contextmanager
 def installed():
-    """The dev overlay and Envoy Gateway's part, unchanged but for the namespace; all of it is taken away at the end."""
-    folder = SCRATCH / "place"
-    folder.mkdir(parents=True, exist_ok=True)
-    to = os.path.relpath(ROOT / "k8s", folder)
-    (folder / "kustomization.yaml").write_text(
-        "apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\n"
-        f"namespace: {NAMESPACE}\nresources: [{to}/overlays/dev]\ncomponents: [{to}/ingress/envoy-gateway]\n"
-    )
-    beside = ROOT / "k8s/ingress/envoy-gateway/gateway"
+    """One of the two ways; all of it is taken away at the end."""
     had = kubectl("-n", GATEWAY[0], "get", "clienttrafficpolicy", "-o", "name")
     try:
-        if not had:
-            kubectl("apply", "-k", beside)
-        kubectl("apply", "-k", folder)
+        {"overlay": overlay, "chart": chart}[WAY](bool(had))
         here("rollout", "status", "deployment/hookgate", "--timeout=180s")
         for kind in ("httproute", "backendtrafficpolicy"):
             eventually(f"{kind} is accepted", lambda: '"Accepted"' in here("get", kind, "hookgate", "-o", "json"))
         yield
     finally:
+        if WAY == "chart":
+            run("helm", "-n", NAMESPACE, "uninstall", "hookgate", "--wait", check=False)
         kubectl("delete", "namespace", NAMESPACE, "--ignore-not-found", "--timeout=120s", check=False)
         if not had:
-            kubectl("delete", "-k", beside, "--ignore-not-found", check=False)
+            kubectl("delete", "-k", ROOT / "k8s/ingress/envoy-gateway/gateway", "--ignore-not-found", check=False)
 
 
 def addresses():
@@ -143,9 +199,7 @@ def signal(pod, name):
 
 def ready():
     here("rollout", "status", "deployment/hookgate", "--timeout=180s")
-    eventually("all pods are ready", lambda: all(
-        any(c["type"] == "Ready" and c["status"] == "True" for c in pod["status"].get("conditions", ())) for pod in pods()
-    ))
+    eventually("all pods are ready", lambda: all(is_ready(pod) for pod in pods()))
 
 
 def progress(sender, ids):
@@ -192,7 +246,164 @@ def frozen(sender):
         ready()
 
 
-SCENARIOS = [undisturbed, rolling_restart, deleted_without_grace, killed, frozen]
+def rolling_update(sender):
+    """To another image and back."""
+    here("set", "image", "deployment/hookgate", f"hookgate={NEXT}")
+    ready()
+    here("rollout", "undo", "deployment/hookgate")
+    ready()
+
+
+def scaled(sender):
+    for replicas in (6, 3):
+        here("scale", "deployment/hookgate", f"--replicas={replicas}")
+        eventually(f"{replicas} pods", lambda: len(pods()) == replicas)
+        ready()
+        progress(sender, 300)
+
+
+def drained(sender):
+    """Each node once, as far as the disruption budget lets it. The stores' volumes are bound to theirs."""
+    for node in objects("nodes"):
+        name = node["metadata"]["name"]
+        try:
+            kubectl("drain", name, "--ignore-daemonsets", "--pod-selector=app.kubernetes.io/name=hookgate", "--timeout=180s")
+            ready()
+            progress(sender, 300)
+        finally:
+            kubectl("uncordon", name)
+
+
+def stores_restarted(sender):
+    """Redis and NATS go and come back with their volumes; hookgate's containers do not."""
+    before = restarts()
+    for store in ("redis-0", "nats-0"):
+        uid = here("get", "pod", store, "-o", "jsonpath={.metadata.uid}")
+        here("delete", "pod", store, "--wait=false")
+        eventually(f"another {store} is ready", lambda: uid not in (now := here(
+            "get", "pod", store, "-o", "jsonpath={.metadata.uid} {.status.containerStatuses[0].ready}", check=False)) and now.endswith("true"))
+        progress(sender, 300)
+    if restarts() != before:
+        raise SystemExit("containers of hookgate were restarted while a store was")
+
+
+def envoys_replaced(sender):
+    [deployment] = objects("deployment", "-A", "-l", f"gateway.envoyproxy.io/owning-gateway-name={GATEWAY[1]}")
+    where, name = deployment["metadata"]["namespace"], deployment["metadata"]["name"]
+    kubectl("-n", where, "rollout", "restart", f"deployment/{name}")
+    kubectl("-n", where, "rollout", "status", f"deployment/{name}", "--timeout=300s")
+    progress(sender, 300)
+
+
+def refused_rollout(sender, variables, seen):
+    """A rollout that must not get beyond its first pod: `seen` says so of that pod. Then it is taken back."""
+    old = {pod["metadata"]["uid"] for pod in pods()}
+    here("set", "env", "deployment/hookgate", *variables)
+    try:
+        eventually("the new pod is stopped", lambda: any(seen(p) for p in pods() if p["metadata"]["uid"] not in old), within=150)
+        left = {pod["metadata"]["uid"] for pod in pods() if is_ready(pod)}
+        if left != old:
+            raise SystemExit(f"{len(old - left)} of {len(old)} old pods are gone, {len(left - old)} new ones are ready")
+        progress(sender, 300)
+    finally:
+        here("rollout", "undo", "deployment/hookgate")
+        ready()
+
+
+def is_ready(pod):
+    return any(c["type"] == "Ready" and c["status"] == "True" for c in pod["status"].get("conditions", ()))
+
+
+def status(pod):
+    return pod["status"].get("containerStatuses", [{}])[0]
+
+
+def bad_configuration(sender):
+    refused_rollout(sender, ["HOOKGATE__REDIS__URI=redis://redis"], lambda pod: status(pod).get("restartCount", 0) > 0)
+
+
+def mistyped_addresses(sender):
+    """A name that does not resolve, a port where nobody listens, and both stores at once."""
+    def waits(pod):
+        began = status(pod).get("state", {}).get("running", {}).get("startedAt")
+        age = time.time() - calendar.timegm(time.strptime(began, "%Y-%m-%dT%H:%M:%SZ")) if began else 0
+        return age > NEVER_READY
+
+    for variables in (
+        ["HOOKGATE__REDIS__URL=redis://redis-mistyped:6379/1"],
+        ["HOOKGATE__NATS__URL=nats://nats:4223"],
+        ["HOOKGATE__REDIS__URL=redis://redis:6380/1", "HOOKGATE__NATS__URL=nats://nats-mistyped:4222"],
+    ):
+        refused_rollout(sender, variables, waits)
+
+
+def large_bodies(sender):
+    """Of 15 MiB, while all pods are replaced."""
+    here("rollout", "restart", "deployment/hookgate")
+    ready()
+    progress(sender, 200)
+
+
+def node_dies(sender):
+    """With whatever it has, and comes back when its pods have been given up."""
+    name = objects("nodes")[-1]["metadata"]["name"]
+    run(*shlex.split(DEATH.format(node=name)))
+    eventually("the node is not ready", lambda: any(
+        n["metadata"]["name"] == name and not is_ready(n) for n in objects("nodes")
+    ))
+    run(*shlex.split(RETURN.format(node=name)))
+    eventually("the node is ready", lambda: all(is_ready(n) for n in objects("nodes")))
+    for store in ("redis", "nats"):
+        here("rollout", "status", f"statefulset/{store}", "--timeout=120s")
+    ready()
+
+
+def helm_upgrade(sender):
+    """Another configuration, a webhook of `helm test`, and back."""
+    filter = r"config.log.filter=info\,hookgate::entity=warn"
+    helm("upgrade", "hookgate", ROOT / "k8s/chart", "--reuse-values", "--set-string", filter, "--wait", "--timeout", "4m")
+    ready()
+    helm("test", "hookgate")
+    helm("rollback", "hookgate", "--wait")
+    ready()
+
+
+def restarts():
+    return {pod["metadata"]["uid"]: status(pod).get("restartCount", 0) for pod in pods()}
+
+
+def unhealthy():
+    """Events of probes that failed, and their pods."""
+    return {
+        f"{event['involvedObject']['name']}: {event['message']}" for event in objects("-n", NAMESPACE, "events")
+        if event.get("reason") == "Unhealthy" and event["involvedObject"]["name"].startswith("hookgate-")
+    }
+
+
+SCENARIOS = [
+    undisturbed, rolling_restart, rolling_update, scaled, drained, deleted_without_grace, killed, frozen, stores_restarted,
+    envoys_replaced, bad_configuration, mistyped_addresses, large_bodies, node_dies, helm_upgrade,
+]
+# In these no probe may fail.
+CALM = {undisturbed, rolling_restart, rolling_update, scaled}
+# How they are sent, where it is another way.
+SENDERS = {
+    # The pauses of EspoCRM are ten minutes: a store that is restarted has returned by then.
+    stores_restarted: {"pause": 20},
+    node_dies: {"pause": 45},
+    large_bodies: {"workers": 2, "large": 15 << 20, "large_every": 10},
+}
+
+
+def left_out(scenario):
+    """Why a scenario is not run here, if it is not."""
+    if scenario in (killed, frozen) and not NODE:
+        return "E2E_NODE is not set"
+    if scenario is node_dies and not (DEATH and RETURN):
+        return "E2E_DEATH and E2E_RETURN are not set"
+    if scenario is helm_upgrade and WAY != "chart":
+        return "E2E_WAY is not chart"
+    return None
 
 
 @contextmanager
@@ -227,24 +438,32 @@ def main():
     wrong = 0
     with installed():
         targets, trusted = addresses(), authority()
-        print(f"{'scenario':<24} {'accepted':>8} {'failed':>7} {'missing':>8} {'stuck':>6} {'longest':>8}  answers", flush=True)
+        print(f"{WAY:<24} {'accepted':>8} {'failed':>7} {'missing':>8} {'stuck':>6} {'longest':>8}  {'took':>5}  answers", flush=True)
         for scenario in SCENARIOS:
             name = scenario.__name__
             if only and not any(part in name for part in only):
                 continue
-            if scenario in (killed, frozen) and not NODE:
-                print(f"{name:<24} left out: E2E_NODE is not set", flush=True)
+            if why := left_out(scenario):
+                print(f"{name:<24} left out: {why}", flush=True)
                 continue
-            sender = Sender(targets, HOST, trusted, name)
+            began, probes_before, problems = time.monotonic(), unhealthy(), []
+            sender = Sender(targets, HOST, trusted, name, **SENDERS.get(scenario, {}))
             try:
                 scenario(sender)
                 progress(sender, 200)
+            except SystemExit as problem:
+                problems.append(str(problem))
             finally:
                 sent = sender.finish()
             missing, stuck = judge(sent)
+            if scenario in CALM:
+                problems += sorted(unhealthy() - probes_before)
             answers = ", ".join(f"{status}: {count}" for status, count in sorted(sent.answers.items(), key=str))
-            print(f"{name:<24} {len(sent.accepted):>8} {len(sent.failed):>7} {missing:>8} {stuck:>6} {sent.longest:>7.1f}s  {answers}", flush=True)
-            good = sent.accepted and not sent.failed and not missing and not stuck and sent.longest < 10
+            took = time.monotonic() - began
+            print(f"{name:<24} {len(sent.accepted):>8} {len(sent.failed):>7} {missing:>8} {stuck:>6} {sent.longest:>7.1f}s  {took:>4.0f}s  {answers}", flush=True)
+            for problem in problems:
+                print(f"    {problem}", flush=True)
+            good = sent.accepted and not sent.failed and not missing and not stuck and sent.longest < 10 and not problems
             wrong += not good
     print(f"{'all hold' if not wrong else f'FAILED: {wrong} scenarios'}")
     sys.exit(1 if wrong else 0)

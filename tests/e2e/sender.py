@@ -31,8 +31,9 @@ class Sent:
 class Sender:
     """Workers that send until they are told to stop, and then settle what is queued."""
 
-    def __init__(self, targets, host, authority, name, workers=6, large_every=5):
-        self.targets, self.host, self.name, self.large_every = targets, host, name, large_every
+    def __init__(self, targets, host, authority, name, workers=6, large_every=5, large=200_000, pause=PAUSE):
+        self.targets, self.host, self.name = targets, host, name
+        self.large_every, self.large, self.pause = large_every, large, pause
         self.tls = ssl.create_default_context(cadata=authority)
         self.sent, self.lock = Sent(), threading.Lock()
         self.numbers, self.turns = itertools.count(), itertools.count()
@@ -64,7 +65,7 @@ class Sender:
                 if verdict == "delivered":
                     self.sent.accepted.update(ids)
                 elif verdict == "again" and attempts + 1 < ATTEMPTS:
-                    waiting.append((time.monotonic() + PAUSE, attempts + 1, ids))
+                    waiting.append((time.monotonic() + self.pause, attempts + 1, ids))
                 else:
                     self.sent.failed.update(ids)
             time.sleep(0.05)
@@ -75,7 +76,7 @@ class Sender:
         records = [{"id": number} for number in ids]
         # Some bodies are longer than a gateway keeps for a second try by default.
         if turn % self.large_every == 0:
-            records[0]["note"] = "x" * 200_000
+            records[0]["note"] = "x" * self.large
         began = time.monotonic()
         try:
             answer = self.exchange(self.targets[turn % len(self.targets)], json.dumps(records).encode(), began)

@@ -7,6 +7,7 @@ import shutil
 import sys
 from pathlib import Path
 
+import chart
 import rules
 import rules_components
 import rules_hookgate
@@ -62,8 +63,8 @@ def places(kubectl, scratch):
     yield Place("production with all it offers", render(kubectl, offered(scratch)) + beside, "hookgate", PRODUCTION)
     for kind in ("ingress", "components"):
         for component in sorted((ROOT / "k8s" / kind).iterdir()):
-            # `again` is a part of others.
-            if component.name == "again" or not (component / "kustomization.yaml").exists():
+            # `again` is a part of others, and `doctor` runs the overlay's image.
+            if component.name in ("again", "doctor") or not (component / "kustomization.yaml").exists():
                 continue
             overlay = "dev" if kind == "ingress" else "production"
             # Traefik's annotations have the namespace in them, that of production.
@@ -123,6 +124,7 @@ def main():
     arguments = argparse.ArgumentParser()
     arguments.add_argument("--kubectl", required=True)
     arguments.add_argument("--hookgate", required=True)
+    arguments.add_argument("--helm", required=True)
     arguments.add_argument("--scratch", required=True, type=Path)
     asked = arguments.parse_args()
     hookgate, report, rendered = Hookgate(asked.hookgate), Report(), {}
@@ -133,6 +135,13 @@ def main():
         for place in places(asked.kubectl, asked.scratch):
             rendered[place.name] = place
             report.line(f"{place.name}: {len(place.documents)} objects", problems(place, hookgate))
+        print("chart: its objects are those of the overlays, field by field")
+        charts = chart.Chart(asked.helm, asked.scratch)
+        for name, found in chart.checks(charts):
+            report.line(f"chart: {name}", found)
+        for place, like in chart.places(charts, rendered):
+            found = list(chart.differences(rendered[like].documents, place.documents))
+            report.line(f"{place.name}: {len(place.documents)} objects as {like}", found or problems(place, hookgate))
         kustomization = (ROOT / "k8s/overlays/production/kustomization.yaml").read_text()
         components = sorted(component.name for component in (ROOT / "k8s/components").iterdir())
         # It is retired: whoever still has it takes the component.

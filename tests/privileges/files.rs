@@ -65,6 +65,10 @@ impl Permissions {
         Self { user: "hookgate-operator", taken: None }
     }
 
+    pub(super) fn consumer() -> Self {
+        Self { user: "case-sync", taken: None }
+    }
+
     /// The subjects, those to publish on first.
     pub(super) fn grants(&self) -> Vec<&'static str> {
         self.lines().map(|(_, line)| line.trim().trim_matches('"')).collect()
@@ -95,6 +99,7 @@ impl Permissions {
         let text = NATS.lines().enumerate().map(line).collect::<Vec<_>>().join("\n");
         text.replace("$HOOKGATE_NATS_PASSWORD", "right")
             .replace("$HOOKGATE_OPERATOR_NATS_PASSWORD", "right")
+            .replace("$CASE_SYNC_NATS_PASSWORD", "right")
             .replace("users = [\n", "users = [\n    { user: tests, password: tests }\n")
     }
 }

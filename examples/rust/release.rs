@@ -1,0 +1,107 @@
+//! A consumer that releases each id itself, over NATS: it processes an event, releases its id, acknowledges it.
+
+use std::{env, fs, io::Write, path::PathBuf, time::Duration};
+
+use anyhow::{Context, bail};
+use async_nats::{
+    Client, ConnectOptions,
+    jetstream::{self, AckKind, Message, consumer::PullConsumer},
+};
+use futures_util::StreamExt;
+use serde_json::{Value, json};
+use tokio::time::sleep;
+
+#[expect(clippy::disallowed_methods, reason = "the ban is hookgate's own")]
+fn setting(name: &str, default: &str) -> String {
+    env::var(name).unwrap_or_else(|_| default.to_owned())
+}
+
+/// Your work. Store the result and the token in one step, here a file: then a second delivery does nothing.
+async fn process(event: &[u8], token: &str) -> anyhow::Result<()> {
+    let result = PathBuf::from(setting("RESULTS", "results")).join(format!("{token}.json"));
+    if result.exists() {
+        return Ok(());
+    }
+    // Read the record from the CRM by the event's `entity_id`, and work.
+    sleep(Duration::from_secs_f64(setting("WORK_SECONDS", "0").parse()?)).await;
+    let part = result.with_extension(std::process::id().to_string());
+    let mut file = fs::File::create(&part)?;
+    file.write_all(event)?;
+    file.sync_all()?;
+    Ok(fs::rename(part, result)?)
+}
+
+/// Frees the id, if this is still its newest claim. May be repeated.
+async fn release(client: &Client, route: &str, event: &[u8], token: &str) -> anyhow::Result<()> {
+    let [flow, entity, action]: [&str; 3] = route.split('/').collect::<Vec<_>>().try_into().ok().context("no route")?;
+    let id = &serde_json::from_slice::<Value>(event)?["entity_id"];
+    let request = json!({"flow": flow, "entity": entity, "action": action, "entity_id": id, "token": token});
+    let subject = format!("{}.release", setting("INSTANCE", "hookgate"));
+    let answer = client.request(subject, request.to_string().into()).await?;
+    match answer.headers.as_ref().and_then(|headers| headers.get("Nats-Service-Error-Code")) {
+        None => Ok(()),
+        Some(code) => bail!("release: {code}"),
+    }
+}
+
+/// Work may take longer than the consumer's `ack_wait`: until it is done, the server must not deliver it again.
+async fn in_progress(message: &Message, pause: Duration) -> anyhow::Result<()> {
+    loop {
+        sleep(pause).await;
+        message.ack_with(AckKind::Progress).await.map_err(anyhow::Error::from_boxed)?;
+    }
+}
+
+async fn handle(client: &Client, message: &Message, ack_wait: Duration) {
+    let header = |name| Some(message.headers.as_ref()?.get(name)?.as_str());
+    let work = async {
+        let (token, route) = header("Nats-Msg-Id").zip(header("Hookgate-Route")).context("no token or route")?;
+        process(&message.payload, token).await?;
+        release(client, route, &message.payload, token).await
+    };
+    let worked = tokio::select! {
+        worked = work => worked,
+        Err(error) = in_progress(message, ack_wait / 3) => Err(error),
+    };
+    // Waits until the server has it.
+    let handled = match worked {
+        Ok(()) => message.double_ack().await.map_err(anyhow::Error::from_boxed),
+        Err(error) => Err(error),
+    };
+    if let Err(error) = handled {
+        let delivered = message.info().map_or(1, |info| info.delivered);
+        let pause = Duration::from_secs(1 << delivered.clamp(1, 5));
+        println!("{}: once more in {pause:?}: {error:#}", String::from_utf8_lossy(&message.payload));
+        let _comes_again_anyway = message.ack_with(AckKind::Nak(Some(pause))).await;
+    }
+}
+
+async fn consume(client: &Client, durable: &str) -> anyhow::Result<()> {
+    let stream = jetstream::new(client.clone());
+    let consumer: PullConsumer = stream.get_consumer_from_stream(durable, setting("STREAM", "HOOKGATE")).await?;
+    let ack_wait = consumer.cached_info().config.ack_wait;
+    loop {
+        let events = consumer.batch().max_messages(10).expires(Duration::from_secs(5)).messages().await?;
+        events
+            .for_each_concurrent(None, async |event| match event {
+                Ok(message) => handle(client, &message, ack_wait).await,
+                Err(error) => println!("fetch: {error:#}"),
+            })
+            .await;
+    }
+}
+
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
+    fs::create_dir_all(setting("RESULTS", "results"))?;
+    let durable = setting("CONSUMER", "case-sync");
+    let options = ConnectOptions::new().retry_on_initial_connect().custom_inbox_prefix(format!("_INBOX.{durable}"));
+    let client = options.connect(setting("NATS_URL", "nats://127.0.0.1:4222")).await?;
+    loop {
+        // No such consumer yet, or NATS is away.
+        if let Err(error) = consume(&client, &durable).await {
+            println!("consume {durable}: {error:#}");
+        }
+        sleep(Duration::from_secs(1)).await;
+    }
+}

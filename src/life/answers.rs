@@ -1,0 +1,148 @@
+//! Carries out what consumers answered, for routes that are released by acknowledgements.
+//!
+//! An answer counts for the event whose token the message at its sequence carries, and for nothing else: the number alone names
+//! another event in a stream that was made again or restored. It is done with once Redis has carried it out.
+
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use futures_util::{StreamExt, stream};
+use hashbrown::HashMap;
+use tokio::sync::watch;
+use tracing::{debug, warn};
+
+use super::{Answer, AtSequence, ConsumerAnswer, Consumers, ConsumersError, Keeper, Told};
+use crate::{
+    dead_letters::{DeadLetter, DeadLetterLimits, GivenUp, GivenUpLetters},
+    delivery::StoreError,
+    failpoint,
+    route::{Release, Route, RouteTable},
+    shutdown::Phase,
+};
+
+/// Messages that are read at the same time.
+const AT_ONCE: usize = 64;
+/// Between two attempts to carry answers out.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// Why answers were not carried out.
+#[derive(Debug, thiserror::Error)]
+enum AnswersError {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error("read the event that was answered: {0}")]
+    Consumers(#[from] ConsumersError),
+}
+
+/// Reads answers and carries them out.
+pub struct Answers {
+    keeper: Keeper,
+    consumers: Arc<dyn Consumers>,
+    letters: Arc<dyn GivenUpLetters>,
+    limits: DeadLetterLimits,
+    routes: HashMap<String, Arc<Route>>,
+}
+
+impl Answers {
+    /// For the routes of a table that are released by acknowledgements.
+    #[must_use]
+    pub fn new(
+        keeper: Keeper,
+        consumers: Arc<dyn Consumers>,
+        letters: Arc<dyn GivenUpLetters>,
+        limits: DeadLetterLimits,
+        table: &RouteTable,
+    ) -> Self {
+        let on_ack = table.routes().iter().filter(|route| route.life().release == Release::Ack);
+        let routes = on_ack.map(|route| (route.name().to_owned(), Arc::clone(route))).collect();
+        Self { keeper, consumers, letters, limits, routes }
+    }
+
+    /// Until the process leaves.
+    pub async fn run(&self, mut phase: watch::Receiver<Phase>) {
+        let leaving = async { phase.wait_for(|phase| *phase >= Phase::Refusing).await.is_ok() };
+        tokio::select! {
+            _ = leaving => {}
+            () = self.read() => {}
+        }
+    }
+
+    async fn read(&self) {
+        loop {
+            let telling = self.consumers.told().await;
+            let mut said = false;
+            while let Err(error) = self.carry_out(&telling.told).await {
+                if !said {
+                    warn!(%error, answers = telling.told.len(), "what consumers answered can't be carried out now; it is tried again");
+                    said = true;
+                }
+                tokio::time::sleep(PAUSE).await;
+            }
+            failpoint::hit("after_answers");
+            self.consumers.carried_out(telling.ticket).await;
+        }
+    }
+
+    async fn carry_out(&self, told: &[Told]) -> Result<(), AnswersError> {
+        let reads: Vec<_> = told.iter().map(|told| self.consumers.at(&told.stream, told.sequence)).collect();
+        let mut found = stream::iter(reads).buffered(AT_ONCE);
+        let mut answers: HashMap<&str, Vec<ConsumerAnswer>> = HashMap::new();
+        let mut given_up = Vec::new();
+        for told in told {
+            let Some(at) = found.next().await else { break };
+            let at = at?;
+            let AtSequence::Event { route, id, token } = at else {
+                debug!(stream = told.stream, sequence = told.sequence, "an answer about nothing that is there");
+                continue;
+            };
+            let Some((name, route)) = self.routes.get_key_value(route.as_str()) else { continue };
+            if told.answer == Answer::GaveUp {
+                given_up.push((Arc::clone(route), id.clone(), told));
+            }
+            answers.entry(name).or_default().push(ConsumerAnswer {
+                id,
+                token,
+                consumer: told.consumer.clone(),
+                answer: told.answer,
+            });
+        }
+        self.keep(&given_up).await?;
+        for (name, answers) in answers {
+            self.keeper.answer(&self.routes[name], &answers).await?;
+        }
+        Ok(())
+    }
+
+    /// A letter first: whatever happens then, somebody will see it.
+    async fn keep(&self, given_up: &[(Arc<Route>, String, &Told)]) -> Result<(), StoreError> {
+        if given_up.is_empty() {
+            return Ok(());
+        }
+        let letters: Vec<_> = given_up.iter().map(|(route, id, told)| letter(route, id, told)).collect();
+        let news = self.letters.keep_given_up(&letters, self.limits).await?;
+        for ((route, id, told), _) in given_up.iter().zip(news).filter(|(_, new)| *new) {
+            self.keeper.gave_up(route, &told.consumer);
+            warn!(%route, entity_id = %id, consumer = told.consumer, deliveries = told.deliveries, stream = told.stream, sequence = told.sequence, on_give_up = route.life().on_give_up.name(),
+                "a consumer gave an event up; `hookgate dead-letters list` shows it as gave_up");
+        }
+        Ok(())
+    }
+}
+
+fn letter(route: &Route, id: &str, told: &Told) -> GivenUp {
+    let Told { stream, consumer, sequence, deliveries, .. } = told;
+    let raw = serde_json::json!({
+        "entity_id": id, "consumer": consumer, "deliveries": deliveries, "stream": stream, "sequence": sequence,
+    });
+    GivenUp {
+        event: format!("{stream}/{sequence}/{consumer}"),
+        letter: DeadLetter {
+            route: route.name().to_owned(),
+            reason: "gave_up".to_owned(),
+            time: humantime::format_rfc3339_millis(SystemTime::now()).to_string(),
+            raw: raw.to_string().into(),
+        },
+    }
+}

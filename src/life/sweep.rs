@@ -1,0 +1,380 @@
+//! The look through what is pending: what is old, what was left behind, what was marked and is free, and what some consumer will
+//! never answer any more.
+//!
+//! Samples of acknowledgements are sent at most once. So an id that misses an answer of a consumer which has nothing of its event
+//! left is published once more, under a new token, once everything that was told at the second look has been carried out, and only
+//! if nothing of its journal entry has changed. The floor of a consumer is never taken for an answer: it passes what was
+//! terminated, purged or expired, too.
+
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use hashbrown::HashMap;
+use tokio::{
+    sync::watch,
+    time::{Instant, MissedTickBehavior},
+};
+use tracing::{debug, info, warn};
+
+use super::{
+    Answer, ConsumerAnswer, Consumers, JournalEntry, Keeper, Known, Leftover, Listing, Progress, Reclaim, ReclaimWhy,
+    ScanResult,
+};
+use crate::{
+    delivery::StoreError,
+    metrics::{Metrics, RepairedWhy},
+    route::{OnGiveUp, Release, Route, RouteTable},
+    shutdown::Phase,
+    supervision::supervise,
+};
+
+/// How often marks are looked at, and whether it is time for a look through a journal.
+const TICK: Duration = Duration::from_secs(2);
+/// Between the ends and the beginnings of two looks through a journal.
+const SCAN_EVERY: Duration = Duration::from_secs(10);
+/// How long a replica keeps the others from looking through the same journal.
+const LEASE: Duration = Duration::from_secs(30);
+/// Ids of one page.
+const PAGE: usize = 1000;
+/// Between two pages: a million ids within a minute, and a hundredth of a Redis core at most (bench/NOTES.md).
+const PAGE_PAUSE: Duration = Duration::from_millis(50);
+/// An id has to be seen without its answer twice, at least so far apart: a sample needs its time.
+const SEEN_FOR: Duration = Duration::from_secs(5);
+/// Ids that are remembered from one look to the next.
+const MAX_SUSPECTS: usize = 100_000;
+/// Ids that are claimed again with one call.
+const TOGETHER: usize = 100;
+/// Between two such calls: a thousand a second.
+const TOGETHER_PAUSE: Duration = Duration::from_millis(100);
+/// How long what was told may take to be carried out; else the next look decides.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Looks through what is pending.
+pub struct Sweep {
+    keeper: Keeper,
+    /// None where no route has consumers.
+    consumers: Option<Arc<dyn Consumers>>,
+    metrics: Metrics,
+    holder: String,
+}
+
+/// What this replica remembers of a route.
+#[derive(Default)]
+struct Memory {
+    next_scan: Option<Instant>,
+    /// Ids that miss an answer, with their entry and since when they were seen so.
+    suspects: HashMap<String, (Option<String>, Instant)>,
+    reported: usize,
+}
+
+/// What came of a look through a journal.
+#[derive(Default)]
+struct Findings {
+    oldest: Option<SystemTime>,
+    pending: usize,
+    leftovers: usize,
+    unanswered: Vec<Known>,
+    old: Vec<Known>,
+    /// Answers of ids that all consumers have answered.
+    complete: Vec<ConsumerAnswer>,
+    exhausted: usize,
+}
+
+impl Sweep {
+    /// Puts the parts together. `holder` names this replica among the others.
+    #[must_use]
+    pub fn new(keeper: Keeper, consumers: Option<Arc<dyn Consumers>>, metrics: Metrics, holder: String) -> Self {
+        Self { keeper, consumers, metrics, holder }
+    }
+
+    /// Until the process leaves.
+    pub async fn run(&self, table: &RouteTable, mut phase: watch::Receiver<Phase>) {
+        let leaving = async { phase.wait_for(|phase| *phase >= Phase::Refusing).await.is_ok() };
+        tokio::select! {
+            _ = leaving => {}
+            () = async { supervise!("the look through what is pending", self.look(table)) } => {}
+        }
+    }
+
+    async fn look(&self, table: &RouteTable) {
+        let journaled: Vec<_> = table.routes().iter().filter(|route| route.life().journal).collect();
+        let mut memories: HashMap<&str, Memory> = HashMap::new();
+        let mut tick = tokio::time::interval(TICK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tick.tick().await;
+            for route in &journaled {
+                let memory = memories.entry(route.name()).or_default();
+                if let Err(error) = self.look_at(route, memory).await {
+                    debug!(%route, %error, "pending ids can't be looked at now");
+                }
+            }
+        }
+    }
+
+    async fn look_at(&self, route: &Arc<Route>, memory: &mut Memory) -> Result<(), StoreError> {
+        self.marks(route).await?;
+        let store = self.keeper.store();
+        if let Some(result) = store.scan_result(route).await? {
+            let age = |first| SystemTime::now().duration_since(first).unwrap_or_default();
+            self.metrics.of(route).set_pending_age(result.oldest.map_or(Duration::ZERO, age));
+        }
+        if memory.next_scan.is_some_and(|at| Instant::now() < at)
+            || !store.life_lease(route, "journal-scan", &self.holder, LEASE).await?
+        {
+            return Ok(());
+        }
+        let found = self.journal(route, memory).await?;
+        memory.next_scan = Some(Instant::now() + SCAN_EVERY);
+        let Findings { oldest, pending, leftovers, .. } = found;
+        store.keep_scan_result(route, &ScanResult { oldest, pending }).await?;
+        if leftovers > 0 {
+            info!(%route, leftovers, "journal entries of ids that were released by SREM are dropped");
+        }
+        if found.exhausted > 0 && found.exhausted != memory.reported {
+            warn!(%route, ids = found.exhausted, max_redeliveries = route.life().max_redeliveries, "pending ids were published again as often as allowed, and are left alone now: nobody releases them");
+        }
+        memory.reported = found.exhausted;
+        if !found.complete.is_empty() {
+            self.keeper.answer(route, &found.complete).await?;
+        }
+        let old: Vec<_> = found.old.iter().filter_map(redelivery).collect();
+        self.reclaim(route, old, RepairedWhy::Old).await?;
+        self.unanswered(route, memory, found.unanswered).await
+    }
+
+    /// Publishes marked ids that are free, or have waited for long.
+    async fn marks(&self, route: &Arc<Route>) -> Result<(), StoreError> {
+        let until = SystemTime::now() - route.life().coalesce_max_wait;
+        let until = until.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let until = u64::try_from(until.as_millis()).unwrap_or(0);
+        let mut cursor = 0;
+        loop {
+            let page = self.keeper.store().known_page(route, Listing::Marks, cursor, PAGE).await?;
+            let due = page.ids.into_iter().filter(|known| {
+                let is_old = known.marked.is_some_and(|marked| marked <= until);
+                !known.pending || (is_old && known.in_flight.is_none())
+            });
+            let due: Vec<_> = due.map(|known| Reclaim { id: known.id, why: ReclaimWhy::Marked { until } }).collect();
+            self.reclaim(route, due, RepairedWhy::Marked).await?;
+            cursor = page.next;
+            if cursor == 0 {
+                return Ok(());
+            }
+            tokio::time::sleep(PAGE_PAUSE).await;
+        }
+    }
+
+    async fn reclaim(&self, route: &Arc<Route>, ids: Vec<Reclaim>, why: RepairedWhy) -> Result<(), StoreError> {
+        for part in ids.chunks(TOGETHER) {
+            self.keeper.reclaim(route, part, why).await?;
+            tokio::time::sleep(TOGETHER_PAUSE).await;
+        }
+        Ok(())
+    }
+
+    /// Looks through a journal, at a bounded rate.
+    async fn journal(&self, route: &Arc<Route>, memory: &Memory) -> Result<Findings, StoreError> {
+        let life = route.life();
+        let on_ack = life.release == Release::Ack;
+        let asks = on_ack || (life.redeliver_after.is_some() && !life.consumers.is_empty());
+        let progress = match &self.consumers {
+            Some(consumers) if asks => match consumers.progress(route).await {
+                Ok(progress) => Some(progress),
+                Err(error) => {
+                    debug!(%route, %error, "nothing is known of the consumers now");
+                    None
+                }
+            },
+            _ => None,
+        };
+        let store = self.keeper.store();
+        let mut found = Findings::default();
+        let mut cursor = 0;
+        loop {
+            let page = store.known_page(route, Listing::Journal, cursor, PAGE).await?;
+            let (pending, free): (Vec<_>, Vec<_>) = page.ids.into_iter().partition(|known| known.pending);
+            let leftovers = free.into_iter().filter(|known| known.in_flight.is_none());
+            let leftovers: Vec<_> =
+                leftovers.filter_map(|known| Some(Leftover { id: known.id, seen: known.journal? })).collect();
+            if !leftovers.is_empty() {
+                found.leftovers += store.forget(route, &leftovers).await?;
+            }
+            for known in pending {
+                found.note(route, known, progress.as_ref(), memory);
+            }
+            cursor = page.next;
+            if cursor == 0 {
+                break;
+            }
+            // Renewed: another replica would begin at the front.
+            if !store.life_lease(route, "journal-scan", &self.holder, LEASE).await? {
+                break;
+            }
+            tokio::time::sleep(PAGE_PAUSE).await;
+        }
+        if on_ack && progress.is_some() && store.pending_count(route).await? > found.pending {
+            self.without_entries(route, &mut found, memory).await?;
+        }
+        Ok(found)
+    }
+
+    /// Ids that were pending before there was a journal, or were claimed by an older replica.
+    async fn without_entries(
+        &self,
+        route: &Arc<Route>,
+        found: &mut Findings,
+        memory: &Memory,
+    ) -> Result<(), StoreError> {
+        let mut cursor = 0;
+        loop {
+            let page = self.keeper.store().known_page(route, Listing::Pending, cursor, PAGE).await?;
+            let bare = page.ids.into_iter().filter(|known| known.pending && known.journal.is_none());
+            for known in bare.filter(|known| known.in_flight.is_none()) {
+                found.suspect(known, memory);
+            }
+            cursor = page.next;
+            if cursor == 0 {
+                return Ok(());
+            }
+            tokio::time::sleep(PAGE_PAUSE).await;
+        }
+    }
+
+    /// Publishes what misses an answer that will never come.
+    async fn unanswered(
+        &self,
+        route: &Arc<Route>,
+        memory: &mut Memory,
+        unanswered: Vec<Known>,
+    ) -> Result<(), StoreError> {
+        let now = Instant::now();
+        let mut due = Vec::new();
+        let mut suspects = HashMap::new();
+        for known in unanswered {
+            let before = memory.suspects.remove(&known.id).filter(|(entry, _)| *entry == known.journal);
+            let since = before.map_or(now, |(_, since)| since);
+            if now - since >= SEEN_FOR {
+                due.extend(redelivery(&known));
+            }
+            if suspects.len() < MAX_SUSPECTS {
+                suspects.insert(known.id, (known.journal, since));
+            }
+        }
+        memory.suspects = suspects;
+        if due.is_empty() {
+            return Ok(());
+        }
+        if self.all_is_carried_out().await {
+            self.reclaim(route, due, RepairedWhy::Unanswered).await?;
+        } else {
+            debug!(%route, ids = due.len(), "what consumers answered is not all carried out; the next look decides");
+        }
+        Ok(())
+    }
+
+    /// Waits until everything that was told by now has been carried out.
+    async fn all_is_carried_out(&self) -> bool {
+        let Some(consumers) = &self.consumers else { return false };
+        let Ok(until) = consumers.told_until().await else { return false };
+        let began = Instant::now();
+        while began.elapsed() < PATIENCE {
+            match consumers.is_carried_out(&until).await {
+                Ok(true) => return true,
+                Ok(false) => tokio::time::sleep(Duration::from_millis(500)).await,
+                Err(_) => return false,
+            }
+        }
+        false
+    }
+}
+
+impl Findings {
+    fn note(&mut self, route: &Route, known: Known, progress: Option<&Progress>, memory: &Memory) {
+        self.pending += 1;
+        let life = route.life();
+        // What others wrote there says nothing; `doctor` and `why` show it.
+        let Some(entry) = known.journal.as_deref().and_then(JournalEntry::parse) else { return };
+        self.oldest = Some(self.oldest.map_or(entry.first_claimed, |oldest| oldest.min(entry.first_claimed)));
+        if known.in_flight.is_some() {
+            return;
+        }
+        let (on_ack, consumers) = (life.release == Release::Ack, life.consumers.as_slice());
+        if on_ack && consumers.iter().all(|consumer| entry.answer_of(consumer).is_some()) {
+            // It is kept, or other consumers were in force when the last of them answered.
+            let gave_up = |consumer: &String| entry.answer_of(consumer) == Some(Answer::GaveUp);
+            if life.on_give_up == OnGiveUp::Release || !consumers.iter().any(gave_up) {
+                let (consumer, answer) = (consumers[0].clone(), entry.answer_of(&consumers[0]));
+                let answer = answer.unwrap_or(Answer::Acknowledged);
+                self.complete.push(ConsumerAnswer { id: known.id, token: entry.token, consumer, answer });
+            }
+            return;
+        }
+        let lost = on_ack && progress.is_some_and(|progress| is_lost(&entry, consumers, progress));
+        let old = life.redeliver_after.is_some_and(|after| is_old(&entry, after));
+        if !lost && (!old || still_waits(&entry, consumers, progress)) {
+            return;
+        }
+        if entry.redelivered >= life.max_redeliveries {
+            self.exhausted += 1;
+        } else if lost {
+            self.suspect(known, memory);
+        } else {
+            self.old.push(known);
+        }
+    }
+
+    fn suspect(&mut self, known: Known, memory: &Memory) {
+        // Those that are remembered come first when there are too many.
+        if self.unanswered.len() < MAX_SUSPECTS || memory.suspects.contains_key(&known.id) {
+            self.unanswered.push(known);
+        }
+    }
+}
+
+/// Whether an id has been pending for longer than `after` since its first claim. Each event is given a time of its own: after a webhook
+/// a tenth of it, after a redelivery all of it.
+fn is_old(entry: &JournalEntry, after: Duration) -> bool {
+    let aged = |since: SystemTime, least: Duration| since.elapsed().is_ok_and(|age| age >= least);
+    let own = if entry.redelivered == 0 { after / 10 } else { after };
+    aged(entry.first_claimed, after) && aged(entry.token.time(), own)
+}
+
+/// Whether an answer is missing that will never come, as far as the consumers say.
+fn is_lost(entry: &JournalEntry, consumers: &[String], progress: &Progress) -> bool {
+    let missing = || consumers.iter().filter(|consumer| entry.answer_of(consumer).is_none());
+    let Some(sequence) = entry.sequence else {
+        // Settled by an older replica, which writes none.
+        return true;
+    };
+    let gone = sequence < progress.first || sequence > progress.last || entry.token.time() < progress.created;
+    let has_nothing = |consumer: &String| {
+        progress.floors.iter().any(|(name, floor)| name == consumer && (gone || *floor >= sequence))
+    };
+    missing().any(has_nothing)
+}
+
+/// Whether a configured consumer still has the event before it.
+fn still_waits(entry: &JournalEntry, consumers: &[String], progress: Option<&Progress>) -> bool {
+    if consumers.is_empty() {
+        return false;
+    }
+    let (Some(progress), Some(sequence)) = (progress, entry.sequence) else {
+        // Nothing is known of the consumers: rather later than too often. Without a sequence nobody can tell.
+        return progress.is_none();
+    };
+    let gone = sequence < progress.first || sequence > progress.last || entry.token.time() < progress.created;
+    !gone && progress.floors.iter().any(|(_, floor)| *floor < sequence)
+}
+
+/// The next redelivery of an id.
+fn redelivery(known: &Known) -> Option<Reclaim> {
+    let redelivered = match known.journal.as_deref() {
+        None => 0,
+        Some(entry) => JournalEntry::parse(entry)?.redelivered,
+    };
+    let why = ReclaimWhy::Redelivery { seen: known.journal.clone(), number: redelivered.saturating_add(1) };
+    Some(Reclaim { id: known.id.clone(), why })
+}

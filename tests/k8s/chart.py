@@ -1,0 +1,234 @@
+"""The Helm chart: what it renders from values, compared with what the overlays render, field by field."""
+
+import copy
+import itertools
+import json
+import re
+import subprocess
+import tempfile
+import tomllib
+from pathlib import Path
+
+import yaml
+from manifests import ROOT, Loader, Place, at, title
+from schemas import problems as against_schemas
+
+FOLDER = ROOT / "k8s/chart"
+RELEASE, KUBERNETES = "hookgate", "1.34"
+# Of the release, and of no overlay.
+LABELS = {"app.kubernetes.io/instance", "app.kubernetes.io/managed-by", "app.kubernetes.io/version", "helm.sh/chart"}
+INGRESSES = ["envoy-gateway", "nginx", "traefik", "ingress-nginx", "gateway-api", "none"]
+# The name of a ConfigMap with the hash of its content.
+HASHED = re.compile(r"\b(hookgate-(?:config|again|nginx|nginx-tls))-[0-9a-z]{10}\b")
+# What a chart without stores, for one namespace that is there, does not have.
+STORES = {("StatefulSet", "redis"), ("Service", "redis"), ("StatefulSet", "nats"), ("Service", "nats")}
+
+
+def site(overlay):
+    return tomllib.loads((ROOT / f"k8s/overlays/{overlay}/site.toml").read_text())
+
+
+def production(ingress, more=None):
+    """The values that stand for the production overlay, and others over them."""
+    values = {
+        "config": site("production"),
+        "secrets": {"name": "hookgate-secrets"},
+        "ingress": {"type": ingress, "className": "nginx"},
+    }
+    return values | (more or {})
+
+
+DEV = {
+    "config": tomllib.loads((ROOT / "k8s/base/site.toml").read_text()),
+    "ingress": {"type": "none"},
+    "networkPolicy": {
+        "webhooksFrom": [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "ingress"}}}],
+        "redisTo": [{"podSelector": {"matchLabels": {"app.kubernetes.io/name": "redis"}}}],
+        "natsTo": [{"podSelector": {"matchLabels": {"app.kubernetes.io/name": "nats"}}}],
+    },
+}
+OFFERED = {
+    "monitoring": {"podMonitor": True, "alerts": True, "dashboard": True},
+    "secrets": {"name": "hookgate-secrets", "external": {"enabled": True}},
+}
+
+# Values that must be refused, and a word of the complaint.
+REFUSED = [
+    ("a key that is not there", {"image": {"tagg": "1"}}, "tagg"),
+    ("a key that hookgate does not have", {"config": {"redis": {"urls": "redis://redis"}}}, "urls"),
+    ("a value of another type for hookgate", {"config": {"server": {"max_in_flight": "many"}}}, "max_in_flight"),
+    ("no Redis", {"config": {"redis": {"url": None}}}, "/config/redis"),
+    ("no NATS", {"config": {"nats": None}}, "/config"),
+    ("a password in an address", {"config": {"redis": {"url": "redis://hookgate:secret@redis:6379/1"}}}, "redis/url"),
+    ("another password in an address", {"config": {"nats": {"url": "nats://hookgate:secret@nats:4222"}}}, "nats/url"),
+    ("a password in a variable", {"pod": {"env": [{"name": "HOOKGATE__REDIS__PASSWORD", "value": "secret"}]}}, "pod/env"),
+    ("claims in memory", {"config": {"redis": {"url": "memory:"}}}, "redis/url"),
+    ("an ingress that is not there", {"ingress": {"type": "haproxy"}}, "ingress/type"),
+    ("two replicas", {"replicas": {"min": 2}}, "replicas/min"),
+    ("fewer at most than at least", {"replicas": {"min": 5, "max": 4}}, "replicas.max"),
+    ("out to anybody", {"networkPolicy": {"redisTo": None}}, "networkPolicy"),
+    ("no limit of memory", {"resources": {"limits": {"memory": None}}}, "resources/limits"),
+    ("a Secret without a name", {"secrets": {"external": {"enabled": True}}}, "secrets.name"),
+]
+
+
+class Chart:
+    """The chart under one helm."""
+
+    def __init__(self, helm, scratch):
+        self.helm, self.scratch = helm, scratch
+
+    def run(self, *arguments, values=None):
+        with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
+            json.dump(values or {}, file)
+            file.flush()
+            done = subprocess.run(
+                [self.helm, *map(str, arguments), "--values", file.name] if values is not None else [self.helm, *map(str, arguments)],
+                capture_output=True, text=True, timeout=60,
+            )
+        said = "\n".join(line for line in done.stderr.splitlines() if "found symbolic link" not in line)
+        return done.returncode, done.stdout, said.strip()
+
+    def render(self, values, namespace="hookgate", chart=FOLDER):
+        """What an upgrade would apply, hooks included."""
+        command = ["template", RELEASE, chart, "--is-upgrade", "-n", namespace, "--kube-version", KUBERNETES]
+        code, text, said = self.run(*command, values=values)
+        if code != 0 or said:
+            raise SystemExit(f"helm template: {said}")
+        return [document for document in yaml.load_all(text, Loader) if document]
+
+    def refusal(self, values):
+        code, _, said = self.run("template", RELEASE, FOLDER, "--kube-version", KUBERNETES, values=values)
+        return said if code != 0 else ""
+
+
+def checks(chart):
+    """(name, what is wrong) of what needs no overlay."""
+    code, text, said = chart.run("lint", "--strict", FOLDER, "--kube-version", KUBERNETES, values=production("envoy-gateway"))
+    yield "helm lint --strict", [] if code == 0 else [text + said]
+    about = yaml.safe_load((FOLDER / "Chart.yaml").read_text())
+    version = tomllib.loads((ROOT / "Cargo.toml").read_text())["package"]["version"]
+    yield "its versions are that of Cargo.toml", [f"{key} is {about[key]}" for key in ("version", "appVersion") if about[key] != version]
+    with tempfile.NamedTemporaryFile(suffix=".json") as made:
+        subprocess.run([ROOT / "scripts/chart-schema.sh", made.name], check=True)
+        same = Path(made.name).read_text() == (FOLDER / "values.schema.json").read_text()
+    yield "values.schema.json is of config/schema.json", [] if same else ["it is not: run scripts/chart-schema.sh"]
+    yield "packed it renders the same", packed(chart)
+    for name, values, word in REFUSED:
+        said = chart.refusal(values)
+        yield f"refuses {name}", [] if word in said else [f"nobody said {word!r}, but: {said or 'nothing'}"]
+    for ingress, offered, policy in itertools.product(INGRESSES, (True, False), (True, False)):
+        values = production(ingress, OFFERED if offered else None) | {"networkPolicy": {"enabled": policy}}
+        found = [problem for document in chart.render(values) for problem in against_schemas(document, (KUBERNETES,))]
+        yield f"{ingress}{', all it offers' if offered else ''}{'' if policy else ', no network policy'}", found
+    yield "TOML of every kind of value", toml(chart)
+    _, text, _ = chart.run("template", RELEASE, FOLDER, "--kube-version", KUBERNETES, values=production("none", OFFERED))
+    early = [title(d) for d in yaml.load_all(text, Loader) if d and d["metadata"]["name"] == "hookgate-doctor"]
+    yield "an installation waits for no Secret that it makes itself", [f"{name} is a hook" for name in early]
+
+
+def packed(chart):
+    chart.scratch.mkdir(parents=True, exist_ok=True)
+    code, text, said = chart.run("package", FOLDER, "--destination", chart.scratch)
+    if code != 0:
+        return [said]
+    values = production("nginx", OFFERED)
+    same = chart.render(values, chart=text.rpartition(": ")[2].strip()) == chart.render(values)
+    return [] if same else ["it does not"]
+
+
+def toml(chart):
+    """The file that hookgate reads says what the values say."""
+    config = site("production") | {
+        "server": {"max_body_bytes": 33554432, "max_buffered_bytes": 1 << 30, "request_deadline": "3s"},
+        "log": {"filter": 'info,hookgate::entity=warn "<&>\\ ü'},
+        "routes": [
+            {"flow": "vmh", "entity": "beteiligte", "action": "update", "while_pending": "skip",
+             "auth": [{"scheme": "espocrm", "id": "65f0", "secret_files": ["/run/secrets/hookgate/a", "/run/secrets/hookgate/b"]}]},
+            {"flow": "vmh", "entity": "akte", "action": "create", "auth": []},
+        ],
+    }
+    config["nats"] |= {"stream": {"create": False, "replicas": 3}}
+    data = next(d["data"] for d in chart.render(production("none") | {"config": config}) if d["kind"] == "ConfigMap")
+    found = tomllib.loads(data["site.toml"])
+    return list(different(config, found, "site.toml"))
+
+
+def places(chart, rendered):
+    """(what the chart renders, the name of what the overlays render for it)."""
+    likes = [("production", production("envoy-gateway"))]
+    likes += [(f"production with {name}", production(name)) for name in INGRESSES if f"production with {name}" in rendered]
+    likes += [("production with all it offers", production("envoy-gateway", OFFERED))]
+    for like, values in likes:
+        place = rendered[like]
+        # The chart makes no namespace.
+        documents = lasting(chart.render(values, place.namespace)) + [place.find("Namespace", place.namespace)]
+        yield Place(f"chart, {like}", documents, place.namespace, place.given), like
+    place = rendered["dev"]
+    around = [d for d in place.documents if (d["kind"], d["metadata"]["name"]) in STORES or d["kind"] in ("Namespace", "Ingress")]
+    yield Place("chart, dev", lasting(chart.render(DEV, place.namespace)) + around, place.namespace, place.given, ingress=False), "dev"
+
+
+def lasting(documents):
+    """Without the network policy of `helm test`, which is there while that runs."""
+    return [d for d in documents if (d["kind"], d["metadata"]["name"]) != ("NetworkPolicy", "hookgate-test")]
+
+
+def differences(overlay, chart):
+    """Where the objects of the two differ. A hook has a counterpart only where the component is there."""
+    wanted, found = [
+        {identity(d): plain(d) for d in documents}
+        for documents in (overlay, chart)
+    ]
+    hooks = {identity(d) for d in chart if is_hook(d)} - set(wanted)
+    for key in sorted((set(wanted) | set(found)) - hooks, key=str):
+        if key not in found or key not in wanted:
+            yield f"{' '.join(map(str, key))} is only in the {'overlay' if key in wanted else 'chart'}"
+        else:
+            yield from different(wanted[key], found[key], title(wanted[key]))
+
+
+def identity(document):
+    document = json.loads(HASHED.sub(r"\1", json.dumps(document["metadata"]))) | {"kind": document["kind"]}
+    return document["kind"], document.get("namespace"), document["name"]
+
+
+def is_hook(document):
+    return "helm.sh/hook" in document["metadata"].get("annotations", {})
+
+
+def plain(document):
+    """An object without what Helm or kustomize alone puts there."""
+    document = json.loads(HASHED.sub(r"\1", json.dumps(copy.deepcopy(document))))
+    metadata = document["metadata"]
+    annotations = metadata.get("annotations", {})
+    if is_hook(document) and document["kind"] == "Job":
+        # A hook comes before all else, and with a ConfigMap of its own.
+        for volume in document["spec"]["template"]["spec"]["volumes"]:
+            volume.get("configMap", {})["name"] = "hookgate-config"
+    for name in ("helm.sh/resource-policy", "helm.sh/hook", "helm.sh/hook-weight", "helm.sh/hook-delete-policy"):
+        annotations.pop(name, None)
+    if not annotations:
+        metadata.pop("annotations", None)
+    metadata["labels"] = {name: value for name, value in metadata.get("labels", {}).items() if name not in LABELS}
+    if not metadata["labels"]:
+        del metadata["labels"]
+    # The same file, in other words.
+    if text := at(document, "data", "site.toml"):
+        document["data"]["site.toml"] = tomllib.loads(text)
+    return document
+
+
+def different(wanted, found, where):
+    """The paths at which two values differ."""
+    if isinstance(wanted, dict) and isinstance(found, dict):
+        for key in sorted(set(wanted) | set(found)):
+            if key not in wanted or key not in found:
+                yield f"{where}.{key} is only in the {'overlay' if key in wanted else 'chart'}"
+            else:
+                yield from different(wanted[key], found[key], f"{where}.{key}")
+    elif isinstance(wanted, list) and isinstance(found, list) and len(wanted) == len(found):
+        for index, pair in enumerate(zip(wanted, found)):
+            yield from different(*pair, f"{where}[{index}]")
+    elif wanted != found:
+        yield f"{where}: {wanted!r} in the overlay, {found!r} in the chart"
