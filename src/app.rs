@@ -1,6 +1,8 @@
 //! The process: puts the parts together, serves, and drains without losing anything.
 
+pub mod crm;
 mod drain;
+mod nats_monitoring;
 pub mod operator;
 mod parts;
 pub mod story;
@@ -36,6 +38,7 @@ use crate::{
         service::{self, ServiceError},
         timed::Timed,
     },
+    quarantine::{Quarantine, QuarantineStore},
     readiness::{Contact, FirstContact, READY_WITHOUT_STORE, first_contact, replicas, replicas::Replicas},
     relay::{Outbox, Relay, Repeats},
     reply,
@@ -94,6 +97,8 @@ struct Stores {
     life: Option<LifeStores>,
     outbox: Arc<dyn Outbox>,
     dead_letters: Arc<dyn DeadLetterStore>,
+    /// If a route keeps bodies whose signature was wrong.
+    quarantine: Option<Arc<dyn QuarantineStore>>,
     contents: Arc<dyn StoreContents>,
 }
 
@@ -108,10 +113,11 @@ impl Stores {
         let options = parts::claim_options(settings);
         match &settings.claims_in {
             ClaimsIn::Redis(address) => {
-                let redis = Redis::open(&parts::access(address), options, &settings.routes, metrics.redis());
-                let redis = Arc::new(redis);
+                let access = parts::access(address);
+                let redis = Arc::new(Redis::open(&access, options, &settings.routes, metrics.redis()));
+                let quarantine = parts::quarantine(settings, &access);
                 let life = LifeStores { life: Arc::clone(&redis) as _, letters: Arc::clone(&redis) as _ };
-                Self { life: Some(life), ..Self::shared(redis) }
+                Self { life: Some(life), quarantine, ..Self::shared(redis) }
             }
             ClaimsIn::Memory => {
                 warn!(
@@ -128,6 +134,7 @@ impl Stores {
             life: None,
             outbox: Arc::clone(&store) as _,
             dead_letters: Arc::clone(&store) as _,
+            quarantine: None,
             contents: store,
         }
     }
@@ -209,6 +216,7 @@ async fn serve(
         connections.clone(),
         ConnectionMetrics::default(),
     ));
+    let quarantine = start_quarantine(&settings, &stores, &publisher, &metrics, &shutdown, &background);
     let pending = stores.pending;
     let delivery = Delivery::new(
         Arc::clone(&pending),
@@ -228,6 +236,7 @@ async fn serve(
             shutdown.watch(),
             &dead_letter_tasks,
         ),
+        quarantine,
         limits: settings.limits.clone(),
         phase: shutdown.watch(),
         metrics: metrics.clone(),
@@ -297,6 +306,24 @@ async fn follow_life(
     let (table, phase) = (settings.routes.clone(), shutdown.watch());
     background.spawn(async move { sweep.run(&table, phase).await });
     Ok(contact)
+}
+
+/// What keeps bodies whose signature was wrong, if a route wants that, and the task that releases those that prove good.
+fn start_quarantine(
+    settings: &Settings,
+    stores: &Stores,
+    publisher: &Arc<dyn Publisher>,
+    metrics: &Metrics,
+    shutdown: &Shutdown,
+    background: &TaskTracker,
+) -> Option<Quarantine> {
+    let store = stores.quarantine.as_ref()?;
+    let releaser =
+        parts::releaser(settings, Arc::clone(store), &stores.pending, &stores.dead_letters, publisher, metrics);
+    background.spawn(releaser.run(shutdown.watch()));
+    let keeping = settings.routes.routes().iter().filter(|route| route.quarantine());
+    let webhooks = keeping.map(|route| settings.verifiers.webhook_ids(route).count()).sum();
+    Some(Quarantine::new(Arc::clone(store), parts::quarantine_limits(settings), webhooks, metrics.clone()))
 }
 
 /// Answers requests to release ids over NATS until the process leaves.

@@ -5,6 +5,8 @@ mod consumers;
 mod dead_letters;
 mod doctor;
 mod outbox;
+mod quarantine;
+mod reconcile;
 mod routes;
 mod send;
 mod serve;
@@ -75,6 +77,11 @@ enum Command {
     DeadLetters(dead_letters::DeadLettersCommand),
     /// Tell the story of an id: claims, events, consumers, dead letters.
     Why(why::WhyArguments),
+    /// Look at bodies whose signature was wrong, and release those that prove good.
+    #[command(subcommand)]
+    Quarantine(quarantine::QuarantineCommand),
+    /// Bring back what the CRM gave up on, or never sent.
+    Reconcile(reconcile::ReconcileArguments),
     /// Look at the durable consumers of the streams, or add one.
     #[command(subcommand)]
     Consumers(consumers::ConsumersCommand),
@@ -124,6 +131,8 @@ pub(crate) fn run(arguments: Arguments) -> ExitCode {
         Command::Outbox(command) => outbox::run(&command, &configured.settings, output),
         Command::DeadLetters(command) => dead_letters::run(&command, &configured.settings, output),
         Command::Why(arguments) => why::run(&arguments, &configured.settings, output),
+        Command::Quarantine(command) => quarantine::run(&command, &configured.settings, output),
+        Command::Reconcile(arguments) => reconcile::run(&arguments, &configured.settings, output),
         Command::Consumers(command) => consumers::run(&command, &configured.settings, output),
         Command::Tail(arguments) => tail::run(arguments, &configured.settings, output),
         Command::Init | Command::ConfigSchema | Command::Completions { .. } | Command::Man => Ok(ExitCode::SUCCESS),
@@ -135,7 +144,9 @@ impl Command {
     /// Whether it needs the secrets of `auth`. An operator's command must not fail because of one.
     const fn auth_secrets(&self) -> AuthSecrets {
         match self {
-            Self::Serve | Self::Check | Self::Send(_) => AuthSecrets::Read,
+            Self::Serve | Self::Check | Self::Send(_) | Self::Quarantine(quarantine::QuarantineCommand::Release) => {
+                AuthSecrets::Read
+            }
             _ => AuthSecrets::Leave,
         }
     }

@@ -1,20 +1,22 @@
 //! What could not be processed and never will be: rejected items, and bodies that are no batch. Kept for a
 //! person to look at, within limits, so that nobody can fill the store through them.
 //!
-//! Written in the background once the answer is final (200 or 400), never for a 503: those come back.
+//! Written in the background once the answer is final (200, 400 or 413), never for a 503: those come back.
 
 use std::{
     fmt,
     str::FromStr,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
-    time::{Duration, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
+use hashbrown::HashMap;
+use serde::Serialize;
 use tokio::sync::{mpsc, watch};
 use tokio_util::task::TaskTracker;
 use tracing::warn;
@@ -31,6 +33,8 @@ pub const MAX_ITEM_BYTES: usize = MAX_QUEUED_BYTES;
 const MAX_QUEUED: usize = 20_000;
 /// Bytes of letters that may wait to be written.
 const MAX_QUEUED_BYTES: usize = 8 << 20;
+/// Between two letters about bodies that were too large.
+const TOO_LARGE_EVERY: Duration = Duration::from_secs(600);
 /// How often the age limit is enforced where nothing new comes.
 const TRIM_EVERY: Duration = Duration::from_secs(600);
 
@@ -156,7 +160,25 @@ pub struct DeadLetters {
     queue: mpsc::Sender<DeadLetter>,
     queued_bytes: Arc<AtomicUsize>,
     limits: DeadLetterLimits,
+    /// When a body that was too large was noted last, by route and webhook id.
+    noted: Arc<Mutex<HashMap<(String, String), Instant>>>,
 }
+
+/// What is known of a body that was too large, as the content of its letter. Nothing in it came from its sender but a number.
+#[derive(Serialize)]
+struct TooLarge<'a> {
+    /// Its bytes, if the head said so.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    bytes: Option<u64>,
+    /// Most bytes of a body.
+    limit: usize,
+    /// The webhook that its signature named.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    webhook_id: Option<&'a str>,
+}
+
+/// Reason of the letter about a body that was too large.
+pub const TOO_LARGE: &str = "body_too_large";
 
 impl DeadLetters {
     /// Starts the task that writes the letters.
@@ -175,7 +197,23 @@ impl DeadLetters {
                 async move { supervise!("the writing of dead letters", writer.run(&mut letters, phase.clone())) };
             tasks.spawn(write);
         }
-        Self { queue, queued_bytes, limits }
+        Self { queue, queued_bytes, limits, noted: Arc::default() }
+    }
+
+    /// Notes a body that was too large, by what is known without it. Its sender was not verified and could write many of
+    /// these: there is one letter in ten minutes for each route and webhook.
+    pub fn note_too_large(&self, route: &Route, webhook_id: Option<&str>, bytes: Option<u64>, limit: usize) {
+        let key = (route.name().to_owned(), webhook_id.unwrap_or_default().to_owned());
+        let now = Instant::now();
+        {
+            let mut noted = self.noted.lock().unwrap_or_else(PoisonError::into_inner);
+            if noted.get(&key).is_some_and(|last| now.duration_since(*last) < TOO_LARGE_EVERY) {
+                return;
+            }
+            noted.insert(key, now);
+        }
+        let content = serde_json::to_vec(&TooLarge { bytes, limit, webhook_id }).expect("numbers and text serialize");
+        self.keep(route, [(TOO_LARGE, content.into())]);
     }
 
     /// Takes items of a request, as reason and bytes. What does not fit into the queue is counted in a

@@ -39,6 +39,7 @@ pub mod metrics;
 pub mod nats_login;
 pub mod pending;
 pub mod publisher;
+pub mod quarantine;
 pub mod readiness;
 pub mod recovery;
 pub mod redaction;

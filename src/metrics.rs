@@ -22,8 +22,8 @@ pub use self::{
     live::Live,
     registry::Exposition,
     route::{
-        Answers, ClaimCounts, ConsumerGauges, Items, PublishedCounter, RelayMetrics, ReleasedBy, RepairedWhy,
-        RouteGauges, RouteMetrics, Via,
+        Answers, ClaimCounts, ConsumerGauges, Items, PublishedCounter, QuarantineResult, RelayMetrics, ReleasedBy,
+        RepairedWhy, RouteGauges, RouteMetrics, Via,
     },
     timing::{Operation, PublishTimes, RedisTimes},
 };
@@ -122,6 +122,11 @@ impl Metrics {
     #[must_use]
     pub fn open_connections(&self) -> i64 {
         self.0.connections.get()
+    }
+
+    /// How many bodies are in quarantine.
+    pub fn quarantine_holds(&self, entries: usize) {
+        self.0.families.quarantine_entries.set(i64::try_from(entries).unwrap_or(i64::MAX));
     }
 
     /// How long Redis takes.

@@ -14,6 +14,7 @@ mod life;
 mod link;
 pub mod memory;
 mod outbox;
+pub mod quarantine;
 pub mod redis;
 mod script;
 mod settler;

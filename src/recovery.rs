@@ -5,10 +5,12 @@
 
 mod bring;
 mod letters;
+mod release;
 mod sought;
 
 pub use self::{
     bring::{Bringer, Brought, Failed, Wanted},
     letters::{GAVE_UP, ids_of, mentions},
+    release::{ReleaseError, ReleasePass, Releaser},
     sought::{Known, Sought, Verdict},
 };

@@ -84,6 +84,17 @@ impl Scheme {
     }
 }
 
+/// Whom a request says that it is from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ClaimedSender<'a> {
+    /// The webhook with this id, which an entry of the route has.
+    Webhook(&'a str),
+    /// Somebody without a webhook id, on a route that knows none either, or whose scheme has none.
+    Anybody,
+    /// Nobody that the route knows.
+    Stranger,
+}
+
 /// What a request presents under a scheme.
 struct Evidence {
     /// What was signed before the body.
@@ -203,6 +214,51 @@ impl Verifier {
         if self.is_open() { Ok(()) } else { Err(failure) }
     }
 
+    /// Whom the headers say the request is from, as far as that can be known without its body: nobody verified it.
+    #[must_use]
+    pub fn claimed(&self, headers: &HeaderMap) -> ClaimedSender<'_> {
+        if self.is_open() {
+            return ClaimedSender::Anybody;
+        }
+        let mut claimed = ClaimedSender::Stranger;
+        for (scheme, _) in &self.entries {
+            match (scheme, scheme.read(headers)) {
+                (Scheme::EspoCrm { id }, Some(Ok(evidence))) if !evidence.foreign => return ClaimedSender::Webhook(id),
+                (Scheme::EspoCrm { .. }, _) | (_, None | Some(Err(_))) => {}
+                (_, Some(Ok(_))) => claimed = ClaimedSender::Anybody,
+            }
+        }
+        claimed
+    }
+
+    /// Whether a request carries a signature that names a webhook id, on a route that knows some.
+    #[must_use]
+    pub fn is_signed_for_a_webhook(&self, headers: &HeaderMap) -> bool {
+        let signed = |scheme: &Scheme| {
+            matches!(scheme, Scheme::EspoCrm { .. }) && scheme.read(headers).is_some_and(|read| read.is_ok())
+        };
+        self.entries.iter().any(|(scheme, _)| signed(scheme))
+    }
+
+    /// Lets a body in that came at a time before and was kept: only for an entry with its webhook id. A route without
+    /// `auth` lets in none.
+    ///
+    /// # Errors
+    /// If it is still not good.
+    pub fn verify_kept(
+        &self,
+        headers: &HeaderMap,
+        body: Bytes,
+        came: SystemTime,
+    ) -> Result<Verified, SignatureFailure> {
+        let is_of_a_webhook = |(scheme, _): &&(Scheme, Secrets)| matches!(scheme, Scheme::EspoCrm { .. });
+        let entries: Vec<_> = self.entries.iter().filter(is_of_a_webhook).cloned().collect();
+        if entries.is_empty() {
+            return Err(SignatureFailure::UnknownId);
+        }
+        Self { entries }.verify(headers, body, came)
+    }
+
     /// Lets a body in, or says why not.
     ///
     /// # Errors
@@ -276,6 +332,9 @@ impl<'a> EqualMacs<'a> {
     }
 }
 
+/// The headers of signatures that name a webhook id.
+pub const SIGNED_FOR_A_WEBHOOK: [HeaderName; 2] = espocrm::HEADERS;
+
 /// The verifiers of all routes.
 #[derive(Debug, Clone, Default)]
 pub struct Verifiers(HashMap<String, Verifier>);
@@ -293,6 +352,20 @@ impl Verifiers {
     #[must_use]
     pub fn of(&self, route: &Route) -> &Verifier {
         self.0.get(route.name()).expect("every route of the configuration has a verifier")
+    }
+
+    /// The webhook ids of a route.
+    pub fn webhook_ids(&self, route: &Route) -> impl Iterator<Item = &str> {
+        self.of(route).entries.iter().filter_map(|(scheme, _)| match scheme {
+            Scheme::EspoCrm { id } => Some(id.as_str()),
+            Scheme::StandardWebhooks | Scheme::GitHub | Scheme::Bearer => None,
+        })
+    }
+
+    /// The secrets of all routes, to see when they change.
+    #[must_use]
+    pub fn secrets(&self) -> Vec<Secrets> {
+        self.0.values().flat_map(|verifier| verifier.entries.iter().map(|(_, secrets)| secrets.clone())).collect()
     }
 }
 

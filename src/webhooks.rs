@@ -44,8 +44,8 @@ use self::{
     verify::verify,
 };
 use crate::{
-    admission::Limits, dead_letters::DeadLetters, delivery::Delivery, metrics::Metrics, route::RouteTable,
-    shutdown::Phase, signature::Verifiers, traces::Tracer,
+    admission::Limits, dead_letters::DeadLetters, delivery::Delivery, metrics::Metrics, quarantine::Quarantine,
+    route::RouteTable, shutdown::Phase, signature::Verifiers, traces::Tracer,
 };
 
 /// What the filters of all webhooks work with.
@@ -58,6 +58,8 @@ pub struct Webhooks {
     pub delivery: Arc<Delivery>,
     /// Where rejected items and bodies go.
     pub dead_letters: DeadLetters,
+    /// Where bodies go whose signature was wrong, if a route keeps them.
+    pub quarantine: Option<Quarantine>,
     /// What requests may take.
     pub limits: Limits,
     /// How far the process is.

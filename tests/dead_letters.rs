@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::support::{World, batch, eventually, run};
+use crate::support::{PATH, World, batch, eventually, run};
 
 const ROUTE: &str = "vmh/beteiligte/create";
 
@@ -168,4 +168,32 @@ async fn an_operator_lists_shows_and_drops_them() {
     assert_eq!(run(&settings, &["dead-letters", "list"]).good(), "no dead letters\n");
     gate.post("[\"after\"]").await;
     wait_contents(&world, &["\"after\""]).await;
+}
+
+#[tokio::test]
+async fn a_body_that_is_too_large_leaves_its_size_and_the_webhook_it_named() {
+    const ID: &str = "65f0c1d2e3a4b5c6d";
+    let world = World::start().await;
+    let folder = tempfile::tempdir().expect("a temporary folder can be made");
+    let secret = folder.path().join("secret");
+    std::fs::write(&secret, "0123456789abcdef").expect("the folder is ours");
+    let secret = secret.display();
+    let settings = format!(
+        "server.max_body_bytes = 100\n[[routes]]\nflow = \"vmh\"\nentity = \"beteiligte\"\naction = \"create\"\n\
+        auth = [{{ scheme = \"espocrm\", id = \"{ID}\", secret_files = [\"{secret}\"] }}]\n"
+    );
+    let mut gate = world.gate(&settings).await;
+    let send = async |id: &str| {
+        let signature =
+            base64::Engine::encode(&base64::engine::general_purpose::STANDARD, format!("{id}:{}", "0".repeat(64)));
+        let body = format!("[{{\"id\":\"a\",\"name\":\"{}\"}}]", "ROSALINDE".repeat(20));
+        let head = format!("POST {PATH} HTTP/1.1\r\nHost: x\r\nSignature: {signature}\r\nConnection: close\r\n");
+        gate.exchange(format!("{head}Content-Length: {}\r\n\r\n{body}", body.len()).as_bytes()).await.error()
+    };
+    for id in ["of a stranger", ID, ID] {
+        assert_eq!(send(id).await, (413, "body_too_large".into()), "{id}");
+    }
+    assert_eq!(gate.terminate().await.code(), Some(0));
+    let letters = contents(&world).await;
+    assert_eq!(letters, [format!("{{\"bytes\":202,\"limit\":100,\"webhook_id\":\"{ID}\"}}")], "one in ten minutes");
 }

@@ -1,19 +1,17 @@
 //! What the operator's commands work with: the same backends as `serve`, opened for one command.
 
-use std::{io, path::PathBuf, sync::Arc};
+use std::sync::Arc;
 
 use tokio::sync::watch;
-use url::Url;
 
-use super::{Stores, parts, story::StoryTeller};
+use super::{Stores, nats_monitoring, parts, story::StoryTeller};
 use crate::{
     dead_letters::{DeadLetterStore, ReplayNote, ReviewedLetter},
-    delivery::{Delivery, PendingStore, Policy, Publisher, StoreError, WithoutAck, WithoutClaim},
-    espocrm::{self, EspoCrm, Login},
+    delivery::{Delivery, PendingStore, Publisher, StoreError, WithoutAck},
     finding::Finding,
     life::LifeStore,
     metrics::Metrics,
-    pending::{inspect::Stakes, redis::Redis},
+    pending::{access::Access, inspect::Stakes, quarantine::RedisQuarantine, redis::Redis},
     publisher::{
         self,
         consumers::{Consumers, ConsumersError},
@@ -21,12 +19,11 @@ use crate::{
         live::LiveEvents,
         servers::ConnectFailure,
     },
+    quarantine::QuarantineStore,
     readiness::Contact,
-    recovery::Bringer,
-    redaction::without_credentials,
+    recovery::{Bringer, Releaser},
     relay::Outbox,
-    secrets,
-    settings::{self, ClaimsIn, Settings},
+    settings::{ClaimsIn, Settings},
     traces::Tracer,
 };
 
@@ -43,6 +40,7 @@ pub struct OperatorStore {
     /// Whether it can be worked with.
     pub contact: watch::Receiver<Contact>,
     redis: Arc<Redis>,
+    access: Access,
 }
 
 impl OperatorStore {
@@ -68,11 +66,12 @@ impl OperatorStore {
         let ClaimsIn::Redis(address) = &settings.claims_in else { return Err(InMemory) };
         let (metrics, _) = Metrics::new(&settings.routes, &[]);
         let options = parts::claim_options(settings);
-        let redis = Arc::new(Redis::open(&parts::access(address), options, &settings.routes, metrics.redis()));
+        let access = parts::access(address);
+        let redis = Arc::new(Redis::open(&access, options, &settings.routes, metrics.redis()));
         let contact = redis.contact();
         let Stores { pending, outbox, dead_letters, .. } = Stores::shared(Arc::clone(&redis));
         let life = Arc::clone(&redis) as _;
-        Ok(Self { outbox, dead_letters, pending, life, contact, redis })
+        Ok(Self { outbox, dead_letters, pending, life, contact, redis, access })
     }
 
     /// Dead letters that are older than one with a name, newest first.
@@ -107,15 +106,29 @@ impl OperatorStore {
         self.redis.drop_letters(entries).await
     }
 
+    /// The quarantine.
+    #[must_use]
+    pub fn quarantine(&self, settings: &Settings) -> Arc<dyn QuarantineStore> {
+        Arc::new(RedisQuarantine::open(&self.access, &settings.instance))
+    }
+
+    /// What releases bodies from quarantine.
+    #[must_use]
+    pub fn releaser(
+        &self,
+        settings: &Settings,
+        store: Arc<dyn QuarantineStore>,
+        publisher: &Arc<dyn Publisher>,
+    ) -> Releaser {
+        let (metrics, _) = Metrics::new(&settings.routes, &[]);
+        parts::releaser(settings, store, &self.pending, &self.dead_letters, publisher, &metrics)
+    }
+
     /// What brings ids through claim and publish, as a webhook goes, but never without a claim and never without an
     /// acknowledgement. `rate` is in ids a second.
     pub fn bringer(&self, settings: &Settings, publisher: Arc<dyn Publisher>, rate: u32) -> Bringer {
         let (metrics, _) = Metrics::new(&settings.routes, &[]);
-        let policy = Policy {
-            without_claim: WithoutClaim::Reject,
-            without_ack: WithoutAck::Reject,
-            ack_timeout: settings.policy.ack_timeout,
-        };
+        let policy = parts::strict(settings);
         let pending = Arc::clone(&self.pending);
         let delivery = Delivery::new(pending, publisher, policy, &settings.routes, metrics, Tracer::default());
         Bringer::new(Arc::new(delivery), Arc::clone(&self.life), settings.request_deadline, rate)
@@ -134,7 +147,13 @@ impl OperatorStore {
 /// Looks at NATS: server, stream, consumers and settings that can cost events.
 pub async fn inspect_broker(settings: &Settings) -> Vec<Finding> {
     let (servers, stream) = (parts::servers(settings), parts::stream(settings));
-    publisher::inspect::inspect(&servers, stream.as_ref(), &settings.routes, &settings.instance).await
+    let mut findings =
+        publisher::inspect::inspect(&servers, stream.as_ref(), &settings.routes, &settings.instance).await;
+    if let Some(address) = settings.nats_monitoring.as_ref().filter(|_| stream.is_some()) {
+        let files = settings.nats.tls.clone().unwrap_or_default();
+        findings.push(nats_monitoring::inspect(address, &files).await);
+    }
+    findings
 }
 
 /// Looks for what the configuration demands of NATS; nothing where events are live only.
@@ -162,62 +181,6 @@ pub async fn consumers(settings: &Settings) -> Result<Consumers, ConsumersError>
 /// If NATS can't be reached, or denies it.
 pub async fn live_events(settings: &Settings, subjects: &[String]) -> Result<LiveEvents, publisher::live::LiveError> {
     LiveEvents::subscribe(&parts::servers(settings), subjects).await
-}
-
-/// Why the CRM of the settings can't be asked.
-#[derive(Debug, thiserror::Error)]
-pub enum CrmSettingsError {
-    /// It is not configured.
-    #[error(
-        "{0} is not set; [espocrm] says where the CRM is and as whom to ask it: url, and api_key_file or user and password_file"
-    )]
-    Missing(&'static str),
-    /// Two ways to log in.
-    #[error("espocrm.api_key_file and espocrm.user are both set; leave one of them out")]
-    TwoLogins,
-    /// The address is none.
-    #[error("espocrm.url {0:?} is no http or https address; write https://crm.example.com")]
-    Url(String),
-    /// A file can't be read.
-    #[error("{key} = {path:?}: read file: {error}")]
-    File {
-        /// The key.
-        key: &'static str,
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        error: io::Error,
-    },
-    /// The client can't be made.
-    #[error(transparent)]
-    Setup(#[from] espocrm::SetupError),
-}
-
-/// The CRM of the settings.
-///
-/// # Errors
-/// If it is not configured, or its files can't be read.
-pub fn crm(settings: &settings::EspoCrm) -> Result<EspoCrm, CrmSettingsError> {
-    let settings::EspoCrm { url, api_key_file, user, password_file, ca_file } = settings;
-    let secret = |key, path: &PathBuf| match secrets::text(path) {
-        Ok(text) => Ok(secrets::Secret::from(text.as_str())),
-        Err(error) => Err(CrmSettingsError::File { key, path: path.clone(), error }),
-    };
-    let url = url.as_ref().ok_or(CrmSettingsError::Missing("espocrm.url"))?;
-    let parsed = Url::parse(url).ok().filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host());
-    let parsed = parsed.filter(|url| url.username().is_empty() && url.password().is_none() && url.query().is_none());
-    let url = parsed.ok_or_else(|| CrmSettingsError::Url(without_credentials(url)))?;
-    let login = match (api_key_file, user, password_file) {
-        (Some(_), Some(_), _) | (Some(_), _, Some(_)) => return Err(CrmSettingsError::TwoLogins),
-        (Some(path), None, None) => Login::ApiKey(secret("espocrm.api_key_file", path)?),
-        (None, Some(name), Some(path)) => {
-            Login::User { name: name.clone(), password: secret("espocrm.password_file", path)? }
-        }
-        (None, Some(_), None) => return Err(CrmSettingsError::Missing("espocrm.password_file")),
-        (None, None, Some(_)) => return Err(CrmSettingsError::Missing("espocrm.user")),
-        (None, None, None) => return Err(CrmSettingsError::Missing("espocrm.api_key_file or espocrm.user")),
-    };
-    Ok(EspoCrm::new(&espocrm::Access { url, login, ca: ca_file.clone() })?)
 }
 
 /// Connects to read what the streams hold.

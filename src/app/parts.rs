@@ -1,12 +1,19 @@
 //! Settings in the words of the parts they are for.
 
+use std::sync::Arc;
+
 use redis::{ConnectionAddr, ConnectionInfo, IntoConnectionInfo};
 
 use crate::{
-    delivery::WithoutAck,
-    pending::{access::Access, redis::Options},
+    dead_letters::DeadLetterStore,
+    delivery::{Delivery, PendingStore, Policy, Publisher, WithoutAck, WithoutClaim},
+    metrics::Metrics,
+    pending::{access::Access, quarantine::RedisQuarantine, redis::Options},
     publisher::{StreamSettings, servers::Servers},
-    settings::{DeliveryMode, NatsServers, RedisAddress, Settings, Stream},
+    quarantine::{QuarantineLimits, QuarantineStore},
+    recovery::Releaser,
+    settings::{DeliveryMode, NatsServers, Quarantine, RedisAddress, Settings, Stream},
+    traces::Tracer,
 };
 
 /// How claims are made.
@@ -42,6 +49,51 @@ pub(super) fn access(address: &RedisAddress) -> Access {
 
 fn info(address: ConnectionAddr) -> ConnectionInfo {
     address.into_connection_info().expect("an address of its parts needs no parsing")
+}
+
+/// The quarantine, if a route keeps bodies whose signature was wrong.
+pub(super) fn quarantine(settings: &Settings, access: &Access) -> Option<Arc<dyn QuarantineStore>> {
+    let wanted = settings.routes.routes().iter().any(|route| route.quarantine());
+    wanted.then(|| Arc::new(RedisQuarantine::open(access, &settings.instance)) as _)
+}
+
+/// Limits of the quarantine.
+pub(super) const fn quarantine_limits(settings: &Settings) -> QuarantineLimits {
+    let Quarantine { max_entries, max_bytes, max_age } = settings.quarantine;
+    QuarantineLimits { max_entries, max_bytes, max_age: max_age.0 }
+}
+
+/// What releases bodies from quarantine: without a claim or an acknowledgement they stay.
+pub(super) fn releaser(
+    settings: &Settings,
+    store: Arc<dyn QuarantineStore>,
+    pending: &Arc<dyn PendingStore>,
+    dead_letters: &Arc<dyn DeadLetterStore>,
+    publisher: &Arc<dyn Publisher>,
+    metrics: &Metrics,
+) -> Releaser {
+    let (pending, publisher) = (Arc::clone(pending), Arc::clone(publisher));
+    let policy = strict(settings);
+    let delivery = Delivery::new(pending, publisher, policy, &settings.routes, metrics.clone(), Tracer::default());
+    Releaser {
+        store,
+        delivery: Arc::new(delivery),
+        dead_letters: Arc::clone(dead_letters),
+        letter_limits: settings.dead_letters,
+        routes: settings.routes.clone(),
+        verifiers: Arc::new(settings.verifiers.clone()),
+        metrics: metrics.clone(),
+        patience: settings.request_deadline,
+    }
+}
+
+/// Whatever the settings accept for webhooks: no event without a claim, and no success without an acknowledgement.
+pub(super) const fn strict(settings: &Settings) -> Policy {
+    Policy {
+        without_claim: WithoutClaim::Reject,
+        without_ack: WithoutAck::Reject,
+        ack_timeout: settings.policy.ack_timeout,
+    }
 }
 
 /// How NATS is reached.

@@ -47,6 +47,8 @@ pub(super) struct Families {
     pub(super) published: Family<Labels<2>, Counter>,
     pub(super) signature_failures: Family<Labels<2>, Counter>,
     pub(super) dead_letters: Family<Labels<2>, Counter>,
+    pub(super) quarantine: Family<Labels<2>, Counter>,
+    pub(super) quarantine_entries: Gauge,
     pub(super) redis_seconds: Family<Labels<1>, Histogram, Buckets>,
     pub(super) publish_seconds: Histogram,
     pub(super) pending: Family<Labels<1>, Gauge>,
@@ -84,6 +86,19 @@ impl Families {
         );
     }
 
+    fn register_quarantine(&self, registry: &mut Registry) {
+        registry.register(
+            "hookgate_quarantine",
+            "Bodies whose signature was wrong, on routes that keep them, by what became of them",
+            self.quarantine.clone(),
+        );
+        registry.register(
+            "hookgate_quarantine_entries",
+            "Bodies in quarantine; the same on every replica",
+            self.quarantine_entries.clone(),
+        );
+    }
+
     pub(super) fn register() -> (Self, Exposition) {
         let this = Self {
             requests: Family::default(),
@@ -94,6 +109,8 @@ impl Families {
             published: Family::default(),
             signature_failures: Family::default(),
             dead_letters: Family::default(),
+            quarantine: Family::default(),
+            quarantine_entries: Gauge::default(),
             redis_seconds: Family::new_with_constructor(Buckets(&REDIS)),
             publish_seconds: Buckets(&PUBLISH).new_metric(),
             pending: Family::default(),
@@ -132,6 +149,7 @@ impl Families {
             "Items and bodies that can never be processed",
             this.dead_letters.clone(),
         );
+        this.register_quarantine(&mut registry);
         registry.register_with_unit(
             "hookgate_redis_operation_duration",
             "One exchange with Redis",

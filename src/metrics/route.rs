@@ -262,7 +262,38 @@ pub struct RouteMetrics {
     given_up: Vec<(String, Counter)>,
     consumers: Vec<ConsumerGauges>,
     outbox: Gauge,
+    quarantine: [Counter; QuarantineResult::ALL.len()],
     recent: Arc<RecentEvents>,
+}
+
+/// What became of a body whose signature was wrong.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum QuarantineResult {
+    /// It was put into quarantine.
+    Kept,
+    /// It was there already.
+    Known,
+    /// Its share was full.
+    Full,
+    /// It could not be kept.
+    Failed,
+    /// It proved good, and its events were acknowledged.
+    Released,
+}
+
+impl QuarantineResult {
+    /// All of them.
+    pub const ALL: [Self; 5] = [Self::Kept, Self::Known, Self::Full, Self::Failed, Self::Released];
+
+    const fn code(self) -> &'static str {
+        match self {
+            Self::Kept => "kept",
+            Self::Known => "known",
+            Self::Full => "full",
+            Self::Failed => "failed",
+            Self::Released => "released",
+        }
+    }
 }
 
 impl RouteMetrics {
@@ -282,6 +313,8 @@ impl RouteMetrics {
                 .collect(),
             signature_failures: SignatureFailure::ALL
                 .map(|failure| families.signature_failures.get_or_create_owned(&with("reason", failure.code()))),
+            quarantine: QuarantineResult::ALL
+                .map(|result| families.quarantine.get_or_create_owned(&with("result", result.code()))),
             pending: families.pending.get_or_create_owned(&one()),
             pending_age: families.pending_age.get_or_create_owned(&one()),
             released: ReleasedBy::ALL.map(|by| families.released.get_or_create_owned(&with("by", by.code()))),
@@ -364,6 +397,11 @@ impl RouteMetrics {
         for (reason, count) in rejected.by_reason() {
             self.dead_letter(reason.code(), count as u64);
         }
+    }
+
+    /// A body whose signature was wrong met the quarantine.
+    pub fn quarantined(&self, result: QuarantineResult) {
+        self.quarantine[result as usize].inc();
     }
 
     fn dead_letter(&self, reason: &'static str, count: u64) {

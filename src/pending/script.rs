@@ -24,6 +24,8 @@ pub(super) static LEASE: LazyLock<Script> = LazyLock::new(|| Script::new(include
 pub(super) static PROBE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("probe.lua")));
 pub(super) static KEEP_GIVEN_UP: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("keep_given_up.lua")));
 pub(super) static KEEP_LETTERS: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("keep_letters.lua")));
+pub(super) static KEEP_CAPTURED: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("keep_captured.lua")));
+pub(super) static DROP_CAPTURED: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("drop_captured.lua")));
 pub(super) static DROP_LETTERS: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("drop_letters.lua")));
 pub(super) static NOTE_LETTER: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("note_letter.lua")));
 

@@ -9,6 +9,8 @@ use super::{Evidence, Secret, SignatureFailure, hex, hmac, single, unhex};
 const SIGNATURE: HeaderName = HeaderName::from_static("signature");
 const X_SIGNATURE: HeaderName = HeaderName::from_static("x-signature");
 
+pub(super) const HEADERS: [HeaderName; 2] = [SIGNATURE, X_SIGNATURE];
+
 /// Longest header that is looked at: an id is a few bytes.
 const MAX_BYTES: usize = 1024;
 

@@ -13,13 +13,14 @@ use futures_util::{FutureExt, Stream, StreamExt};
 use tokio::time::{Instant, timeout_at};
 
 use super::{
-    Later,
+    Later, Webhooks,
     buffer::Buffer,
     request::{BodyReceived, Request},
 };
 use crate::{
     admission::{AdmissionError, Allowance, Limits, MemoryWait},
     reply::Refusal,
+    signature::ClaimedSender,
 };
 
 /// Pieces of a body that may be of any size. Each takes as long as 50 bytes of an ordinary body do, whatever is in it.
@@ -43,10 +44,26 @@ where
                 request.body_read(body.len());
                 Ok(BodyReceived { request, allowance, body })
             }
-            Err(refusal) => Err(request.reject(refusal)),
+            Err(refusal) => {
+                if matches!(refusal, Refusal::BodyTooLarge { .. }) {
+                    note_too_large(&request);
+                }
+                Err(request.reject(refusal))
+            }
         }
     }
     .boxed()
+}
+
+/// 413 is final for EspoCRM: a letter says that a batch is missing. Strangers leave none.
+fn note_too_large(request: &Request) {
+    let Webhooks { verifiers, dead_letters, limits, .. } = &*request.webhooks;
+    let webhook_id = match verifiers.of(&request.route).claimed(&request.headers) {
+        ClaimedSender::Webhook(id) => Some(id),
+        ClaimedSender::Anybody => None,
+        ClaimedSender::Stranger => return,
+    };
+    dead_letters.note_too_large(&request.route, webhook_id, request.framing.length, limits.max_body_bytes());
 }
 
 async fn read<B: Buf>(

@@ -98,6 +98,7 @@ impl Fixture {
             limits: Limits::new(MAX_BODY, BUDGET, 1, time, time, 1),
             phase: shutdown.watch(),
             metrics,
+            quarantine: None,
             tracer: Tracer::default(),
         });
         Self { webhooks, shutdown, _secrets: secrets }

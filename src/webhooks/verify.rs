@@ -12,9 +12,13 @@ use super::{
     now,
     offload::{self, Stopped, is_large},
     precheck::unauthenticated,
-    request::{BodyReceived, RequestAdmitted, SenderVerified},
+    request::{BodyReceived, Request, RequestAdmitted, SenderVerified},
 };
-use crate::reply::Refusal;
+use crate::{
+    admission::{Allowance, Permit},
+    quarantine::{Captured, Quarantine},
+    reply::Refusal,
+};
 
 /// Verifies the signature. Proves: the sender knows a secret of the route, or the route asks for none.
 pub(super) fn verify(admitted: RequestAdmitted) -> NowOrLater<SenderVerified> {
@@ -22,16 +26,44 @@ pub(super) fn verify(admitted: RequestAdmitted) -> NowOrLater<SenderVerified> {
         return Either::Right(offloaded(admitted).boxed());
     }
     let request = Arc::clone(&admitted.received.request);
-    now(check(admitted).map_err(|refusal| request.reject(refusal)))
+    match check(admitted) {
+        Ok(verified) => now(Ok(verified)),
+        Err(unverified) if unverified.captured.is_none() => now(Err(request.reject(unverified.refusal))),
+        // Boxed: the rare branch would enlarge every request's future.
+        Err(unverified) => Either::Right(async move { Err(request.reject(unverified.keep(&request).await)) }.boxed()),
+    }
 }
 
-fn check(admitted: RequestAdmitted) -> Result<SenderVerified, Refusal> {
+/// Not let in.
+struct Unverified {
+    refusal: Refusal,
+    /// What of it is kept, and what it holds until then.
+    captured: Option<(Captured, Allowance, Permit)>,
+}
+
+impl Unverified {
+    /// Keeps what is to be kept. The answer waits for that: this may have been the last attempt.
+    async fn keep(self, request: &Request) -> Refusal {
+        if let (Some(quarantine), Some((captured, allowance, permit))) = (&request.webhooks.quarantine, self.captured) {
+            quarantine.keep(&request.route, captured, (allowance, permit)).await;
+        }
+        self.refusal
+    }
+}
+
+fn check(admitted: RequestAdmitted) -> Result<SenderVerified, Unverified> {
     let RequestAdmitted { received: BodyReceived { request, allowance, body }, permit, seed } = admitted;
     let verifier = request.webhooks.verifiers.of(&request.route);
-    let body = verifier
-        .verify(&request.headers, body, SystemTime::now())
-        .map_err(|failure| unauthenticated(&request, failure))?;
-    Ok(SenderVerified { request, allowance, permit, seed, body, offload: None })
+    match verifier.verify(&request.headers, body.clone(), SystemTime::now()) {
+        Ok(body) => Ok(SenderVerified { request, allowance, permit, seed, body, offload: None }),
+        Err(failure) => {
+            let refusal = unauthenticated(&request, failure);
+            let quarantine = request.webhooks.quarantine.as_ref();
+            let captured = quarantine
+                .and_then(|_| Quarantine::capture(&request.route, verifier, &request.headers, &body, failure));
+            Err(Unverified { refusal, captured: captured.map(|captured| (captured, allowance, permit)) })
+        }
+    }
 }
 
 async fn offloaded(admitted: RequestAdmitted) -> Result<SenderVerified, Rejection> {
@@ -41,8 +73,14 @@ async fn offloaded(admitted: RequestAdmitted) -> Result<SenderVerified, Rejectio
         let request = Arc::clone(&request);
         async move {
             let permit = offload::permit(&request, until).await?;
-            let step = move || check(admitted).map(|verified| SenderVerified { offload: Some(permit), ..verified });
-            offload::run(&request, until, step).await
+            // Failing is an outcome, too: it may have to be kept.
+            match offload::run(&request, until, move || Ok((check(admitted), permit))).await? {
+                (Ok(verified), permit) => Ok(SenderVerified { offload: Some(permit), ..verified }),
+                (Err(unverified), permit) => {
+                    drop(permit);
+                    Err(Stopped::from(unverified.keep(&request).await))
+                }
+            }
         }
     };
     offload::outlive_sender(work, go_on).await.map_err(|stopped| stopped.reject(&request))

@@ -213,6 +213,8 @@ fn help_and_version_need_no_configuration() {
             "doctor",
             "outbox",
             "dead-letters",
+            "quarantine",
+            "reconcile",
             "init",
             "config-schema",
             "completions",

@@ -38,11 +38,14 @@ pub(crate) struct State {
     /// Statuses of the next answers.
     pub(crate) failing: Vec<u16>,
     /// Done before the answers that follow the first, one for each: what others do meanwhile.
-    pub(crate) meanwhile: Vec<Box<dyn FnOnce(&mut State) + Send>>,
+    pub(crate) meanwhile: Vec<Meanwhile>,
     /// Answers so far, as method and path.
     pub(crate) asked: Vec<String>,
     next: u64,
 }
+
+/// What somebody else does to the CRM.
+pub(crate) type Meanwhile = Box<dyn FnOnce(&mut State) + Send>;
 
 /// The CRM, until it is dropped.
 pub(crate) struct EspoCrm {
@@ -117,7 +120,7 @@ impl State {
     }
 
     fn add(&mut self, kind: &str, mut row: Map<String, Value>) -> String {
-        let id = row.get("id").and_then(Value::as_str).map(str::to_owned).unwrap_or_else(|| self.id());
+        let id = row.get("id").and_then(Value::as_str).map_or_else(|| self.id(), str::to_owned);
         row.insert("id".to_owned(), id.clone().into());
         self.rows.entry(kind.to_owned()).or_default().push(row);
         id
@@ -184,9 +187,10 @@ impl State {
             self.meanwhile.remove(0)(self);
         }
         self.asked.push(format!("{} {}", request.method(), request.uri().path()));
-        let answer = match self.failing.is_empty() {
-            true => self.dispatch(request),
-            false => Err((StatusCode::from_u16(self.failing.remove(0)).expect("it is a status"), "")),
+        let answer = if self.failing.is_empty() {
+            self.dispatch(request)
+        } else {
+            Err((StatusCode::from_u16(self.failing.remove(0)).expect("it is a status"), ""))
         };
         let date = httpdate::fmt_http_date(SystemTime::now() + self.clock_ahead);
         let response = Response::builder().header(header::DATE, date).header(header::CONTENT_TYPE, "application/json");
@@ -336,7 +340,7 @@ impl Asked {
                         "type" => filter.kind = value.into_owned(),
                         "attribute" => filter.attribute = value.into_owned(),
                         "value" if name.ends_with("[]") == (filter.kind == "in") => {
-                            filter.values.push(value.into_owned())
+                            filter.values.push(value.into_owned());
                         }
                         _ => return Err(BAD),
                     }
