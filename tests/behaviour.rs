@@ -48,3 +48,4 @@ mod streams;
 mod support;
 mod tail;
 mod traces;
+mod why;
