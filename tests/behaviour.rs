@@ -49,3 +49,4 @@ mod streams;
 mod support;
 mod tail;
 mod traces;
+mod why;
