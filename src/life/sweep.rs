@@ -42,8 +42,11 @@ const LEASE: Duration = Duration::from_secs(30);
 const RENEW_EVERY: Duration = Duration::from_secs(5);
 /// Ids of one page.
 const PAGE: usize = 1000;
-/// Between two pages: a million ids within a minute, and a hundredth of a Redis core at most (bench/NOTES.md).
+/// Between two pages: a million ids within a minute.
 const PAGE_PAUSE: Duration = Duration::from_millis(50);
+/// How much longer than a look the next one is waited for, for each page: then they take a hundredth of a Redis core
+/// (bench/NOTES.md).
+const REST_OF_A_PAGE: Duration = Duration::from_millis(170);
 /// An id has to be seen without its answer twice, at least so far apart: a sample needs its time.
 const SEEN_FOR: Duration = Duration::from_secs(5);
 /// Ids that are remembered from one look to the next.
@@ -84,6 +87,7 @@ struct Memory {
 struct Findings {
     oldest: Option<SystemTime>,
     pending: usize,
+    pages: u32,
     leftovers: usize,
     unanswered: Vec<Known>,
     old: Vec<Known>,
@@ -160,7 +164,7 @@ impl Sweep {
             return Ok(());
         }
         let Some(found) = self.journal(route, memory, before.unwrap_or_default()).await? else { return Ok(()) };
-        memory.next_scan = Some(Instant::now() + SCAN_EVERY);
+        memory.next_scan = Some(Instant::now() + SCAN_EVERY.max(REST_OF_A_PAGE * found.pages));
         let Findings { oldest, pending, leftovers, .. } = found;
         let ended = Some(SystemTime::now());
         store.keep_scan_result(route, &ScanResult { oldest, pending, ended, seen: None }).await?;
@@ -254,6 +258,7 @@ impl Sweep {
         loop {
             let page = store.journal_page(route, cursor, PAGE).await?;
             seen += page.entries.len();
+            found.pages += 1;
             let (pending, free): (Vec<_>, Vec<_>) = page.entries.into_iter().partition(|entry| entry.pending);
             // One in flight is kept: the store looks.
             let leftovers = free.into_iter().map(|entry| Leftover { id: entry.id, seen: entry.entry });

@@ -50,9 +50,9 @@ Examples:
   hookgate pending republish vmh/beteiligte/create --not-in-stream --dry-run"
 )]
 pub(crate) struct RepublishArguments {
-    /// The route, by its name.
-    #[arg(value_name = "FLOW/ENTITY/ACTION")]
-    route: String,
+    /// The route, by its name [default with --older-than and --not-in-stream: all of them].
+    #[arg(value_name = "FLOW/ENTITY/ACTION", required_unless_present_any = ["older_than", "not_in_stream"])]
+    route: Option<String>,
     /// The entities' ids.
     #[arg(value_name = "ID", required_unless_present_any = ["older_than", "not_in_stream"], conflicts_with_all = ["older_than", "not_in_stream"])]
     ids: Vec<String>,
@@ -113,11 +113,15 @@ pub(super) async fn run(
     output: Output,
 ) -> anyhow::Result<ExitCode> {
     let RepublishArguments { route, ids, older_than, not_in_stream, dry_run, yes, .. } = arguments;
-    let route = named(route, settings)?;
+    let routes = match route {
+        Some(name) => vec![named(name, settings)?],
+        None => settings.routes.routes().to_vec(),
+    };
     if *not_in_stream && settings.delivery == DeliveryMode::Core {
         bail!("nats.delivery is \"core\": there is no stream to look into");
     }
-    if !yes && !dry_run && !confirm(&format!("publish pending ids of {route} once more?"))? {
+    let of = route.as_ref().map_or_else(|| "all routes".to_owned(), Clone::clone);
+    if !yes && !dry_run && !confirm(&format!("publish pending ids of {of} once more?"))? {
         return Ok(ExitCode::from(2));
     }
     let opened = store::open(settings).await?;
@@ -131,16 +135,24 @@ pub(super) async fn run(
     };
     let pause = Duration::from_secs(1) * u32::try_from(TOGETHER).unwrap_or(u32::MAX) / arguments.rate;
     let (life, began) = (&*opened.life, SystemTime::now());
-    let mut work = Work { route, life, keeper, pause, output, done: Done::default() };
-    let outcome = if *not_in_stream {
-        work.not_in_stream(settings).await
-    } else if let Some(least) = older_than {
-        work.older_than(*least, began).await
-    } else {
-        work.named(ids).await
-    };
+    let mut done = Done::default();
+    let mut outcome = Ok(());
+    for route in routes {
+        let keeper = keeper.clone();
+        let mut work = Work { route, life, keeper, pause, output, done: &mut done };
+        outcome = if *not_in_stream {
+            work.not_in_stream(settings).await
+        } else if let Some(least) = older_than {
+            work.older_than(*least, began).await
+        } else {
+            work.named(ids).await
+        };
+        if outcome.is_err() {
+            break;
+        }
+    }
     opened.pending.close(settings.request_deadline).await;
-    let Done { published, unacknowledged, left, would } = work.done;
+    let Done { published, unacknowledged, left, would } = done;
     tell(&if *dry_run {
         format!("hookgate: {would} would be published, {left} left alone")
     } else {
@@ -170,7 +182,7 @@ struct Work<'a> {
     keeper: Option<Keeper>,
     pause: Duration,
     output: Output,
-    done: Done,
+    done: &'a mut Done,
 }
 
 impl Work<'_> {
@@ -224,7 +236,10 @@ impl Work<'_> {
             if count > 0 {
                 self.read_stream(settings, &mut sought).await?;
                 let missing = sought.ids.len();
-                tell(&format!("hookgate: {missing} of {count} pending ids are neither in flight nor in the stream"));
+                let route = &self.route;
+                tell(&format!(
+                    "hookgate: {route}: {missing} of {count} pending ids are neither in flight nor in the stream"
+                ));
             }
             let mut ids = sought.ids.into_iter();
             loop {
