@@ -164,7 +164,12 @@ impl Sweep {
             return Ok(());
         }
         let Some(found) = self.journal(route, memory, before.unwrap_or_default()).await? else { return Ok(()) };
-        memory.next_scan = Some(Instant::now() + SCAN_EVERY.max(REST_OF_A_PAGE * found.pages));
+        let rest = SCAN_EVERY.max(REST_OF_A_PAGE * found.pages);
+        memory.next_scan = Some(Instant::now() + rest);
+        if rest > LEASE {
+            // The others shall not begin earlier.
+            store.life_lease(route, "journal-scan", &self.holder, rest + LEASE).await?;
+        }
         let Findings { oldest, pending, leftovers, .. } = found;
         let ended = Some(SystemTime::now());
         store.keep_scan_result(route, &ScanResult { oldest, pending, ended, seen: None }).await?;
