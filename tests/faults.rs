@@ -20,10 +20,12 @@ mod faults {
     pub(crate) mod crm;
     pub(crate) mod disk;
     pub(crate) mod drain_and_disconnect;
+    pub(crate) mod given_up;
     pub(crate) mod ingress;
     pub(crate) mod jetstream;
     pub(crate) mod judge;
     pub(crate) mod late_claims;
+    pub(crate) mod life;
     pub(crate) mod nats;
     pub(crate) mod oracle;
     pub(crate) mod overload;
@@ -105,9 +107,11 @@ fn scenarios() -> Vec<Scenario> {
         faults::redis_takes_no_writes::scenarios(),
         faults::ingress::scenarios(),
         faults::storm::scenarios(),
+        faults::life::scenarios(),
         faults::late_claims::scenarios(),
         faults::addresses::scenarios(),
         faults::rollout::scenarios(),
+        faults::given_up::scenarios(),
     ];
     files.into_iter().flatten().collect()
 }
