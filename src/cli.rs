@@ -14,6 +14,7 @@ mod store;
 mod table;
 mod tail;
 mod texts;
+mod why;
 
 use std::{path::PathBuf, process::ExitCode};
 
@@ -74,6 +75,8 @@ enum Command {
     /// Look at items and bodies that could not be processed.
     #[command(subcommand)]
     DeadLetters(dead_letters::DeadLettersCommand),
+    /// Tell the story of an id: claims, events, consumers, dead letters.
+    Why(why::WhyArguments),
     /// Look at bodies whose signature was wrong, and release those that prove good.
     #[command(subcommand)]
     Quarantine(quarantine::QuarantineCommand),
@@ -127,6 +130,7 @@ pub(crate) fn run(arguments: Arguments) -> ExitCode {
         Command::Doctor(arguments) => doctor::run(&arguments, &configured.settings, output),
         Command::Outbox(command) => outbox::run(&command, &configured.settings, output),
         Command::DeadLetters(command) => dead_letters::run(&command, &configured.settings, output),
+        Command::Why(arguments) => why::run(&arguments, &configured.settings, output),
         Command::Quarantine(command) => quarantine::run(&command, &configured.settings, output),
         Command::Reconcile(arguments) => reconcile::run(&arguments, &configured.settings, output),
         Command::Consumers(command) => consumers::run(&command, &configured.settings, output),

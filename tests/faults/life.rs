@@ -17,7 +17,7 @@ use std::{
 use async_nats::{Client, Message};
 use base64::Engine;
 use futures_util::{StreamExt, future::join_all};
-use redis::AsyncTypedCommands;
+use redis::{AsyncTypedCommands, aio::MultiplexedConnection};
 use serde_json::json;
 
 use super::{crm::Dice, rig::Report, storm};
@@ -44,7 +44,7 @@ const STEPS: usize = 60;
 /// Ids of a history.
 const IDS: u64 = 3;
 /// Between two faults of a world.
-const FAULT_EVERY: Duration = Duration::from_secs(4);
+const FAULT_EVERY: Duration = Duration::from_millis(700);
 /// How long it may take until nothing is pending any more. A sweep needs two looks, and may be needed once for each fault.
 const CALM: Duration = Duration::from_secs(120);
 
@@ -219,6 +219,12 @@ impl Machine {
         }
     }
 
+    /// A connection of our own, which a failover may have ended a moment ago.
+    async fn link(&self) -> MultiplexedConnection {
+        let client = self.world.redis.client();
+        eventually("Redis takes connections", async || client.get_multiplexed_async_connection().await.ok()).await
+    }
+
     async fn make_consumers(&self) {
         for name in CONSUMERS {
             let config = json!({ "stream_name": "HOOKGATE", "config": {
@@ -305,7 +311,7 @@ impl Machine {
             9 => self.repeat_a_sample(dice).await,
             10 if self.plan.releases => self.release(id, dice).await,
             _ => {
-                let _never = within(Duration::from_millis(dice.roll(1..120)), async || None::<()>).await;
+                let _never = within(Duration::from_millis(dice.roll(1..1500)), async || None::<()>).await;
             }
         }
     }
@@ -353,7 +359,7 @@ impl Machine {
         let mut request = json!({ "flow": "vmh", "entity": "beteiligte", "action": "update", "entity_id": id });
         match dice.roll(0..3) {
             0 => {
-                let mut link = self.world.redis.connection().await;
+                let mut link = self.link().await;
                 let _released = link.srem(PENDING, id).await;
                 return;
             }
@@ -372,7 +378,7 @@ impl Machine {
             return;
         }
         let now = SystemTime::now();
-        let mut link = self.world.redis.connection().await;
+        let mut link = self.link().await;
         let Ok(false) = link.sismember(PENDING, id).await else { return };
         // What Redis forgot was not released.
         let since = self.disturbed.get();
@@ -439,7 +445,7 @@ impl Machine {
     async fn forget_the_last_writes(&self, dice: &mut Dice) {
         let copy = "for _, name in ipairs({'', 'outbox', 'journal', 'marks'}) do local key = name == '' and KEYS[1] or '{' .. KEYS[1] .. '}:' .. name redis.call('DEL', 'copy:' .. name) redis.call('COPY', key, 'copy:' .. name) end return 1";
         let back = "for _, name in ipairs({'', 'outbox', 'journal', 'marks'}) do local key = name == '' and KEYS[1] or '{' .. KEYS[1] .. '}:' .. name redis.call('DEL', key) redis.call('COPY', 'copy:' .. name, key) end return 1";
-        let mut link = self.world.redis.connection().await;
+        let mut link = self.link().await;
         let _copied: Result<i64, _> = redis::cmd("EVAL").arg(copy).arg(1).arg(PENDING).query_async(&mut link).await;
         let _never = within(Duration::from_millis(dice.roll(1..150)), async || None::<()>).await;
         self.disturbed.set(SystemTime::now() + Duration::from_secs(1));
@@ -475,7 +481,7 @@ impl Machine {
         let mut left = Vec::new();
         let keys = ["outbox", "journal", "marks"].map(|name| format!("{{{PENDING}}}:{name}"));
         let calm = within(CALM, async || {
-            let mut link = self.world.redis.connection().await;
+            let mut link = self.link().await;
             let pending: Vec<String> = link.smembers(PENDING).await.ok()?.into_iter().collect();
             if !self.plan.on_ack && !pending.is_empty() {
                 let request =
@@ -491,7 +497,7 @@ impl Machine {
         })
         .await;
         if calm.is_none() {
-            let mut link = self.world.redis.connection().await;
+            let mut link = self.link().await;
             let journal = link.hgetall(&keys[1]).await.unwrap_or_default();
             for id in left.iter().take(5) {
                 self.violation(format!("{id} stays pending: {:?}", journal.get(id)));
