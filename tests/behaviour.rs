@@ -16,6 +16,7 @@ mod dead_letter_replay;
 mod dead_letters;
 mod disconnect;
 mod doctor;
+mod doctor_espocrm;
 mod drain;
 mod espocrm;
 mod fault_judge;
