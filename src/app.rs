@@ -2,8 +2,10 @@
 
 pub mod crm;
 mod drain;
+mod nats_monitoring;
 pub mod operator;
 mod parts;
+pub mod story;
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
@@ -13,9 +15,12 @@ use tokio::{net::TcpListener, sync::watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{info, warn};
 
-use self::drain::Drain;
+use self::{drain::Drain, story::StoryTeller};
 use crate::{
-    admin::{self, Activity, Health, Known, OnUnavailable, specifications::Specifications, store_gauges::StoreGauges},
+    admin::{
+        self, Activity, Health, Known, OnUnavailable, PendingIds, specifications::Specifications,
+        store_gauges::StoreGauges,
+    },
     admission::Limits,
     dead_letters::{DeadLetterStore, DeadLetters, GivenUpLetters},
     delivery::{Delivery, PendingStore, Policy, Publisher, StoreContents, WithoutAck, WithoutClaim},
@@ -27,6 +32,7 @@ use crate::{
     pending::{memory::Memory, redis::Redis},
     publisher::{
         acks::{Acks, AcksSettings},
+        consumer_watch::ConsumerWatch,
         core::Core,
         jetstream::JetStream,
         service::{self, ServiceError},
@@ -280,6 +286,9 @@ async fn follow_life(
     let mut consumers: Option<Arc<dyn Consumers>> = None;
     let mut contact = None;
     if settings.delivery == DeliveryMode::Jetstream && lives().any(|life| !life.consumers.is_empty()) {
+        if let Some(watch) = ConsumerWatch::new(parts::servers(settings), &settings.routes, metrics) {
+            watch.start(background);
+        }
         let names = AcksSettings { instance: settings.instance.clone(), stream: settings.acks_stream.clone() };
         let acks = Acks::open(&parts::servers(settings), names, &settings.routes).await;
         let acks = Arc::new(acks.map_err(|error| AppError::Nats(error.into()))?);
@@ -373,6 +382,18 @@ fn admin(
         max_connections: settings.connections.max_connections,
         phase: shutdown.watch(),
         specifications,
+        pending_ids: PendingIds {
+            token_file: settings.admin_token_file.clone(),
+            routes: Arc::new(settings.routes.clone()),
+            why: stores.life.as_ref().map(|life| {
+                let teller = StoryTeller {
+                    servers: parts::servers(settings),
+                    life: Arc::clone(&life.life),
+                    dead_letters: Arc::clone(&stores.dead_letters),
+                };
+                teller.why()
+            }),
+        },
     }
 }
 

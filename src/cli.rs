@@ -1,6 +1,7 @@
 //! The command line. Exit codes: 0 fine, 1 the operation failed, 2 usage or configuration.
 
 mod check;
+mod consumers;
 mod dead_letters;
 mod doctor;
 mod outbox;
@@ -13,6 +14,7 @@ mod store;
 mod table;
 mod tail;
 mod texts;
+mod why;
 
 use std::{path::PathBuf, process::ExitCode};
 
@@ -73,11 +75,16 @@ enum Command {
     /// Look at items and bodies that could not be processed.
     #[command(subcommand)]
     DeadLetters(dead_letters::DeadLettersCommand),
+    /// Tell the story of an id: claims, events, consumers, dead letters.
+    Why(why::WhyArguments),
     /// Look at bodies whose signature was wrong, and release those that prove good.
     #[command(subcommand)]
     Quarantine(quarantine::QuarantineCommand),
     /// Bring back what the CRM gave up on, or never sent.
     Reconcile(reconcile::ReconcileArguments),
+    /// Look at the durable consumers of the streams, or add one.
+    #[command(subcommand)]
+    Consumers(consumers::ConsumersCommand),
     /// Print a commented configuration to start from.
     Init,
     /// Print the JSON Schema of a configuration file, for editors.
@@ -123,8 +130,10 @@ pub(crate) fn run(arguments: Arguments) -> ExitCode {
         Command::Doctor(arguments) => doctor::run(&arguments, &configured.settings, output),
         Command::Outbox(command) => outbox::run(&command, &configured.settings, output),
         Command::DeadLetters(command) => dead_letters::run(&command, &configured.settings, output),
+        Command::Why(arguments) => why::run(&arguments, &configured.settings, output),
         Command::Quarantine(command) => quarantine::run(&command, &configured.settings, output),
         Command::Reconcile(arguments) => reconcile::run(&arguments, &configured.settings, output),
+        Command::Consumers(command) => consumers::run(&command, &configured.settings, output),
         Command::Tail(arguments) => tail::run(arguments, &configured.settings, output),
         Command::Init | Command::ConfigSchema | Command::Completions { .. } | Command::Man => Ok(ExitCode::SUCCESS),
     };

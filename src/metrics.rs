@@ -22,8 +22,8 @@ pub use self::{
     live::Live,
     registry::Exposition,
     route::{
-        Answers, ClaimCounts, Items, PublishedCounter, QuarantineResult, RelayMetrics, ReleasedBy, RepairedWhy,
-        RouteGauges, RouteMetrics, Via,
+        Answers, ClaimCounts, ConsumerGauges, Items, PublishedCounter, QuarantineResult, RelayMetrics, ReleasedBy,
+        RepairedWhy, RouteGauges, RouteMetrics, Via,
     },
     timing::{Operation, PublishTimes, RedisTimes},
 };

@@ -13,6 +13,8 @@ pub mod acks;
 mod address;
 mod api;
 mod connection;
+pub mod consumer_watch;
+pub mod consumers;
 pub mod core;
 mod diagnosis;
 pub mod history;
@@ -28,6 +30,7 @@ mod stream;
 mod stream_info;
 mod stream_watch;
 pub mod timed;
+mod version;
 
 pub use judgement::is_known;
 pub use stream::StreamSettings;

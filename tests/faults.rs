@@ -25,6 +25,7 @@ mod faults {
     pub(crate) mod jetstream;
     pub(crate) mod judge;
     pub(crate) mod late_claims;
+    pub(crate) mod life;
     pub(crate) mod nats;
     pub(crate) mod oracle;
     pub(crate) mod overload;
@@ -106,6 +107,7 @@ fn scenarios() -> Vec<Scenario> {
         faults::redis_takes_no_writes::scenarios(),
         faults::ingress::scenarios(),
         faults::storm::scenarios(),
+        faults::life::scenarios(),
         faults::late_claims::scenarios(),
         faults::addresses::scenarios(),
         faults::rollout::scenarios(),

@@ -63,10 +63,10 @@ fn configurations_are_valid_but_for_the_secrets() {
         for block in blocks(&page, "toml") {
             let files = tempfile::tempdir().expect("a temporary folder can be made");
             let folder = files.path().display().to_string();
-            // A block on a page may be one key of a route, or be indented.
+            // A block on a page may be keys of a route, or be indented.
             let route = "[[routes]]\nflow = \"vmh\"\nentity = \"beteiligte\"\naction = \"create\"\n";
-            let whole =
-                if block.trim_start().starts_with("auth") { format!("{route}{block}") } else { block.to_owned() };
+            let of_a_route = ["auth", "release"].iter().any(|key| block.trim_start().starts_with(key));
+            let whole = if of_a_route { format!("{route}{block}") } else { block.to_owned() };
             for secret in whole.split('"').filter(|word| word.starts_with("/run/secrets/")) {
                 let file = PathBuf::from(secret.replace("/run/secrets", &folder));
                 fs::create_dir_all(file.parent().expect("a file is in a folder")).expect("the folder is ours");

@@ -81,6 +81,7 @@ async fn says_what_was_done_and_what_is_held() {
         "signature_failures": 0,
         "pending_ids": 2,
         "outbox": {"entries": 0, "oldest_age_seconds": 0.0},
+        "consumers": [],
     });
     assert_eq!(route, expected);
     assert_eq!(status["orphaned_outboxes"], json!([]));

@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use super::{Activity, Known, OnUnavailable, Store, activity::Lately};
 use crate::{
-    metrics::{Items, REVISION, RouteMetrics, VERSION, recent_events::Outcome},
+    metrics::{ConsumerGauges, Items, REVISION, RouteMetrics, VERSION, recent_events::Outcome},
     readiness::Contact,
     shutdown::Phase,
 };
@@ -94,6 +94,22 @@ struct OneRoute {
     signature_failures: u64,
     pending_ids: i64,
     outbox: OutboxStatus,
+    consumers: Vec<ConsumerStatus>,
+}
+
+/// A consumer that the route names, as NATS said last; without numbers if no such consumer was seen.
+#[derive(Serialize, JsonSchema)]
+struct ConsumerStatus {
+    name: String,
+    waiting: Option<i64>,
+    unacknowledged: Option<i64>,
+}
+
+impl ConsumerStatus {
+    fn new(gauges: &ConsumerGauges) -> Self {
+        let (waiting, unacknowledged) = gauges.numbers().unzip();
+        Self { name: gauges.name.clone(), waiting, unacknowledged }
+    }
 }
 
 impl OneRoute {
@@ -113,6 +129,7 @@ impl OneRoute {
             signature_failures: metrics.signature_failures(),
             pending_ids: metrics.pending(),
             outbox: OutboxStatus::new(metrics.outbox()),
+            consumers: metrics.consumers().iter().map(ConsumerStatus::new).collect(),
         }
     }
 }

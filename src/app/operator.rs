@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use tokio::sync::watch;
 
-use super::{Stores, parts};
+use super::{Stores, nats_monitoring, parts, story::StoryTeller};
 use crate::{
     dead_letters::{DeadLetterStore, ReplayNote, ReviewedLetter},
     delivery::{Delivery, PendingStore, Publisher, StoreError, WithoutAck},
@@ -14,8 +14,10 @@ use crate::{
     pending::{access::Access, inspect::Stakes, quarantine::RedisQuarantine, redis::Redis},
     publisher::{
         self,
+        consumers::{Consumers, ConsumersError},
         history::{History, HistoryError},
         live::LiveEvents,
+        servers::ConnectFailure,
     },
     quarantine::QuarantineStore,
     readiness::Contact,
@@ -39,6 +41,15 @@ pub struct OperatorStore {
     pub contact: watch::Receiver<Contact>,
     redis: Arc<Redis>,
     access: Access,
+}
+
+impl OperatorStore {
+    /// What tells the stories of ids.
+    #[must_use]
+    pub fn story_teller(&self, settings: &Settings) -> StoryTeller {
+        let servers = parts::servers(settings);
+        StoryTeller { servers, life: Arc::clone(&self.redis) as _, dead_letters: Arc::clone(&self.dead_letters) }
+    }
 }
 
 /// Claims are in the memory of the process that serves.
@@ -133,9 +144,35 @@ impl OperatorStore {
     }
 }
 
-/// Looks at NATS: server, stream and settings that can cost events.
+/// Looks at NATS: server, stream, consumers and settings that can cost events.
 pub async fn inspect_broker(settings: &Settings) -> Vec<Finding> {
-    publisher::inspect::inspect(&parts::servers(settings), parts::stream(settings).as_ref(), &settings.routes).await
+    let (servers, stream) = (parts::servers(settings), parts::stream(settings));
+    let mut findings =
+        publisher::inspect::inspect(&servers, stream.as_ref(), &settings.routes, &settings.instance).await;
+    if let Some(address) = settings.nats_monitoring.as_ref().filter(|_| stream.is_some()) {
+        let files = settings.nats.tls.clone().unwrap_or_default();
+        findings.push(nats_monitoring::inspect(address, &files).await);
+    }
+    findings
+}
+
+/// Looks for what the configuration demands of NATS; nothing where events are live only.
+///
+/// # Errors
+/// If NATS can't be reached.
+pub async fn broker_requirements(settings: &Settings) -> Result<Vec<Finding>, ConnectFailure> {
+    if parts::stream(settings).is_none() {
+        return Ok(Vec::new());
+    }
+    publisher::inspect::requirements(&parts::servers(settings), &settings.routes, &settings.instance).await
+}
+
+/// Connects to look at the consumers of the streams, or to add one.
+///
+/// # Errors
+/// If NATS can't be reached.
+pub async fn consumers(settings: &Settings) -> Result<Consumers, ConsumersError> {
+    Consumers::connect(&parts::servers(settings)).await
 }
 
 /// Subscribes to live events.

@@ -1,11 +1,19 @@
 //! `hookgate check`: whether the configuration is valid, and what it amounts to.
 
-use std::process::ExitCode;
+use std::{process::ExitCode, time::Duration};
 
 use anyhow::Context;
-use hookgate::settings::{Settings, sections::Configuration};
+use hookgate::{
+    app::operator,
+    finding::{Finding, Level},
+    route::Release,
+    settings::{Settings, sections::Configuration},
+};
 
-use super::{Output, UNSIGNED, print, tell};
+use super::{Output, UNSIGNED, print, store, tell};
+
+/// How long a look at NATS may take. Where a configuration is checked, NATS is often out of reach.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// What is in force goes to standard output, as a configuration; all else to standard error.
 pub(super) fn run(configuration: &Configuration, settings: &Settings, output: Output) -> anyhow::Result<ExitCode> {
@@ -18,6 +26,33 @@ pub(super) fn run(configuration: &Configuration, settings: &Settings, output: Ou
     for route in settings.open_routes() {
         tell(&format!("hookgate: warning: route {route} {UNSIGNED}"));
     }
+    let mut failed = false;
+    for Finding { level, what, text } in store::block_on(demands(settings))? {
+        match level {
+            Level::Ok => {}
+            Level::Warning => tell(&format!("hookgate: warning: {what}: {text}")),
+            Level::Failure => {
+                failed = true;
+                tell(&format!("hookgate: {what}: {text}"));
+            }
+        }
+    }
+    if failed {
+        tell("hookgate: the configuration is valid, but NATS is not set up for it");
+        return Ok(ExitCode::FAILURE);
+    }
     tell("hookgate: the configuration is valid");
     Ok(ExitCode::SUCCESS)
+}
+
+/// What the configuration demands of NATS, if NATS can be reached.
+async fn demands(settings: &Settings) -> anyhow::Result<Vec<Finding>> {
+    let problem = match tokio::time::timeout(PATIENCE, operator::broker_requirements(settings)).await {
+        Ok(Ok(findings)) => return Ok(findings),
+        Ok(Err(error)) => error.to_string(),
+        Err(_elapsed) => format!("no answer within {PATIENCE:?}"),
+    };
+    let on_ack = settings.routes.routes().iter().any(|route| route.life().release == Release::Ack);
+    let text = format!("the consumers were not looked at ({problem}); `hookgate doctor` looks at them");
+    Ok(on_ack.then(|| Finding::warning("nats", text)).into_iter().collect())
 }

@@ -56,6 +56,8 @@ pub(super) struct Families {
     pub(super) released: Family<Labels<2>, Counter>,
     pub(super) repaired: Family<Labels<2>, Counter>,
     pub(super) given_up: Family<Labels<2>, Counter>,
+    pub(super) consumer_pending: Family<Labels<2>, Gauge>,
+    pub(super) consumer_ack_pending: Family<Labels<2>, Gauge>,
     pub(super) outbox: Family<Labels<1>, Gauge>,
     pub(super) outbox_age: Family<Labels<1>, Age>,
     pub(super) orphaned: Family<Labels<2>, Gauge>,
@@ -97,6 +99,19 @@ impl Families {
         );
     }
 
+    fn register_consumers(&self, registry: &mut Registry) {
+        registry.register(
+            "hookgate_consumer_pending",
+            "Messages that wait for a consumer; the same on every replica, and for every route that the consumer serves",
+            self.consumer_pending.clone(),
+        );
+        registry.register(
+            "hookgate_consumer_ack_pending",
+            "Messages that a consumer got and has not acknowledged; the same on every replica, and for every such route",
+            self.consumer_ack_pending.clone(),
+        );
+    }
+
     pub(super) fn register() -> (Self, Exposition) {
         let this = Self {
             requests: Family::default(),
@@ -116,6 +131,8 @@ impl Families {
             released: Family::default(),
             repaired: Family::default(),
             given_up: Family::default(),
+            consumer_pending: Family::default(),
+            consumer_ack_pending: Family::default(),
             outbox: Family::default(),
             outbox_age: Family::default(),
             orphaned: Family::default(),
@@ -164,6 +181,7 @@ impl Families {
             this.pending.clone(),
         );
         this.register_life(&mut registry);
+        this.register_consumers(&mut registry);
         registry.register(
             "hookgate_outbox_entries",
             "Claims whose event NATS has not acknowledged yet; the same on every replica",

@@ -1,6 +1,12 @@
 //! What is counted of one route.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use prometheus_client::metrics::{counter::Counter, gauge::Gauge, histogram::Histogram};
 
@@ -210,6 +216,32 @@ impl RepairedWhy {
     }
 }
 
+/// How far a consumer is that a route names.
+#[derive(Debug)]
+pub struct ConsumerGauges {
+    /// Its name.
+    pub name: String,
+    /// NATS has said so, and there is one.
+    seen: AtomicBool,
+    pending: Gauge,
+    ack_pending: Gauge,
+}
+
+impl ConsumerGauges {
+    fn set(&self, numbers: Option<(u64, u64)>) {
+        let (pending, ack_pending) = numbers.unwrap_or_default();
+        self.seen.store(numbers.is_some(), Ordering::Relaxed);
+        self.pending.set(i64::try_from(pending).unwrap_or(i64::MAX));
+        self.ack_pending.set(i64::try_from(ack_pending).unwrap_or(i64::MAX));
+    }
+
+    /// What waits for it, and what it has not acknowledged, as NATS said last; `None` as long as no such consumer was seen.
+    #[must_use]
+    pub fn numbers(&self) -> Option<(i64, i64)> {
+        self.seen.load(Ordering::Relaxed).then(|| (self.pending.get(), self.ack_pending.get()))
+    }
+}
+
 /// The counters of a route.
 #[derive(Debug)]
 pub struct RouteMetrics {
@@ -228,6 +260,7 @@ pub struct RouteMetrics {
     released: [Counter; ReleasedBy::ALL.len()],
     repaired: [Counter; RepairedWhy::ALL.len()],
     given_up: Vec<(String, Counter)>,
+    consumers: Vec<ConsumerGauges>,
     outbox: Gauge,
     quarantine: [Counter; QuarantineResult::ALL.len()],
     recent: Arc<RecentEvents>,
@@ -291,6 +324,17 @@ impl RouteMetrics {
                 .consumers
                 .iter()
                 .map(|consumer| (consumer.clone(), families.given_up.get_or_create_owned(&with("consumer", consumer))))
+                .collect(),
+            consumers: route
+                .life()
+                .consumers
+                .iter()
+                .map(|consumer| ConsumerGauges {
+                    name: consumer.clone(),
+                    seen: AtomicBool::new(false),
+                    pending: families.consumer_pending.get_or_create_owned(&with("consumer", consumer)),
+                    ack_pending: families.consumer_ack_pending.get_or_create_owned(&with("consumer", consumer)),
+                })
                 .collect(),
             outbox: families.outbox.get_or_create_owned(&one()),
             name: route_name,
@@ -414,6 +458,19 @@ impl RouteMetrics {
     #[must_use]
     pub fn all_given_up(&self) -> u64 {
         self.given_up.iter().map(|(_, counter)| counter.get()).sum()
+    }
+
+    /// How far a consumer is: what waits for it, and what it has not acknowledged; `None` if there is no such consumer.
+    pub fn set_consumer(&self, consumer: &str, numbers: Option<(u64, u64)>) {
+        if let Some(gauges) = self.consumers.iter().find(|gauges| gauges.name == consumer) {
+            gauges.set(numbers);
+        }
+    }
+
+    /// The consumers, as NATS said last.
+    #[must_use]
+    pub fn consumers(&self) -> &[ConsumerGauges] {
+        &self.consumers
     }
 
     /// The id that is pending for longest was first claimed so long ago.

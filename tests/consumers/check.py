@@ -15,7 +15,7 @@ from servers import PATIENCE, World, until
 
 ACK_WAIT = 2
 # Longer than that, so that nothing but in-progress acknowledgements keeps an event from coming twice.
-LONG_WORK = 5
+LONG_WORK = 10
 PROGRAMS = {
     "python": lambda form: [sys.executable, f"examples/python/{form}.py"],
     "node": lambda form: ["node", f"{os.environ['NODE_EXAMPLES']}/{form}.mjs"],
@@ -119,6 +119,23 @@ def tokens(consumer):
     return ask(consumer.world, read)
 
 
+def nobody_else_gets_any(consumers):
+    """Another process of the same consumer waits for longer than `ack_wait`, and gets nothing."""
+
+    async def fetch(stream, consumer):
+        events = await stream.pull_subscribe_bind(consumer.name, "HOOKGATE")
+        try:
+            again = await events.fetch(1, timeout=2 * ACK_WAIT)
+        except asyncio.TimeoutError:
+            again = []
+        check(f"{consumer.name}: nobody else gets what it works on", not again, again)
+
+    async def fetch_for_all(stream):
+        await asyncio.gather(*(fetch(stream, consumer) for consumer in consumers))
+
+    ask(consumers[0].world, fetch_for_all)
+
+
 def all_ask(consumers, times):
     """Waits until each has asked for events so many times, all in vain."""
 
@@ -162,6 +179,9 @@ with World("".join(route(name) for name in chosen)) as world:
     for consumer in consumers:
         consumer.start(LONG_WORK)
         consumer.post(*(f"long-{number}" for number in range(10)))
+    for consumer in consumers:
+        until("it works on all of them", lambda: info(consumer).num_ack_pending == 10)
+    nobody_else_gets_any(consumers)
     all_are("work may take longer than ack_wait", Consumer.is_done, consumers)
     for consumer in consumers:
         delivered = info(consumer).delivered.consumer_seq

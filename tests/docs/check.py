@@ -58,10 +58,13 @@ def unacknowledged(world):
     return asyncio.run(ask())
 
 
-with World() as world:
+with World(blocks("docs/consumers.md", "toml")[0]) as world:
+    command = blocks("docs/consumers.md", "sh")[0].split("#")[0].split()
+    config = ["--config", str(Path(world.folder.name) / "hookgate.toml")]
+    made = subprocess.run([os.environ["HOOKGATE"], *config, *command[1:]], capture_output=True, text=True)
+    check("docs/consumers.md: its command makes the durable consumer", made.returncode == 0, made)
     program = instead(
         blocks("docs/consumers.md", "python")[0],
-        ("redis.Redis(db=1)", f"redis.Redis(port={world.redis}, db=1)"),
         ("nats://127.0.0.1:4222", f"nats://127.0.0.1:{world.nats}"),
     )
     post(world, '[{"id": "a"}, {"id": "b"}]')

@@ -57,6 +57,11 @@ pub(crate) fn seed(seed: u64) {
     SEED.get_or_init(|| seed);
 }
 
+/// The seed that was given, if one was.
+pub(crate) fn given_seed() -> Option<u64> {
+    SEED.get().copied()
+}
+
 /// Has storms with consumers go on for so long.
 pub(crate) fn minutes(minutes: u64) {
     MINUTES.get_or_init(|| minutes);

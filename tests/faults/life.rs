@@ -1,0 +1,526 @@
+//! The life of a pending id as a state machine: random histories of webhooks, answers of two consumers, releases, and faults, on
+//! real servers and two replicas. Judged:
+//!
+//! - after the last accepted webhook for an id there is an event that was published after it (`publish`, `coalesce`);
+//! - nothing is released that some consumer has neither acknowledged nor given up;
+//! - when all consumers are done, nothing is pending.
+//!
+//! Each history has a seed; `--seed N` repeats those of one world. Timing still differs.
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::{BTreeMap, BTreeSet},
+    hash::{BuildHasher, Hasher, RandomState},
+    time::{Duration, Instant, SystemTime},
+};
+
+use async_nats::{Client, Message};
+use base64::Engine;
+use futures_util::{StreamExt, future::join_all};
+use redis::{AsyncTypedCommands, aio::MultiplexedConnection};
+use serde_json::json;
+
+use super::{crm::Dice, rig::Report, storm};
+use crate::{
+    Scenario, scenario,
+    support::{Gate, RedisServer, World, batch, eventually, within},
+};
+
+/// The scenarios of this file.
+pub(crate) fn scenarios() -> Vec<Scenario> {
+    vec![
+        scenario!(life_publish_ack),
+        scenario!(life_coalesce_ack),
+        scenario!(life_skip_ack),
+        scenario!(life_publish_explicit),
+        scenario!(life_publish_ack_failover),
+    ]
+}
+
+/// Histories of a world; five worlds have 200.
+const HISTORIES: u64 = 40;
+/// Steps of a history: 12,000 in all.
+const STEPS: usize = 60;
+/// Ids of a history.
+const IDS: u64 = 3;
+/// Between two faults of a world.
+const FAULT_EVERY: Duration = Duration::from_millis(700);
+/// How long it may take until nothing is pending any more. A sweep needs two looks, and may be needed once for each fault.
+const CALM: Duration = Duration::from_secs(120);
+
+const ROUTE: &str = "vmh/beteiligte/update";
+const PATH: &str = "/vmh/webhook/beteiligte/update";
+const SUBJECT: &str = "vmh.beteiligte.update";
+const PENDING: &str = "vmh:beteiligte:update_pending";
+const CONSUMERS: [&str; 2] = ["one", "two"];
+
+/// What a world is like.
+#[derive(Debug, Clone, Copy)]
+struct Plan {
+    mode: &'static str,
+    on_ack: bool,
+    /// Somebody else releases ids, too.
+    releases: bool,
+    /// Redis forgets its last writes now and then.
+    failovers: bool,
+}
+
+async fn life_publish_ack() -> Report {
+    world(Plan { mode: "publish", on_ack: true, releases: false, failovers: false }).await
+}
+
+async fn life_coalesce_ack() -> Report {
+    world(Plan { mode: "coalesce", on_ack: true, releases: false, failovers: false }).await
+}
+
+async fn life_skip_ack() -> Report {
+    world(Plan { mode: "skip", on_ack: true, releases: false, failovers: false }).await
+}
+
+async fn life_publish_explicit() -> Report {
+    world(Plan { mode: "publish", on_ack: false, releases: true, failovers: false }).await
+}
+
+async fn life_publish_ack_failover() -> Report {
+    world(Plan { mode: "publish", on_ack: true, releases: false, failovers: true }).await
+}
+
+/// An event as a subscriber saw it.
+#[derive(Debug, Clone)]
+struct Seen {
+    token: String,
+    at: SystemTime,
+}
+
+/// What is known of an id, by the one who does everything to it.
+#[derive(Debug, Default)]
+struct Truth {
+    /// When the last accepted webhook was sent.
+    last_accepted: Option<SystemTime>,
+    /// Tokens that a consumer has answered, or is about to.
+    answered: [BTreeSet<String>; 2],
+}
+
+struct Machine {
+    plan: Plan,
+    world: World,
+    _replica: Option<RedisServer>,
+    gates: RefCell<Vec<Option<Gate>>>,
+    client: Client,
+    /// Every event, by id, in the order of their coming.
+    seen: RefCell<BTreeMap<String, Vec<Seen>>>,
+    truth: RefCell<BTreeMap<String, Truth>>,
+    /// Deliveries that the consumers hold, by id.
+    held: [RefCell<BTreeMap<String, Vec<Message>>>; 2],
+    /// Samples that were sent, to be sent again.
+    draining: Cell<bool>,
+    accepted: Cell<usize>,
+    longest: Cell<Duration>,
+    steps: Cell<usize>,
+    violations: RefCell<Vec<String>>,
+    /// Redis lost writes, or the stream its events, at this time.
+    disturbed: Cell<SystemTime>,
+}
+
+fn token(message: &Message) -> Option<String> {
+    Some(message.headers.as_ref()?.get("Nats-Msg-Id")?.as_str().to_owned())
+}
+
+fn id(message: &Message) -> Option<String> {
+    let payload: serde_json::Value = serde_json::from_slice(&message.payload).ok()?;
+    Some(payload["entity_id"].as_str()?.to_owned())
+}
+
+fn settings(plan: Plan) -> String {
+    let release = if plan.on_ack { "release = \"ack\"\n" } else { "" };
+    let durability = if plan.mode == "coalesce" { "redis.durability = \"replica\"\n" } else { "" };
+    format!(
+        "{durability}log.filter = \"info,hookgate::entity=warn,hookgate::delivery=warn\"\noutbox.relay_after = \"2s\"\nserver.request_deadline = \"1500ms\"\nserver.body_read_timeout = \"1s\"\nnats.ack_timeout = \"500ms\"\n[[routes]]\nflow = \"vmh\"\nentity = \"beteiligte\"\naction = \"update\"\nwhile_pending = \"{}\"\nconsumers = [\"one\", \"two\"]\nmax_redeliveries = 50\n{release}",
+        plan.mode
+    )
+}
+
+async fn world(plan: Plan) -> Report {
+    let seed = storm::given_seed().unwrap_or_else(|| RandomState::new().build_hasher().finish());
+    eprintln!("life ({plan:?}): seed {seed}");
+    let world = World::start().await;
+    let replica = if plan.mode == "coalesce" { Some(replica_of(&world).await) } else { None };
+    let gates = vec![Some(world.gate_unready(&settings(plan)).await), Some(world.gate_unready(&settings(plan)).await)];
+    eventually("there is a stream", async || world.nats.stream("HOOKGATE").await).await;
+    let client = world.nats.client().await;
+    let machine = Machine {
+        plan,
+        _replica: replica,
+        gates: RefCell::new(gates),
+        client,
+        world,
+        seen: RefCell::default(),
+        truth: RefCell::default(),
+        held: Default::default(),
+        draining: Cell::new(false),
+        accepted: Cell::new(0),
+        longest: Cell::default(),
+        steps: Cell::default(),
+        violations: RefCell::default(),
+        disturbed: Cell::new(SystemTime::UNIX_EPOCH),
+    };
+    machine.make_consumers().await;
+    for gate in machine.gates.borrow().iter().flatten() {
+        gate.wait_ready().await;
+    }
+    let work = async {
+        let faults = machine.faults(Dice(seed));
+        let histories = join_all((0..HISTORIES).map(|number| machine.history(number, Dice(seed ^ (number + 1)))));
+        tokio::select! {
+            _ = histories => {}
+            () = faults => {}
+        }
+        machine.end().await
+    };
+    let stuck = tokio::select! {
+        stuck = work => stuck,
+        () = machine.watch() => unreachable!("it watches to the end"),
+        () = machine.consume(0) => unreachable!("it consumes to the end"),
+        () = machine.consume(1) => unreachable!("it consumes to the end"),
+    };
+    let lost = machine.judge();
+    Report {
+        accepted: machine.accepted.get(),
+        lost,
+        stuck,
+        duplicates: 0,
+        statuses: format!("{} steps, seed {seed}", machine.steps.get()),
+        longest: machine.longest.get(),
+        violations: machine.violations.take(),
+    }
+}
+
+/// A Redis that follows the world's, so that a mark can be confirmed.
+async fn replica_of(world: &World) -> RedisServer {
+    let replica = RedisServer::start().await;
+    let mut link = replica.connection().await;
+    let port = world.redis.url().rsplit(':').next().and_then(|rest| rest.split('/').next()).expect("a port").to_owned();
+    let _ok: String =
+        redis::cmd("REPLICAOF").arg("127.0.0.1").arg(port).query_async(&mut link).await.expect("it follows");
+    let mut link = world.redis.connection().await;
+    eventually("the replica follows", async || {
+        let info: String = redis::cmd("INFO").arg("replication").query_async(&mut link).await.ok()?;
+        info.contains("state=online").then_some(())
+    })
+    .await;
+    replica
+}
+
+impl Machine {
+    fn violation(&self, text: String) {
+        let mut all = self.violations.borrow_mut();
+        if all.len() < 20 {
+            all.push(text);
+        }
+    }
+
+    /// A connection of our own, which a failover may have ended a moment ago.
+    async fn link(&self) -> MultiplexedConnection {
+        let client = self.world.redis.client();
+        eventually("Redis takes connections", async || client.get_multiplexed_async_connection().await.ok()).await
+    }
+
+    async fn make_consumers(&self) {
+        for name in CONSUMERS {
+            let config = json!({ "stream_name": "HOOKGATE", "config": {
+                "durable_name": name, "ack_policy": "explicit", "ack_wait": 5_000_000_000_u64, "max_deliver": -1,
+                "sample_freq": "100%", "deliver_policy": "all", "replay_policy": "instant", "filter_subject": SUBJECT,
+            }});
+            eventually("the consumer is made", async || {
+                let subject = format!("$JS.API.CONSUMER.DURABLE.CREATE.HOOKGATE.{name}");
+                let answer = self.client.request(subject, config.to_string().into()).await.ok()?;
+                (!String::from_utf8_lossy(&answer.payload).contains("\"error\"")).then_some(())
+            })
+            .await;
+        }
+    }
+
+    /// Sees every event that is published.
+    async fn watch(&self) {
+        let mut events = self.client.subscribe(SUBJECT).await.expect("NATS answers");
+        while let Some(message) = events.next().await {
+            if let (Some(id), Some(token)) = (id(&message), token(&message)) {
+                let seen = Seen { token, at: SystemTime::now() };
+                self.seen.borrow_mut().entry(id).or_default().push(seen);
+            }
+        }
+        std::future::pending().await
+    }
+
+    /// Gets what a consumer gets, and holds it until a history answers it.
+    async fn consume(&self, which: usize) {
+        let subject = format!("$JS.API.CONSUMER.MSG.NEXT.HOOKGATE.{}", CONSUMERS[which]);
+        loop {
+            let inbox = self.client.new_inbox();
+            let mut answers = self.client.subscribe(inbox.clone()).await.expect("NATS answers");
+            let request = json!({ "batch": 100, "expires": 500_000_000_u64 }).to_string();
+            let _sent = self.client.publish_with_reply(subject.clone(), inbox, request.into()).await;
+            let until = Instant::now() + Duration::from_millis(700);
+            while let Ok(Some(message)) =
+                tokio::time::timeout(until.saturating_duration_since(Instant::now()), answers.next()).await
+            {
+                let Some(id) = id(&message) else { break };
+                if self.draining.get() {
+                    self.reply(which, &id, &message, "+ACK").await;
+                } else {
+                    self.held[which].borrow_mut().entry(id).or_default().push(message);
+                }
+            }
+        }
+    }
+
+    async fn reply(&self, which: usize, id: &str, message: &Message, answer: &str) {
+        let Some(token) = token(message) else { return };
+        // Before it is sent: from now on it may be released.
+        self.truth.borrow_mut().entry(id.to_owned()).or_default().answered[which].insert(token);
+        if let Some(reply) = message.reply.clone() {
+            let _confirmed =
+                tokio::time::timeout(Duration::from_secs(1), self.client.request(reply, answer.to_owned().into()))
+                    .await;
+        }
+    }
+
+    async fn history(&self, number: u64, mut dice: Dice) {
+        for _ in 0..STEPS {
+            let id = format!("h{number}-{}", dice.roll(0..IDS));
+            self.step(&id, &mut dice).await;
+            self.nothing_was_released_too_early(&id).await;
+            self.steps.set(self.steps.get() + 1);
+        }
+    }
+
+    async fn step(&self, id: &str, dice: &mut Dice) {
+        match dice.roll(0..12) {
+            0..=3 => self.webhook(id, dice).await,
+            4..=8 => {
+                let which = usize::try_from(dice.roll(0..2)).expect("small");
+                let message = self.held[which].borrow_mut().get_mut(id).filter(|held| !held.is_empty()).map(|held| {
+                    let last = held.len() - 1;
+                    held.swap_remove(last.min(usize::try_from(dice.roll(0..3)).expect("small")))
+                });
+                if let Some(message) = message {
+                    let answer = if dice.roll(0..8) == 0 { "+TERM" } else { "+ACK" };
+                    self.reply(which, id, &message, answer).await;
+                }
+            }
+            9 => self.repeat_a_sample(dice).await,
+            10 if self.plan.releases => self.release(id, dice).await,
+            _ => {
+                let _never = within(Duration::from_millis(dice.roll(1..1500)), async || None::<()>).await;
+            }
+        }
+    }
+
+    async fn webhook(&self, id: &str, dice: &mut Dice) {
+        let which = usize::try_from(dice.roll(0..2)).expect("small");
+        // A gate that is killed meanwhile answers nothing, and another one may have taken its place by then.
+        let Some(address) = self.gates.borrow()[which].as_ref().map(Gate::address) else { return };
+        let sent = SystemTime::now();
+        let began = Instant::now();
+        let request = crate::support::post(PATH, batch([id]).as_bytes());
+        let answer =
+            tokio::time::timeout(Duration::from_secs(10), crate::support::try_exchange(address, &request)).await;
+        if let Ok(Ok(answer)) = answer {
+            self.longest.set(self.longest.get().max(began.elapsed()));
+            if answer.status == 200 {
+                self.accepted.set(self.accepted.get() + 1);
+                self.truth.borrow_mut().entry(id.to_owned()).or_default().last_accepted = Some(sent);
+            } else if answer.status != 503 {
+                self.violation(format!("{id}: {}", answer.status));
+            }
+        }
+    }
+
+    /// An answer that comes again, late: about an event that the consumer has acknowledged before.
+    async fn repeat_a_sample(&self, dice: &mut Dice) {
+        let request = json!({ "seq": dice.roll(1..200) }).to_string();
+        let Ok(answer) = self.client.request("$JS.API.STREAM.MSG.GET.hookgate_acks", request.into()).await else {
+            return;
+        };
+        let Ok(answer) = serde_json::from_slice::<serde_json::Value>(&answer.payload) else { return };
+        let (Some(subject), Some(data)) = (answer["message"]["subject"].as_str(), answer["message"]["data"].as_str())
+        else {
+            return;
+        };
+        let Ok(data) = base64::engine::general_purpose::STANDARD.decode(data) else { return };
+        // After the stream was made again its number names another event, which that consumer may not have seen.
+        if self.disturbed.get() == SystemTime::UNIX_EPOCH {
+            let _sent = self.client.publish(subject.to_owned(), data.into()).await;
+        }
+    }
+
+    async fn release(&self, id: &str, dice: &mut Dice) {
+        let newest = self.seen.borrow().get(id).and_then(|seen| seen.last().cloned());
+        let mut request = json!({ "flow": "vmh", "entity": "beteiligte", "action": "update", "entity_id": id });
+        match dice.roll(0..3) {
+            0 => {
+                let mut link = self.link().await;
+                let _released = link.srem(PENDING, id).await;
+                return;
+            }
+            1 => {}
+            _ => {
+                let Some(newest) = newest else { return };
+                request["token"] = json!(newest.token);
+            }
+        }
+        let _answer = self.client.request("hookgate.release", request.to_string().into()).await;
+    }
+
+    /// An id that is not pending has been answered by both consumers, as far as its newest claim is known.
+    async fn nothing_was_released_too_early(&self, id: &str) {
+        if self.plan.releases {
+            return;
+        }
+        let now = SystemTime::now();
+        let mut link = self.link().await;
+        let Ok(false) = link.sismember(PENDING, id).await else { return };
+        // What Redis forgot was not released.
+        let since = self.disturbed.get();
+        let newest = self.seen.borrow().get(id).and_then(|seen| {
+            let before = seen.iter().filter(|seen| seen.at < now && seen.at > since);
+            before.max_by(|one, other| one.token[..12].cmp(&other.token[..12])).cloned()
+        });
+        let Some(newest) = newest else { return };
+        let truth = self.truth.borrow();
+        let Some(truth) = truth.get(id) else {
+            return self.violation(format!("{id}: released, and nobody has answered anything"));
+        };
+        for (consumer, answered) in CONSUMERS.iter().zip(&truth.answered) {
+            // An answer for it, or for a later event of it.
+            if !answered.iter().any(|token| token[..12] >= newest.token[..12]) {
+                self.violation(format!("{id}: released, and {consumer} has not answered {}", newest.token));
+            }
+        }
+    }
+
+    /// One fault after the other.
+    async fn faults(&self, mut dice: Dice) {
+        loop {
+            let _never = within(FAULT_EVERY, async || None::<()>).await;
+            match dice.roll(0..6) {
+                0 | 1 => self.kill_a_replica(usize::try_from(dice.roll(0..2)).expect("small")).await,
+                // Answers that are lost.
+                2 => {
+                    let _purged = self.client.request("$JS.API.STREAM.PURGE.hookgate_acks", "".into()).await;
+                }
+                3 => {
+                    let _deleted = self.client.request("$JS.API.STREAM.DELETE.hookgate_acks", "".into()).await;
+                }
+                4 if self.plan.failovers => self.forget_the_last_writes(&mut dice).await,
+                4 => {
+                    let _purged = self.client.request("$JS.API.STREAM.PURGE.HOOKGATE", "".into()).await;
+                }
+                _ => self.make_the_stream_again().await,
+            }
+        }
+    }
+
+    async fn kill_a_replica(&self, which: usize) {
+        let Some(mut gate) = self.gates.borrow_mut()[which].take() else { return };
+        gate.kill();
+        gate.end().await;
+        let gate = self.world.gate_unready(&settings(self.plan)).await;
+        gate.wait_ready().await;
+        self.gates.borrow_mut()[which] = Some(gate);
+    }
+
+    async fn make_the_stream_again(&self) {
+        self.disturbed.set(SystemTime::now());
+        let _deleted = self.client.request("$JS.API.STREAM.DELETE.HOOKGATE", "".into()).await;
+        for held in &self.held {
+            held.borrow_mut().clear();
+        }
+        // The replicas notice within some seconds.
+        eventually("the stream is made again", async || self.world.nats.stream("HOOKGATE").await).await;
+        self.make_consumers().await;
+    }
+
+    /// As after the failover to a replica that lags: the keys are as they were a moment ago, and all connections end.
+    async fn forget_the_last_writes(&self, dice: &mut Dice) {
+        let copy = "for _, name in ipairs({'', 'outbox', 'journal', 'marks'}) do local key = name == '' and KEYS[1] or '{' .. KEYS[1] .. '}:' .. name redis.call('DEL', 'copy:' .. name) redis.call('COPY', key, 'copy:' .. name) end return 1";
+        let back = "for _, name in ipairs({'', 'outbox', 'journal', 'marks'}) do local key = name == '' and KEYS[1] or '{' .. KEYS[1] .. '}:' .. name redis.call('DEL', key) redis.call('COPY', 'copy:' .. name, key) end return 1";
+        let mut link = self.link().await;
+        let _copied: Result<i64, _> = redis::cmd("EVAL").arg(copy).arg(1).arg(PENDING).query_async(&mut link).await;
+        let _never = within(Duration::from_millis(dice.roll(1..150)), async || None::<()>).await;
+        self.disturbed.set(SystemTime::now() + Duration::from_secs(1));
+        let _back: Result<i64, _> = redis::cmd("EVAL").arg(back).arg(1).arg(PENDING).query_async(&mut link).await;
+        let _cut: Result<i64, _> =
+            redis::cmd("CLIENT").arg("KILL").arg("TYPE").arg("normal").query_async(&mut link).await;
+    }
+
+    /// The consumers answer everything, and somebody releases where that has to be said. Ids that stay pending.
+    async fn end(&self) -> usize {
+        for which in 0..2 {
+            if self.gates.borrow()[which].is_none() {
+                let gate = self.world.gate_unready(&settings(self.plan)).await;
+                gate.wait_ready().await;
+                self.gates.borrow_mut()[which] = Some(gate);
+            }
+        }
+        if self.world.nats.stream("HOOKGATE").await.is_none() {
+            eventually("there is a stream", async || self.world.nats.stream("HOOKGATE").await).await;
+        }
+        self.make_consumers().await;
+        self.draining.set(true);
+        for (which, held) in self.held.iter().enumerate() {
+            let all: Vec<_> = held
+                .take()
+                .into_iter()
+                .flat_map(|(id, held)| held.into_iter().map(move |one| (id.clone(), one)))
+                .collect();
+            for (id, message) in all {
+                self.reply(which, &id, &message, "+ACK").await;
+            }
+        }
+        let mut left = Vec::new();
+        let keys = ["outbox", "journal", "marks"].map(|name| format!("{{{PENDING}}}:{name}"));
+        let calm = within(CALM, async || {
+            let mut link = self.link().await;
+            let pending: Vec<String> = link.smembers(PENDING).await.ok()?.into_iter().collect();
+            if !self.plan.on_ack && !pending.is_empty() {
+                let request =
+                    json!({ "flow": "vmh", "entity": "beteiligte", "action": "update", "entity_ids": pending });
+                let _released = self.client.request("hookgate.release", request.to_string().into()).await;
+            }
+            let mut rest = 0;
+            for key in &keys {
+                rest += link.hlen(key).await.ok()?;
+            }
+            left = pending;
+            (left.is_empty() && rest == 0).then_some(())
+        })
+        .await;
+        if calm.is_none() {
+            let mut link = self.link().await;
+            let journal = link.hgetall(&keys[1]).await.unwrap_or_default();
+            for id in left.iter().take(5) {
+                self.violation(format!("{id} stays pending: {:?}", journal.get(id)));
+            }
+            if left.is_empty() {
+                self.violation(format!("outbox, journal or marks are not empty: {journal:?}"));
+            }
+        }
+        left.len()
+    }
+
+    /// Accepted webhooks without an event after them.
+    fn judge(&self) -> usize {
+        let (seen, truth) = (self.seen.borrow(), self.truth.borrow());
+        let mut lost = 0;
+        for (id, truth) in &*truth {
+            let Some(sent) = truth.last_accepted else { continue };
+            let since = if self.plan.mode == "skip" { SystemTime::UNIX_EPOCH } else { sent };
+            if !seen.get(id).is_some_and(|seen| seen.iter().any(|seen| seen.at >= since)) {
+                lost += 1;
+                self.violation(format!("{id}: no event of {ROUTE} after its last accepted webhook"));
+            }
+        }
+        lost
+    }
+}
