@@ -195,13 +195,7 @@ async fn serve(
     .start(&settings.routes, &shutdown.watch(), &background);
     let (mut acks, mut release) = (None, None);
     if let Some(LifeStores { life, letters }) = &stores.life {
-        let keeper = Keeper::new(
-            Arc::clone(life),
-            Arc::clone(&stores.pending),
-            Arc::clone(&publisher),
-            settings.policy.ack_timeout,
-            metrics.clone(),
-        );
+        let keeper = open_keeper(&settings, life, &stores.pending, &publisher, &metrics);
         let releases = Releases::new(keeper.clone(), Arc::new(settings.routes.clone()));
         release = Some(release_at_admin(releases.clone()));
         offer_releases(&settings, releases, &shutdown, &background);
@@ -275,6 +269,18 @@ async fn serve(
         connections,
     };
     Ok((shutdown, drain))
+}
+
+/// What releases ids and claims them again.
+fn open_keeper(
+    settings: &Settings,
+    life: &Arc<dyn LifeStore>,
+    pending: &Arc<dyn PendingStore>,
+    publisher: &Arc<dyn Publisher>,
+    metrics: &Metrics,
+) -> Keeper {
+    let (life, pending, publisher) = (Arc::clone(life), Arc::clone(pending), Arc::clone(publisher));
+    Keeper::new(life, pending, publisher, settings.policy.ack_timeout, metrics.clone())
 }
 
 /// Starts what looks after pending ids. Where acknowledgements release them: whether these can be read.
