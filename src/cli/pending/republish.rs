@@ -354,10 +354,19 @@ impl Work<'_> {
     }
 }
 
-/// Ids that are looked for in a stream, each with its newest claim; none if it was pending before there was a journal.
+/// The claim whose event is looked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Claim {
+    /// The newest, by the journal.
+    Newest(Token),
+    /// It was pending before there was a journal.
+    Unknown,
+}
+
+/// Ids that are looked for in a stream.
 #[derive(Default)]
 struct Sought {
-    ids: HashMap<Box<str>, Option<Token>>,
+    ids: HashMap<Box<str>, Claim>,
     bytes: usize,
 }
 
@@ -375,20 +384,20 @@ impl Sought {
 
     /// An event counts for its claim; without a journal nobody knows which claim that is.
     fn saw(&mut self, id: &str, token: Token) {
-        if self.ids.get(id).is_some_and(|claim| claim.is_none_or(|claim| claim == token)) {
+        if self.ids.get(id).is_some_and(|claim| [Claim::Unknown, Claim::Newest(token)].contains(claim)) {
             self.ids.remove(id);
         }
     }
 }
 
-/// The newest claim of a pending id whose event is settled; nothing if it is none, or not hookgate's.
-fn claim_of(known: &Known) -> Option<Option<Token>> {
+/// The claim of a pending id whose event is settled; nothing if it is none, or not hookgate's.
+fn claim_of(known: &Known) -> Option<Claim> {
     if !known.pending || known.in_flight.is_some() {
         return None;
     }
     match &known.journal {
-        None => Some(None),
-        Some(entry) => JournalEntry::parse(entry).map(|entry| Some(entry.token)),
+        None => Some(Claim::Unknown),
+        Some(entry) => JournalEntry::parse(entry).map(|entry| Claim::Newest(entry.token)),
     }
 }
 
