@@ -33,7 +33,7 @@ fn now_millis() -> u64 {
 }
 
 async fn published(world: &World) -> Vec<String> {
-    world.nats.events().await.iter().map(Event::entity_id).map(|id| id.to_string()).collect()
+    world.nats.events().await.iter().map(Event::entity_id).collect()
 }
 
 #[tokio::test]
@@ -70,8 +70,8 @@ async fn counts_and_lists_what_is_pending() {
     assert!(listed[2]["marked"].is_string() && listed[0]["marked"].is_null(), "{listed:?}");
     let text = run(&settings, &["pending", "list"]).good();
     for (id, state) in [("done", "waiting for its release"), ("flies", "in flight"), ("bare", "no journal, marked")] {
-        let line = text.lines().find(|line| line.split_whitespace().nth(1) == Some(id));
-        assert!(line.is_some_and(|line| line.contains(state)), "{id} {state} in {text}");
+        let row = text.lines().find(|row| row.split_whitespace().nth(1) == Some(id));
+        assert!(row.is_some_and(|row| row.contains(state)), "{id} {state} in {text}");
     }
     let none = run(&settings, &["pending", "list", "--older-than", "1h"]).good();
     assert_eq!(none, "no such id is pending\n");
@@ -155,7 +155,7 @@ async fn publishes_ids_once_more() {
     let done = run(&settings, &["pending", "republish", ROUTE, "a", "x", "--yes", "--output", "json"]).rows();
     assert_eq!(outcomes(&done), [("a", "published"), ("x", "not_pending")].into());
     let events = world.nats.events().await;
-    assert_eq!((events.len(), events[2].entity_id().to_string()), (3, "a".to_owned()));
+    assert_eq!((events.len(), events[2].entity_id()), (3, "a".to_owned()));
     assert_eq!(events[2].headers.get("Hookgate-Redelivery").map(ToString::to_string), Some("1".to_owned()));
     eventually("the journal has the new claim and the old age", async || {
         let listed = run(&settings, &["pending", "list", "--output", "json", "--sort", "age"]).rows();
