@@ -45,7 +45,8 @@ impl Scene {
     fn route(&self, event: &str, ids: &[&str]) -> String {
         let secret = self.folder.path().join("secret");
         std::fs::write(&secret, "secret").expect("the folder is ours");
-        let entry = |id: &&str| format!("{{ scheme = \"espocrm\", id = \"{id}\", secret_files = [{secret:?}] }}");
+        let entry =
+            |id: &&str| format!("{{ scheme = \"espocrm\", id = \"{id}\", secret_files = [\"{}\"] }}", secret.display());
         let auth: Vec<_> = ids.iter().map(entry).collect();
         let action = event.split('.').nth(1).expect("an event has an action");
         format!(

@@ -162,6 +162,10 @@ async fn operate(world: &World, access: &Access) -> Result<(), String> {
         .exec_async(&mut connection)
         .await
         .expect("the tests may");
+    let files = tempfile::tempdir().expect("a temporary folder can be made");
+    let records = files.path().join("records.jsonl").display().to_string();
+    let record = r#"{"route":"vmh/beteiligte/create","id":"by-file","time":"2026-01-01T00:00:00Z"}"#;
+    std::fs::write(&records, record).expect("the folder is ours");
     for arguments in [
         &["doctor"][..],
         &["outbox", "count"],
@@ -179,6 +183,11 @@ async fn operate(world: &World, access: &Access) -> Result<(), String> {
         &["dead-letters", "replay", "--all"],
         &["dead-letters", "purge", "--id", "7", "--yes"],
         &["dead-letters", "purge", "--yes"],
+        &["quarantine", "list"],
+        &["quarantine", "release"],
+        &["quarantine", "purge", "--yes"],
+        &["reconcile", "--file", "/dev/null"],
+        &["reconcile", "--file", &records],
     ] {
         let ran = run(&settings, arguments);
         // Both hold for every test: routes without auth, and a Redis that syncs every second.

@@ -62,7 +62,7 @@ fn espocrm(arguments: &DoctorArguments, settings: &Settings, output: Output) -> 
     if !arguments.metrics {
         return report(&findings, arguments.strict, output);
     }
-    print(numbers.prometheus().trim_end());
+    print(&numbers.prometheus());
     let failures: Vec<_> = findings.iter().filter(|finding| finding.level == Level::Failure).collect();
     for finding in &failures {
         tell(&format!("hookgate: {}: {}", finding.what, finding.text));

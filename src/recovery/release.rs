@@ -132,9 +132,9 @@ impl Releaser {
             return Ok(false);
         };
         let Some(body) = self.store.body(&held.entry).await? else { return Ok(false) };
-        let verifier = self.verifiers.of(route);
-        let Ok(verified) = verifier.verify_kept(&held.headers, body, held.time) else { return Ok(false) };
-        let body = verified.bytes();
+        let proof = self.verifiers.of(route).verify_kept(&held.headers, body, held.time);
+        let Ok(good) = proof else { return Ok(false) };
+        let body = good.bytes();
         match Batch::parse(&body[..]) {
             Ok(batch) => {
                 let rejected = batch.rejected().clone();
@@ -153,7 +153,7 @@ impl Releaser {
             Err(error) => self.bury(route, [(error.code(), body.clone())]).await?,
         }
         failpoint::hit("after_release_from_quarantine");
-        self.store.remove(&[held.entry.clone()]).await?;
+        self.store.remove(std::slice::from_ref(&held.entry)).await?;
         self.metrics.of(route).quarantined(QuarantineResult::Released);
         Ok(true)
     }

@@ -8,9 +8,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use base64::{Engine, engine::general_purpose::STANDARD};
-use hmac::{Hmac, Mac};
-use sha2::Sha256;
+use hookgate::signature::{Scheme, Secret};
 
 use super::{
     crm::{Dice, Load},
@@ -221,10 +219,9 @@ async fn send(gates: &[Gate], first: usize, request: &[u8]) -> u16 {
 }
 
 fn signed(id: &str, body: &str) -> Vec<u8> {
-    let mut mac = Hmac::<Sha256>::new_from_slice(SECRET.as_bytes()).expect("any length will do");
-    mac.update(body.as_bytes());
-    let hex = mac.finalize().into_bytes().iter().map(|byte| format!("{byte:02x}")).collect::<String>();
-    let signature = STANDARD.encode(format!("{id}:{hex}"));
+    let scheme = Scheme::EspoCrm { id: id.to_owned() };
+    let headers = scheme.sign(&Secret::from(SECRET), body.as_bytes(), "", SystemTime::now());
+    let signature = String::from_utf8(headers[0].1.clone()).expect("it is base64");
     let head = format!("POST {PATH} HTTP/1.1\r\nHost: x\r\nSignature: {signature}\r\nConnection: close\r\n");
     format!("{head}Content-Length: {}\r\n\r\n{body}", body.len()).into_bytes()
 }

@@ -36,20 +36,20 @@ impl CrmNumbers {
     /// In the text format of Prometheus, for a Pushgateway or a text file collector.
     #[must_use]
     pub fn prometheus(&self) -> String {
-        let mut text = String::new();
+        let mut lines = Vec::new();
         if !self.failed.is_empty() {
-            text += "# HELP hookgate_espocrm_failed_items Items of EspoCRM's webhook queue that it gave up on.\n";
-            text += "# TYPE hookgate_espocrm_failed_items gauge\n";
-            for (route, count) in &self.failed {
-                text += &format!("hookgate_espocrm_failed_items{{route=\"{route}\"}} {count}\n");
-            }
+            let name = "hookgate_espocrm_failed_items";
+            lines.push(format!("# HELP {name} Items of EspoCRM's webhook queue that it gave up on."));
+            lines.push(format!("# TYPE {name} gauge"));
+            lines.extend(self.failed.iter().map(|(route, count)| format!("{name}{{route=\"{route}\"}} {count}")));
         }
         if let Some(seconds) = self.backlog_seconds {
-            text += "# HELP hookgate_espocrm_backlog_age_seconds How long the oldest event of EspoCRM has waited for its cron job.\n";
-            text += "# TYPE hookgate_espocrm_backlog_age_seconds gauge\n";
-            text += &format!("hookgate_espocrm_backlog_age_seconds {seconds}\n");
+            let name = "hookgate_espocrm_backlog_age_seconds";
+            lines.push(format!("# HELP {name} How long the oldest event of EspoCRM has waited for its cron job."));
+            lines.push(format!("# TYPE {name} gauge"));
+            lines.push(format!("{name} {seconds}"));
         }
-        text
+        lines.join("\n")
     }
 }
 
