@@ -46,7 +46,7 @@ const PAGE: usize = 1000;
 const PAGE_PAUSE: Duration = Duration::from_millis(50);
 /// How much longer than a look the next one is waited for, for each page: then they take a hundredth of a Redis core
 /// (bench/NOTES.md).
-const REST_OF_A_PAGE: Duration = Duration::from_millis(170);
+const REST_OF_A_PAGE: Duration = Duration::from_millis(240);
 /// An id has to be seen without its answer twice, at least so far apart: a sample needs its time.
 const SEEN_FOR: Duration = Duration::from_secs(5);
 /// Ids that are remembered from one look to the next.

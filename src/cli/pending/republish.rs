@@ -30,6 +30,8 @@ use super::{
 const PAGE: usize = 1000;
 /// Ids that are claimed with one call.
 const TOGETHER: usize = 100;
+/// How often ids are looked at before the command gives up.
+const TRIES: u32 = 3;
 /// Ids that are looked for in one pass over a stream, and what they may take of memory.
 const SOUGHT: usize = 500_000;
 const SOUGHT_BYTES: usize = 64 << 20;
@@ -286,8 +288,16 @@ impl Work<'_> {
         Ok(())
     }
 
+    /// A store that is slow for a moment is no reason to begin again.
     async fn look(&self, ids: &[String]) -> anyhow::Result<Vec<Known>> {
-        let known = self.life.known(&self.route, ids).await;
+        let mut known = self.life.known(&self.route, ids).await;
+        for _ in 1..TRIES {
+            if known.is_ok() {
+                break;
+            }
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            known = self.life.known(&self.route, ids).await;
+        }
         known.with_context(|| format!("look at pending ids of {}", self.route))
     }
 
