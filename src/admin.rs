@@ -86,16 +86,17 @@ pub struct Known {
 
 /// `/livez`: the event loop turns. `/readyz`: 200 or 503, with what is known of the stores. `/metrics`:
 /// OpenMetrics. `/v1/status`: the same for programs and people, in JSON. `/`: a page that shows it. `/openapi.json`,
-/// `/asyncapi.json`: what is served and published. `/v1/pending/…`: one id, with a token.
+/// `/asyncapi.json`: what is served and published. `/v1/pending/…`: one id and its release, with a token.
 #[must_use]
 pub fn answers(known: Known) -> impl Filter<Extract = (Response,), Error = Infallible> + Clone {
     let (known, started) = (Arc::new(known), Instant::now());
-    let request = warp::path::full().and(warp::method()).and(warp::header::headers_cloned());
-    request.then(move |path: FullPath, method: Method, headers: HeaderMap| {
+    let query = warp::query::raw().or(warp::any().map(String::new)).unify();
+    let request = warp::path::full().and(warp::method()).and(query).and(warp::header::headers_cloned());
+    request.then(move |path: FullPath, method: Method, query: String, headers: HeaderMap| {
         let known = Arc::clone(&known);
         async move {
             if path.as_str().starts_with(pending_ids::PREFIX) {
-                return known.pending_ids.answer(&method, path.as_str(), &headers).await;
+                return known.pending_ids.answer(&method, path.as_str(), &query, &headers).await;
             }
             in_memory(&known, started, path.as_str(), &method)
         }

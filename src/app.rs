@@ -10,6 +10,7 @@ pub mod story;
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use bytes::Bytes;
+use futures_util::FutureExt;
 use hyper_util::service::TowerToHyperService;
 use tokio::{net::TcpListener, sync::watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -18,17 +19,19 @@ use tracing::{info, warn};
 use self::{drain::Drain, story::StoryTeller};
 use crate::{
     admin::{
-        self, Activity, Health, Known, OnUnavailable, PendingIds, specifications::Specifications,
+        self, Activity, Health, Known, OnUnavailable, PendingIds,
+        pending_ids::{NotReleased, ReleaseId},
+        specifications::Specifications,
         store_gauges::StoreGauges,
     },
     admission::Limits,
     dead_letters::{DeadLetterStore, DeadLetters, GivenUpLetters},
     delivery::{Delivery, PendingStore, Policy, Publisher, StoreContents, WithoutAck, WithoutClaim},
-    event::TokenSeed,
+    event::{Token, TokenSeed},
     files,
     life::{Answers, Consumers, Keeper, LifeStore, Releases, Sweep},
     listener::{self, BindError, ConnectionLimits, LingerLimits},
-    metrics::{ConnectionMetrics, Exposition, Live, Metrics},
+    metrics::{ConnectionMetrics, Exposition, Live, Metrics, ReleasedBy},
     pending::{memory::Memory, redis::Redis},
     publisher::{
         acks::{Acks, AcksSettings},
@@ -190,7 +193,7 @@ async fn serve(
         tracer.clone(),
     )
     .start(&settings.routes, &shutdown.watch(), &background);
-    let mut acks = None;
+    let (mut acks, mut release) = (None, None);
     if let Some(LifeStores { life, letters }) = &stores.life {
         let keeper = Keeper::new(
             Arc::clone(life),
@@ -200,6 +203,7 @@ async fn serve(
             metrics.clone(),
         );
         let releases = Releases::new(keeper.clone(), Arc::new(settings.routes.clone()));
+        release = Some(release_at_admin(releases.clone()));
         offer_releases(&settings, releases, &shutdown, &background);
         acks = follow_life(&settings, keeper, Arc::clone(letters), &metrics, &shutdown, &background).await?;
     }
@@ -207,7 +211,8 @@ async fn serve(
     let specifications = Specifications::new(&routes, &verifiers, address.port());
     let known =
         admin(&settings, specifications, &stores, &publisher, &metrics, exposition, &ready, &shutdown, &background);
-    let known = Known { health: Health { acks: acks.clone(), ..known.health }, ..known };
+    let health = Health { acks: acks.clone(), ..known.health };
+    let known = Known { health, pending_ids: PendingIds { release, ..known.pending_ids }, ..known };
     background.spawn(listener::serve(
         probes,
         TowerToHyperService::new(warp::service(admin::answers(known))),
@@ -294,15 +299,15 @@ async fn follow_life(
         let acks = Arc::new(acks.map_err(|error| AppError::Nats(error.into()))?);
         if on_ack {
             contact = Some(acks.contact());
-            let answers =
-                Answers::new(keeper.clone(), Arc::clone(&acks) as _, letters, settings.dead_letters, &settings.routes);
+            let (told, letters) = (Arc::clone(&acks) as _, Arc::clone(&letters));
+            let answers = Answers::new(keeper.clone(), told, letters, settings.dead_letters, &settings.routes);
             let phase = shutdown.watch();
             background.spawn(async move { answers.run(phase).await });
         }
         consumers = Some(acks);
     }
     let holder = TokenSeed::now().to_string();
-    let sweep = Sweep::new(keeper, consumers, metrics.clone(), holder);
+    let sweep = Sweep::new(keeper, consumers, letters, settings.dead_letters, metrics.clone(), holder);
     let (table, phase) = (settings.routes.clone(), shutdown.watch());
     background.spawn(async move { sweep.run(&table, phase).await });
     Ok(contact)
@@ -353,6 +358,21 @@ fn offer_releases(settings: &Settings, releases: Releases, shutdown: &Shutdown, 
     });
 }
 
+/// Releases single ids on the admin address.
+fn release_at_admin(releases: Releases) -> ReleaseId {
+    Arc::new(move |route, id, token| {
+        let releases = releases.clone();
+        async move {
+            let token = token.map(|token| token.parse::<Token>()).transpose();
+            let token = token.map_err(|error| NotReleased::BadToken(error.to_string()))?;
+            let report = releases.release(&route, vec![id], token, ReleasedBy::Admin).await;
+            let report = report.map_err(|error| NotReleased::Store(error.to_string()))?;
+            Ok(serde_json::to_value(report).expect("text always serializes"))
+        }
+        .boxed()
+    })
+}
+
 /// What the admin address shows, and the tasks that keep it up to date.
 #[expect(clippy::too_many_arguments, reason = "it looks at every part of the process")]
 fn admin(
@@ -393,6 +413,7 @@ fn admin(
                 };
                 teller.why()
             }),
+            release: None,
         },
     }
 }

@@ -5,6 +5,7 @@ mod consumers;
 mod dead_letters;
 mod doctor;
 mod outbox;
+mod pending;
 mod quarantine;
 mod reconcile;
 mod routes;
@@ -72,6 +73,9 @@ enum Command {
     /// Look at claims that NATS has not acknowledged yet, and publish them.
     #[command(subcommand)]
     Outbox(outbox::OutboxCommand),
+    /// Look at pending ids, release them, or publish them once more.
+    #[command(subcommand)]
+    Pending(pending::PendingCommand),
     /// Look at items and bodies that could not be processed.
     #[command(subcommand)]
     DeadLetters(dead_letters::DeadLettersCommand),
@@ -129,6 +133,7 @@ pub(crate) fn run(arguments: Arguments) -> ExitCode {
         Command::Send(arguments) => send::run(&arguments, &configured.settings, output),
         Command::Doctor(arguments) => doctor::run(&arguments, &configured.settings, output),
         Command::Outbox(command) => outbox::run(&command, &configured.settings, output),
+        Command::Pending(command) => pending::run(&command, &configured.settings, output),
         Command::DeadLetters(command) => dead_letters::run(&command, &configured.settings, output),
         Command::Why(arguments) => why::run(&arguments, &configured.settings, output),
         Command::Quarantine(command) => quarantine::run(&command, &configured.settings, output),

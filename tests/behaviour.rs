@@ -27,6 +27,7 @@ mod main_job;
 mod metrics;
 mod nats_outage;
 mod outbox_commands;
+mod pending_commands;
 mod privacy;
 mod privileges;
 mod quarantine;

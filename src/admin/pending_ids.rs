@@ -1,4 +1,4 @@
-//! `/v1/pending/{flow}/{entity}/{action}/{id}`: one id's story, for who shows the token of the operators.
+//! `/v1/pending/{flow}/{entity}/{action}/{id}`: one id's story and its release, for who shows the token of the operators.
 
 use std::{path::PathBuf, sync::Arc};
 
@@ -24,6 +24,22 @@ pub(super) const PREFIX: &str = "/v1/pending/";
 /// Tells the story of an id on a route, in JSON.
 pub type Why = Arc<dyn Fn(Arc<Route>, String) -> BoxFuture<'static, serde_json::Value> + Send + Sync>;
 
+/// Releases an id of a route, by the text of a token if there is one, and says what happened, in JSON.
+pub type ReleaseId = Arc<
+    dyn Fn(Arc<Route>, String, Option<String>) -> BoxFuture<'static, Result<serde_json::Value, NotReleased>>
+        + Send
+        + Sync,
+>;
+
+/// Why nothing was released.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NotReleased {
+    /// What was named as a token is none.
+    BadToken(String),
+    /// The store did not do it.
+    Store(String),
+}
+
 /// What is behind these paths.
 #[derive(Clone)]
 pub struct PendingIds {
@@ -33,6 +49,8 @@ pub struct PendingIds {
     pub routes: Arc<RouteTable>,
     /// Tells stories; `None` where claims are in memory.
     pub why: Option<Why>,
+    /// Releases ids; `None` where claims are in memory.
+    pub release: Option<ReleaseId>,
 }
 
 /// An id of a route, as a path names it.
@@ -52,9 +70,13 @@ fn problem(status: StatusCode, error: &'static str, message: &str) -> Response {
     json(status, &Problem { status: "error", error, message })
 }
 
+fn in_memory() -> Response {
+    problem(StatusCode::SERVICE_UNAVAILABLE, "in_memory", "redis.url is \"memory:\": there is no journal")
+}
+
 impl PendingIds {
     /// Answers a request whose path begins with [`PREFIX`].
-    pub(super) async fn answer(&self, method: &Method, path: &str, headers: &HeaderMap) -> Response {
+    pub(super) async fn answer(&self, method: &Method, path: &str, query: &str, headers: &HeaderMap) -> Response {
         if let Err(refusal) = self.let_in(headers) {
             return *refusal;
         }
@@ -65,17 +87,36 @@ impl PendingIds {
         match *method {
             Method::GET | Method::HEAD => match &self.why {
                 Some(why) => json(StatusCode::OK, &why(route, id).await),
-                None => problem(
-                    StatusCode::SERVICE_UNAVAILABLE,
-                    "in_memory",
-                    "redis.url is \"memory:\": there is no journal",
-                ),
+                None => in_memory(),
             },
+            Method::DELETE => self.release(route, id, query).await,
             _ => {
-                let mut response =
-                    problem(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "this can be read: GET or HEAD");
-                response.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
+                let mut response = problem(
+                    StatusCode::METHOD_NOT_ALLOWED,
+                    "method_not_allowed",
+                    "GET or HEAD tell of it, DELETE releases it",
+                );
+                response.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET, HEAD, DELETE"));
                 response
+            }
+        }
+    }
+
+    async fn release(&self, route: Arc<Route>, id: String, query: &str) -> Response {
+        // What is not understood must not release more than was meant.
+        let token = match query.split_once('=') {
+            None if query.is_empty() => None,
+            Some(("token", token)) if !token.contains('&') => Some(token.to_owned()),
+            _ => {
+                return problem(StatusCode::BAD_REQUEST, "bad_query", "write ?token=TOKEN, or nothing behind the id");
+            }
+        };
+        let Some(release) = &self.release else { return in_memory() };
+        match release(route, id, token).await {
+            Ok(report) => json(StatusCode::OK, &report),
+            Err(NotReleased::BadToken(text)) => problem(StatusCode::BAD_REQUEST, "bad_token", &text),
+            Err(NotReleased::Store(text)) => {
+                problem(StatusCode::SERVICE_UNAVAILABLE, "pending_store_unavailable", &text)
             }
         }
     }

@@ -9,7 +9,7 @@ use crate::{
     dead_letters::{DeadLetterStore, ReplayNote, ReviewedLetter},
     delivery::{Delivery, PendingStore, Publisher, StoreError, WithoutAck},
     finding::Finding,
-    life::LifeStore,
+    life::{Keeper, LifeStore},
     metrics::Metrics,
     pending::{access::Access, inspect::Stakes, quarantine::RedisQuarantine, redis::Redis},
     publisher::{
@@ -132,6 +132,14 @@ impl OperatorStore {
         let pending = Arc::clone(&self.pending);
         let delivery = Delivery::new(pending, publisher, policy, &settings.routes, metrics, Tracer::default());
         Bringer::new(Arc::new(delivery), Arc::clone(&self.life), settings.request_deadline, rate)
+    }
+
+    /// What releases ids and claims them again, as `serve` does.
+    #[must_use]
+    pub fn keeper(&self, settings: &Settings, publisher: Arc<dyn Publisher>) -> Keeper {
+        let (metrics, _) = Metrics::new(&settings.routes, &[]);
+        let (life, pending) = (Arc::clone(&self.life), Arc::clone(&self.pending));
+        Keeper::new(life, pending, publisher, settings.policy.ack_timeout, metrics)
     }
 
     /// Looks for settings that can cost events.
