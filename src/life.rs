@@ -271,9 +271,6 @@ pub trait LifeStore: Send + Sync {
     /// How much there is of a route.
     fn life_counts<'a>(&'a self, route: &'a Route) -> BoxFuture<'a, Result<LifeCounts, StoreError>>;
 
-    /// Number of pending ids.
-    fn pending_count<'a>(&'a self, route: &'a Route) -> BoxFuture<'a, Result<usize, StoreError>>;
-
     /// What the last look through the journal found, by whatever replica, and how far the present one is; nothing if there was none.
     fn scan_result<'a>(&'a self, route: &'a Route) -> BoxFuture<'a, Result<Option<ScanResult>, StoreError>>;
 

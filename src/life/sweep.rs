@@ -295,7 +295,9 @@ impl Sweep {
             }
             tokio::time::sleep(PAGE_PAUSE).await;
         }
-        if on_ack && progress.is_some() && store.pending_count(route).await? > found.pending {
+        // What is in flight has no entry yet.
+        let counts = store.life_counts(route).await?;
+        if on_ack && progress.is_some() && counts.pending > counts.in_flight + found.pending {
             self.without_entries(route, &mut found, memory).await?;
         }
         Ok(Some(found))
