@@ -212,6 +212,7 @@ fn help_and_version_need_no_configuration() {
             "send",
             "doctor",
             "outbox",
+            "pending",
             "dead-letters",
             "why",
             "quarantine",
