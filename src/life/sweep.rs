@@ -11,6 +11,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use futures_util::future::join_all;
 use hashbrown::HashMap;
 use tokio::{
     sync::watch,
@@ -95,6 +96,22 @@ impl Sweep {
         tokio::select! {
             _ = leaving => {}
             () = async { supervise!("the look through what is pending", self.look(table)) } => {}
+            () = async { supervise!("the look through the marks", self.look_at_marks(table)) } => {}
+        }
+    }
+
+    /// Apart from the journals, each of which may take minutes.
+    async fn look_at_marks(&self, table: &RouteTable) {
+        let mut tick = tokio::time::interval(TICK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tick.tick().await;
+            let looks = table.routes().iter().map(|route| async move {
+                if let Err(error) = self.marks(route).await {
+                    debug!(%route, %error, "marks can't be looked at now");
+                }
+            });
+            join_all(looks).await;
         }
     }
 
@@ -115,7 +132,6 @@ impl Sweep {
     }
 
     async fn look_at(&self, route: &Arc<Route>, memory: &mut Memory) -> Result<(), StoreError> {
-        self.marks(route).await?;
         let store = self.keeper.store();
         if let Some(result) = store.scan_result(route).await? {
             let age = |first| SystemTime::now().duration_since(first).unwrap_or_default();
@@ -140,15 +156,15 @@ impl Sweep {
         if !found.complete.is_empty() {
             self.keeper.answer(route, &found.complete).await?;
         }
-        let old: Vec<_> = found.old.iter().filter_map(redelivery).collect();
+        let old: Vec<_> = found.old.iter().map(redelivery).collect();
         self.reclaim(route, old, RepairedWhy::Old).await?;
         self.unanswered(route, memory, found.unanswered).await
     }
 
-    /// Publishes marked ids that are free, or have waited for long.
+    /// Publishes marked ids that are free, or have waited for long, whatever the configuration says now.
     async fn marks(&self, route: &Arc<Route>) -> Result<(), StoreError> {
-        let until = SystemTime::now() - route.life().coalesce_max_wait;
-        let until = until.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let until = SystemTime::now().checked_sub(route.life().coalesce_max_wait);
+        let until = until.unwrap_or(SystemTime::UNIX_EPOCH).duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let until = u64::try_from(until.as_millis()).unwrap_or(0);
         let mut cursor = 0;
         loop {
@@ -257,7 +273,7 @@ impl Sweep {
             let before = memory.suspects.remove(&known.id).filter(|(entry, _)| *entry == known.journal);
             let since = before.map_or(now, |(_, since)| since);
             if now - since >= SEEN_FOR {
-                due.extend(redelivery(&known));
+                due.push(redelivery(&known));
             }
             if suspects.len() < MAX_SUSPECTS {
                 suspects.insert(known.id, (known.journal, since));
@@ -295,8 +311,13 @@ impl Findings {
     fn note(&mut self, route: &Route, known: Known, progress: Option<&Progress>, memory: &Memory) {
         self.pending += 1;
         let life = route.life();
-        // What others wrote there says nothing; `doctor` and `why` show it.
-        let Some(entry) = known.journal.as_deref().and_then(JournalEntry::parse) else { return };
+        let Some(entry) = known.journal.as_deref().and_then(JournalEntry::parse) else {
+            // What others wrote there says nothing, not even that its event was answered; `doctor` and `why` show it.
+            if life.release == Release::Ack && progress.is_some() && known.in_flight.is_none() {
+                self.suspect(known, memory);
+            }
+            return;
+        };
         self.oldest = Some(self.oldest.map_or(entry.first_claimed, |oldest| oldest.min(entry.first_claimed)));
         if known.in_flight.is_some() {
             return;
@@ -370,11 +391,9 @@ fn still_waits(entry: &JournalEntry, consumers: &[String], progress: Option<&Pro
 }
 
 /// The next redelivery of an id.
-fn redelivery(known: &Known) -> Option<Reclaim> {
-    let redelivered = match known.journal.as_deref() {
-        None => 0,
-        Some(entry) => JournalEntry::parse(entry)?.redelivered,
-    };
+fn redelivery(known: &Known) -> Reclaim {
+    let entry = known.journal.as_deref().and_then(JournalEntry::parse);
+    let redelivered = entry.map_or(0, |entry| entry.redelivered);
     let why = ReclaimWhy::Redelivery { seen: known.journal.clone(), number: redelivered.saturating_add(1) };
-    Some(Reclaim { id: known.id.clone(), why })
+    Reclaim { id: known.id.clone(), why }
 }
