@@ -133,15 +133,13 @@ pub struct Known {
 }
 
 impl Known {
-    /// Its next redelivery; nothing if its journal entry was not written by hookgate.
+    /// Its next redelivery: the first one, if its journal entry was not written by hookgate.
     #[must_use]
-    pub fn redelivery(&self) -> Option<Reclaim> {
-        let redelivered = match self.journal.as_deref() {
-            None => 0,
-            Some(entry) => JournalEntry::parse(entry)?.redelivered,
-        };
+    pub fn redelivery(&self) -> Reclaim {
+        let entry = self.journal.as_deref().and_then(JournalEntry::parse);
+        let redelivered = entry.map_or(0, |entry| entry.redelivered);
         let why = ReclaimWhy::Redelivery { seen: self.journal.clone(), number: redelivered.saturating_add(1) };
-        Some(Reclaim { id: self.id.clone(), why })
+        Reclaim { id: self.id.clone(), why }
     }
 }
 

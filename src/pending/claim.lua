@@ -72,11 +72,11 @@ end
 local function first_claim(id, token)
   local entry = redis.call('HMGET', KEYS[4], id)[1]
   local old, first = string.match(entry or '', '^([^;]*);(%d*);')
-  if first and first ~= '' then
+  if first and first ~= '' and #first <= 15 then
     return first
   end
-  old = old or token
-  return old and string.format('%d', tonumber(string.sub(old, 1, 12), 16) or 0) or ''
+  local began = string.match(old or token or '', '^%x%x%x%x%x%x%x%x%x%x%x%x')
+  return began and string.format('%d', tonumber(began, 16)) or ''
 end
 
 -- Whether all consumers answered, and one of them gave up: such an id waits for a claim of its own.

@@ -15,11 +15,14 @@ for place, id in ipairs(ids) do
   local letter = 'x'
   if what == 'e' then
     if now.pending and not now.out and (now.raw or '') == seen then
-      -- It stays as old as it is.
+      -- It stays as old as it is, unless others wrote what says nothing.
       local first = ''
       if now.entry then
         first = string.match(now.entry, '^[^;]*;(%d+);')
-          or string.format('%d', tonumber(string.sub(now.token, 1, 12), 16) or 0)
+        if not first or #first > 15 then
+          local began = string.match(now.entry, '^%x%x%x%x%x%x%x%x%x%x%x%x')
+          first = began and string.format('%d', tonumber(began, 16)) or ''
+        end
       end
       claim(id, now, token, ';' .. first .. ';;' .. count .. ';')
       letter = 'c'
