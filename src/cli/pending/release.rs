@@ -61,9 +61,9 @@ pub(super) async fn run(arguments: &ReleaseArguments, settings: &Settings, outpu
     if let Err(error) = store::up("NATS", publisher.contact()).await {
         tell(&format!("hookgate: {error:#}; the event of a marked id is left to the relay"));
     }
-    let releases = Releases::new(opened.keeper(settings, publisher), Arc::new(settings.routes.clone()));
+    let service = Releases::new(opened.keeper(settings, publisher), Arc::new(settings.routes.clone()));
     for part in ids.chunks(TOGETHER) {
-        let released = releases.release(&route, part.to_vec(), *token, ReleasedBy::Admin).await;
+        let released = service.release(&route, part.to_vec(), *token, ReleasedBy::Admin).await;
         let report = released.with_context(|| format!("release ids of {route}"))?;
         for (ids, outcome, words) in [
             (&report.released, "released", "released"),
