@@ -373,6 +373,8 @@ async fn an_id_that_nobody_releases_becomes_a_dead_letter() {
     // Another replica looks, and says nothing new.
     drop(gate);
     let mut link = world.redis.connection().await;
+    link.del("{vmh:beteiligte:update_pending}:journal-scan").await.expect("Redis answers");
+    let mut link = world.redis.connection().await;
     let mut before = link.get(SCAN).await.expect("Redis answers");
     let _gate = world.gate(&settings).await;
     for _ in 0..2 {

@@ -24,6 +24,9 @@ use crate::{
     route::{OnGiveUp, Route},
 };
 
+/// A name and a value of a hash.
+type Field = (Vec<u8>, Vec<u8>);
+
 /// Ids of one call of a script: more would hold up the claims behind it.
 const CALL: usize = 500;
 
@@ -235,7 +238,7 @@ impl LifeStore for Redis {
             self.look(Operation::Life, async |link| {
                 let mut scan = redis::cmd("HSCAN");
                 scan.arg(route.journal_key()).arg(cursor).arg("COUNT").arg(count);
-                let (next, found): (u64, Vec<(Vec<u8>, Vec<u8>)>) = scan.query_async(link).await?;
+                let (next, found): (u64, Vec<Field>) = scan.query_async(link).await?;
                 // An id that is not text was not claimed by hookgate.
                 let entries = found.into_iter().filter_map(|(id, entry)| {
                     let entry = String::from_utf8_lossy(&entry).into_owned();
