@@ -70,7 +70,7 @@ class Scripts:
         assert self.redis.send(*claim, *ids)[0] == b"n" * IDS
         if self.new:
             keys = [KEYS[1], KEYS[3]] if self.journal else [KEYS[1]]
-            sequences = [str(number * IDS + place) for place in range(IDS)]
+            sequences = [" ".join(str(number * IDS + place) for place in range(IDS))] if self.journal else []
             settle = ["EVALSHA", self.settle, len(keys), *keys, *ids, *tokens, *sequences]
         else:
             settle = ["EVALSHA", self.settle, 1, KEYS[1], *ids, *tokens]

@@ -193,14 +193,7 @@ async fn serve(
         tracer.clone(),
     )
     .start(&settings.routes, &shutdown.watch(), &background);
-    let (mut acks, mut release) = (None, None);
-    if let Some(LifeStores { life, letters }) = &stores.life {
-        let keeper = open_keeper(&settings, life, &stores.pending, &publisher, &metrics);
-        let releases = Releases::new(keeper.clone(), Arc::new(settings.routes.clone()));
-        release = Some(release_at_admin(releases.clone()));
-        offer_releases(&settings, releases, &shutdown, &background);
-        acks = follow_life(&settings, keeper, Arc::clone(letters), &metrics, &shutdown, &background).await?;
-    }
+    let (acks, release) = look_after_life(&settings, &stores, &publisher, &metrics, &shutdown, &background).await?;
     let (routes, verifiers) = (Arc::new(settings.routes.clone()), Arc::new(settings.verifiers.clone()));
     let specifications = Specifications::new(&routes, &verifiers, address.port());
     let known =
@@ -271,16 +264,29 @@ async fn serve(
     Ok((shutdown, drain))
 }
 
-/// What releases ids and claims them again.
-fn open_keeper(
+/// Offers the release of ids, and starts what looks after pending ones. Whether acknowledgements can be read, where they release
+/// ids; and what releases ids at the admin address.
+async fn look_after_life(
     settings: &Settings,
-    life: &Arc<dyn LifeStore>,
-    pending: &Arc<dyn PendingStore>,
+    stores: &Stores,
     publisher: &Arc<dyn Publisher>,
     metrics: &Metrics,
-) -> Keeper {
-    let (life, pending, publisher) = (Arc::clone(life), Arc::clone(pending), Arc::clone(publisher));
-    Keeper::new(life, pending, publisher, settings.policy.ack_timeout, metrics.clone())
+    shutdown: &Shutdown,
+    background: &TaskTracker,
+) -> Result<(Option<watch::Receiver<Contact>>, Option<ReleaseId>), AppError> {
+    let Some(LifeStores { life, letters }) = &stores.life else { return Ok((None, None)) };
+    let keeper = Keeper::new(
+        Arc::clone(life),
+        Arc::clone(&stores.pending),
+        Arc::clone(publisher),
+        settings.policy.ack_timeout,
+        metrics.clone(),
+    );
+    let releases = Releases::new(keeper.clone(), Arc::new(settings.routes.clone()));
+    let at_admin = release_at_admin(releases.clone());
+    offer_releases(settings, releases, shutdown, background);
+    let acks = follow_life(settings, keeper, Arc::clone(letters), metrics, shutdown, background).await?;
+    Ok((acks, Some(at_admin)))
 }
 
 /// Starts what looks after pending ids. Where acknowledgements release them: whether these can be read.

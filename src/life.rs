@@ -133,15 +133,13 @@ pub struct Known {
 }
 
 impl Known {
-    /// Its next redelivery; nothing if its journal entry was not written by hookgate.
+    /// Its next redelivery: the first one, if its journal entry was not written by hookgate.
     #[must_use]
-    pub fn redelivery(&self) -> Option<Reclaim> {
-        let redelivered = match self.journal.as_deref() {
-            None => 0,
-            Some(entry) => JournalEntry::parse(entry)?.redelivered,
-        };
+    pub fn redelivery(&self) -> Reclaim {
+        let entry = self.journal.as_deref().and_then(JournalEntry::parse);
+        let redelivered = entry.map_or(0, |entry| entry.redelivered);
         let why = ReclaimWhy::Redelivery { seen: self.journal.clone(), number: redelivered.saturating_add(1) };
-        Some(Reclaim { id: self.id.clone(), why })
+        Reclaim { id: self.id.clone(), why }
     }
 }
 
@@ -270,9 +268,6 @@ pub trait LifeStore: Send + Sync {
 
     /// How much there is of a route.
     fn life_counts<'a>(&'a self, route: &'a Route) -> BoxFuture<'a, Result<LifeCounts, StoreError>>;
-
-    /// Number of pending ids.
-    fn pending_count<'a>(&'a self, route: &'a Route) -> BoxFuture<'a, Result<usize, StoreError>>;
 
     /// What the last look through the journal found, by whatever replica, and how far the present one is; nothing if there was none.
     fn scan_result<'a>(&'a self, route: &'a Route) -> BoxFuture<'a, Result<Option<ScanResult>, StoreError>>;

@@ -6,8 +6,9 @@ use async_nats::Message;
 use futures_util::StreamExt;
 use redis::AsyncTypedCommands;
 use serde_json::json;
+use tokio::io::AsyncWriteExt;
 
-use crate::support::{Answer, Gate, OUTBOX, World, batch, eventually, in_time, run, try_exchange, within};
+use crate::support::{Answer, Gate, OUTBOX, PENDING, World, batch, eventually, in_time, run, try_exchange, within};
 
 const UPDATES: &str = "vmh:beteiligte:update_pending";
 const UPDATES_OUTBOX: &str = "{vmh:beteiligte:update_pending}:outbox";
@@ -194,11 +195,15 @@ impl World {
 
     /// The next message of a consumer.
     async fn next(&self, consumer: &str) -> Message {
+        self.next_of("HOOKGATE", consumer).await
+    }
+
+    async fn next_of(&self, stream: &str, consumer: &str) -> Message {
         let client = self.nats.client().await;
         let inbox = client.new_inbox();
         let mut answers = client.subscribe(inbox.clone()).await.expect("NATS answers");
         let request = json!({ "batch": 1, "expires": 20_000_000_000_u64 }).to_string();
-        let subject = format!("$JS.API.CONSUMER.MSG.NEXT.HOOKGATE.{consumer}");
+        let subject = format!("$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer}");
         client.publish_with_reply(subject, inbox, request.into()).await.expect("NATS takes it");
         in_time("an event comes", answers.next()).await.expect("NATS answers")
     }
@@ -373,6 +378,8 @@ async fn an_id_that_nobody_releases_becomes_a_dead_letter() {
     // Another replica looks, and says nothing new.
     drop(gate);
     let mut link = world.redis.connection().await;
+    link.del("{vmh:beteiligte:update_pending}:journal-scan").await.expect("Redis answers");
+    let mut link = world.redis.connection().await;
     let mut before = link.get(SCAN).await.expect("Redis answers");
     let _gate = world.gate(&settings).await;
     for _ in 0..2 {
@@ -442,4 +449,423 @@ async fn the_admin_address_releases_ids() {
     let metrics = gate.probe("/metrics").await;
     let series = "hookgate_released_total{route=\"vmh/beteiligte/update\",by=\"admin\"} 3";
     assert!(metrics.text().contains(series), "{}", metrics.text());
+}
+
+impl World {
+    /// A gate with one consumer, whose acknowledgements release ids.
+    async fn gate_with(&self, consumer: &str, more: &str) -> Gate {
+        let gate = self.gate_unready(&on_ack(&format!("{consumer:?}"), more)).await;
+        eventually("there is a stream", async || self.nats.stream("HOOKGATE").await).await;
+        self.consumer(consumer, json!({})).await;
+        gate.wait_ready().await;
+        gate
+    }
+
+    /// Publishes a sample that no server sent.
+    async fn forge(&self, subject: &str, sample: &str) {
+        let client = self.nats.client().await;
+        let subject = format!("$JS.EVENT.METRIC.CONSUMER.ACK.HOOKGATE.{subject}");
+        client.publish(subject, sample.to_owned().into()).await.expect("NATS takes it");
+        client.flush().await.expect("NATS takes it");
+    }
+
+    /// Everything that was told until now has been carried out.
+    async fn all_is_carried_out(&self) {
+        eventually("what was told is carried out", async || {
+            let info = self.nats.api("CONSUMER.INFO.hookgate_acks.hookgate", &json!({})).await;
+            (info["num_pending"] == 0 && info["num_ack_pending"] == 0).then_some(())
+        })
+        .await;
+    }
+}
+
+/// A stream that was deleted since, another one that nobody may read, and what is no sample at all.
+#[tokio::test]
+async fn a_sample_that_says_nothing_holds_up_no_other() {
+    let world = World::start().await;
+    let gate = world.gate_with("sync", "").await;
+    change(&gate, "a").await;
+    for sample in [
+        json!({ "stream": "GONE", "consumer": "sync", "stream_seq": 1, "deliveries": 1 }),
+        json!({ "stream": "HOOKGATE", "consumer": "sync", "stream_seq": 0, "deliveries": 1 }),
+        json!({ "stream": "HOOKGATE", "consumer": "sync", "stream_seq": u64::MAX, "deliveries": 1 }),
+        json!({ "stream": "HOOKGATE", "consumer": "", "stream_seq": 1, "deliveries": 1 }),
+        json!({ "stream": "", "consumer": "sync", "stream_seq": 1 }),
+        json!({ "stream": "a b.>", "consumer": "sync", "stream_seq": 1 }),
+        json!({ "stream": "HOOKGATE", "consumer": "sync", "stream_seq": -1 }),
+        json!("a\r\nb"),
+    ] {
+        world.forge("x", &sample.to_string()).await;
+    }
+    world.forge("x", "").await;
+    world.all_is_carried_out().await;
+    assert_eq!(world.redis.pending(UPDATES).await.len(), 1, "the consumer has answered nothing");
+    let event = world.next("sync").await;
+    world.answer(&event, "+ACK").await;
+    world.nothing_is_pending().await;
+}
+
+/// Anybody who may publish to the stream can put a message there whose headers are none.
+#[tokio::test]
+async fn an_answer_about_a_message_that_can_not_be_read_holds_up_no_other() {
+    let world = World::start().await;
+    let gate = world.gate_with("sync", "").await;
+    world.consumer("sync", json!({ "filter_subject": "vmh.beteiligte.update" })).await;
+    let mut raw = tokio::net::TcpStream::connect(("127.0.0.1", world.nats.port())).await.expect("NATS listens");
+    let message = b"HPUB vmh.other.update 24 26\r\nNATS/1.0\r\nno header\xff\r\n\r\nxx\r\n";
+    raw.write_all(b"CONNECT {\"verbose\":false,\"headers\":true}\r\n").await.expect("NATS reads");
+    raw.write_all(message).await.expect("NATS reads");
+    eventually("it is stored", async || {
+        let info = world.nats.api("STREAM.INFO.HOOKGATE", &json!({})).await;
+        (info["state"]["last_seq"] == 1).then_some(())
+    })
+    .await;
+    let sample = json!({ "stream": "HOOKGATE", "consumer": "all", "stream_seq": 1, "deliveries": 1 });
+    world.forge("all", &sample.to_string()).await;
+    change(&gate, "a").await;
+    let event = world.next("sync").await;
+    world.answer(&event, "+ACK").await;
+    world.nothing_is_pending().await;
+}
+
+/// The server takes names that hookgate's journal separates consumers by.
+#[tokio::test]
+async fn a_consumer_with_an_odd_name_answers_for_nobody_else() {
+    const ODD: [&str; 5] = ["sync:a", "x,sync", "x:a,sync", ":", "sync;"];
+    let world = World::start().await;
+    let gate = world.gate_with("sync", "").await;
+    for name in ODD {
+        world.consumer(name, json!({})).await;
+    }
+    change(&gate, "a").await;
+    // What the journal says is read when the next one answers.
+    for name in ODD {
+        let event = world.next(name).await;
+        world.answer(&event, "+ACK").await;
+        world.all_is_carried_out().await;
+        assert_eq!(world.redis.pending(UPDATES).await.len(), 1, "{name} is not sync");
+    }
+    let event = world.next("sync").await;
+    world.answer(&event, "+ACK").await;
+    world.nothing_is_pending().await;
+}
+
+/// A stream with copies of the events, and a consumer of the same name there: what it acknowledges says nothing.
+#[tokio::test]
+async fn a_consumer_of_a_copy_answers_for_nobody_else() {
+    let world = World::start().await;
+    world.nats.create_raw("ARCHIVE", &json!({ "subjects": ["$JS.EVENT.>"], "storage": "memory" })).await;
+    let gate = world.gate_with("sync", "").await;
+    let mirror = json!({ "name": "COPY", "mirror": { "name": "HOOKGATE" }, "storage": "memory" });
+    let made = world.nats.api("STREAM.CREATE.COPY", &mirror).await;
+    assert!(made.get("error").is_none(), "{made}");
+    let consumer = json!({ "stream_name": "COPY", "config": {
+        "durable_name": "sync", "ack_policy": "explicit", "sample_freq": "100%", "deliver_policy": "all",
+    }});
+    let made = world.nats.api("CONSUMER.DURABLE.CREATE.COPY.sync", &consumer).await;
+    assert!(made.get("error").is_none(), "{made}");
+    change(&gate, "a").await;
+    let copy = world.next_of("COPY", "sync").await;
+    world.answer(&copy, "+ACK").await;
+    eventually("that is carried out", async || {
+        let info = world.nats.api("CONSUMER.INFO.ARCHIVE.hookgate", &json!({})).await;
+        (info["num_pending"] == 0
+            && info["num_ack_pending"] == 0
+            && info["delivered"]["consumer_seq"].as_u64() > Some(0))
+        .then_some(())
+    })
+    .await;
+    assert_eq!(world.redis.pending(UPDATES).await.len(), 1, "the consumer of the events has answered nothing");
+    let event = world.next("sync").await;
+    world.answer(&event, "+ACK").await;
+    world.nothing_is_pending().await;
+}
+
+/// An operator gives the events a stream of another name.
+#[tokio::test]
+async fn answers_are_found_when_the_events_move_to_another_stream() {
+    let world = World::start().await;
+    let gate = world.gate_with("sync", "").await;
+    change(&gate, "a").await;
+    let event = world.next("sync").await;
+    world.answer(&event, "+ACK").await;
+    world.nothing_is_pending().await;
+    world.nats.api("STREAM.DELETE.HOOKGATE", &json!({})).await;
+    world.nats.create_raw("OTHER", &json!({ "subjects": ["vmh.>"] })).await;
+    let consumer = json!({ "stream_name": "OTHER", "config": {
+        "durable_name": "sync", "ack_policy": "explicit", "sample_freq": "100%", "deliver_policy": "all",
+    }});
+    let made = world.nats.api("CONSUMER.DURABLE.CREATE.OTHER.sync", &consumer).await;
+    assert!(made.get("error").is_none(), "{made}");
+    let covered = within(Duration::from_secs(60), async || {
+        let subjects = world.nats.stream("hookgate_acks").await?.subjects;
+        subjects.iter().any(|subject| subject.contains(".OTHER.")).then_some(())
+    })
+    .await;
+    assert_eq!(covered, Some(()), "what is told there is kept");
+    eventually("it is taken", async || (gate.post_to(PATH, batch(["b"])).await.status == 200).then_some(())).await;
+    let event = world.next_of("OTHER", "sync").await;
+    world.answer(&event, "+ACK").await;
+    world.nothing_is_pending().await;
+}
+
+#[tokio::test]
+async fn a_mark_is_honoured_whatever_the_configuration_says_later() {
+    let world = World::start().await;
+    let gate = world.gate(&update("journal = false\nwhile_pending = \"skip\"")).await;
+    change(&gate, "a").await;
+    world.redis.settled(UPDATES_OUTBOX).await;
+    // A webhook marked it when the route said `coalesce`.
+    let mut link = world.redis.connection().await;
+    link.hset(MARKS, "a", "1").await.expect("Redis answers");
+    world.redis.release(UPDATES, "a").await;
+    eventually("it is published once more", async || (world.tokens("a").await.len() == 2).then_some(())).await;
+    assert_eq!(link.hlen(MARKS).await.expect("Redis answers"), 0);
+}
+
+/// Nobody can tell then whether its event was answered: one event more, and no more than that.
+#[tokio::test]
+async fn an_entry_that_says_nothing_costs_one_more_event() {
+    let world = World::start().await;
+    let gate = world.gate_with("sync", "max_redeliveries = 2").await;
+    let entries = |token: &str| {
+        [
+            "x".to_owned(),
+            String::new(),
+            "-1;-1;-1;-1;-1".to_owned(),
+            format!("{token};99999999999999999999999;1;;"),
+            format!("{token};;1;;sync:x"),
+            format!("{token};;x;;"),
+        ]
+    };
+    let ids = ["a", "b", "c", "d", "e", "f"];
+    assert_eq!(gate.post_to(PATH, batch(ids)).await.counts(), (6, 6));
+    world.redis.settled(UPDATES_OUTBOX).await;
+    let mut link = world.redis.connection().await;
+    for (place, id) in ids.into_iter().enumerate() {
+        let token = world.tokens(id).await.remove(0);
+        link.hset(JOURNAL, id, &entries(&token)[place]).await.expect("Redis answers");
+    }
+    let again = within(Duration::from_secs(60), async || {
+        for id in ids {
+            (world.tokens(id).await.len() == 2).then_some(())?;
+        }
+        Some(())
+    })
+    .await;
+    assert_eq!(again, Some(()), "{:?}", world.journal().await);
+    for _ in 0..12 {
+        let event = world.next("sync").await;
+        world.answer(&event, "+ACK").await;
+    }
+    world.nothing_is_pending().await;
+    assert_eq!(world.nats.events().await.len(), 12);
+}
+
+/// As one that waited while the stream was made again, and whose number names another event now.
+#[tokio::test]
+async fn an_answer_that_is_older_than_the_event_says_nothing() {
+    let world = World::start().await;
+    let gate = world.gate_with("sync", "").await;
+    change(&gate, "a").await;
+    let sample = json!({
+        "stream": "HOOKGATE", "consumer": "sync", "stream_seq": 1, "timestamp": "2026-01-01T00:00:00.123456789Z",
+    });
+    world.forge("sync", &sample.to_string()).await;
+    world.all_is_carried_out().await;
+    assert_eq!(world.redis.pending(UPDATES).await.len(), 1);
+    let event = world.next("sync").await;
+    world.answer(&event, "+ACK").await;
+    world.nothing_is_pending().await;
+}
+
+/// It would be given event after event.
+#[tokio::test]
+async fn a_consumer_that_never_samples_gets_as_many_events_as_allowed() {
+    let world = World::start().await;
+    let gate = world.gate_unready(&on_ack("\"sync\"", "max_redeliveries = 1")).await;
+    eventually("there is a stream", async || world.nats.stream("HOOKGATE").await).await;
+    world.consumer("sync", json!({ "sample_freq": "0%" })).await;
+    gate.wait_ready().await;
+    change(&gate, "a").await;
+    for count in 1..=2 {
+        let comes = async || (world.tokens("a").await.len() == count).then_some(());
+        assert_eq!(within(Duration::from_secs(60), comes).await, Some(()));
+        let event = world.next("sync").await;
+        world.answer(&event, "+ACK").await;
+    }
+    let said = "published again as often as allowed";
+    let said = within(Duration::from_secs(60), async || gate.log_line(said)).await;
+    assert!(said.is_some(), "{:?}", world.tokens("a").await);
+    assert_eq!(world.tokens("a").await.len(), 2);
+}
+
+/// 5,000 ids at once, of which one consumer terminates all.
+#[tokio::test]
+async fn thousands_of_answers_are_carried_out() {
+    const IDS: usize = 5000;
+    let world = World::start().await;
+    let gate = world.gate_unready(&on_ack("\"one\", \"two\"", "")).await;
+    eventually("there is a stream", async || world.nats.stream("HOOKGATE").await).await;
+    world.consumer("one", json!({})).await;
+    world.consumer("two", json!({})).await;
+    gate.wait_ready().await;
+    let odd = ["%", "a b", "\"", "\\", "ä€😀", ";", ",", ":a", "a;b,c:a", "{}", "*", "0", " ", "'", "[[", "]]", "%1"];
+    let ids = (0..IDS - odd.len()).map(|number| number.to_string() + "-x").chain(odd.map(ToOwned::to_owned));
+    let ids: Vec<_> = ids.collect();
+    let body = serde_json::to_string(&ids.iter().map(|id| json!({ "id": id })).collect::<Vec<_>>()).expect("JSON");
+    assert_eq!(gate.post_to(PATH, &body).await.counts(), (IDS as u64, IDS as u64));
+    let client = world.nats.client().await;
+    for (consumer, answer) in [("one", "+TERM"), ("two", "+ACK")] {
+        let inbox = client.new_inbox();
+        let mut answers = client.subscribe(inbox.clone()).await.expect("NATS answers");
+        let subject = format!("$JS.API.CONSUMER.MSG.NEXT.HOOKGATE.{consumer}");
+        let mut left = IDS;
+        while left > 0 {
+            let batch = left.min(500);
+            let request = json!({ "batch": batch, "expires": 20_000_000_000_u64 }).to_string();
+            client.publish_with_reply(subject.clone(), inbox.clone(), request.into()).await.expect("NATS takes it");
+            for _ in 0..batch {
+                let message = in_time("an event comes", answers.next()).await.expect("NATS answers");
+                let reply = message.reply.expect("it wants an answer");
+                client.publish(reply, answer.into()).await.expect("NATS takes it");
+            }
+            left -= batch;
+        }
+        client.flush().await.expect("NATS takes it");
+    }
+    world.nothing_is_pending().await;
+    assert_eq!(world.nats.events().await.len(), IDS);
+}
+
+/// Consumers that are named or no longer named: ids that have all answers now are free.
+#[tokio::test]
+async fn ids_are_free_when_the_consumer_that_is_waited_for_is_named_no_more() {
+    let world = World::start().await;
+    let mut gate = world.gate_unready(&on_ack("\"one\", \"two\"", "")).await;
+    eventually("there is a stream", async || world.nats.stream("HOOKGATE").await).await;
+    world.consumer("one", json!({})).await;
+    world.consumer("two", json!({})).await;
+    gate.wait_ready().await;
+    change(&gate, "a").await;
+    let one = world.next("one").await;
+    world.answer(&one, "+ACK").await;
+    world.all_is_carried_out().await;
+    gate.kill();
+    let mut gate = world.gate(&on_ack("\"one\"", "")).await;
+    let free =
+        within(Duration::from_secs(60), async || world.redis.pending(UPDATES).await.is_empty().then_some(())).await;
+    assert_eq!(free, Some(()));
+    change(&gate, "b").await;
+    gate.kill();
+    let gate = world.gate_unready(&on_ack("\"one\", \"three\"", "")).await;
+    let one = world.next("one").await;
+    world.answer(&one, "+ACK").await;
+    // It begins at the end of the stream, and never gets the event.
+    world.consumer("three", json!({ "deliver_policy": "new" })).await;
+    gate.wait_ready().await;
+    let again = within(Duration::from_secs(60), async || (world.tokens("b").await.len() == 2).then_some(())).await;
+    assert_eq!(again, Some(()));
+    for name in ["one", "three"] {
+        let event = world.next(name).await;
+        world.answer(&event, "+ACK").await;
+    }
+    world.nothing_is_pending().await;
+    assert_eq!(world.nats.events().await.len(), 3);
+}
+
+/// Both read all answers, and each carries them out.
+#[tokio::test]
+async fn two_installations_may_share_servers() {
+    let world = World::start().await;
+    let one = world.gate_with("sync", "").await;
+    let two = world.gate(&format!("instance = \"second\"\n{}", on_ack("\"sync\"", ""))).await;
+    for (gate, id) in [(&one, "a"), (&two, "b"), (&one, "c"), (&two, "c")] {
+        assert_eq!(change(gate, id).await, (1, 1));
+    }
+    for _ in 0..4 {
+        let event = world.next("sync").await;
+        world.answer(&event, "+ACK").await;
+    }
+    world.nothing_is_pending().await;
+    assert_eq!(world.nats.events().await.len(), 4);
+}
+
+/// What others wrote keeps the answers of one route from being carried out.
+#[tokio::test]
+async fn a_route_whose_answers_can_not_be_carried_out_holds_up_no_other() {
+    let world = World::start().await;
+    let create = "[[routes]]\nflow = \"vmh\"\nentity = \"beteiligte\"\naction = \"create\"\nrelease = \"ack\"\nconsumers = [\"sync\"]\n";
+    let gate = world.gate_with("sync", &format!("\n{create}")).await;
+    assert_eq!(gate.post(batch(["x"])).await.counts(), (1, 1));
+    world.redis.settled(OUTBOX).await;
+    let mut link = world.redis.connection().await;
+    let journal = "{vmh:beteiligte:create_pending}:journal";
+    link.set(journal, "nonsense").await.expect("Redis answers");
+    let event = world.next("sync").await;
+    world.answer(&event, "+ACK").await;
+    change(&gate, "a").await;
+    let event = world.next("sync").await;
+    world.answer(&event, "+ACK").await;
+    world.nothing_is_pending().await;
+    link.del(journal).await.expect("Redis answers");
+    // Nobody knows its claim any more: it is published again.
+    let again = within(Duration::from_secs(60), async || (world.tokens("x").await.len() == 2).then_some(())).await;
+    assert_eq!(again, Some(()));
+    let event = world.next("sync").await;
+    world.answer(&event, "+ACK").await;
+    eventually("it is free", async || world.redis.pending(PENDING).await.is_empty().then_some(())).await;
+}
+
+/// Only the token says which claim somebody has processed.
+#[tokio::test]
+async fn a_release_without_a_token_leaves_what_is_still_to_be_published() {
+    let world = World::start().await;
+    let soon = "server.request_deadline = \"2s\"\nserver.body_read_timeout = \"1s\"\nnats.ack_timeout = \"1s\"\noutbox.relay_after = \"3s\"";
+    let gate = world.gate(&format!("{soon}\n{}", update(""))).await;
+    change(&gate, "a").await;
+    world.redis.settled(UPDATES_OUTBOX).await;
+    // Claimed once more, and the replica died before it published.
+    let token = world.tokens("a").await.remove(0);
+    let claimed = format!("{}0123{}", &token[..28], &token[32..]);
+    let mut link = world.redis.connection().await;
+    link.hset(UPDATES_OUTBOX, "a", &claimed).await.expect("Redis answers");
+    let answer = service(&world, of_update(&json!({ "entity_id": "a" }))).await;
+    assert_eq!(answer, Ok(json!({ "released": ["a"], "not_pending": [], "republished": [] })));
+    eventually("its event comes", async || world.tokens("a").await.contains(&claimed).then_some(())).await;
+}
+
+#[tokio::test]
+async fn a_mark_that_has_waited_for_long_is_honoured_whatever_became_of_the_event_before() {
+    let world = World::start().await;
+    let gate = world.gate(&update("coalesce_max_wait = \"1s\"")).await;
+    change(&gate, "a").await;
+    world.redis.settled(UPDATES_OUTBOX).await;
+    let mut link = world.redis.connection().await;
+    link.hset(MARKS, "a", "1").await.expect("Redis answers");
+    eventually("it is published once more", async || (world.tokens("a").await.len() == 2).then_some(())).await;
+    assert_eq!(link.hlen(MARKS).await.expect("Redis answers"), 0);
+}
+
+/// The number of a message names another event then.
+#[tokio::test]
+async fn an_answer_is_for_one_event_also_when_the_stream_is_made_again() {
+    let world = World::start().await;
+    let gate = world.gate_with("sync", "").await;
+    change(&gate, "a").await;
+    world.redis.settled(UPDATES_OUTBOX).await;
+    world.nats.api("STREAM.DELETE.HOOKGATE", &json!({})).await;
+    world.nats.create_raw("HOOKGATE", &json!({ "subjects": ["vmh.>"] })).await;
+    world.consumer("sync", json!({})).await;
+    eventually("it is taken", async || (gate.post_to(PATH, batch(["b"])).await.status == 200).then_some(())).await;
+    world.redis.settled(UPDATES_OUTBOX).await;
+    let event = world.next("sync").await;
+    world.answer(&event, "+ACK").await;
+    eventually("it is free", async || (!world.redis.pending(UPDATES).await.contains("b")).then_some(())).await;
+    assert_eq!(world.redis.pending(UPDATES).await, ["a".to_owned()].into(), "nobody has answered that");
+    let again = within(Duration::from_secs(60), async || (!world.tokens("a").await.is_empty()).then_some(())).await;
+    assert_eq!(again, Some(()), "it is published again, since the stream lost it");
+    let event = world.next("sync").await;
+    world.answer(&event, "+ACK").await;
+    world.nothing_is_pending().await;
 }

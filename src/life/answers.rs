@@ -20,10 +20,13 @@ use crate::{
     failpoint,
     route::{Release, Route, RouteTable},
     shutdown::Phase,
+    supervision::supervise,
 };
 
 /// Messages that are read at the same time.
 const AT_ONCE: usize = 64;
+/// How much the clocks of two servers of NATS may differ: one says when the event was stored, the other when it was answered.
+const CLOCKS: Duration = Duration::from_secs(5);
 /// Between two attempts to carry answers out.
 const PAUSE: Duration = Duration::from_secs(1);
 
@@ -65,21 +68,25 @@ impl Answers {
         let leaving = async { phase.wait_for(|phase| *phase >= Phase::Refusing).await.is_ok() };
         tokio::select! {
             _ = leaving => {}
-            () = self.read() => {}
+            () = async { supervise!("carrying out what consumers answered", self.read()) } => {}
         }
     }
 
     async fn read(&self) {
+        let mut said = false;
         loop {
             let telling = self.consumers.told().await;
-            let mut said = false;
-            while let Err(error) = self.carry_out(&telling.told).await {
+            if let Err(error) = self.carry_out(&telling.told).await {
                 if !said {
                     warn!(%error, answers = telling.told.len(), "what consumers answered can't be carried out now; it is tried again");
-                    said = true;
                 }
+                said = true;
+                // It need not be so for what comes behind, which may be about another route.
+                self.consumers.put_off(telling.ticket).await;
                 tokio::time::sleep(PAUSE).await;
+                continue;
             }
+            said = false;
             failpoint::hit("after_answers");
             self.consumers.carried_out(telling.ticket).await;
         }
@@ -93,10 +100,19 @@ impl Answers {
         for told in told {
             let Some(at) = found.next().await else { break };
             let at = at?;
-            let AtSequence::Event { route, id, token } = at else {
+            // No configured consumer is named so, and the journal separates names thereby.
+            if told.consumer.contains([',', ':', ';']) {
+                continue;
+            }
+            let AtSequence::Event { route, id, token, stored } = at else {
                 debug!(stream = told.stream, sequence = told.sequence, "an answer about nothing that is there");
                 continue;
             };
+            if told.time.is_some_and(|time| time + CLOCKS < stored) {
+                // The stream was made again or restored, and the number was given to another event since.
+                debug!(stream = told.stream, sequence = told.sequence, "an answer that is older than the event");
+                continue;
+            }
             let Some((name, route)) = self.routes.get_key_value(route.as_str()) else { continue };
             if told.answer == Answer::GaveUp {
                 given_up.push((Arc::clone(route), id.clone(), told));
@@ -109,10 +125,13 @@ impl Answers {
             });
         }
         self.keep(&given_up).await?;
+        let mut outcome = Ok(());
         for (name, answers) in answers {
-            self.keeper.answer(&self.routes[name], &answers).await?;
+            // One route that can't be worked on does not hold up the others.
+            let answered = self.keeper.answer(&self.routes[name], &answers).await;
+            outcome = outcome.and(answered.map(drop).map_err(AnswersError::from));
         }
-        Ok(())
+        outcome
     }
 
     /// A letter first: whatever happens then, somebody will see it.

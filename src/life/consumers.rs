@@ -20,6 +20,8 @@ pub struct Told {
     pub answer: Answer,
     /// How often the event was delivered to it.
     pub deliveries: u64,
+    /// When the server said so, if it did.
+    pub time: Option<SystemTime>,
 }
 
 /// What was told, read together. It is told again until it was carried out.
@@ -42,6 +44,8 @@ pub enum AtSequence {
         id: String,
         /// Its token.
         token: Token,
+        /// When the stream stored it.
+        stored: SystemTime,
     },
     /// A message of somebody else.
     Foreign,
@@ -78,6 +82,9 @@ pub trait Consumers: Send + Sync {
 
     /// What was told has been carried out, and need not be told again.
     fn carried_out(&self, ticket: u64) -> BoxFuture<'_, ()>;
+
+    /// What was told can't be carried out now, and is to be told again soon.
+    fn put_off(&self, ticket: u64) -> BoxFuture<'_, ()>;
 
     /// What lies at a sequence of a stream.
     fn at<'a>(&'a self, stream: &'a str, sequence: u64) -> BoxFuture<'a, Result<AtSequence, ConsumersError>>;

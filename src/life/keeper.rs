@@ -124,8 +124,11 @@ impl Keeper {
         for (ConsumerAnswer { id, .. }, outcome) in answers.iter().zip(&outcomes) {
             match *outcome {
                 Answered::Released => released += 1,
-                Answered::Republished(token) => claims.push(OwnClaim { id: id.clone(), token }),
-                Answered::Waits | Answered::Kept | Answered::Stale => {}
+                // What is no id was not claimed by hookgate, and can't be published; the relay says so.
+                Answered::Republished(token) if EntityId::parse(id).is_some() => {
+                    claims.push(OwnClaim { id: id.clone(), token });
+                }
+                Answered::Republished(_) | Answered::Waits | Answered::Kept | Answered::Stale => {}
             }
         }
         let metrics = self.metrics.of(route);

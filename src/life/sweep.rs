@@ -11,6 +11,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use futures_util::future::join_all;
 use hashbrown::HashMap;
 use tokio::{
     sync::watch,
@@ -131,6 +132,22 @@ impl Sweep {
         tokio::select! {
             _ = leaving => {}
             () = async { supervise!("the look through what is pending", self.look(table)) } => {}
+            () = async { supervise!("the look through the marks", self.look_at_marks(table)) } => {}
+        }
+    }
+
+    /// Apart from the journals, each of which may take minutes.
+    async fn look_at_marks(&self, table: &RouteTable) {
+        let mut tick = tokio::time::interval(TICK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tick.tick().await;
+            let looks = table.routes().iter().map(|route| async move {
+                if let Err(error) = self.marks(route).await {
+                    debug!(%route, %error, "marks can't be looked at now");
+                }
+            });
+            join_all(looks).await;
         }
     }
 
@@ -151,7 +168,6 @@ impl Sweep {
     }
 
     async fn look_at(&self, route: &Arc<Route>, memory: &mut Memory) -> Result<(), StoreError> {
-        self.marks(route).await?;
         let store = self.keeper.store();
         let before = store.scan_result(route).await?;
         if let Some(result) = before {
@@ -180,7 +196,7 @@ impl Sweep {
         if !found.complete.is_empty() {
             self.keeper.answer(route, &found.complete).await?;
         }
-        let old: Vec<_> = found.old.iter().filter_map(Known::redelivery).collect();
+        let old: Vec<_> = found.old.iter().map(Known::redelivery).collect();
         self.reclaim(route, old, RepairedWhy::Old).await?;
         self.unanswered(route, memory, found.unanswered).await
     }
@@ -207,10 +223,10 @@ impl Sweep {
         Ok(())
     }
 
-    /// Publishes marked ids that are free, or have waited for long.
+    /// Publishes marked ids that are free, or have waited for long, whatever the configuration says now.
     async fn marks(&self, route: &Arc<Route>) -> Result<(), StoreError> {
-        let until = SystemTime::now() - route.life().coalesce_max_wait;
-        let until = until.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let until = SystemTime::now().checked_sub(route.life().coalesce_max_wait);
+        let until = until.unwrap_or(SystemTime::UNIX_EPOCH).duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let until = u64::try_from(until.as_millis()).unwrap_or(0);
         let mut cursor = 0;
         loop {
@@ -295,7 +311,9 @@ impl Sweep {
             }
             tokio::time::sleep(PAGE_PAUSE).await;
         }
-        if on_ack && progress.is_some() && store.pending_count(route).await? > found.pending {
+        // What is in flight has no entry yet.
+        let counts = store.life_counts(route).await?;
+        if on_ack && progress.is_some() && counts.pending > counts.in_flight + found.pending {
             self.without_entries(route, &mut found, memory).await?;
         }
         Ok(Some(found))
@@ -337,7 +355,7 @@ impl Sweep {
             let before = memory.suspects.remove(&known.id).filter(|(entry, _)| *entry == known.journal);
             let since = before.map_or(now, |(_, since)| since);
             if now - since >= SEEN_FOR {
-                due.extend(known.redelivery());
+                due.push(known.redelivery());
             }
             if suspects.len() < MAX_SUSPECTS {
                 suspects.insert(known.id, (known.journal, since));
@@ -375,8 +393,10 @@ impl Findings {
     /// Counts a pending id. Whether it wants a closer look.
     fn note(&mut self, route: &Route, journaled: &Journaled, progress: Option<&Progress>, memory: &Memory) -> bool {
         self.pending += 1;
-        // What others wrote there says nothing; `doctor` and `why` show it.
-        let Some(entry) = JournalEntry::parse(&journaled.entry) else { return false };
+        let Some(entry) = JournalEntry::parse(&journaled.entry) else {
+            // What others wrote there says nothing, not even that its event was answered; `doctor` and `why` show it.
+            return route.life().release == Release::Ack && progress.is_some();
+        };
         self.oldest = Some(self.oldest.map_or(entry.first_claimed, |oldest| oldest.min(entry.first_claimed)));
         match verdict(route, &entry, progress) {
             Verdict::Fine => false,
@@ -393,7 +413,12 @@ impl Findings {
         if !known.pending || known.in_flight.is_some() {
             return;
         }
-        let Some(entry) = known.journal.as_deref().and_then(JournalEntry::parse) else { return };
+        let Some(entry) = known.journal.as_deref().and_then(JournalEntry::parse) else {
+            if route.life().release == Release::Ack && progress.is_some() {
+                self.suspect(known, memory);
+            }
+            return;
+        };
         match verdict(route, &entry, progress) {
             Verdict::Fine => {}
             Verdict::Complete => {

@@ -302,16 +302,6 @@ impl LifeStore for Redis {
         .boxed()
     }
 
-    fn pending_count<'a>(&'a self, route: &'a Route) -> BoxFuture<'a, Result<usize, StoreError>> {
-        async move {
-            self.look(Operation::Life, async |link| {
-                redis::cmd("SCARD").arg(route.pending_key()).query_async(link).await
-            })
-            .await
-        }
-        .boxed()
-    }
-
     fn scan_result<'a>(&'a self, route: &'a Route) -> BoxFuture<'a, Result<Option<ScanResult>, StoreError>> {
         async move {
             let text: Option<String> = self

@@ -14,12 +14,15 @@ for place, id in ipairs(ids) do
   local what, seen, token, count, now = ARGV[at + 1], ARGV[at + 2], ARGV[at + 3], ARGV[at + 4], known[id]
   local letter = 'x'
   if what == 'e' then
-    if now.pending and not now.out and (now.entry or '') == seen then
-      -- It stays as old as it is.
+    if now.pending and not now.out and (now.raw or '') == seen then
+      -- It stays as old as it is, unless others wrote what says nothing.
       local first = ''
       if now.entry then
         first = string.match(now.entry, '^[^;]*;(%d+);')
-          or string.format('%d', tonumber(string.sub(now.token, 1, 12), 16) or 0)
+        if not first or #first > 15 then
+          local began = string.match(now.entry, '^%x%x%x%x%x%x%x%x%x%x%x%x')
+          first = began and string.format('%d', tonumber(began, 16)) or ''
+        end
       end
       claim(id, now, token, ';' .. first .. ';;' .. count .. ';')
       letter = 'c'
@@ -31,9 +34,9 @@ for place, id in ipairs(ids) do
       unmark(id, now)
       letter = 'c'
     end
-  elseif not now.pending and not now.out and now.entry == seen then
+  elseif not now.pending and not now.out and now.raw == seen then
     forgotten[#forgotten + 1] = id
-    now.entry, now.token = nil, nil
+    now.entry, now.raw, now.token = nil, nil, nil
     letter = 'd'
   end
   letters[place] = letter

@@ -11,7 +11,7 @@ use std::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
-    time::{Duration, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use async_nats::{
@@ -59,10 +59,16 @@ const EVERYTHING: &str = "$JS.EVENT.>";
 const TOGETHER: usize = 500;
 /// How long what was read may take to be carried out before another replica gets it.
 const ACK_WAIT: Duration = Duration::from_secs(60);
+/// When what could not be carried out is read again.
+const PUT_OFF: Duration = Duration::from_secs(5);
 /// How long the stream made here keeps what nobody read.
 const MAX_AGE: Duration = Duration::from_secs(24 * 3600);
 /// Between two attempts to begin.
 const PAUSE: Duration = Duration::from_secs(1);
+/// How often it is asked which streams hold the events, at most, when a sample names another one.
+const ASK_AGAIN: Duration = Duration::from_secs(5);
+/// How often it is looked whether what is read still covers the events: they may go into another stream now.
+const LOOK_AGAIN: Duration = Duration::from_secs(20);
 
 /// How this installation reads them.
 #[derive(Debug, Clone)]
@@ -82,8 +88,12 @@ pub struct Acks {
     settings: AcksSettings,
     routes: Vec<Arc<Route>>,
     reader: AsyncMutex<Option<Reader>>,
+    /// When it was looked whether that covers everything.
+    looked: Mutex<Instant>,
     /// Streams that are read.
     streams: Mutex<Vec<String>>,
+    /// Streams that hold events of the routes, and when that was asked last.
+    events: AsyncMutex<(BTreeSet<String>, Option<Instant>)>,
     tickets: Mutex<HashMap<u64, Vec<Message>>>,
     next_ticket: AtomicU64,
     report: Reporter,
@@ -120,7 +130,9 @@ impl Acks {
             settings,
             routes: table.routes().iter().filter(on_ack).cloned().collect(),
             reader: AsyncMutex::new(None),
+            looked: Mutex::new(Instant::now()),
             streams: Mutex::default(),
+            events: AsyncMutex::default(),
             tickets: Mutex::default(),
             next_ticket: AtomicU64::new(0),
             report: Reporter::new("acks"),
@@ -135,6 +147,45 @@ impl Acks {
 
     fn api(&self) -> &Api {
         self.history.api()
+    }
+
+    /// Replies to all messages of a ticket; why one of them could not be sent.
+    async fn reply(&self, ticket: u64, reply: AckKind) -> Option<async_nats::Error> {
+        let messages = self.tickets.lock().unwrap_or_else(PoisonError::into_inner).remove(&ticket).unwrap_or_default();
+        let replies = messages.iter().map(|message| message.ack_with(reply));
+        join_all(replies).await.into_iter().find_map(Result::err)
+    }
+
+    /// Whether events of the routes are in this stream. A mirror or an archive may have copies of them, and a consumer of the same
+    /// name; what those answer says nothing here.
+    async fn is_of_events(&self, stream: &str) -> Result<bool, ConsumersError> {
+        let mut events = self.events.lock().await;
+        let (streams, asked) = &mut *events;
+        if !streams.contains(stream) && asked.is_none_or(|asked| asked.elapsed() >= ASK_AGAIN) {
+            for route in &self.routes {
+                let names = stream::names_of_covering(self.api(), route.subject()).await;
+                streams.extend(names.map_err(|error| ConsumersError(error.to_string()))?);
+            }
+            *asked = Some(Instant::now());
+        }
+        Ok(streams.contains(stream))
+    }
+
+    /// Whether what is read covers what is told; where it does not, reading has to begin again.
+    async fn is_covered(&self) -> bool {
+        match covering(self.api(), &self.routes, &self.settings, Make::Yes).await {
+            Ok(covering) => {
+                self.report.set(Contact::Up);
+                let read = self.streams.lock().unwrap_or_else(PoisonError::into_inner);
+                covering.keys().eq(read.iter())
+            }
+            Err(contact) => {
+                if matches!(contact, Contact::Refused(_)) {
+                    self.report.set(contact);
+                }
+                true
+            }
+        }
     }
 
     /// Finds or makes the streams, and begins to read.
@@ -316,6 +367,8 @@ struct Said {
     stream_seq: u64,
     #[serde(default)]
     deliveries: u64,
+    #[serde(default)]
+    timestamp: Option<String>,
 }
 
 /// What a message of the stream says; nothing if it is about something else. The reason that a consumer gives may hold
@@ -328,8 +381,9 @@ fn read(message: &Message) -> Option<Told> {
     } else {
         return None;
     };
-    let Said { stream, consumer, stream_seq, deliveries } = serde_json::from_slice(&message.payload).ok()?;
-    Some(Told { stream, consumer, sequence: stream_seq, answer, deliveries })
+    let Said { stream, consumer, stream_seq, deliveries, timestamp } = serde_json::from_slice(&message.payload).ok()?;
+    let time = timestamp.and_then(|time| humantime::parse_rfc3339_weak(&time).ok());
+    Some(Told { stream, consumer, sequence: stream_seq, answer, deliveries, time })
 }
 
 impl Consumers for Acks {
@@ -337,6 +391,14 @@ impl Consumers for Acks {
         async move {
             let mut reader = self.reader.lock().await;
             loop {
+                if reader.is_some()
+                    && self.looked.lock().unwrap_or_else(PoisonError::into_inner).elapsed() >= LOOK_AGAIN
+                {
+                    *self.looked.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+                    if !self.is_covered().await {
+                        *reader = None;
+                    }
+                }
                 if reader.is_none() {
                     match self.begin().await {
                         Ok(new) => {
@@ -351,7 +413,10 @@ impl Consumers for Acks {
                     }
                 }
                 let next = match reader.as_mut() {
-                    Some(reader) => reader.next().await,
+                    Some(reader) => match tokio::time::timeout(LOOK_AGAIN, reader.next()).await {
+                        Ok(next) => next,
+                        Err(_elapsed) => continue,
+                    },
                     None => None,
                 };
                 let (mut messages, mut problem) = (Vec::new(), next.is_none().then(|| "it ended".to_owned()));
@@ -381,18 +446,24 @@ impl Consumers for Acks {
     }
 
     fn carried_out(&self, ticket: u64) -> BoxFuture<'_, ()> {
-        let messages = self.tickets.lock().unwrap_or_else(PoisonError::into_inner).remove(&ticket).unwrap_or_default();
         async move {
-            let acks = messages.iter().map(|message| message.ack_with(AckKind::Ack));
-            if let Some(error) = join_all(acks).await.into_iter().find_map(Result::err) {
+            if let Some(error) = self.reply(ticket, AckKind::Ack).await {
                 warn!(%error, "what consumers answered was carried out, and will be read again");
             }
         }
         .boxed()
     }
 
+    fn put_off(&self, ticket: u64) -> BoxFuture<'_, ()> {
+        // Where that does not arrive, it is told again after `ACK_WAIT`.
+        self.reply(ticket, AckKind::Nak(Some(PUT_OFF))).map(drop).boxed()
+    }
+
     fn at<'a>(&'a self, stream: &'a str, sequence: u64) -> BoxFuture<'a, Result<AtSequence, ConsumersError>> {
         async move {
+            if !self.is_of_events(stream).await? {
+                return Ok(AtSequence::Foreign);
+            }
             let found = self.history.message(stream, sequence).await;
             let found = found.map_err(|error| {
                 self.denial.send_replace(None);
@@ -400,9 +471,12 @@ impl Consumers for Acks {
             })?;
             Ok(match found {
                 history::AtSequence::Event(event) => match event.route() {
-                    Some(route) => {
-                        AtSequence::Event { route: route.to_owned(), id: event.id.clone(), token: event.token }
-                    }
+                    Some(route) => AtSequence::Event {
+                        route: route.to_owned(),
+                        id: event.id.clone(),
+                        token: event.token,
+                        stored: event.time,
+                    },
                     None => AtSequence::Foreign,
                 },
                 history::AtSequence::Foreign => AtSequence::Foreign,

@@ -197,29 +197,42 @@ impl History {
     /// # Errors
     /// If NATS does not say.
     pub async fn message(&self, stream: &str, sequence: u64) -> Result<AtSequence, HistoryError> {
-        let found = self.get(stream, &json!({ "seq": sequence })).await?;
-        Ok(match found.map(|message| message.stored(&Arc::from(stream))) {
+        let found = match self.ask_for(stream, &json!({ "seq": sequence })).await? {
+            Ok(found) => found,
+            // The stream was deleted; or it is no sequence that a message can have.
+            Err(error) if error.is(ErrorCode::STREAM_NOT_FOUND) || error.is(ErrorCode::BAD_REQUEST) => None,
+            Err(error) => return Err(failed(stream, &error)),
+        };
+        // Anybody may publish what can't be read.
+        Ok(match found.map(|message| StreamMessage::try_from(message).ok()) {
             None => AtSequence::Gone,
-            Some(None) => AtSequence::Foreign,
-            Some(Some(event)) => AtSequence::Event(Box::new(event)),
+            Some(message) => match message.and_then(|message| Message::from(message).stored(&Arc::from(stream))) {
+                None => AtSequence::Foreign,
+                Some(event) => AtSequence::Event(Box::new(event)),
+            },
         })
     }
 
     /// One message, if there is one.
     async fn get(&self, stream: &str, which: &Value) -> Result<Option<Message>, HistoryError> {
+        let found = self.ask_for(stream, which).await?.map_err(|error| failed(stream, &error))?;
+        let message = found.map(StreamMessage::try_from).transpose().map_err(|error| failed(stream, &error))?;
+        Ok(message.map(Message::from))
+    }
+
+    /// One message as the server gives it, or what it says instead.
+    async fn ask_for(&self, stream: &str, which: &Value) -> Result<Result<Option<RawMessage>, ApiError>, HistoryError> {
         #[derive(Deserialize)]
         struct Answer {
             message: RawMessage,
         }
-        let failed =
-            |problem: String| HistoryError::Api { operation: "read a message of", name: stream.to_owned(), problem };
         let answer = match self.allowed(self.api.ask(format!("STREAM.MSG.GET.{stream}"), which)).await? {
-            Err(error) if error.is(ErrorCode::NO_MESSAGE_FOUND) => return Ok(None),
-            answer => answer.map_err(|error| failed(error.to_string()))?,
+            Err(error) if error.is(ErrorCode::NO_MESSAGE_FOUND) => return Ok(Ok(None)),
+            Err(error) => return Ok(Err(error)),
+            Ok(answer) => answer,
         };
-        let answer = Answer::deserialize(answer).map_err(|error| failed(error.to_string()))?;
-        let message = StreamMessage::try_from(answer.message).map_err(|error| failed(error.to_string()))?;
-        Ok(Some(Message::from(message)))
+        let answer = Answer::deserialize(answer).map_err(|error| failed(stream, &error))?;
+        Ok(Ok(Some(answer.message)))
     }
 
     async fn info(&self, stream: &str) -> Result<Option<StreamInfo>, HistoryError> {
@@ -245,6 +258,10 @@ impl History {
             denial = denial => Err(HistoryError::Denied(denial)),
         }
     }
+}
+
+fn failed(stream: &str, problem: &dyn std::fmt::Display) -> HistoryError {
+    HistoryError::Api { operation: "read a message of", name: stream.to_owned(), problem: problem.to_string() }
 }
 
 fn of_stream(error: StreamError) -> HistoryError {

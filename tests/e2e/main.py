@@ -457,7 +457,9 @@ def main():
                 print(f"{name:<24} left out: {why}", flush=True)
                 continue
             began, probes_before, problems = time.monotonic(), unhealthy(), []
-            sender = Sender(targets, HOST, trusted, name, **SENDERS.get(scenario, {}))
+            # A load balancer sends nothing to a node that is dead, or that is not back yet.
+            to = targets[:-1] if scenario is node_dies else targets
+            sender = Sender(to, HOST, trusted, name, **SENDERS.get(scenario, {}))
             try:
                 scenario(sender)
                 progress(sender, 200)

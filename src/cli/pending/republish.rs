@@ -306,7 +306,7 @@ impl Work<'_> {
         let mut reclaims = Vec::new();
         for known in &known {
             let good = EntityId::parse(&known.id).is_some();
-            let outcome = match known.redelivery().filter(|_| good) {
+            let outcome = match Some(known.redelivery()).filter(|_| good) {
                 _ if !known.pending => Outcome::NotPending,
                 _ if known.in_flight.is_some() => Outcome::InFlight,
                 None => Outcome::ForeignJournal,
