@@ -1,6 +1,9 @@
 //! What becomes of an id after its claim: further webhooks while it is pending, and its release.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::BTreeMap,
+    time::{Duration, SystemTime},
+};
 
 use async_nats::Message;
 use futures_util::StreamExt;
@@ -16,6 +19,12 @@ const JOURNAL: &str = "{vmh:beteiligte:update_pending}:journal";
 const SCAN: &str = "{vmh:beteiligte:update_pending}:scan";
 const MARKS: &str = "{vmh:beteiligte:update_pending}:marks";
 const PATH: &str = "/vmh/webhook/beteiligte/update";
+
+/// As a mark of a moment ago has it.
+fn now_millis() -> String {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).expect("it is later");
+    now.as_millis().to_string()
+}
 
 /// An update route, and what else it says.
 fn update(more: &str) -> String {
@@ -237,6 +246,7 @@ async fn an_id_is_free_once_its_consumer_has_acknowledged() {
     assert_eq!(change(&gate, "a").await, (1, 1));
     world.answer(&event, "+ACK").await;
     let second = world.next("sync").await;
+    world.all_is_carried_out().await;
     assert_eq!(world.redis.pending(UPDATES).await.len(), 1, "the answer was for the first event");
     world.answer(&second, "+ACK").await;
     world.nothing_is_pending().await;
@@ -351,7 +361,7 @@ async fn a_mark_is_honoured_after_a_plain_srem() {
     change(&gate, "a").await;
     world.redis.settled(UPDATES_OUTBOX).await;
     let mut link = world.redis.connection().await;
-    link.hset(MARKS, "a", "1").await.expect("Redis answers");
+    link.hset(MARKS, "a", now_millis()).await.expect("Redis answers");
     world.redis.release(UPDATES, "a").await;
     eventually("it is published once more", async || (world.tokens("a").await.len() == 2).then_some(())).await;
     assert_eq!(link.hlen(MARKS).await.expect("Redis answers"), 0);
@@ -617,7 +627,7 @@ async fn a_mark_is_honoured_whatever_the_configuration_says_later() {
     world.redis.settled(UPDATES_OUTBOX).await;
     // A webhook marked it when the route said `coalesce`.
     let mut link = world.redis.connection().await;
-    link.hset(MARKS, "a", "1").await.expect("Redis answers");
+    link.hset(MARKS, "a", now_millis()).await.expect("Redis answers");
     world.redis.release(UPDATES, "a").await;
     eventually("it is published once more", async || (world.tokens("a").await.len() == 2).then_some(())).await;
     assert_eq!(link.hlen(MARKS).await.expect("Redis answers"), 0);
@@ -868,4 +878,98 @@ async fn an_answer_is_for_one_event_also_when_the_stream_is_made_again() {
     let event = world.next("sync").await;
     world.answer(&event, "+ACK").await;
     world.nothing_is_pending().await;
+}
+
+/// What consumers answer is not kept for a while, and the number of events stays bounded; when it is kept again, the ids are free.
+#[tokio::test]
+async fn a_full_acks_stream_costs_as_many_events_as_allowed() {
+    let world = World::start().await;
+    let acks =
+        json!({ "subjects": ["$JS.EVENT.METRIC.>", "$JS.EVENT.ADVISORY.CONSUMER.>"], "max_msgs": 1, "discard": "new" });
+    world.nats.create_raw("FULL", &acks).await;
+    let gate = world.gate_with("sync", "max_redeliveries = 1").await;
+    world.forge("x", "full").await;
+    assert_eq!(gate.post_to(PATH, batch(["a", "b", "c"])).await.counts(), (3, 3));
+    for _ in 0..3 {
+        let event = world.next("sync").await;
+        world.answer(&event, "+ACK").await;
+    }
+    let again = within(Duration::from_secs(60), async || (world.nats.events().await.len() == 6).then_some(())).await;
+    assert_eq!(again, Some(()));
+    world.nats.update_raw("FULL", &json!({ "max_msgs": 1000 })).await;
+    for _ in 0..3 {
+        let event = world.next("sync").await;
+        world.answer(&event, "+ACK").await;
+    }
+    world.nothing_is_pending().await;
+    assert_eq!(world.nats.events().await.len(), 6);
+}
+
+/// Sequences are given once more, to other events, and the consumers are as far as they were then.
+#[tokio::test]
+async fn a_stream_that_is_restored_from_a_backup_releases_nothing_that_was_not_answered() {
+    let world = World::start().await;
+    let gate = world.gate_with("sync", "").await;
+    change(&gate, "a").await;
+    let backup = world.backup().await;
+    for id in ["b", "c"] {
+        change(&gate, id).await;
+    }
+    world.redis.settled(UPDATES_OUTBOX).await;
+    // Else it would make the stream again.
+    gate.signal("STOP");
+    world.nats.api("STREAM.DELETE.HOOKGATE", &json!({})).await;
+    world.restore(backup).await;
+    gate.signal("CONT");
+    // At the sequence that the event of `b` had.
+    eventually("it is taken", async || (gate.post_to(PATH, batch(["d"])).await.status == 200).then_some(())).await;
+    world.redis.settled(UPDATES_OUTBOX).await;
+    for id in ["a", "d"] {
+        let event = world.next("sync").await;
+        world.answer(&event, "+ACK").await;
+        eventually("it is free", async || (!world.redis.pending(UPDATES).await.contains(id)).then_some(())).await;
+    }
+    assert_eq!(world.redis.pending(UPDATES).await, ["b".to_owned(), "c".to_owned()].into());
+    let again = within(Duration::from_secs(60), async || (world.nats.events().await.len() == 4).then_some(())).await;
+    assert_eq!(again, Some(()), "what the stream lost is published again");
+    for _ in 0..2 {
+        let event = world.next("sync").await;
+        world.answer(&event, "+ACK").await;
+    }
+    world.nothing_is_pending().await;
+}
+
+/// What the server says of a stream, and its data.
+type Backup = (serde_json::Value, Vec<Message>);
+
+impl World {
+    async fn backup(&self) -> Backup {
+        let client = self.nats.client().await;
+        let inbox = client.new_inbox();
+        let mut data = client.subscribe(inbox.clone()).await.expect("NATS answers");
+        let what = self.nats.api("STREAM.SNAPSHOT.HOOKGATE", &json!({ "deliver_subject": inbox })).await;
+        let mut parts = Vec::new();
+        loop {
+            let part = in_time("a part of the backup comes", data.next()).await.expect("NATS answers");
+            if part.payload.is_empty() {
+                return (what, parts);
+            }
+            if let Some(reply) = part.reply.clone() {
+                client.publish(reply, "".into()).await.expect("NATS takes it");
+            }
+            parts.push(part);
+        }
+    }
+
+    async fn restore(&self, (what, parts): Backup) {
+        let client = self.nats.client().await;
+        let request = json!({ "config": what["config"], "state": what["state"] });
+        let begun = self.nats.api("STREAM.RESTORE.HOOKGATE", &request).await;
+        let to = begun["deliver_subject"].as_str().unwrap_or_else(|| panic!("{begun}")).to_owned();
+        for part in parts {
+            client.request(to.clone(), part.payload).await.expect("NATS takes it");
+        }
+        let done = client.request(to, "".into()).await.expect("NATS takes it");
+        assert!(!String::from_utf8_lossy(&done.payload).contains("\"error\""), "{:?}", done.payload);
+    }
 }
