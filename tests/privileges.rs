@@ -85,7 +85,9 @@ const REDIS: [(&str, Step); 25] = [
 #[tokio::test]
 async fn with_one_permission_of_redis_less_something_fails() {
     let whole = Acl::hookgate();
-    assert_eq!(whole.grants(), REDIS.map(|(word, _)| word), "this table has every word of the file");
+    let mut every = whole.grants();
+    every.retain(|word| !release::NEEDS_OF_REDIS.iter().any(|(other, _)| other == word));
+    assert_eq!(every, REDIS.map(|(word, _)| word), "this table and that of releases have every word of the file");
     for chunk in REDIS.chunks(4) {
         let tried = chunk.iter().map(async |(word, expected)| {
             let (world, access) = Access::start(&whole.without(word), &Permissions::hookgate()).await;

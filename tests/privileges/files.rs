@@ -151,11 +151,6 @@ impl Access {
         format!("nats.user = \"tests\"\nnats.password_file = \"{}\"\n", self.file("tests").display())
     }
 
-    /// Settings of somebody with these permissions in NATS, who may do everything in Redis.
-    pub(super) fn of_nats(&self) -> String {
-        format!("nats.user = \"{}\"\nnats.password_file = \"{}\"\n", self.nats, self.file("right").display())
-    }
-
     fn file(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }

@@ -1,12 +1,13 @@
-//! What hookgate needs of NATS beyond its job, for `release = "ack"` and for releases over NATS.
+//! What hookgate needs of NATS and Redis beyond its job, for `release = "ack"` and for releases over NATS.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use async_nats::jetstream::{
     consumer::{AckPolicy, PullConsumer, pull},
     stream::Config,
 };
 use futures_util::StreamExt;
+use redis::AsyncTypedCommands;
 use serde_json::json;
 
 use super::files::{Access, Acl, Permissions};
@@ -50,6 +51,9 @@ pub(super) const NEEDS: [(&str, Lack); 10] = [
     ("$SRV.>", Lack::Found),
 ];
 
+/// Of Redis.
+pub(super) const NEEDS_OF_REDIS: [(&str, Lack); 2] = [("+srem", Lack::Release), ("+sscan", Lack::Sweep)];
+
 async fn comes(limit: Duration, mut probe: impl AsyncFnMut() -> bool) -> bool {
     within(limit, async || probe().await.then_some(())).await.is_some()
 }
@@ -66,7 +70,11 @@ async fn leave_older_acks(world: &World) {
 }
 
 async fn first_lack(world: &World, access: &Access) -> Option<Lack> {
-    let gate = world.gate_unready(&format!("{}{ROUTE}", access.of_nats())).await;
+    // Pending since before there was a journal, and its event is in no stream.
+    let mut link = world.redis.connection().await;
+    link.sadd(PENDING, "bare").await.expect("the tests may");
+    let settings = access.settings("1h").replace("server.request_deadline = \"1s\"\n", "");
+    let gate = world.gate_unready(&format!("{settings}{ROUTE}")).await;
     let jetstream = world.nats.jetstream().await;
     let durable = pull::Config {
         durable_name: Some("case-sync".to_owned()),
@@ -89,7 +97,7 @@ async fn first_lack(world: &World, access: &Access) -> Option<Lack> {
     })
     .await;
     event.double_ack().await.expect("the tests may");
-    if !comes(SOON, async || world.redis.pending(PENDING).await.is_empty()).await {
+    if !comes(SOON, async || !world.redis.pending(PENDING).await.contains("a")).await {
         return Some(Lack::Release);
     }
     assert_eq!(gate.post(batch(["b"])).await.counts(), (1, 1));
@@ -111,7 +119,10 @@ async fn first_lack(world: &World, access: &Access) -> Option<Lack> {
     }
     assert_eq!(gate.post(batch(["c"])).await.counts(), (1, 1));
     world.nats.api("STREAM.PURGE.HOOKGATE", &json!({})).await;
-    let again = async || world.nats.events().await.iter().map(Event::entity_id).any(|id| id == "c");
+    let again = async || {
+        let ids: BTreeSet<_> = world.nats.events().await.iter().map(Event::entity_id).collect();
+        ids.is_superset(&["bare".to_owned(), "c".to_owned()].into())
+    };
     (!comes(SWEPT, again).await).then_some(Lack::Sweep)
 }
 
@@ -121,6 +132,13 @@ async fn releases_need_these_and_no_more() {
     let (world, access) = Access::start(&Acl::hookgate(), &whole).await;
     leave_older_acks(&world).await;
     assert_eq!(first_lack(&world, &access).await, None);
+    let tried = NEEDS_OF_REDIS.iter().map(async |(word, expected)| {
+        let (world, access) = Access::start(&Acl::hookgate().without(word), &whole).await;
+        (word, *expected, first_lack(&world, &access).await)
+    });
+    for (word, expected, found) in futures_util::future::join_all(tried).await {
+        assert_eq!(found, Some(expected), "without {word}");
+    }
     for chunk in NEEDS.chunks(4) {
         let tried = chunk.iter().map(async |(subject, expected)| {
             let (world, access) = Access::start(&Acl::hookgate(), &whole.without_subject(subject)).await;

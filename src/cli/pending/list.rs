@@ -10,6 +10,7 @@ use std::{
 
 use anyhow::{Context, bail};
 use hookgate::{
+    event::Token,
     life::{Answer, JournalEntry, Known, LifeStore, Listing},
     route::{OnGiveUp, Release, Route},
     settings::Settings,
@@ -140,8 +141,9 @@ impl Row {
         };
         let entry = entry.flatten();
         // What is in flight says by its token when it was claimed.
+        let claimed = known.in_flight.as_deref().and_then(|token| token.parse::<Token>().ok()).map(Token::time);
         let token = entry.as_ref().map(|entry| entry.token.to_string()).or(known.in_flight);
-        let first = entry.as_ref().map(|entry| entry.first_claimed);
+        let first = entry.as_ref().map(|entry| entry.first_claimed).or(claimed);
         Self {
             route: route.name().to_owned(),
             entity_id: known.id,
