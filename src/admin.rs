@@ -1,9 +1,10 @@
 //! The operator's address: is the process alive, may it get traffic, what does it do. Never behind the ingress.
 //!
-//! No request waits for a store: everything here is in memory already.
+//! No request waits for a store: everything here is in memory already, but for what is asked of one id.
 
 mod activity;
 mod page;
+pub mod pending_ids;
 pub mod specifications;
 mod status;
 pub mod store_gauges;
@@ -15,12 +16,12 @@ use serde::Serialize;
 use tokio::sync::watch;
 use warp::{
     Filter, Reply,
-    http::{HeaderValue, Method, StatusCode, header},
+    http::{HeaderMap, HeaderValue, Method, StatusCode, header},
     path::FullPath,
     reply::Response,
 };
 
-pub use self::activity::Activity;
+pub use self::{activity::Activity, pending_ids::PendingIds};
 use self::{specifications::Specifications, store_gauges::StoreGauges};
 use crate::{
     admission::Limits,
@@ -79,32 +80,47 @@ pub struct Known {
     pub phase: watch::Receiver<Phase>,
     /// What is served and published, for programs.
     pub specifications: Specifications,
+    /// Single ids, for operators.
+    pub pending_ids: PendingIds,
 }
 
 /// `/livez`: the event loop turns. `/readyz`: 200 or 503, with what is known of the stores. `/metrics`:
 /// OpenMetrics. `/v1/status`: the same for programs and people, in JSON. `/`: a page that shows it. `/openapi.json`,
-/// `/asyncapi.json`: what is served and published.
+/// `/asyncapi.json`: what is served and published. `/v1/pending/…`: one id and its release, with a token.
 #[must_use]
 pub fn answers(known: Known) -> impl Filter<Extract = (Response,), Error = Infallible> + Clone {
     let (known, started) = (Arc::new(known), Instant::now());
-    warp::path::full().and(warp::method()).map(move |path: FullPath, method: Method| {
-        let look: fn(&Known, Instant) -> Response = match path.as_str() {
-            "/" => |_, _| page::page(),
-            "/livez" => |_, _| "ok\n".into_response(),
-            "/readyz" => |known, _| readyz(&known.health),
-            "/metrics" => |known, _| metrics(&known.exposition),
-            "/v1/status" => |known, started| json(StatusCode::OK, &status::status(known, started)),
-            "/openapi.json" => |known, _| json(StatusCode::OK, &known.specifications.openapi()),
-            "/asyncapi.json" => |known, _| json(StatusCode::OK, &known.specifications.asyncapi()),
-            _ => return text(StatusCode::NOT_FOUND, NOTHING_HERE),
-        };
-        if method == Method::GET || method == Method::HEAD {
-            return look(&known, started);
+    let query = warp::query::raw().or(warp::any().map(String::new)).unify();
+    let request = warp::path::full().and(warp::method()).and(query).and(warp::header::headers_cloned());
+    request.then(move |path: FullPath, method: Method, query: String, headers: HeaderMap| {
+        let known = Arc::clone(&known);
+        async move {
+            if path.as_str().starts_with(pending_ids::PREFIX) {
+                return known.pending_ids.answer(&method, path.as_str(), &query, &headers).await;
+            }
+            in_memory(&known, started, path.as_str(), &method)
         }
-        let mut response = text(StatusCode::METHOD_NOT_ALLOWED, "this can only be read: GET or HEAD\n");
-        response.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
-        response
     })
+}
+
+/// What needs no store.
+fn in_memory(known: &Known, started: Instant, path: &str, method: &Method) -> Response {
+    let look: fn(&Known, Instant) -> Response = match path {
+        "/" => |_, _| page::page(),
+        "/livez" => |_, _| "ok\n".into_response(),
+        "/readyz" => |known, _| readyz(&known.health),
+        "/metrics" => |known, _| metrics(&known.exposition),
+        "/v1/status" => |known, started| json(StatusCode::OK, &status::status(known, started)),
+        "/openapi.json" => |known, _| json(StatusCode::OK, &known.specifications.openapi()),
+        "/asyncapi.json" => |known, _| json(StatusCode::OK, &known.specifications.asyncapi()),
+        _ => return text(StatusCode::NOT_FOUND, NOTHING_HERE),
+    };
+    if *method == Method::GET || *method == Method::HEAD {
+        return look(known, started);
+    }
+    let mut response = text(StatusCode::METHOD_NOT_ALLOWED, "this can only be read: GET or HEAD\n");
+    response.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
+    response
 }
 
 /// A store, in JSON.

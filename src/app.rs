@@ -2,28 +2,36 @@
 
 pub mod crm;
 mod drain;
+mod nats_monitoring;
 pub mod operator;
 mod parts;
+pub mod story;
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use bytes::Bytes;
+use futures_util::FutureExt;
 use hyper_util::service::TowerToHyperService;
 use tokio::{net::TcpListener, sync::watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{info, warn};
 
-use self::drain::Drain;
+use self::{drain::Drain, story::StoryTeller};
 use crate::{
-    admin::{self, Activity, Health, Known, OnUnavailable, specifications::Specifications, store_gauges::StoreGauges},
+    admin::{
+        self, Activity, Health, Known, OnUnavailable, PendingIds,
+        pending_ids::{NotReleased, ReleaseId},
+        specifications::Specifications,
+        store_gauges::StoreGauges,
+    },
     admission::Limits,
     dead_letters::{DeadLetterStore, DeadLetters, GivenUpLetters},
     delivery::{Delivery, PendingStore, Policy, Publisher, StoreContents, WithoutAck, WithoutClaim},
-    event::TokenSeed,
+    event::{Token, TokenSeed},
     files,
     life::{Answers, Consumers, Keeper, LifeStore, Releases, Sweep},
     listener::{self, BindError, ConnectionLimits, LingerLimits},
-    metrics::{ConnectionMetrics, Exposition, Live, Metrics},
+    metrics::{ConnectionMetrics, Exposition, Live, Metrics, ReleasedBy},
     pending::{memory::Memory, redis::Redis},
     publisher::{
         acks::{Acks, AcksSettings},
@@ -174,11 +182,6 @@ async fn serve(
     let stores = Stores::open(&settings, &metrics);
     let publisher = open_publisher(&settings, &background).await?;
     let publisher: Arc<dyn Publisher> = Arc::new(Timed::new(publisher, metrics.publishing()));
-    if settings.delivery == DeliveryMode::Jetstream
-        && let Some(consumers) = ConsumerWatch::new(parts::servers(&settings), &settings.routes, &metrics)
-    {
-        consumers.start(&background);
-    }
     let ready = Arc::new(watch::Sender::new(false));
     Relay::new(
         Arc::clone(&stores.outbox),
@@ -190,24 +193,13 @@ async fn serve(
         tracer.clone(),
     )
     .start(&settings.routes, &shutdown.watch(), &background);
-    let mut acks = None;
-    if let Some(LifeStores { life, letters }) = &stores.life {
-        let keeper = Keeper::new(
-            Arc::clone(life),
-            Arc::clone(&stores.pending),
-            Arc::clone(&publisher),
-            settings.policy.ack_timeout,
-            metrics.clone(),
-        );
-        let releases = Releases::new(keeper.clone(), Arc::new(settings.routes.clone()));
-        offer_releases(&settings, releases, &shutdown, &background);
-        acks = follow_life(&settings, keeper, Arc::clone(letters), &metrics, &shutdown, &background).await?;
-    }
+    let (acks, release) = look_after_life(&settings, &stores, &publisher, &metrics, &shutdown, &background).await?;
     let (routes, verifiers) = (Arc::new(settings.routes.clone()), Arc::new(settings.verifiers.clone()));
     let specifications = Specifications::new(&routes, &verifiers, address.port());
     let known =
         admin(&settings, specifications, &stores, &publisher, &metrics, exposition, &ready, &shutdown, &background);
-    let known = Known { health: Health { acks: acks.clone(), ..known.health }, ..known };
+    let health = Health { acks: acks.clone(), ..known.health };
+    let known = Known { health, pending_ids: PendingIds { release, ..known.pending_ids }, ..known };
     background.spawn(listener::serve(
         probes,
         TowerToHyperService::new(warp::service(admin::answers(known))),
@@ -272,6 +264,31 @@ async fn serve(
     Ok((shutdown, drain))
 }
 
+/// Offers the release of ids, and starts what looks after pending ones. Whether acknowledgements can be read, where they release
+/// ids; and what releases ids at the admin address.
+async fn look_after_life(
+    settings: &Settings,
+    stores: &Stores,
+    publisher: &Arc<dyn Publisher>,
+    metrics: &Metrics,
+    shutdown: &Shutdown,
+    background: &TaskTracker,
+) -> Result<(Option<watch::Receiver<Contact>>, Option<ReleaseId>), AppError> {
+    let Some(LifeStores { life, letters }) = &stores.life else { return Ok((None, None)) };
+    let keeper = Keeper::new(
+        Arc::clone(life),
+        Arc::clone(&stores.pending),
+        Arc::clone(publisher),
+        settings.policy.ack_timeout,
+        metrics.clone(),
+    );
+    let releases = Releases::new(keeper.clone(), Arc::new(settings.routes.clone()));
+    let at_admin = release_at_admin(releases.clone());
+    offer_releases(settings, releases, shutdown, background);
+    let acks = follow_life(settings, keeper, Arc::clone(letters), metrics, shutdown, background).await?;
+    Ok((acks, Some(at_admin)))
+}
+
 /// Starts what looks after pending ids. Where acknowledgements release them: whether these can be read.
 async fn follow_life(
     settings: &Settings,
@@ -286,20 +303,23 @@ async fn follow_life(
     let mut consumers: Option<Arc<dyn Consumers>> = None;
     let mut contact = None;
     if settings.delivery == DeliveryMode::Jetstream && lives().any(|life| !life.consumers.is_empty()) {
+        if let Some(watch) = ConsumerWatch::new(parts::servers(settings), &settings.routes, metrics) {
+            watch.start(background);
+        }
         let names = AcksSettings { instance: settings.instance.clone(), stream: settings.acks_stream.clone() };
         let acks = Acks::open(&parts::servers(settings), names, &settings.routes).await;
         let acks = Arc::new(acks.map_err(|error| AppError::Nats(error.into()))?);
         if on_ack {
             contact = Some(acks.contact());
-            let answers =
-                Answers::new(keeper.clone(), Arc::clone(&acks) as _, letters, settings.dead_letters, &settings.routes);
+            let (told, letters) = (Arc::clone(&acks) as _, Arc::clone(&letters));
+            let answers = Answers::new(keeper.clone(), told, letters, settings.dead_letters, &settings.routes);
             let phase = shutdown.watch();
             background.spawn(async move { answers.run(phase).await });
         }
         consumers = Some(acks);
     }
     let holder = TokenSeed::now().to_string();
-    let sweep = Sweep::new(keeper, consumers, metrics.clone(), holder);
+    let sweep = Sweep::new(keeper, consumers, letters, settings.dead_letters, metrics.clone(), holder);
     let (table, phase) = (settings.routes.clone(), shutdown.watch());
     background.spawn(async move { sweep.run(&table, phase).await });
     Ok(contact)
@@ -350,6 +370,21 @@ fn offer_releases(settings: &Settings, releases: Releases, shutdown: &Shutdown, 
     });
 }
 
+/// Releases single ids on the admin address.
+fn release_at_admin(releases: Releases) -> ReleaseId {
+    Arc::new(move |route, id, token| {
+        let releases = releases.clone();
+        async move {
+            let token = token.map(|token| token.parse::<Token>()).transpose();
+            let token = token.map_err(|error| NotReleased::BadToken(error.to_string()))?;
+            let report = releases.release(&route, vec![id], token, ReleasedBy::Admin).await;
+            let report = report.map_err(|error| NotReleased::Store(error.to_string()))?;
+            Ok(serde_json::to_value(report).expect("text always serializes"))
+        }
+        .boxed()
+    })
+}
+
 /// What the admin address shows, and the tasks that keep it up to date.
 #[expect(clippy::too_many_arguments, reason = "it looks at every part of the process")]
 fn admin(
@@ -379,6 +414,19 @@ fn admin(
         max_connections: settings.connections.max_connections,
         phase: shutdown.watch(),
         specifications,
+        pending_ids: PendingIds {
+            token_file: settings.admin_token_file.clone(),
+            routes: Arc::new(settings.routes.clone()),
+            why: stores.life.as_ref().map(|life| {
+                let teller = StoryTeller {
+                    servers: parts::servers(settings),
+                    life: Arc::clone(&life.life),
+                    dead_letters: Arc::clone(&stores.dead_letters),
+                };
+                teller.why()
+            }),
+            release: None,
+        },
     }
 }
 

@@ -5,6 +5,7 @@ mod consumers;
 mod dead_letters;
 mod doctor;
 mod outbox;
+mod pending;
 mod quarantine;
 mod reconcile;
 mod routes;
@@ -14,6 +15,7 @@ mod store;
 mod table;
 mod tail;
 mod texts;
+mod why;
 
 use std::{path::PathBuf, process::ExitCode};
 
@@ -71,9 +73,14 @@ enum Command {
     /// Look at claims that NATS has not acknowledged yet, and publish them.
     #[command(subcommand)]
     Outbox(outbox::OutboxCommand),
+    /// Look at pending ids, release them, or publish them once more.
+    #[command(subcommand)]
+    Pending(pending::PendingCommand),
     /// Look at items and bodies that could not be processed.
     #[command(subcommand)]
     DeadLetters(dead_letters::DeadLettersCommand),
+    /// Tell the story of an id: claims, events, consumers, dead letters.
+    Why(why::WhyArguments),
     /// Look at bodies whose signature was wrong, and release those that prove good.
     #[command(subcommand)]
     Quarantine(quarantine::QuarantineCommand),
@@ -126,7 +133,9 @@ pub(crate) fn run(arguments: Arguments) -> ExitCode {
         Command::Send(arguments) => send::run(&arguments, &configured.settings, output),
         Command::Doctor(arguments) => doctor::run(&arguments, &configured.settings, output),
         Command::Outbox(command) => outbox::run(&command, &configured.settings, output),
+        Command::Pending(command) => pending::run(&command, &configured.settings, output),
         Command::DeadLetters(command) => dead_letters::run(&command, &configured.settings, output),
+        Command::Why(arguments) => why::run(&arguments, &configured.settings, output),
         Command::Quarantine(command) => quarantine::run(&command, &configured.settings, output),
         Command::Reconcile(arguments) => reconcile::run(&arguments, &configured.settings, output),
         Command::Consumers(command) => consumers::run(&command, &configured.settings, output),

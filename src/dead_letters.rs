@@ -212,7 +212,7 @@ impl DeadLetters {
             }
             noted.insert(key, now);
         }
-        let content = serde_json::to_vec(&TooLarge { bytes, limit, webhook_id }).expect("numbers and text serialize");
+        let content = serde_json::to_vec(&TooLarge { bytes, limit, webhook_id }).unwrap_or_default();
         self.keep(route, [(TOO_LARGE, content.into())]);
     }
 

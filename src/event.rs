@@ -64,7 +64,7 @@ impl Attempt {
 }
 
 /// The common part of the tokens of one request: a version 7 UUID, made before the claim.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct TokenSeed(Uuid);
 
 impl TokenSeed {
@@ -125,7 +125,7 @@ impl fmt::Display for TokenSeed {
 }
 
 /// Identifies one claim, and is the `Nats-Msg-Id` of its event. Publishing the claim again uses the same token.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Token {
     seed: TokenSeed,
     /// Address, attempt and place in the batch: `(address * TRIES + attempt) * PLACES + place`.

@@ -24,7 +24,7 @@ pub use self::{
     answers::Answers,
     consumers::{AtSequence, Consumers, ConsumersError, Progress, Telling, Told, ToldUntil},
     journal::{Answer, JournalEntry},
-    keeper::{Keeper, ReleaseReport},
+    keeper::{Keeper, Reclaimed, ReleaseReport},
     service::{ReleaseError, Releases},
     sweep::Sweep,
 };
@@ -132,6 +132,19 @@ pub struct Known {
     pub marked: Option<u64>,
 }
 
+impl Known {
+    /// Its next redelivery; nothing if its journal entry was not written by hookgate.
+    #[must_use]
+    pub fn redelivery(&self) -> Option<Reclaim> {
+        let redelivered = match self.journal.as_deref() {
+            None => 0,
+            Some(entry) => JournalEntry::parse(entry)?.redelivered,
+        };
+        let why = ReclaimWhy::Redelivery { seen: self.journal.clone(), number: redelivered.saturating_add(1) };
+        Some(Reclaim { id: self.id.clone(), why })
+    }
+}
+
 /// Some ids, and where the next ones begin.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct KnownPage {
@@ -146,19 +159,54 @@ pub struct KnownPage {
 pub enum Listing {
     /// The pending ids.
     Pending,
-    /// The journal.
-    Journal,
     /// The marks.
     Marks,
 }
 
-/// What the last look through a journal found.
+/// An id with a journal entry.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Journaled {
+    /// The id.
+    pub id: String,
+    /// Its entry, as it is written.
+    pub entry: String,
+    /// Whether it is pending.
+    pub pending: bool,
+}
+
+/// Some entries of a journal, and where the next ones begin.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct JournalPage {
+    /// They may come twice.
+    pub entries: Vec<Journaled>,
+    /// 0: these were the last.
+    pub next: u64,
+}
+
+/// How many ids there are of a route.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct LifeCounts {
+    /// Pending.
+    pub pending: usize,
+    /// In the outbox.
+    pub in_flight: usize,
+    /// With a journal entry.
+    pub journaled: usize,
+    /// Marked.
+    pub marked: usize,
+}
+
+/// What the last look through a journal found, and how far the present one is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct ScanResult {
     /// When the id that is pending for longest was first claimed.
     pub oldest: Option<SystemTime>,
     /// Pending ids with an entry.
     pub pending: usize,
+    /// When that look ended; `None` if none has.
+    pub ended: Option<SystemTime>,
+    /// Entries that the present look has seen; `None` between two of them.
+    pub seen: Option<usize>,
 }
 
 /// What the pending store knows of ids beyond their claims.
@@ -200,6 +248,14 @@ pub trait LifeStore: Send + Sync {
         count: usize,
     ) -> BoxFuture<'a, Result<KnownPage, StoreError>>;
 
+    /// Some entries of the journal; the first ones at 0. The cheapest way to all of them.
+    fn journal_page<'a>(
+        &'a self,
+        route: &'a Route,
+        cursor: u64,
+        count: usize,
+    ) -> BoxFuture<'a, Result<JournalPage, StoreError>>;
+
     /// What is known of these ids, in their order.
     fn known<'a>(&'a self, route: &'a Route, ids: &'a [String]) -> BoxFuture<'a, Result<Vec<Known>, StoreError>>;
 
@@ -212,10 +268,10 @@ pub trait LifeStore: Send + Sync {
         duration: Duration,
     ) -> BoxFuture<'a, Result<bool, StoreError>>;
 
-    /// Number of pending ids.
-    fn pending_count<'a>(&'a self, route: &'a Route) -> BoxFuture<'a, Result<usize, StoreError>>;
+    /// How much there is of a route.
+    fn life_counts<'a>(&'a self, route: &'a Route) -> BoxFuture<'a, Result<LifeCounts, StoreError>>;
 
-    /// What the last look through the journal found, by whatever replica; nothing if there was none.
+    /// What the last look through the journal found, by whatever replica, and how far the present one is; nothing if there was none.
     fn scan_result<'a>(&'a self, route: &'a Route) -> BoxFuture<'a, Result<Option<ScanResult>, StoreError>>;
 
     /// Tells the other replicas what a look found.

@@ -30,6 +30,7 @@ mod stream;
 mod stream_info;
 mod stream_watch;
 pub mod timed;
+mod version;
 
 pub use judgement::is_known;
 pub use stream::StreamSettings;

@@ -10,6 +10,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use http::{HeaderMap, HeaderName, HeaderValue};
@@ -107,8 +108,7 @@ impl Captured {
             hash.update(part.len().to_be_bytes());
             hash.update(part);
         }
-        use base64::Engine;
-        base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(hash.finalize())
+        URL_SAFE_NO_PAD.encode(hash.finalize())
     }
 }
 

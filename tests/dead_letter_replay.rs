@@ -11,7 +11,7 @@ async fn keep(world: &World, route: &str, reason: &str, raw: &str) -> String {
     let mut connection = world.redis.connection().await;
     let mut call = redis::cmd("XADD");
     call.arg("hookgate:dead_letters").arg("*").arg("route").arg(route).arg("reason").arg(reason);
-    call.arg("time").arg("2026-11-28T08:00:00.000Z").arg("raw").arg(raw);
+    call.arg("time").arg("2026-01-01T08:00:00.000Z").arg("raw").arg(raw);
     let name: String = call.query_async(&mut connection).await.expect("Redis takes it");
     let mut bytes = redis::cmd("INCRBY");
     bytes.arg("{hookgate:dead_letters}:bytes").arg(raw.len());
@@ -41,6 +41,8 @@ async fn a_letter_that_a_consumer_gave_up_on_is_always_published() {
     for id in ["pending", "released"] {
         keep(&world, ROUTE, "gave_up", &format!("{{\"entity_id\":\"{id}\",\"consumer\":\"case-sync\"}}")).await;
     }
+    // It came long before the event.
+    keep(&world, ROUTE, "other", "{\"id\":\"pending\"}").await;
     keep(&world, ROUTE, "not_json", "no JSON").await;
     keep(&world, ROUTE, "no_id", "{\"name\":\"x\"}").await;
     keep(&world, "vmh/unknown/create", "gave_up", "{\"entity_id\":\"x\"}").await;
@@ -48,7 +50,7 @@ async fn a_letter_that_a_consumer_gave_up_on_is_always_published() {
     let unsaid = hookgate(&world, &["dead-letters", "replay"]).await;
     assert_eq!(unsaid.code, Some(2), "{}", unsaid.remarks);
     let done = hookgate(&world, &["dead-letters", "replay", "--all", "--output", "json"]).await.rows();
-    assert_eq!(done[0], json!({"letters":2,"published":2,"failed":0,"skipped":3,"before":0}));
+    assert_eq!(done[0], json!({"letters":3,"published":2,"delivered":1,"failed":0,"skipped":3,"before":0}));
     for id in ["pending", "released"] {
         assert_eq!(events_of(&world, id).await, 2, "{id}");
     }
@@ -59,13 +61,22 @@ async fn a_letter_that_a_consumer_gave_up_on_is_always_published() {
         rows.filter_map(|row| row["replay"].as_str().map(str::to_owned)).collect()
     };
     assert_eq!(told("gave_up").len(), 2, "{rows:?}");
-    assert!(told("gave_up").iter().all(|note| note.ends_with(" ok 1 id published")), "{rows:?}");
+    assert!(told("gave_up").iter().all(|note| note.ends_with(" ok 1 id published, 0 delivered before")), "{rows:?}");
     assert!(told("not_json").is_empty());
 
     let again = hookgate(&world, &["dead-letters", "replay", "--reason", "gave_up", "--output", "json"]).await.rows();
     assert_eq!((&again[0]["published"], &again[0]["before"]), (&Value::from(0), &Value::from(2)));
-    let name = rows.iter().find(|row| row["replay"].is_string()).and_then(|row| row["entry"].as_str()).expect("a name");
-    assert!(hookgate(&world, &["dead-letters", "replay", name]).await.good().starts_with("1 replayed: 1 ids"));
+    let name = rows
+        .iter()
+        .find(|row| row["reason"] == "gave_up" && row["replay"].is_string())
+        .and_then(|row| row["entry"].as_str())
+        .expect("a name");
+    assert!(
+        hookgate(&world, &["dead-letters", "replay", name])
+            .await
+            .good()
+            .starts_with("1 replayed: 1 ids published, 0 delivered")
+    );
 }
 
 #[tokio::test]

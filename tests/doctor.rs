@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use crate::{
     startup::{ACCOUNTS, in_crm, outsider},
-    support::{NatsServer, RedisServer, World, run},
+    support::{NatsServer, Port, RedisServer, World, run},
 };
 
 /// The levels of what was looked at, by name.
@@ -267,4 +267,26 @@ async fn without_servers_both_are_named() {
     let address = url.trim_start_matches("redis://").split('/').next().expect("it has one");
     assert!(of_redis.contains(&format!("nothing listens on {address}")), "{of_redis}");
     assert!(of_nats.contains(&world.nats.url()), "{of_nats}");
+}
+
+#[tokio::test]
+async fn what_the_monitoring_port_says_of_syncing_is_judged() {
+    let port = Port::reserve();
+    let monitored = |sync: &str| format!("http: \"127.0.0.1:{}\"\n{sync}", port.number);
+    let mut world = World::start().await;
+    world.nats = NatsServer::configured(&monitored("")).await;
+    let of_sync = |settings: &str| {
+        let (_, findings) = examine(settings);
+        let found =
+            findings.into_iter().filter(|(_, what, _)| what == "nats sync_interval" || what == "nats monitoring");
+        found.map(|(level, _, text)| (level, text)).collect::<Vec<_>>()
+    };
+    assert_eq!(of_sync(&world.settings()), [], "nobody asked for it");
+    let settings = format!("{}nats.monitoring_url = \"http://127.0.0.1:{}\"\n", world.settings(), port.number);
+    let found = of_sync(&settings);
+    assert!(found.len() == 1 && found[0].0 == "warning" && found[0].1.contains("sync_interval: always"), "{found:?}");
+
+    let wrong = format!("{}nats.monitoring_url = \"http://127.0.0.1:1\"\n", world.settings());
+    let found = of_sync(&wrong);
+    assert!(found[0].0 == "warning" && found[0].1.contains("nats.monitoring_url"), "{found:?}");
 }

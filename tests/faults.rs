@@ -20,6 +20,7 @@ mod faults {
     pub(crate) mod crm;
     pub(crate) mod disk;
     pub(crate) mod drain_and_disconnect;
+    pub(crate) mod given_up;
     pub(crate) mod ingress;
     pub(crate) mod jetstream;
     pub(crate) mod judge;
@@ -110,6 +111,7 @@ fn scenarios() -> Vec<Scenario> {
         faults::late_claims::scenarios(),
         faults::addresses::scenarios(),
         faults::rollout::scenarios(),
+        faults::given_up::scenarios(),
     ];
     files.into_iter().flatten().collect()
 }

@@ -209,6 +209,22 @@ async fn a_pass_goes_on_after_a_restart_of_the_server_and_over_what_was_deleted_
 }
 
 #[tokio::test]
+async fn a_pass_reads_many_batches_with_one_consumer() {
+    let nats = NatsServer::start().await;
+    stream(&nats, json!({ "subjects": ["vmh.>"] })).await;
+    fill(&nats, SUBJECT, ids(0..3500)).await;
+    let (history, wanted) = (history(&nats).await, subjects(&[SUBJECT]));
+    let mut pass = history.pass(STREAM, &wanted, Start::First).await.expect("it begins");
+    for _ in 0..3200 {
+        assert!(in_time("the pass goes on", pass.next()).await.expect("it can be read").is_some());
+    }
+    let consumers = nats.api(&format!("CONSUMER.LIST.{STREAM}"), &json!({})).await["consumers"].clone();
+    assert_eq!(consumers.as_array().map(Vec::len), Some(1), "{consumers}");
+    assert_eq!(consumers[0]["delivered"]["consumer_seq"], 3500);
+    assert_eq!(rest(&mut pass).await.len(), 300);
+}
+
+#[tokio::test]
 async fn a_pass_over_a_stream_that_is_purged_or_made_again_ends_and_says_so() {
     let nats = NatsServer::start().await;
     let settings = json!({ "subjects": ["vmh.>"] });

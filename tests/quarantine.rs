@@ -1,11 +1,9 @@
 //! Bodies whose signature was wrong are kept, and published once their secret is mended.
 
-use std::{fs, path::PathBuf};
+use std::{fs, path::PathBuf, time::SystemTime};
 
-use base64::{Engine, engine::general_purpose::STANDARD};
-use hmac::{Hmac, Mac};
+use hookgate::signature::{Scheme, Secret};
 use serde_json::{Value, json};
-use sha2::Sha256;
 use tempfile::TempDir;
 
 use crate::support::{Gate, PATH, Ran, World, batch, eventually, run, try_exchange};
@@ -65,10 +63,9 @@ impl Scene {
 }
 
 fn request(id: &str, secret: &str, body: &str) -> Vec<u8> {
-    let mut mac = Hmac::<Sha256>::new_from_slice(secret.as_bytes()).expect("any length will do");
-    mac.update(body.as_bytes());
-    let hex = mac.finalize().into_bytes().iter().map(|byte| format!("{byte:02x}")).collect::<String>();
-    let signature = STANDARD.encode(format!("{id}:{hex}"));
+    let scheme = Scheme::EspoCrm { id: id.to_owned() };
+    let headers = scheme.sign(&Secret::from(secret), body.as_bytes(), "", SystemTime::now());
+    let signature = String::from_utf8(headers[0].1.clone()).expect("it is base64");
     let head = format!("POST {PATH} HTTP/1.1\r\nHost: x\r\nSignature: {signature}\r\nConnection: close\r\n");
     format!("{head}Content-Length: {}\r\n\r\n{body}", body.len()).into_bytes()
 }

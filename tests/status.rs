@@ -63,6 +63,8 @@ async fn says_what_was_done_and_what_is_held() {
     assert_eq!(by_second.iter().filter_map(Value::as_u64).sum::<u64>(), 4, "{by_second:?}");
     let unreleased = route["unreleased_for_seconds"].take();
     assert!(unreleased.as_u64().is_some_and(|seconds| seconds < 60), "{unreleased}");
+    let oldest = route["pending_oldest_age_seconds"].take();
+    assert!(oldest.as_f64().is_some_and(|seconds| seconds < 60.0), "{oldest}");
     let expected = json!({
         "name": "vmh/beteiligte/create",
         "label": "VMH Webhook Beteiligte Create",
@@ -80,6 +82,8 @@ async fn says_what_was_done_and_what_is_held() {
         "dead_letters": 2,
         "signature_failures": 0,
         "pending_ids": 2,
+        "pending_oldest_age_seconds": null,
+        "given_up": 0,
         "outbox": {"entries": 0, "oldest_age_seconds": 0.0},
         "consumers": [],
     });

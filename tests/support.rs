@@ -19,7 +19,7 @@ use std::{ffi::OsStr, fmt::Write};
 pub(crate) use self::{
     certificates::{Authority, Holds, Identity},
     collector::{Collector, Span},
-    command::{Ran, run},
+    command::{Ran, run, start},
     espocrm::{API_KEY, EspoCrm, NAME, Read, crm_time},
     gate::{Gate, Tail, field},
     http::{Answer, Connection, post, post_and_stay, try_exchange},

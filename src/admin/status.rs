@@ -93,6 +93,8 @@ struct OneRoute {
     dead_letters: u64,
     signature_failures: u64,
     pending_ids: i64,
+    pending_oldest_age_seconds: f64,
+    given_up: u64,
     outbox: OutboxStatus,
     consumers: Vec<ConsumerStatus>,
 }
@@ -128,6 +130,8 @@ impl OneRoute {
             dead_letters: metrics.dead_letters(),
             signature_failures: metrics.signature_failures(),
             pending_ids: metrics.pending(),
+            pending_oldest_age_seconds: rounded(metrics.pending_age()),
+            given_up: metrics.all_given_up(),
             outbox: OutboxStatus::new(metrics.outbox()),
             consumers: metrics.consumers().iter().map(ConsumerStatus::new).collect(),
         }

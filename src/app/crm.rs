@@ -1,5 +1,7 @@
 //! The CRM's API, as `[espocrm]` says.
 
+mod inspect;
+
 use std::{io, path::PathBuf};
 
 use url::Url;
@@ -9,6 +11,8 @@ use crate::{
     redaction::without_credentials,
     secrets, settings,
 };
+
+pub use self::inspect::{CrmNumbers, inspect};
 
 /// Why the CRM of the settings can't be asked.
 #[derive(Debug, thiserror::Error)]

@@ -4,12 +4,12 @@ use std::sync::Arc;
 
 use tokio::sync::watch;
 
-use super::{Stores, parts};
+use super::{Stores, nats_monitoring, parts, story::StoryTeller};
 use crate::{
     dead_letters::{DeadLetterStore, ReplayNote, ReviewedLetter},
     delivery::{Delivery, PendingStore, Publisher, StoreError, WithoutAck},
     finding::Finding,
-    life::LifeStore,
+    life::{Keeper, LifeStore},
     metrics::Metrics,
     pending::{access::Access, inspect::Stakes, quarantine::RedisQuarantine, redis::Redis},
     publisher::{
@@ -41,6 +41,15 @@ pub struct OperatorStore {
     pub contact: watch::Receiver<Contact>,
     redis: Arc<Redis>,
     access: Access,
+}
+
+impl OperatorStore {
+    /// What tells the stories of ids.
+    #[must_use]
+    pub fn story_teller(&self, settings: &Settings) -> StoryTeller {
+        let servers = parts::servers(settings);
+        StoryTeller { servers, life: Arc::clone(&self.redis) as _, dead_letters: Arc::clone(&self.dead_letters) }
+    }
 }
 
 /// Claims are in the memory of the process that serves.
@@ -125,6 +134,14 @@ impl OperatorStore {
         Bringer::new(Arc::new(delivery), Arc::clone(&self.life), settings.request_deadline, rate)
     }
 
+    /// What releases ids and claims them again, as `serve` does.
+    #[must_use]
+    pub fn keeper(&self, settings: &Settings, publisher: Arc<dyn Publisher>) -> Keeper {
+        let (metrics, _) = Metrics::new(&settings.routes, &[]);
+        let (life, pending) = (Arc::clone(&self.life), Arc::clone(&self.pending));
+        Keeper::new(life, pending, publisher, settings.policy.ack_timeout, metrics)
+    }
+
     /// Looks for settings that can cost events.
     pub async fn inspect(&self, settings: &Settings) -> Vec<Finding> {
         let stakes = match settings.policy.without_ack {
@@ -138,7 +155,13 @@ impl OperatorStore {
 /// Looks at NATS: server, stream, consumers and settings that can cost events.
 pub async fn inspect_broker(settings: &Settings) -> Vec<Finding> {
     let (servers, stream) = (parts::servers(settings), parts::stream(settings));
-    publisher::inspect::inspect(&servers, stream.as_ref(), &settings.routes, &settings.instance).await
+    let mut findings =
+        publisher::inspect::inspect(&servers, stream.as_ref(), &settings.routes, &settings.instance).await;
+    if let Some(address) = settings.nats_monitoring.as_ref().filter(|_| stream.is_some()) {
+        let files = settings.nats.tls.clone().unwrap_or_default();
+        findings.push(nats_monitoring::inspect(address, &files).await);
+    }
+    findings
 }
 
 /// Looks for what the configuration demands of NATS; nothing where events are live only.

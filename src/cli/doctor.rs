@@ -4,29 +4,39 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use hookgate::{
-    app::operator,
+    app::{self, operator},
     delivery::StoreError,
     finding::{Finding, Level},
     route::Route,
     settings::{ClaimsIn, Settings},
 };
 
-use super::{Output, UNSIGNED, print, store, table::counted};
+use super::{Output, UNSIGNED, print, store, table::counted, tell};
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Exit code: 0 if all is well or only warned about, 1 if something fails.
 
 Examples:
   hookgate doctor
+  hookgate doctor --espocrm                    do the CRM's webhooks fit the routes, and did it give up on anything
   hookgate doctor --strict                     in a delivery: warnings fail too
   hookgate doctor --output json | jq 'select(.level != \"ok\")'")]
 pub(crate) struct DoctorArguments {
     /// End with exit code 1 on warnings too.
     #[arg(long)]
     strict: bool,
+    /// Look at the CRM instead: its webhooks, its queue, and whether they fit the routes.
+    #[arg(long)]
+    espocrm: bool,
+    /// With --espocrm: print failed items and backlog as metrics, in the text format of Prometheus.
+    #[arg(long, requires = "espocrm")]
+    metrics: bool,
 }
 
 pub(super) fn run(arguments: &DoctorArguments, settings: &Settings, output: Output) -> anyhow::Result<ExitCode> {
+    if arguments.espocrm {
+        return espocrm(arguments, settings, output);
+    }
     let routes = counted(settings.routes.routes().len(), "route", "routes");
     let mut findings = vec![Finding::ok("configuration", routes)];
     findings.extend(settings.warnings.iter().map(|warning| Finding::warning("configuration", warning.as_str())));
@@ -40,7 +50,28 @@ pub(super) fn run(arguments: &DoctorArguments, settings: &Settings, output: Outp
         findings.extend(nats);
         Ok(())
     })?;
-    for finding in &findings {
+    report(&findings, arguments.strict, output)
+}
+
+/// The CRM instead of the stores.
+fn espocrm(arguments: &DoctorArguments, settings: &Settings, output: Output) -> anyhow::Result<ExitCode> {
+    let (findings, numbers) = store::block_on(async {
+        let crm = app::crm::open(&settings.espocrm)?;
+        Ok(app::crm::inspect(settings, &crm, settings.espocrm.user.is_some()).await)
+    })?;
+    if !arguments.metrics {
+        return report(&findings, arguments.strict, output);
+    }
+    print(&numbers.prometheus());
+    let failures: Vec<_> = findings.iter().filter(|finding| finding.level == Level::Failure).collect();
+    for finding in &failures {
+        tell(&format!("hookgate: {}: {}", finding.what, finding.text));
+    }
+    Ok(if failures.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn report(findings: &[Finding], strict: bool, output: Output) -> anyhow::Result<ExitCode> {
+    for finding in findings {
         print(&match output {
             Output::Json => serde_json::to_string(finding).context("print")?,
             Output::Text => {
@@ -59,7 +90,7 @@ pub(super) fn run(arguments: &DoctorArguments, settings: &Settings, output: Outp
         let (warned, failed) = (counted(warnings, "warning", "warnings"), counted(failures, "failure", "failures"));
         print(&format!("\n{ok} ok, {warned}, {failed}"));
     }
-    let failed = failures > 0 || arguments.strict && warnings > 0;
+    let failed = failures > 0 || strict && warnings > 0;
     Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 

@@ -150,8 +150,8 @@ async fn purge(
         behind = Some(last.entry.clone());
         let mut chosen = Vec::new();
         for held in page {
-            let named = names.is_empty() || names.contains(&held.entry);
-            if !named || route.is_some_and(|route| route != held.route) {
+            let chosen_by_name = names.is_empty() || names.contains(&held.entry);
+            if !chosen_by_name || route.is_some_and(|route| route != held.route) {
                 continue;
             }
             if let Some(id) = id {

@@ -18,8 +18,9 @@ use hookgate::{
 };
 use tokio_util::task::TaskTracker;
 
+pub(super) use self::report::Progress;
 use self::{
-    report::{Plan, Progress, Tally},
+    report::{Plan, Tally},
     sources::{Found, Source},
     times::Moment,
 };
@@ -280,7 +281,11 @@ fn compare_clocks(crm: &EspoCrm, arguments: &ReconcileArguments) -> anyhow::Resu
 }
 
 /// One pass over what the streams hold of the routes.
-async fn read_stream(settings: &Settings, sought: &mut Sought, progress: &Progress) -> anyhow::Result<StreamBounds> {
+pub(super) async fn read_stream(
+    settings: &Settings,
+    sought: &mut Sought,
+    progress: &Progress,
+) -> anyhow::Result<StreamBounds> {
     let history = operator::history(settings).await.context("connect to NATS")?;
     let mut subjects: Vec<String> = sought.routes().map(|route| route.subject().to_owned()).collect();
     subjects.sort_unstable();
@@ -316,7 +321,7 @@ async fn read_stream(settings: &Settings, sought: &mut Sought, progress: &Progre
 
 /// Since when the streams reach back.
 #[derive(Default)]
-struct StreamBounds {
+pub(super) struct StreamBounds {
     first_time: Option<SystemTime>,
 }
 

@@ -2,6 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use hashbrown::HashSet;
 use tracing::{debug, info, warn};
 
 use super::{Answered, ConsumerAnswer, LifeStore, Reclaim, ReleaseRequest, Released};
@@ -23,6 +24,17 @@ pub struct ReleaseReport {
     pub not_pending: Vec<String>,
     /// Claimed and published once more, since a webhook had marked them.
     pub republished: Vec<String>,
+}
+
+/// What became of an id that was to be claimed again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reclaimed {
+    /// NATS acknowledged its new event.
+    Published,
+    /// Claimed, and NATS has not acknowledged its event: the relay publishes it.
+    Unacknowledged,
+    /// Left alone: something has changed since somebody looked.
+    Changed,
 }
 
 /// Does what the life of a pending id asks for.
@@ -127,7 +139,7 @@ impl Keeper {
         Ok(outcomes)
     }
 
-    /// Claims ids again where nothing has changed since somebody looked, and publishes them. How many.
+    /// Claims ids again where nothing has changed since somebody looked, and publishes them. What became of each, in their order.
     ///
     /// # Errors
     /// If the store can't be asked; what it may have claimed, the relay publishes.
@@ -136,13 +148,13 @@ impl Keeper {
         route: &Arc<Route>,
         reclaims: &[Reclaim],
         why: RepairedWhy,
-    ) -> Result<usize, StoreError> {
+    ) -> Result<Vec<Reclaimed>, StoreError> {
         let tokens = self.store.reclaim(route, reclaims).await?;
         failpoint::hit("after_reclaim");
-        let claims = reclaims.iter().zip(tokens).filter_map(|(reclaim, token)| {
+        let claims = reclaims.iter().zip(&tokens).filter_map(|(reclaim, token)| {
             // What is no id was not claimed by hookgate, and can't be published; the relay says so.
             EntityId::parse(&reclaim.id)?;
-            Some(OwnClaim { id: reclaim.id.clone(), token: token? })
+            Some(OwnClaim { id: reclaim.id.clone(), token: (*token)? })
         });
         let claims: Vec<_> = claims.collect();
         let count = claims.len();
@@ -150,8 +162,13 @@ impl Keeper {
             self.metrics.of(route).repaired(why, count);
             info!(%route, why = why.code(), count, "pending ids are published once more");
         }
-        self.publish(route, claims).await;
-        Ok(count)
+        let acknowledged = self.publish(route, claims).await;
+        let outcomes = tokens.into_iter().map(|token| match token {
+            None => Reclaimed::Changed,
+            Some(token) if acknowledged.contains(&token) => Reclaimed::Published,
+            Some(_) => Reclaimed::Unacknowledged,
+        });
+        Ok(outcomes.collect())
     }
 
     /// A consumer gave an event up.
@@ -159,10 +176,10 @@ impl Keeper {
         self.metrics.of(route).given_up(consumer);
     }
 
-    /// Publishes claims that are in the outbox. What is not acknowledged is left to the relay.
-    async fn publish(&self, route: &Arc<Route>, claims: Vec<OwnClaim>) {
+    /// Publishes claims that are in the outbox, and says what was acknowledged. The rest is left to the relay.
+    async fn publish(&self, route: &Arc<Route>, claims: Vec<OwnClaim>) -> HashSet<Token> {
         if claims.is_empty() {
-            return;
+            return HashSet::new();
         }
         let counter = self.metrics.of(route).published_via(Via::Relay);
         let attempted = delivery::attempt(&*self.publisher, route, claims, self.ack_timeout, counter).await;
@@ -172,5 +189,6 @@ impl Keeper {
         if let Some(problem) = attempted.problem() {
             warn!(%route, count = attempted.failed.len(), %problem, "ids were claimed again, and their events are not acknowledged yet; the relay publishes them");
         }
+        attempted.acknowledged.iter().map(|(claim, _)| claim.token).collect()
     }
 }

@@ -20,11 +20,13 @@ use tokio::{
 use tracing::{debug, info, warn};
 
 use super::{
-    Answer, ConsumerAnswer, Consumers, JournalEntry, Keeper, Known, Leftover, Listing, Progress, Reclaim, ReclaimWhy,
-    ScanResult,
+    Answer, ConsumerAnswer, Consumers, JournalEntry, Journaled, Keeper, Known, Leftover, Listing, Progress, Reclaim,
+    ReclaimWhy, ScanResult,
 };
 use crate::{
+    dead_letters::{DeadLetter, DeadLetterLimits, GivenUp, GivenUpLetters},
     delivery::StoreError,
+    event::Token,
     metrics::{Metrics, RepairedWhy},
     route::{OnGiveUp, Release, Route, RouteTable},
     shutdown::Phase,
@@ -37,10 +39,15 @@ const TICK: Duration = Duration::from_secs(2);
 const SCAN_EVERY: Duration = Duration::from_secs(10);
 /// How long a replica keeps the others from looking through the same journal.
 const LEASE: Duration = Duration::from_secs(30);
+/// How often a look renews its lease, and says how far it is.
+const RENEW_EVERY: Duration = Duration::from_secs(5);
 /// Ids of one page.
 const PAGE: usize = 1000;
-/// Between two pages: a million ids within a minute, and a hundredth of a Redis core at most (bench/NOTES.md).
+/// Between two pages: a million ids within a minute.
 const PAGE_PAUSE: Duration = Duration::from_millis(50);
+/// How much longer than a look the next one is waited for, for each page: then they take a hundredth of a Redis core
+/// (bench/NOTES.md).
+const REST_OF_A_PAGE: Duration = Duration::from_millis(240);
 /// An id has to be seen without its answer twice, at least so far apart: a sample needs its time.
 const SEEN_FOR: Duration = Duration::from_secs(5);
 /// Ids that are remembered from one look to the next.
@@ -52,11 +59,16 @@ const TOGETHER_PAUSE: Duration = Duration::from_millis(100);
 /// How long what was told may take to be carried out; else the next look decides.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// Reason of the letter about an id that nobody releases.
+const NOT_RELEASED: &str = "not_released";
+
 /// Looks through what is pending.
 pub struct Sweep {
     keeper: Keeper,
     /// None where no route has consumers.
     consumers: Option<Arc<dyn Consumers>>,
+    letters: Arc<dyn GivenUpLetters>,
+    limits: DeadLetterLimits,
     metrics: Metrics,
     holder: String,
 }
@@ -67,7 +79,8 @@ struct Memory {
     next_scan: Option<Instant>,
     /// Ids that miss an answer, with their entry and since when they were seen so.
     suspects: HashMap<String, (Option<String>, Instant)>,
-    reported: usize,
+    /// Ids that were published as often as allowed, with the claim that a letter tells of.
+    reported: HashMap<String, Token>,
 }
 
 /// What came of a look through a journal.
@@ -75,19 +88,42 @@ struct Memory {
 struct Findings {
     oldest: Option<SystemTime>,
     pending: usize,
+    pages: u32,
     leftovers: usize,
     unanswered: Vec<Known>,
     old: Vec<Known>,
     /// Answers of ids that all consumers have answered.
     complete: Vec<ConsumerAnswer>,
-    exhausted: usize,
+    /// Published again as often as allowed.
+    exhausted: Vec<(String, JournalEntry)>,
+}
+
+/// What has to be done about a pending id.
+enum Verdict {
+    /// Nothing.
+    Fine,
+    /// All consumers have answered, and nobody has released it.
+    Complete,
+    /// An answer is missing that will never come.
+    Lost,
+    /// It has been pending for too long.
+    Old,
+    /// It was published again as often as allowed.
+    Exhausted,
 }
 
 impl Sweep {
     /// Puts the parts together. `holder` names this replica among the others.
     #[must_use]
-    pub fn new(keeper: Keeper, consumers: Option<Arc<dyn Consumers>>, metrics: Metrics, holder: String) -> Self {
-        Self { keeper, consumers, metrics, holder }
+    pub fn new(
+        keeper: Keeper,
+        consumers: Option<Arc<dyn Consumers>>,
+        letters: Arc<dyn GivenUpLetters>,
+        limits: DeadLetterLimits,
+        metrics: Metrics,
+        holder: String,
+    ) -> Self {
+        Self { keeper, consumers, letters, limits, metrics, holder }
     }
 
     /// Until the process leaves.
@@ -133,7 +169,8 @@ impl Sweep {
 
     async fn look_at(&self, route: &Arc<Route>, memory: &mut Memory) -> Result<(), StoreError> {
         let store = self.keeper.store();
-        if let Some(result) = store.scan_result(route).await? {
+        let before = store.scan_result(route).await?;
+        if let Some(result) = before {
             let age = |first| SystemTime::now().duration_since(first).unwrap_or_default();
             self.metrics.of(route).set_pending_age(result.oldest.map_or(Duration::ZERO, age));
         }
@@ -142,23 +179,48 @@ impl Sweep {
         {
             return Ok(());
         }
-        let found = self.journal(route, memory).await?;
-        memory.next_scan = Some(Instant::now() + SCAN_EVERY);
+        let Some(found) = self.journal(route, memory, before.unwrap_or_default()).await? else { return Ok(()) };
+        let rest = SCAN_EVERY.max(REST_OF_A_PAGE * found.pages);
+        memory.next_scan = Some(Instant::now() + rest);
+        if rest > LEASE {
+            // The others shall not begin earlier.
+            store.life_lease(route, "journal-scan", &self.holder, rest + LEASE).await?;
+        }
         let Findings { oldest, pending, leftovers, .. } = found;
-        store.keep_scan_result(route, &ScanResult { oldest, pending }).await?;
+        let ended = Some(SystemTime::now());
+        store.keep_scan_result(route, &ScanResult { oldest, pending, ended, seen: None }).await?;
         if leftovers > 0 {
             info!(%route, leftovers, "journal entries of ids that were released by SREM are dropped");
         }
-        if found.exhausted > 0 && found.exhausted != memory.reported {
-            warn!(%route, ids = found.exhausted, max_redeliveries = route.life().max_redeliveries, "pending ids were published again as often as allowed, and are left alone now: nobody releases them");
-        }
-        memory.reported = found.exhausted;
+        self.report(route, memory, &found.exhausted).await?;
         if !found.complete.is_empty() {
             self.keeper.answer(route, &found.complete).await?;
         }
         let old: Vec<_> = found.old.iter().map(redelivery).collect();
         self.reclaim(route, old, RepairedWhy::Old).await?;
         self.unanswered(route, memory, found.unanswered).await
+    }
+
+    /// Says which ids were published as often as allowed: each claim once, as a dead letter.
+    async fn report(
+        &self,
+        route: &Arc<Route>,
+        memory: &mut Memory,
+        exhausted: &[(String, JournalEntry)],
+    ) -> Result<(), StoreError> {
+        let before = std::mem::take(&mut memory.reported);
+        let is_new = |(id, entry): &&(String, JournalEntry)| before.get(id) != Some(&entry.token);
+        let new: Vec<_> = exhausted.iter().filter(is_new).collect();
+        for part in new.chunks(TOGETHER) {
+            let letters: Vec<_> = part.iter().map(|(id, entry)| letter(route, id, entry)).collect();
+            self.letters.keep_given_up(&letters, self.limits).await?;
+            tokio::time::sleep(TOGETHER_PAUSE).await;
+        }
+        if !new.is_empty() {
+            warn!(%route, ids = exhausted.len(), new = new.len(), max_redeliveries = route.life().max_redeliveries, "pending ids were published again as often as allowed, and are left alone now: nobody releases them; `hookgate dead-letters list` shows them as not_released");
+        }
+        memory.reported = exhausted.iter().map(|(id, entry)| (id.clone(), entry.token)).collect();
+        Ok(())
     }
 
     /// Publishes marked ids that are free, or have waited for long, whatever the configuration says now.
@@ -191,8 +253,13 @@ impl Sweep {
         Ok(())
     }
 
-    /// Looks through a journal, at a bounded rate.
-    async fn journal(&self, route: &Arc<Route>, memory: &Memory) -> Result<Findings, StoreError> {
+    /// Looks through a journal, at a bounded rate. Nothing if another replica does it.
+    async fn journal(
+        &self,
+        route: &Arc<Route>,
+        memory: &Memory,
+        before: ScanResult,
+    ) -> Result<Option<Findings>, StoreError> {
         let life = route.life();
         let on_ack = life.release == Release::Ack;
         let asks = on_ack || (life.redeliver_after.is_some() && !life.consumers.is_empty());
@@ -208,33 +275,48 @@ impl Sweep {
         };
         let store = self.keeper.store();
         let mut found = Findings::default();
-        let mut cursor = 0;
+        let (mut cursor, mut seen, mut renewed) = (0, 0, Instant::now());
         loop {
-            let page = store.known_page(route, Listing::Journal, cursor, PAGE).await?;
-            let (pending, free): (Vec<_>, Vec<_>) = page.ids.into_iter().partition(|known| known.pending);
-            let leftovers = free.into_iter().filter(|known| known.in_flight.is_none());
-            let leftovers: Vec<_> =
-                leftovers.filter_map(|known| Some(Leftover { id: known.id, seen: known.journal? })).collect();
+            let page = store.journal_page(route, cursor, PAGE).await?;
+            seen += page.entries.len();
+            found.pages += 1;
+            let (pending, free): (Vec<_>, Vec<_>) = page.entries.into_iter().partition(|entry| entry.pending);
+            // One in flight is kept: the store looks.
+            let leftovers = free.into_iter().map(|entry| Leftover { id: entry.id, seen: entry.entry });
+            let leftovers: Vec<_> = leftovers.collect();
             if !leftovers.is_empty() {
                 found.leftovers += store.forget(route, &leftovers).await?;
             }
-            for known in pending {
-                found.note(route, known, progress.as_ref(), memory);
+            let suspicious = pending.into_iter().filter_map(|journaled| {
+                let is_suspicious = found.note(route, &journaled, progress.as_ref(), memory);
+                is_suspicious.then_some(journaled.id)
+            });
+            let suspicious: Vec<_> = suspicious.collect();
+            if !suspicious.is_empty() {
+                for known in store.known(route, &suspicious).await? {
+                    found.judge(route, known, progress.as_ref(), memory);
+                }
             }
             cursor = page.next;
             if cursor == 0 {
                 break;
             }
-            // Renewed: another replica would begin at the front.
-            if !store.life_lease(route, "journal-scan", &self.holder, LEASE).await? {
-                break;
+            if renewed.elapsed() >= RENEW_EVERY {
+                // Another replica would begin at the front.
+                if !store.life_lease(route, "journal-scan", &self.holder, LEASE).await? {
+                    return Ok(None);
+                }
+                store.keep_scan_result(route, &ScanResult { seen: Some(seen), ..before }).await?;
+                renewed = Instant::now();
             }
             tokio::time::sleep(PAGE_PAUSE).await;
         }
-        if on_ack && progress.is_some() && store.pending_count(route).await? > found.pending {
+        // What is in flight has no entry yet.
+        let counts = store.life_counts(route).await?;
+        if on_ack && progress.is_some() && counts.pending > counts.in_flight + found.pending {
             self.without_entries(route, &mut found, memory).await?;
         }
-        Ok(found)
+        Ok(Some(found))
     }
 
     /// Ids that were pending before there was a journal, or were claimed by an older replica.
@@ -308,42 +390,47 @@ impl Sweep {
 }
 
 impl Findings {
-    fn note(&mut self, route: &Route, known: Known, progress: Option<&Progress>, memory: &Memory) {
+    /// Counts a pending id. Whether it wants a closer look.
+    fn note(&mut self, route: &Route, journaled: &Journaled, progress: Option<&Progress>, memory: &Memory) -> bool {
         self.pending += 1;
-        let life = route.life();
-        let Some(entry) = known.journal.as_deref().and_then(JournalEntry::parse) else {
-            // What others wrote there says nothing, not even that its event was answered; `doctor` and `why` show it.
-            if life.release == Release::Ack && progress.is_some() && known.in_flight.is_none() {
-                self.suspect(known, memory);
-            }
-            return;
+        let Some(entry) = JournalEntry::parse(&journaled.entry) else {
+            // What others wrote says nothing, not even that its event was answered; `doctor` and `why` show it.
+            return route.life().release == Release::Ack && progress.is_some();
         };
         self.oldest = Some(self.oldest.map_or(entry.first_claimed, |oldest| oldest.min(entry.first_claimed)));
-        if known.in_flight.is_some() {
+        match verdict(route, &entry, progress) {
+            Verdict::Fine => false,
+            Verdict::Exhausted if memory.reported.get(&journaled.id) == Some(&entry.token) => {
+                self.exhausted.push((journaled.id.clone(), entry));
+                false
+            }
+            Verdict::Exhausted | Verdict::Complete | Verdict::Lost | Verdict::Old => true,
+        }
+    }
+
+    /// Looks closer. What is in flight is the relay's.
+    fn judge(&mut self, route: &Route, known: Known, progress: Option<&Progress>, memory: &Memory) {
+        if !known.pending || known.in_flight.is_some() {
             return;
         }
-        let (on_ack, consumers) = (life.release == Release::Ack, life.consumers.as_slice());
-        if on_ack && consumers.iter().all(|consumer| entry.answer_of(consumer).is_some()) {
-            // It is kept, or other consumers were in force when the last of them answered.
-            let gave_up = |consumer: &String| entry.answer_of(consumer) == Some(Answer::GaveUp);
-            if life.on_give_up == OnGiveUp::Release || !consumers.iter().any(gave_up) {
-                let (consumer, answer) = (consumers[0].clone(), entry.answer_of(&consumers[0]));
-                let answer = answer.unwrap_or(Answer::Acknowledged);
+        let Some(entry) = known.journal.as_deref().and_then(JournalEntry::parse) else {
+            return self.suspect(known, memory);
+        };
+        match verdict(route, &entry, progress) {
+            Verdict::Fine => {}
+            Verdict::Complete => {
+                let consumer = route.life().consumers[0].clone();
+                let answer = entry.answer_of(&consumer).unwrap_or(Answer::Acknowledged);
                 self.complete.push(ConsumerAnswer { id: known.id, token: entry.token, consumer, answer });
             }
-            return;
-        }
-        let lost = on_ack && progress.is_some_and(|progress| is_lost(&entry, consumers, progress));
-        let old = life.redeliver_after.is_some_and(|after| is_old(&entry, after));
-        if !lost && (!old || still_waits(&entry, consumers, progress)) {
-            return;
-        }
-        if entry.redelivered >= life.max_redeliveries {
-            self.exhausted += 1;
-        } else if lost {
-            self.suspect(known, memory);
-        } else {
-            self.old.push(known);
+            Verdict::Lost => self.suspect(known, memory),
+            Verdict::Old => self.old.push(known),
+            Verdict::Exhausted => {
+                // Those that were reported come first when there are too many.
+                if self.exhausted.len() < MAX_SUSPECTS || memory.reported.contains_key(&known.id) {
+                    self.exhausted.push((known.id, entry));
+                }
+            }
         }
     }
 
@@ -352,6 +439,48 @@ impl Findings {
         if self.unanswered.len() < MAX_SUSPECTS || memory.suspects.contains_key(&known.id) {
             self.unanswered.push(known);
         }
+    }
+}
+
+/// What its journal entry says of a pending id whose event is settled.
+fn verdict(route: &Route, entry: &JournalEntry, progress: Option<&Progress>) -> Verdict {
+    let life = route.life();
+    let (on_ack, consumers) = (life.release == Release::Ack, life.consumers.as_slice());
+    if on_ack && consumers.iter().all(|consumer| entry.answer_of(consumer).is_some()) {
+        // It is kept, or other consumers were in force when the last of them answered.
+        let gave_up = |consumer: &String| entry.answer_of(consumer) == Some(Answer::GaveUp);
+        let kept = life.on_give_up == OnGiveUp::Keep && consumers.iter().any(gave_up);
+        return if kept { Verdict::Fine } else { Verdict::Complete };
+    }
+    let lost = on_ack && progress.is_some_and(|progress| is_lost(entry, consumers, progress));
+    let old = life.redeliver_after.is_some_and(|after| is_old(entry, after));
+    if !lost && (!old || still_waits(entry, consumers, progress)) {
+        Verdict::Fine
+    } else if entry.redelivered >= life.max_redeliveries {
+        Verdict::Exhausted
+    } else if lost {
+        Verdict::Lost
+    } else {
+        Verdict::Old
+    }
+}
+
+fn letter(route: &Route, id: &str, entry: &JournalEntry) -> GivenUp {
+    let raw = serde_json::json!({
+        "entity_id": id,
+        "token": entry.token.to_string(),
+        "first_claimed": humantime::format_rfc3339_millis(entry.first_claimed).to_string(),
+        "sequence": entry.sequence,
+        "redelivered": entry.redelivered,
+    });
+    GivenUp {
+        event: entry.token.to_string(),
+        letter: DeadLetter {
+            route: route.name().to_owned(),
+            reason: NOT_RELEASED.to_owned(),
+            time: humantime::format_rfc3339_millis(SystemTime::now()).to_string(),
+            raw: raw.to_string().into(),
+        },
     }
 }
 
@@ -390,10 +519,10 @@ fn still_waits(entry: &JournalEntry, consumers: &[String], progress: Option<&Pro
     !gone && progress.floors.iter().any(|(_, floor)| *floor < sequence)
 }
 
-/// The next redelivery of an id.
+/// The next redelivery of an id: the first one, as far as what others wrote there says.
 fn redelivery(known: &Known) -> Reclaim {
-    let entry = known.journal.as_deref().and_then(JournalEntry::parse);
-    let redelivered = entry.map_or(0, |entry| entry.redelivered);
-    let why = ReclaimWhy::Redelivery { seen: known.journal.clone(), number: redelivered.saturating_add(1) };
-    Reclaim { id: known.id.clone(), why }
+    known.redelivery().unwrap_or_else(|| {
+        let why = ReclaimWhy::Redelivery { seen: known.journal.clone(), number: 1 };
+        Reclaim { id: known.id.clone(), why }
+    })
 }

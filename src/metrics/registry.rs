@@ -99,6 +99,19 @@ impl Families {
         );
     }
 
+    fn register_consumers(&self, registry: &mut Registry) {
+        registry.register(
+            "hookgate_consumer_pending",
+            "Messages that wait for a consumer; the same on every replica, and for every route that the consumer serves",
+            self.consumer_pending.clone(),
+        );
+        registry.register(
+            "hookgate_consumer_ack_pending",
+            "Messages that a consumer got and has not acknowledged; the same on every replica, and for every such route",
+            self.consumer_ack_pending.clone(),
+        );
+    }
+
     pub(super) fn register() -> (Self, Exposition) {
         let this = Self {
             requests: Family::default(),
@@ -168,16 +181,7 @@ impl Families {
             this.pending.clone(),
         );
         this.register_life(&mut registry);
-        registry.register(
-            "hookgate_consumer_pending",
-            "Messages that wait for a consumer; the same on every replica, and for every route that the consumer serves",
-            this.consumer_pending.clone(),
-        );
-        registry.register(
-            "hookgate_consumer_ack_pending",
-            "Messages that a consumer got and has not acknowledged; the same on every replica, and for every such route",
-            this.consumer_ack_pending.clone(),
-        );
+        this.register_consumers(&mut registry);
         registry.register(
             "hookgate_outbox_entries",
             "Claims whose event NATS has not acknowledged yet; the same on every replica",

@@ -200,6 +200,8 @@ pub enum RepairedWhy {
     Unanswered,
     /// It was pending for longer than `redeliver_after`.
     Old,
+    /// An operator said so, by a command, which keeps no counts.
+    Operator,
 }
 
 impl RepairedWhy {
@@ -212,6 +214,7 @@ impl RepairedWhy {
             Self::Marked => "marked",
             Self::Unanswered => "unanswered",
             Self::Old => "old",
+            Self::Operator => "operator",
         }
     }
 }
@@ -444,7 +447,9 @@ impl RouteMetrics {
 
     /// Pending ids were claimed once more.
     pub fn repaired(&self, why: RepairedWhy, count: usize) {
-        self.repaired[why as usize].inc_by(count as u64);
+        if let Some(counter) = self.repaired.get(why as usize) {
+            counter.inc_by(count as u64);
+        }
     }
 
     /// A consumer gave an event up. Of one that is not configured there is no series.

@@ -21,7 +21,7 @@ for place, id in ipairs(ids) do
     letters[place] = 'x'
   else
     if not now.head then
-      local head, answers = string.match(now.entry, '^([^;]*;[^;]*;[^;]*;[^;]*;)(.*)$')
+      local head, answers = string.match(now.entry or '', '^([^;]*;[^;]*;[^;]*;[^;]*;)(.*)$')
       now.head, now.order, now.answers = head or token .. ';;;;', {}, {}
       for name, answer in string.gmatch(answers or '', '([^,:]+):(%a)') do
         now.order[#now.order + 1] = name

@@ -1,6 +1,6 @@
 -- Claims ids: each is new for one caller only, among all replicas.
 -- KEYS: 1 pending SET, 2 outbox HASH (id -> token of the claim), 3 addresses HASH (register.lua), then of a route with a
--- journal: 4 journal HASH (id -> token;first;sequence;redelivered;answers: src/pending/journal.rs), 5 marks HASH (id -> ms)
+-- journal: 4 journal HASH (id -> token;first;sequence;redelivered;answers: src/life/journal.rs), 5 marks HASH (id -> ms)
 -- ARGV: 1 most entries of the outbox, 2 '1' to write in-flight entries again (so that a WAIT behind this
 -- call speaks of them too), 3 number of the route's address, 4 that address, 5 now (ms), 6 consumers that all have to answer
 -- before an id is kept, separated by commas; empty if none is ever kept, 7 number of requests, then for each of these: token seed,
@@ -60,6 +60,8 @@ local function is_token(text)
     and string.sub(text, 1, 12) < 'e677d21fdc00'
 end
 
+-- The entry of a new claim is written with its settlement (settle.lua): until then the outbox says all that it would. What an
+-- earlier claim left is dropped.
 local states, answers, entries, journal, members, marks = {}, { '' }, {}, {}, {}, {}
 local function enter(id, token)
   entries[#entries + 1] = id
@@ -109,7 +111,7 @@ for request = 8, ids - 1, 4 do
         -- What was claimed for another subject is published there before a claim takes its place.
         or (mode == 'p' and in_flight and (string.match(token, '%-(%d)%d%d%d%d%d%d%d%d$') or '0') ~= ARGV[3]) then
         state = in_flight and 'i' or 'd'
-      elseif mode == 'c' and not is_kept(id) then
+      elseif mode == 'c' and (in_flight or not is_kept(id)) then
         state = 'm'
       end
     end
@@ -134,9 +136,9 @@ for request = 8, ids - 1, 4 do
         -- A token that is none of ours is replaced: the claim is taken over.
         local claim = seed .. '-' .. index
         enter(id, claim)
-        if KEYS[4] then
+        if KEYS[4] and token ~= nil then
           journal[#journal + 1] = id
-          journal[#journal + 1] = claim .. (token == nil and ';;;;' or ';' .. first_claim(id, in_flight and token) .. ';;;')
+          journal[#journal + 1] = claim .. ';' .. first_claim(id, in_flight and token) .. ';;;'
         end
         tokens[id] = claim
       end
@@ -148,6 +150,11 @@ end
 -- In this order, see above.
 for from = 1, #entries, part do
   redis.call('HSET', KEYS[2], some(entries, from))
+end
+if KEYS[4] then
+  for from = 1, #members, part do
+    redis.call('HDEL', KEYS[4], some(members, from))
+  end
 end
 for from = 1, #journal, part do
   redis.call('HSET', KEYS[4], some(journal, from))

@@ -11,7 +11,8 @@ elseif address ~= ARGV[2] then
   return redis.error_reply('ADDRESSES the number of this address belongs to another one now')
 end
 
--- What is known of ids: pending, entry, token (of the entry), out (token in the outbox), mark.
+-- What is known of ids: pending, out (token in the outbox), token (of the present claim: the one in the outbox, else that of the
+-- journal entry), entry (of the present claim, if there is one), raw (the entry as it is, which may be an older claim's), mark.
 local known = {}
 local function look(ids)
   for from = 1, #ids, part do
@@ -21,12 +22,16 @@ local function look(ids)
     local entries = redis.call('HMGET', KEYS[4], unpack(ids, from, to))
     local marks = redis.call('HMGET', KEYS[5], unpack(ids, from, to))
     for place = 1, to - from + 1 do
-      local entry = entries[place]
+      local raw, in_flight = entries[place] or nil, out[place] or nil
+      local token = raw and string.match(raw, '^([^;]*);') or nil
+      -- While it is in flight nobody has written an entry, but for a claim of a pending id, and for early answers.
+      local entry = (not in_flight or in_flight == token) and raw or nil
       known[ids[from + place - 1]] = {
         pending = pending[place] == 1,
-        out = out[place] or nil,
-        entry = entry or nil,
-        token = entry and string.match(entry, '^([^;]*);') or nil,
+        out = in_flight,
+        token = in_flight or token,
+        entry = entry,
+        raw = raw,
         mark = marks[place] or nil,
       }
     end
@@ -42,14 +47,14 @@ local freed, forgotten, settled, unmarked, entries, journal, members = {}, {}, {
 -- The id is free.
 local function free(id, now, token)
   freed[#freed + 1] = id
-  if now.entry then
+  if now.raw then
     forgotten[#forgotten + 1] = id
   end
   if token and now.out == token then
     settled[#settled + 1] = id
     now.out = nil
   end
-  now.pending, now.entry, now.token = false, nil, nil
+  now.pending, now.entry, now.raw, now.token = false, nil, nil, nil
 end
 
 -- The id is claimed under a new token, which replaces what is known of it; `rest` is the entry behind the token.
@@ -61,7 +66,7 @@ local function claim(id, now, token, rest)
   if not now.pending then
     members[#members + 1] = id
   end
-  now.pending, now.out, now.entry, now.token = true, token, token .. rest, token
+  now.pending, now.out, now.entry, now.raw, now.token = true, token, token .. rest, token .. rest, token
 end
 
 local function unmark(id, now)

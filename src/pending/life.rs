@@ -17,12 +17,15 @@ use crate::{
     delivery::StoreError,
     event::Token,
     life::{
-        Answer, Answered, ConsumerAnswer, Known, KnownPage, Leftover, LifeStore, Listing, Reclaim, ReclaimWhy,
-        ReleaseRequest, Released, ScanResult, own_seed,
+        Answer, Answered, ConsumerAnswer, JournalPage, Journaled, Known, KnownPage, Leftover, LifeCounts, LifeStore,
+        Listing, Reclaim, ReclaimWhy, ReleaseRequest, Released, ScanResult, own_seed,
     },
     metrics::Operation,
     route::{OnGiveUp, Route},
 };
+
+/// A name and a value of a hash.
+type Field = (Vec<u8>, Vec<u8>);
 
 /// Ids of one call of a script: more would hold up the claims behind it.
 const CALL: usize = 500;
@@ -208,7 +211,6 @@ impl LifeStore for Redis {
     ) -> BoxFuture<'a, Result<KnownPage, StoreError>> {
         let (scan, key) = match listing {
             Listing::Pending => ("SSCAN", route.pending_key()),
-            Listing::Journal => ("HSCAN", route.journal_key()),
             Listing::Marks => ("HSCAN", route.marks_key()),
         };
         async move {
@@ -220,6 +222,41 @@ impl LifeStore for Redis {
                 let ids = found.chunks(step).filter_map(|entry| String::from_utf8(entry.first()?.clone()).ok());
                 let ids: Vec<String> = ids.collect();
                 Ok(KnownPage { ids: read_known(link, route, &ids).await?, next })
+            })
+            .await
+        }
+        .boxed()
+    }
+
+    fn journal_page<'a>(
+        &'a self,
+        route: &'a Route,
+        cursor: u64,
+        count: usize,
+    ) -> BoxFuture<'a, Result<JournalPage, StoreError>> {
+        async move {
+            self.look(Operation::Life, async |link| {
+                let mut scan = redis::cmd("HSCAN");
+                scan.arg(route.journal_key()).arg(cursor).arg("COUNT").arg(count);
+                let (next, found): (u64, Vec<Field>) = scan.query_async(link).await?;
+                // An id that is not text was not claimed by hookgate.
+                let entries = found.into_iter().filter_map(|(id, entry)| {
+                    let entry = String::from_utf8_lossy(&entry).into_owned();
+                    Some(Journaled { id: String::from_utf8(id).ok()?, entry, pending: false })
+                });
+                let mut entries: Vec<_> = entries.collect();
+                if !entries.is_empty() {
+                    let mut call = redis::cmd("SMISMEMBER");
+                    call.arg(route.pending_key());
+                    for Journaled { id, .. } in &entries {
+                        call.arg(id);
+                    }
+                    let pending: Vec<bool> = call.query_async(link).await?;
+                    for (entry, pending) in entries.iter_mut().zip(pending) {
+                        entry.pending = pending;
+                    }
+                }
+                Ok(JournalPage { entries, next })
             })
             .await
         }
@@ -251,12 +288,16 @@ impl LifeStore for Redis {
         .boxed()
     }
 
-    fn pending_count<'a>(&'a self, route: &'a Route) -> BoxFuture<'a, Result<usize, StoreError>> {
+    fn life_counts<'a>(&'a self, route: &'a Route) -> BoxFuture<'a, Result<LifeCounts, StoreError>> {
         async move {
-            self.look(Operation::Life, async |link| {
-                redis::cmd("SCARD").arg(route.pending_key()).query_async(link).await
-            })
-            .await
+            let mut calls = redis::pipe();
+            calls.cmd("SCARD").arg(route.pending_key());
+            for key in [route.outbox_key(), route.journal_key(), route.marks_key()] {
+                calls.cmd("HLEN").arg(key);
+            }
+            let (pending, in_flight, journaled, marked) =
+                self.look(Operation::Life, async |link| calls.query_async(link).await).await?;
+            Ok(LifeCounts { pending, in_flight, journaled, marked })
         }
         .boxed()
     }
@@ -277,9 +318,7 @@ impl LifeStore for Redis {
         result: &'a ScanResult,
     ) -> BoxFuture<'a, Result<(), StoreError>> {
         async move {
-            let millis = |time: SystemTime| time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_millis();
-            let oldest = result.oldest.map(|oldest| millis(oldest).to_string()).unwrap_or_default();
-            let text = format!("{oldest};{}", result.pending);
+            let text = write_scan_result(result);
             self.ask(Operation::Life, async |link| {
                 redis::cmd("SET").arg(scan_key(route)).arg(text).query_async(link).await
             })
@@ -293,14 +332,29 @@ fn scan_key(route: &Route) -> String {
     format!("{{{}}}:scan", route.pending_key())
 }
 
-/// `oldest;pending`, the first in milliseconds or empty.
-fn read_scan_result(text: &str) -> Option<ScanResult> {
-    let (oldest, pending) = text.split_once(';')?;
-    let oldest = match oldest {
-        "" => None,
-        millis => Some(SystemTime::UNIX_EPOCH.checked_add(Duration::from_millis(millis.parse().ok()?))?),
+/// `oldest;pending;ended;seen`: times in milliseconds, and nothing where there is none.
+fn write_scan_result(result: &ScanResult) -> String {
+    let millis = |time: Option<SystemTime>| {
+        let millis = |time: SystemTime| time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_millis();
+        time.map(|time| millis(time).to_string()).unwrap_or_default()
     };
-    Some(ScanResult { oldest, pending: pending.parse().ok()? })
+    let seen = result.seen.map(|seen| seen.to_string()).unwrap_or_default();
+    format!("{};{};{};{seen}", millis(result.oldest), result.pending, millis(result.ended))
+}
+
+fn read_scan_result(text: &str) -> Option<ScanResult> {
+    let mut parts = text.split(';');
+    let mut number = || match parts.next()? {
+        "" => Some(None),
+        number => number.parse::<u64>().ok().map(Some),
+    };
+    let time = |millis: Option<u64>| SystemTime::UNIX_EPOCH.checked_add(Duration::from_millis(millis?));
+    Some(ScanResult {
+        oldest: time(number()?),
+        pending: usize::try_from(number()??).ok()?,
+        ended: time(number()?),
+        seen: number()?.and_then(|seen| usize::try_from(seen).ok()),
+    })
 }
 
 /// Everything that is known of these ids, in one round trip.
@@ -343,5 +397,25 @@ fn text(value: &Value) -> Option<String> {
 impl Redis {
     fn claiming(&self, route: &Route) -> Result<&Arc<Claiming>, StoreError> {
         Ok(&self.queues(route)?.claiming)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_result_of_a_look_is_read_as_it_is_written() {
+        let at = |millis| Some(SystemTime::UNIX_EPOCH + Duration::from_millis(millis));
+        for result in [
+            ScanResult::default(),
+            ScanResult { oldest: at(1), pending: 2, ended: at(3), seen: Some(4) },
+            ScanResult { oldest: at(1), pending: 2, ended: at(3), seen: None },
+        ] {
+            assert_eq!(read_scan_result(&write_scan_result(&result)), Some(result));
+        }
+        for foreign in ["", "1", "1;2", "x;2;3;4", "1;;3;4"] {
+            assert_eq!(read_scan_result(foreign), None, "{foreign}");
+        }
     }
 }

@@ -14,7 +14,7 @@ for place, id in ipairs(ids) do
   local what, seen, token, count, now = ARGV[at + 1], ARGV[at + 2], ARGV[at + 3], ARGV[at + 4], known[id]
   local letter = 'x'
   if what == 'e' then
-    if now.pending and not now.out and (now.entry or '') == seen then
+    if now.pending and not now.out and (now.raw or '') == seen then
       -- It stays as old as it is, unless others wrote what says nothing.
       local first = ''
       if now.entry then
@@ -34,9 +34,9 @@ for place, id in ipairs(ids) do
       unmark(id, now)
       letter = 'c'
     end
-  elseif not now.pending and not now.out and now.entry == seen then
+  elseif not now.pending and not now.out and now.raw == seen then
     forgotten[#forgotten + 1] = id
-    now.entry, now.token = nil, nil
+    now.entry, now.raw, now.token = nil, nil, nil
     letter = 'd'
   end
   letters[place] = letter

@@ -154,10 +154,10 @@ pub(super) fn settle(call: &mut Cmd, route: &Route, settlements: &[Settlement]) 
             call.arg(token);
         });
     }
-    for settlement in settlements {
-        match settlement.sequence() {
-            Some(sequence) => call.arg(sequence),
-            None => call.arg(""),
+    if route.life().journal {
+        let sequence = |settlement: &Settlement| {
+            settlement.sequence().map_or_else(|| "-".to_owned(), |sequence| sequence.to_string())
         };
+        call.arg(settlements.iter().map(sequence).collect::<Vec<_>>().join(" "));
     }
 }

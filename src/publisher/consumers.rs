@@ -10,6 +10,7 @@ use super::{
     servers::{ConnectFailure, Servers},
     stream::{self, StreamError, Survey},
     stream_info::{common_pattern, matches},
+    version::Version,
 };
 use crate::{
     finding::{Finding, Level},
@@ -20,7 +21,7 @@ use crate::{
 const BACKOFF: [Duration; 3] = [Duration::from_secs(30), Duration::from_secs(120), Duration::from_secs(600)];
 /// Since when a consumer can have more than one filter (older servers ignore them, and deliver everything), and a backoff
 /// without a last delivery.
-const SINCE_2_10: (u32, u32) = (2, 10);
+const SINCE_2_10: Version = Version::new(2, 10, 0);
 /// How many routes a message names.
 const NAMED: usize = 3;
 
@@ -356,7 +357,7 @@ pub struct Added {
 /// The consumers of a NATS system.
 pub struct Consumers {
     api: Api,
-    version: String,
+    version: Version,
 }
 
 impl Consumers {
@@ -366,7 +367,7 @@ impl Consumers {
     /// If NATS can't be reached.
     pub async fn connect(servers: &Servers) -> Result<Self, ConsumersError> {
         let (client, _denied) = servers.connect_once().await?;
-        Ok(Self { version: client.server_info().version, api: Api::over(client) })
+        Ok(Self { version: Version::parse(&client.server_info().version), api: Api::over(client) })
     }
 
     /// The durable consumers of all streams that routes lead into, and those that routes name and that are not there.
@@ -402,6 +403,23 @@ impl Consumers {
         Ok(rows)
     }
 
+    /// The consumers that a route names, in their order.
+    ///
+    /// # Errors
+    /// If no stream covers its subject, or NATS does not say.
+    pub async fn of(&self, route: &Route) -> Result<Vec<Option<ConsumerInfo>>, ConsumersError> {
+        let mut found = Vec::new();
+        if route.life().consumers.is_empty() {
+            return Ok(found);
+        }
+        let stream = self.stream_of(&[route]).await?;
+        for name in &route.life().consumers {
+            let info = info_of(&self.api, &stream, name).await;
+            found.push(info.map_err(|error| ConsumersError::api("look at the consumer", name, &error))?);
+        }
+        Ok(found)
+    }
+
     /// Makes a consumer for routes: durable, explicit, every acknowledgement announced, without a last delivery. One that
     /// is there already is left as it is.
     ///
@@ -431,7 +449,7 @@ impl Consumers {
             "max_deliver": -1,
             "sample_freq": "100%",
         });
-        if version(&self.version) >= SINCE_2_10 {
+        if self.version >= SINCE_2_10 {
             config["backoff"] = json!(BACKOFF.map(nanos));
         }
         match filters.as_slice() {
@@ -481,18 +499,12 @@ impl Consumers {
         let mut subjects: Vec<_> = routes.iter().map(|route| route.subject().to_owned()).collect();
         subjects.sort();
         subjects.dedup();
-        if subjects.len() == 1 || version(&self.version) >= SINCE_2_10 {
+        if subjects.len() == 1 || self.version >= SINCE_2_10 {
             return Ok((subjects, false));
         }
         let common = common_pattern(subjects.iter().map(String::as_str)).unwrap_or_else(|| ">".to_owned());
         Ok((vec![common], true))
     }
-}
-
-/// `2.10.3` as (2, 10).
-pub(super) fn version(text: &str) -> (u32, u32) {
-    let mut parts = text.split(['.', '-']).map(|part| part.parse().unwrap_or_default());
-    (parts.next().unwrap_or_default(), parts.next().unwrap_or_default())
 }
 
 fn nanos(duration: Duration) -> u64 {

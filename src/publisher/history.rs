@@ -387,6 +387,7 @@ impl Pass<'_> {
                         if reader.delivered == 0 {
                             self.patience = (self.patience * 2).min(STALL / 2);
                         }
+                        self.forget_consumer().await;
                         self.source = Source::Unopened;
                         self.interrupted(problem).await?;
                         continue;

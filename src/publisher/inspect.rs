@@ -6,6 +6,7 @@ use super::{
     judgement::largest_event,
     servers::{ConnectFailure, Servers},
     stream::{self, StreamSettings},
+    version,
 };
 use crate::{
     finding::{Finding, Level},
@@ -41,7 +42,7 @@ pub async fn inspect(
         )),
         Some(settings) => {
             let api = Api::over(client);
-            streams(&api, settings, routes, &mut findings).await;
+            streams(&api, &info.version, settings, routes, &mut findings).await;
             findings.extend(releases(&api, instance).await);
         }
     }
@@ -79,7 +80,13 @@ async fn releases(api: &Api, instance: &str) -> Option<Finding> {
     Some(Finding::failure(format!("nats subject {subject}"), text))
 }
 
-async fn streams(api: &Api, settings: &StreamSettings, routes: &RouteTable, findings: &mut Vec<Finding>) {
+async fn streams(
+    api: &Api,
+    version: &str,
+    settings: &StreamSettings,
+    routes: &RouteTable,
+    findings: &mut Vec<Finding>,
+) {
     let survey = match stream::survey(api, routes, []).await {
         Ok(survey) => survey,
         Err(error) => {
@@ -100,6 +107,10 @@ async fn streams(api: &Api, settings: &StreamSettings, routes: &RouteTable, find
         });
     }
     findings.extend(consumers::judge(api, &survey).await);
+    for (name, (info, _)) in &survey.streams {
+        let traps = version::traps(version, info).into_iter();
+        findings.extend(traps.map(|text| Finding::warning(format!("nats stream {name}"), text)));
+    }
     let problems = survey.problems(settings);
     for name in survey.streams.keys().filter(|name| problems.iter().all(|(of, _)| of != name)) {
         findings.push(Finding::ok(format!("nats stream {name}"), KEEPS));

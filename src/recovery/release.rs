@@ -19,6 +19,7 @@ use crate::{
     dead_letters::{DeadLetter, DeadLetterLimits, DeadLetterStore},
     delivery::{Delivery, StoreError},
     event::TokenSeed,
+    failpoint,
     metrics::{Metrics, QuarantineResult},
     quarantine::{Held, QuarantineStore},
     route::{Route, RouteTable},
@@ -30,7 +31,7 @@ use crate::{
 /// Bodies that are looked at with one question.
 const PAGE: usize = 100;
 /// How long a replica that says nothing more keeps the others from looking.
-const LEASE: Duration = Duration::from_secs(30);
+const LEASE: Duration = Duration::from_secs(15);
 /// Between two looks at what came meanwhile.
 const EVERY: Duration = Duration::from_secs(10);
 /// Before the next attempt where a store failed, or another replica is at it.
@@ -131,9 +132,9 @@ impl Releaser {
             return Ok(false);
         };
         let Some(body) = self.store.body(&held.entry).await? else { return Ok(false) };
-        let verifier = self.verifiers.of(route);
-        let Ok(verified) = verifier.verify_kept(&held.headers, body, held.time) else { return Ok(false) };
-        let body = verified.bytes();
+        let proof = self.verifiers.of(route).verify_kept(&held.headers, body, held.time);
+        let Ok(good) = proof else { return Ok(false) };
+        let body = good.bytes();
         match Batch::parse(&body[..]) {
             Ok(batch) => {
                 let rejected = batch.rejected().clone();
@@ -151,7 +152,8 @@ impl Releaser {
             }
             Err(error) => self.bury(route, [(error.code(), body.clone())]).await?,
         }
-        self.store.remove(&[held.entry.clone()]).await?;
+        failpoint::hit("after_release_from_quarantine");
+        self.store.remove(std::slice::from_ref(&held.entry)).await?;
         self.metrics.of(route).quarantined(QuarantineResult::Released);
         Ok(true)
     }

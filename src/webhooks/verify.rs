@@ -38,13 +38,14 @@ pub(super) fn verify(admitted: RequestAdmitted) -> NowOrLater<SenderVerified> {
 struct Unverified {
     refusal: Refusal,
     /// What of it is kept, and what it holds until then.
-    captured: Option<(Captured, Allowance, Permit)>,
+    captured: Option<Box<(Captured, Allowance, Permit)>>,
 }
 
 impl Unverified {
     /// Keeps what is to be kept. The answer waits for that: this may have been the last attempt.
     async fn keep(self, request: &Request) -> Refusal {
-        if let (Some(quarantine), Some((captured, allowance, permit))) = (&request.webhooks.quarantine, self.captured) {
+        if let (Some(quarantine), Some(captured)) = (&request.webhooks.quarantine, self.captured) {
+            let (captured, allowance, permit) = *captured;
             quarantine.keep(&request.route, captured, (allowance, permit)).await;
         }
         self.refusal
@@ -61,7 +62,7 @@ fn check(admitted: RequestAdmitted) -> Result<SenderVerified, Unverified> {
             let quarantine = request.webhooks.quarantine.as_ref();
             let captured = quarantine
                 .and_then(|_| Quarantine::capture(&request.route, verifier, &request.headers, &body, failure));
-            Err(Unverified { refusal, captured: captured.map(|captured| (captured, allowance, permit)) })
+            Err(Unverified { refusal, captured: captured.map(|captured| Box::new((captured, allowance, permit))) })
         }
     }
 }

@@ -17,7 +17,7 @@ from servers import World, until
 
 WORK = Path(sys.argv[1])
 NAME = re.compile(r"\b(?:hookgate|process)_\w+")
-STORE_GAUGES = ("hookgate_outbox_", "hookgate_pending_", "hookgate_orphaned_")
+STORE_GAUGES = ("hookgate_outbox_", "hookgate_pending_", "hookgate_orphaned_", "hookgate_consumer_")
 SUFFIXES = {"counter": ["_total"], "histogram": ["_bucket", "_sum", "_count"], "info": ["_info"], "gauge": [""]}
 passed = 0
 
@@ -32,8 +32,18 @@ def check(what, problems):
     print(f"ok      {what}")
 
 
+# A consumer has series where a route names it.
+ROUTES = """
+[[routes]]
+flow = "vmh"
+entity = "beteiligte"
+action = "create"
+consumers = ["case-sync"]
+"""
+
+
 def real_metrics():
-    with World() as world:
+    with World(ROUTES) as world:
         world.post('[{"id":"a"},{"id":""}]')
 
         def look():

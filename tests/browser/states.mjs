@@ -114,10 +114,18 @@ await check("an outbox that NATS does not take", async () => {
   });
 });
 
+await check("events that a consumer gave up", async () => {
+  await look("given-up", others, {
+    says: "3 events were given up by a consumer.", level: "warn", more: /Their work was not done: vmh\/akte\/delete/,
+    next: /hookgate dead-letters replay --reason gave_up/,
+    change: ({ routes }) => { routes[0].given_up = 3; },
+  });
+});
+
 await check("ids that nobody releases", async () => {
   await look("unreleased", others, {
     says: "122 ids are pending, and none was released for 15 min.", level: "warn", more: /may be taken for a duplicate: vmh\/akte\/delete/,
-    next: /SREM vmh:akte:delete_pending ID/,
+    next: /hookgate pending release vmh\/akte\/delete ID/,
     change: ({ routes }) => { Object.assign(routes[0], { pending_ids: 122, unreleased_for_seconds: 900 }); },
     asks: coloured("#webhooks td", "is-warn", "122"),
   });

@@ -247,7 +247,11 @@ fn values_that_make_no_sense() {
         ("nats.url", "\"nats://h/x\"", "it has something behind the port"),
         ("nats.user", "\"u\"", "needs nats.password_file beside it"),
         ("nats.password_file", "\"hookgate.toml\"", "needs nats.user beside it"),
-        ("admin.replicas", "\"hookgate-replicas\"", "is no name with a port; write a name that resolves to all replicas"),
+        (
+            "admin.replicas",
+            "\"hookgate-replicas\"",
+            "is no name with a port; write a name that resolves to all replicas",
+        ),
         ("nats.stream.name", "\"a b\"", "is no name of a stream"),
         ("nats.stream.replicas", "6", "is not between 1 and 5"),
         ("nats.stream.max_age", "\"5m\"", "is shorter than nats.stream.duplicate_window"),

@@ -256,7 +256,9 @@ with World("".join(route(name) for name in chosen)) as world:
         missing = consumer.ids - set(found)
         check(f"{consumer.name}: an event for each id", not missing, missing)
         again = {one: len(of) for one, of in found.items() if len(of) > 1}
-        check(f"{consumer.name}: and no second one", not again, again)
+        # What the killed server had not reported of acknowledgements is published once more, under `release = "ack"`.
+        in_doubt = [one for one in again if consumer.form == "ack" and one.split("-")[0] in ("restart", "alone")]
+        check(f"{consumer.name}: and no second one without need", len(again) == len(in_doubt), again)
         if failed:
             print(consumer.says())
         consumer.kill()

@@ -202,11 +202,7 @@ def plain(document):
     document = json.loads(HASHED.sub(r"\1", json.dumps(copy.deepcopy(document))))
     metadata = document["metadata"]
     annotations = metadata.get("annotations", {})
-    if is_hook(document) and document["kind"] == "Job":
-        # A hook comes before all else, and with a ConfigMap of its own.
-        for volume in document["spec"]["template"]["spec"]["volumes"]:
-            volume.get("configMap", {})["name"] = "hookgate-config"
-    for name in ("helm.sh/resource-policy", "helm.sh/hook", "helm.sh/hook-weight", "helm.sh/hook-delete-policy"):
+    for name in ("helm.sh/hook", "helm.sh/hook-weight", "helm.sh/hook-delete-policy"):
         annotations.pop(name, None)
     if not annotations:
         metadata.pop("annotations", None)

@@ -79,6 +79,10 @@ impl Permissions {
         Self { user: self.user, taken: Some(place) }
     }
 
+    pub(super) fn without_subject(&self, subject: &str) -> Self {
+        self.without(self.grants().iter().position(|other| *other == subject).expect("the file has it"))
+    }
+
     /// The lines with a subject, by their numbers.
     fn lines(&self) -> impl Iterator<Item = (usize, &'static str)> {
         let mine = format!("user: {}", self.user);
@@ -145,6 +149,11 @@ impl Access {
     /// Settings of somebody who may do everything.
     pub(super) fn everything(&self) -> String {
         format!("nats.user = \"tests\"\nnats.password_file = \"{}\"\n", self.file("tests").display())
+    }
+
+    /// Settings of somebody with these permissions in NATS, who may do everything in Redis.
+    pub(super) fn of_nats(&self) -> String {
+        format!("nats.user = \"{}\"\nnats.password_file = \"{}\"\n", self.nats, self.file("right").display())
     }
 
     fn file(&self, name: &str) -> PathBuf {

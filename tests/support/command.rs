@@ -3,8 +3,9 @@
 use std::process::{Command, Stdio};
 
 use serde_json::Value;
+use tempfile::TempDir;
 
-use super::gate::configure;
+use super::{Process, gate::configure};
 
 /// What came of it.
 pub(crate) struct Ran {
@@ -31,6 +32,23 @@ impl Ran {
         assert_eq!(self.code, Some(1), "{}{}", self.printed, self.remarks);
         self.remarks
     }
+}
+
+/// Starts hookgate with settings, as TOML, arguments and variables. It dies with what is given back.
+pub(crate) fn start(settings: &str, arguments: &[&str], environment: &[(&str, &str)]) -> Started {
+    let files = tempfile::tempdir().expect("a temporary folder can be made");
+    let process = Process::start(env!("CARGO_BIN_EXE_hookgate").as_ref(), |command| {
+        configure(command, &files, &[settings]);
+        command.args(arguments).envs(environment.iter().copied());
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    });
+    Started { process, _files: files }
+}
+
+/// A command that may be killed.
+pub(crate) struct Started {
+    pub(crate) process: Process,
+    _files: TempDir,
 }
 
 /// Runs hookgate with settings, as TOML, and arguments.

@@ -27,13 +27,14 @@
 
 {{/*
 A ConfigMap whose name has a hash of its content, so that other content is a rolling update, and old pods keep theirs:
-(list . "name" $data).
+(list . "name" $data). A hook, because Helm takes nothing away that a hook has made. With the resource policy `keep` it would
+stay too, but `helm rollback` fails over what was kept.
 */}}
 {{- define "hookgate.hashedName" -}}
 {{- printf "%s-%s" (index . 1) (index . 2 | toJson | sha256sum | trunc 10) -}}
 {{- end -}}
 {{- define "hookgate.configMap" -}}
-{{- $metadata := dict "name" (include "hookgate.hashedName" .) "annotations" (dict "helm.sh/resource-policy" "keep") -}}
+{{- $metadata := dict "name" (include "hookgate.hashedName" .) "annotations" (dict "helm.sh/hook" "pre-install,pre-upgrade,pre-rollback" "helm.sh/hook-weight" "-5" "helm.sh/hook-delete-policy" "before-hook-creation") -}}
 {{- if eq (index . 1) "hookgate-config" -}}
 {{- $_ := set $metadata "labels" (dict "app.kubernetes.io/name" "hookgate" "app.kubernetes.io/component" "configuration") -}}
 {{- end -}}

@@ -1,26 +1,37 @@
 //! `hookgate dead-letters replay`: their ids go through claim and publish once more.
 
-use std::{process::ExitCode, sync::Arc, time::SystemTime};
+use std::{
+    process::ExitCode,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use anyhow::{Context, bail};
 use hookgate::{
     app::{self, operator::OperatorStore},
     dead_letters::{ReplayNote, ReviewedLetter},
-    recovery::{Bringer, Wanted, ids_of},
+    recovery::{Bringer, GAVE_UP, Sought, Verdict, Wanted, ids_of},
     route::Route,
-    settings::Settings,
+    settings::{DeliveryMode, Settings},
 };
 use serde::Serialize;
 use tokio_util::task::TaskTracker;
 
 use super::{
-    super::{Output, print, store, table::counted, tell},
+    super::{
+        Output, print,
+        reconcile::{Progress, read_stream},
+        store,
+        table::counted,
+        tell,
+    },
     Filter,
 };
 
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Each id gets an event, also if it is pending. What can never be an event (no usable id, not JSON) is skipped. What
+    after_help = "What a consumer gave up on (reason gave_up) gets an event, also if its id is pending; every other id if it got none since.
+What can never be an event (no usable id, not JSON) is skipped. What
 became of a replay stands in the list; a letter that was replayed well is replayed again only by its name.
 
 Exit code: 0 if all went well, 1 if an id got no event.
@@ -47,6 +58,8 @@ struct Replayed {
     letters: usize,
     /// Ids with a new event.
     published: usize,
+    /// Ids that have had their event since.
+    delivered: usize,
     /// Letters with an id that got none.
     failed: usize,
     /// Letters that can never be events.
@@ -73,6 +86,7 @@ pub(super) async fn run(
     let publisher = app::open_publisher(settings, &tasks).await?;
     store::up("NATS", publisher.contact()).await?;
     let mut bringer = store.bringer(settings, publisher, *rate);
+    let sought = look_for_events(&found, settings).await?;
     let mut replayed = Replayed::default();
     for ReviewedLetter { kept, note } in &found {
         if note.as_ref().is_some_and(|note| note.good) && filter.names.is_empty() {
@@ -91,26 +105,35 @@ pub(super) async fn run(
             continue;
         }
         replayed.letters += 1;
-        let note = match bring(&mut bringer, route, &ids).await {
+        let all_ids = ids.len();
+        let given_up = kept.letter.reason == GAVE_UP;
+        let wanted = ids.into_iter().filter_map(|id| {
+            let verdict = sought.verdict(route, &id);
+            want(id, given_up, verdict)
+        });
+        let wanted: Vec<Wanted> = wanted.collect();
+        let delivered = all_ids - wanted.len();
+        replayed.delivered += delivered;
+        let note = match bring(&mut bringer, route, &wanted).await {
             Ok(()) => {
-                replayed.published += ids.len();
-                noted(true, format!("{} published", counted(ids.len(), "id", "ids")))
+                replayed.published += wanted.len();
+                noted(true, format!("{} published, {delivered} delivered before", counted(wanted.len(), "id", "ids")))
             }
             Err(failure) => {
                 replayed.failed += 1;
                 tell(&format!("hookgate: {}: {failure}", kept.entry));
-                noted(false, format!("{} without an event: {failure}", counted(ids.len(), "id", "ids")))
+                noted(false, format!("{} without an event: {failure}", counted(wanted.len(), "id", "ids")))
             }
         };
         // It makes no second letter of it.
         store.note_replay(&kept.entry, &note).await.with_context(|| format!("note the replay of {}", kept.entry))?;
     }
     store.pending.close(settings.request_deadline).await;
-    let Replayed { letters, published, failed, skipped, before } = &replayed;
+    let Replayed { letters, published, delivered, failed, skipped, before } = &replayed;
     print(&match output {
         Output::Json => serde_json::to_string(&replayed).context("print")?,
         Output::Text => format!(
-            "{letters} replayed: {published} ids published, {failed} letters failed; {skipped} skipped (no usable id or no route), {before} replayed before"
+            "{letters} replayed: {published} ids published, {delivered} delivered before, {failed} letters failed; {skipped} skipped (no usable id or no route), {before} replayed before"
         ),
     });
     if *failed > 0 {
@@ -119,10 +142,41 @@ pub(super) async fn run(
     Ok(ExitCode::SUCCESS)
 }
 
-async fn bring(bringer: &mut Bringer, route: &Arc<Route>, ids: &[String]) -> Result<(), hookgate::recovery::Failed> {
-    for part in ids.chunks(bringer.together()) {
-        let wanted = part.iter().map(|id| Wanted { id: id.clone(), in_stream: false, always: true });
-        bringer.bring(route, &wanted.collect::<Vec<_>>()).await?;
+/// An event that a consumer gave up on is published whatever the stream holds; any other id if it has none since.
+fn want(id: String, given_up: bool, verdict: Verdict) -> Option<Wanted> {
+    match verdict {
+        _ if given_up => Some(Wanted { id, in_stream: false, always: true }),
+        Verdict::Delivered => None,
+        Verdict::Earlier => Some(Wanted { id, in_stream: true, always: false }),
+        Verdict::Missing | Verdict::Unknown => Some(Wanted { id, in_stream: false, always: false }),
+    }
+}
+
+/// Looks for events that were stored after letters came, but for those that are published anyway.
+async fn look_for_events(letters: &[ReviewedLetter], settings: &Settings) -> anyhow::Result<Sought> {
+    let mut sought = Sought::new(MAX_CLOCK_SKEW);
+    for ReviewedLetter { kept, .. } in letters.iter().filter(|letter| letter.kept.letter.reason != GAVE_UP) {
+        let routes = settings.routes.routes();
+        let Some(route) = routes.iter().find(|route| route.name() == kept.letter.route) else { continue };
+        let came = humantime::parse_rfc3339(&kept.letter.time).ok();
+        for id in ids_of(&kept.letter.raw) {
+            sought.add(route, &id, came);
+        }
+    }
+    if settings.delivery == DeliveryMode::Jetstream && !sought.is_empty() {
+        let progress = Progress::new();
+        read_stream(settings, &mut sought, &progress).await?;
+        progress.end();
+    }
+    Ok(sought)
+}
+
+/// As of `reconcile`.
+const MAX_CLOCK_SKEW: Duration = Duration::from_secs(300);
+
+async fn bring(bringer: &mut Bringer, route: &Arc<Route>, wanted: &[Wanted]) -> Result<(), hookgate::recovery::Failed> {
+    for part in wanted.chunks(bringer.together()) {
+        bringer.bring(route, part).await?;
     }
     Ok(())
 }

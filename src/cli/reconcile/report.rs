@@ -13,10 +13,10 @@ use serde::Serialize;
 use super::super::{Output, print as print_line, table::Table};
 
 /// Bars on standard error, if it is a terminal.
-pub(super) struct Progress(MultiProgress);
+pub(crate) struct Progress(MultiProgress);
 
 impl Progress {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self(MultiProgress::new())
     }
 
@@ -33,7 +33,7 @@ impl Progress {
         self.0.suspend(|| super::super::tell(line));
     }
 
-    pub(super) fn end(&self) {
+    pub(crate) fn end(&self) {
         let _no_terminal = self.0.clear();
     }
 }

@@ -81,6 +81,11 @@ fn with_events<'a>(routes: &[&'a Arc<Route>]) -> anyhow::Result<Vec<(&'a Arc<Rou
     if known.is_empty() {
         bail!("no route has espocrm_event; set it to the event of its webhook, such as \"CBeteiligte.create\"");
     }
+    for (place, (route, event)) in known.iter().enumerate() {
+        if let Some((other, _)) = known[..place].iter().find(|(_, other)| other == event) {
+            bail!("routes {other} and {route} have the same espocrm_event {event:?}; say --route for one of them");
+        }
+    }
     for route in routes.iter().filter(|route| route.espocrm_event().is_none()) {
         tell(&format!("hookgate: warning: route {route} has no espocrm_event, so it is left out"));
     }

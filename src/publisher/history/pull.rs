@@ -40,6 +40,9 @@ pub(super) struct Reader {
     context: Context,
     messages: Subscriber,
     inbox: String,
+    /// Number of the request that is under way. Newer servers say of each that it is over, perhaps while the next one is
+    /// under way.
+    request: u64,
     /// Messages so far: a gap in the consumer's count is a message that got lost on the way.
     pub(super) delivered: u64,
     /// The server counts no message behind the last one.
@@ -84,7 +87,7 @@ impl Reader {
         let all = config.as_object_mut().expect("it is an object");
         all.extend(from.as_object().cloned().unwrap_or_default());
         let inbox = client.new_inbox();
-        let subscribed = client.subscribe(inbox.clone()).await;
+        let subscribed = client.subscribe(format!("{inbox}.*")).await;
         let messages = subscribed.map_err(|error| ApiError::Unanswered(error.to_string()))?;
         let request = json!({ "stream_name": stream, "config": config });
         let answer = api.ask(format!("CONSUMER.CREATE.{stream}"), &request).await?;
@@ -97,6 +100,7 @@ impl Reader {
             context: jetstream::new(client.clone()),
             messages,
             inbox,
+            request: 0,
             delivered: 0,
             exhausted: false,
             of_request: None,
@@ -123,6 +127,8 @@ impl Reader {
             };
             match message.status {
                 None | Some(StatusCode::OK) => return self.take(message),
+                // Of a request before.
+                Some(_) if message.subject.as_str() != self.reply() => {}
                 Some(status) => {
                     let so_far = self.of_request.take().unwrap_or_default();
                     let said = message.description.as_deref().unwrap_or_default();
@@ -139,6 +145,11 @@ impl Reader {
                 }
             }
         }
+    }
+
+    /// Where the answers to the present request go.
+    fn reply(&self) -> String {
+        format!("{}.{}", self.inbox, self.request)
     }
 
     async fn receive(&mut self, client: &Client) -> Result<async_nats::Message, String> {
@@ -164,9 +175,10 @@ impl Reader {
             request["max_bytes"] = json!(BATCH_BYTES);
         }
         self.of_request = Some(0);
+        self.request += 1;
         self.connects = connects(client);
         let subject = format!("$JS.API.CONSUMER.MSG.NEXT.{}.{}", self.stream, self.name);
-        let sent = client.publish_with_reply(subject, self.inbox.clone(), request.to_string().into()).await;
+        let sent = client.publish_with_reply(subject, self.reply(), request.to_string().into()).await;
         sent.map_err(|error| error.to_string())
     }
 
@@ -191,7 +203,7 @@ impl Reader {
     /// waits for an answer.
     pub(super) async fn forget(&self, client: &Client) {
         let subject = format!("$JS.API.{DELETE}.{}.{}", self.stream, self.name);
-        if client.publish_with_reply(subject, self.inbox.clone(), "{}".into()).await.is_ok() {
+        if client.publish_with_reply(subject, format!("{}.0", self.inbox), "{}".into()).await.is_ok() {
             let _later = tokio::time::timeout(LOOK, client.flush()).await;
         }
     }

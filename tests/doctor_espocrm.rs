@@ -1,0 +1,137 @@
+//! `doctor --espocrm`: whether the CRM's webhooks fit the routes, and what its queue holds.
+
+use std::time::{Duration, SystemTime};
+
+use tempfile::TempDir;
+
+use crate::support::{EspoCrm, NAME, Ran, Read, run};
+
+const CREATE: &str = "CBeteiligte.create";
+const UPDATE: &str = "CBeteiligte.update";
+const PATH: &str = "/vmh/webhook/beteiligte/create";
+
+struct Scene {
+    crm: EspoCrm,
+    folder: TempDir,
+}
+
+impl Scene {
+    async fn start() -> Self {
+        let scene = Self { crm: EspoCrm::start().await, folder: tempfile::tempdir().expect("a folder can be made") };
+        scene.crm.state().add_record("CBeteiligte", "a", SystemTime::now(), SystemTime::now());
+        scene
+    }
+
+    async fn doctor(&self, login: &str, routes: &str, more: &[&str]) -> Ran {
+        let settings = format!("{login}{routes}");
+        let arguments: Vec<_> = ["doctor", "--espocrm"].iter().chain(more).map(|word| (*word).to_owned()).collect();
+        let ran = tokio::task::spawn_blocking(move || {
+            run(&settings, &arguments.iter().map(String::as_str).collect::<Vec<_>>())
+        });
+        let ran = ran.await.expect("it does not panic");
+        assert!(!ran.printed.contains(NAME) && !ran.remarks.contains(NAME), "{}{}", ran.printed, ran.remarks);
+        ran
+    }
+
+    async fn as_admin(&self, routes: &str, more: &[&str]) -> Ran {
+        self.doctor(&self.crm.as_admin(self.folder.path()), routes, more).await
+    }
+
+    async fn as_api_user(&self, routes: &str) -> Ran {
+        self.doctor(&self.crm.as_api_user(self.folder.path()), routes, &[]).await
+    }
+
+    /// A route for an event, with `auth` for these webhook ids.
+    fn route(&self, event: &str, ids: &[&str]) -> String {
+        let secret = self.folder.path().join("secret");
+        std::fs::write(&secret, "secret").expect("the folder is ours");
+        let entry =
+            |id: &&str| format!("{{ scheme = \"espocrm\", id = \"{id}\", secret_files = [\"{}\"] }}", secret.display());
+        let auth: Vec<_> = ids.iter().map(entry).collect();
+        let action = event.split('.').nth(1).expect("an event has an action");
+        format!(
+            "[[routes]]\nflow = \"vmh\"\nentity = \"beteiligte\"\naction = \"{action}\"\nespocrm_event = \"{event}\"\nauth = [{}]\n",
+            auth.join(", ")
+        )
+    }
+}
+
+#[tokio::test]
+async fn a_webhook_that_fits_its_route_is_fine() {
+    let scene = Scene::start().await;
+    // An address of documentation: public, and it resolves everywhere.
+    let id = scene.crm.state().add_webhook(CREATE, &format!("https://192.0.2.1{PATH}"), true, true);
+    let ran = scene.as_api_user(&scene.route(CREATE, &[&id])).await;
+    let printed = ran.good();
+    assert!(printed.contains("ok    espocrm role for CBeteiligte: the API user may read all records"), "{printed}");
+    assert!(printed.contains("holds an IP address"), "{printed}");
+    assert!(printed.contains("0 failures"), "{printed}");
+}
+
+#[tokio::test]
+async fn what_loses_webhooks_fails() {
+    let scene = Scene::start().await;
+    let none = scene.as_admin(&scene.route(CREATE, &[]), &[]).await;
+    assert_eq!(none.code, Some(1));
+    assert!(
+        none.printed.contains("the CRM has no such webhook: route vmh/beteiligte/create gets nothing"),
+        "{}",
+        none.printed
+    );
+
+    let elsewhere = scene.crm.state().add_webhook(CREATE, "https://localhost/other", true, false);
+    let ran = scene.as_admin(&scene.route(CREATE, &[&elsewhere]), &[]).await;
+    assert!(ran.printed.contains(&format!("no webhook of this event sends to {PATH}")), "{}", ran.printed);
+
+    let inactive = scene.crm.state().add_webhook(CREATE, &format!("https://localhost{PATH}"), false, false);
+    let ran = scene.as_admin(&scene.route(CREATE, &[&inactive]), &[]).await;
+    assert!(ran.printed.contains("it is inactive"), "{}", ran.printed);
+
+    let active = scene.crm.state().add_webhook(CREATE, &format!("http://localhost:3000{PATH}"), true, false);
+    let ran = scene.as_admin(&scene.route(CREATE, &["another"]), &[]).await;
+    assert_eq!(ran.code, Some(1));
+    for said in [
+        &format!(
+            "FAIL  espocrm webhook {active}: it sends to route vmh/beteiligte/create, whose auth does not name this id"
+        ),
+        "webhookAllowedAddressList in data/config.php has 'localhost:3000'",
+        "auth names webhook id \"another\", which the CRM does not show",
+    ] {
+        assert!(ran.printed.contains(said), "{said}: {}", ran.printed);
+    }
+
+    scene.crm.state().read = Read::Own;
+    let ran = scene.as_api_user(&scene.route(CREATE, &[])).await;
+    assert!(ran.printed.contains("the API user may read \"own\", not all"), "{}", ran.printed);
+    assert!(ran.printed.contains("an API user sees only its own"), "{}", ran.printed);
+}
+
+#[tokio::test]
+async fn an_update_route_is_warned_of_loops() {
+    let scene = Scene::start().await;
+    let id = scene.crm.state().add_webhook(UPDATE, "https://192.0.2.1/vmh/webhook/beteiligte/update", true, false);
+    let printed = scene.as_admin(&scene.route(UPDATE, &[&id]), &[]).await.good();
+    assert!(printed.contains("skipOwn is off"), "{printed}");
+}
+
+#[tokio::test]
+async fn the_queue_is_shown_to_people_and_to_programs() {
+    let scene = Scene::start().await;
+    let id = scene.crm.state().add_webhook(CREATE, &format!("https://192.0.2.1{PATH}"), true, false);
+    let routes = scene.route(CREATE, &[&id]);
+    let printed = scene.as_admin(&routes, &[]).await.good();
+    assert!(printed.contains("espocrm failed items CBeteiligte.create: none"), "{printed}");
+    assert!(printed.contains("espocrm backlog: no event waits"), "{printed}");
+    for number in 0..201 {
+        scene.crm.state().add_failed(CREATE, &format!("id-{number}"), SystemTime::now());
+    }
+    scene.crm.state().add_waiting(CREATE, SystemTime::now() - Duration::from_secs(7200));
+    let strict = scene.as_admin(&routes, &["--strict"]).await;
+    assert_eq!(strict.code, Some(1));
+    assert!(strict.printed.contains("201: the CRM gave them up"), "{}", strict.printed);
+    assert!(strict.printed.contains("the oldest event has waited for 2h"), "{}", strict.printed);
+    let metrics = scene.as_admin(&routes, &["--metrics"]).await.good();
+    assert!(metrics.contains("hookgate_espocrm_failed_items{route=\"vmh/beteiligte/create\"} 201\n"), "{metrics}");
+    let age = metrics.lines().find_map(|line| line.strip_prefix("hookgate_espocrm_backlog_age_seconds "));
+    assert!(age.and_then(|age| age.parse::<u64>().ok()).is_some_and(|age| (7200..7300).contains(&age)), "{metrics}");
+}
