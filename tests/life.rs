@@ -657,6 +657,8 @@ async fn thousands_of_answers_are_carried_out() {
 /// Consumers that are named or no longer named: ids that have all answers now are free.
 #[tokio::test]
 async fn ids_are_free_when_the_consumer_that_is_waited_for_is_named_no_more() {
+    // A replica that was killed keeps its lease, and what it had just read, for a while.
+    const PATIENCE: Duration = Duration::from_secs(150);
     let world = World::start().await;
     let mut gate = world.gate_unready(&on_ack("\"one\", \"two\"", "")).await;
     eventually("there is a stream", async || world.nats.stream("HOOKGATE").await).await;
@@ -668,19 +670,20 @@ async fn ids_are_free_when_the_consumer_that_is_waited_for_is_named_no_more() {
     world.answer(&one, "+ACK").await;
     world.all_is_carried_out().await;
     gate.kill();
+    gate.end().await;
     let mut gate = world.gate(&on_ack("\"one\"", "")).await;
-    let free =
-        within(Duration::from_secs(60), async || world.redis.pending(UPDATES).await.is_empty().then_some(())).await;
+    let free = within(PATIENCE, async || world.redis.pending(UPDATES).await.is_empty().then_some(())).await;
     assert_eq!(free, Some(()));
     change(&gate, "b").await;
     gate.kill();
+    gate.end().await;
     let gate = world.gate_unready(&on_ack("\"one\", \"three\"", "")).await;
     let one = world.next("one").await;
     world.answer(&one, "+ACK").await;
     // It begins at the end of the stream, and never gets the event.
     world.consumer("three", json!({ "deliver_policy": "new" })).await;
     gate.wait_ready().await;
-    let again = within(Duration::from_secs(60), async || (world.tokens("b").await.len() == 2).then_some(())).await;
+    let again = within(PATIENCE, async || (world.tokens("b").await.len() == 2).then_some(())).await;
     assert_eq!(again, Some(()));
     for name in ["one", "three"] {
         let event = world.next(name).await;
@@ -972,4 +975,23 @@ async fn the_admin_address_releases_ids() {
     let metrics = gate.probe("/metrics").await;
     let series = "hookgate_released_total{route=\"vmh/beteiligte/update\",by=\"admin\"} 3";
     assert!(metrics.text().contains(series), "{}", metrics.text());
+}
+
+/// Such a stream drops what was answered, and with it the token of the event.
+#[tokio::test]
+async fn ids_are_free_also_where_the_stream_drops_what_was_answered() {
+    for retention in ["workqueue", "interest"] {
+        let world = World::start().await;
+        world.nats.create_raw("HOOKGATE", &json!({ "subjects": ["vmh.>"], "retention": retention })).await;
+        let gate = world.gate_with("sync", "").await;
+        let ids: Vec<_> = (0..20).map(|number| number.to_string()).collect();
+        assert_eq!(gate.post_to(PATH, batch(&ids)).await.counts(), (20, 20));
+        for place in 0..20 {
+            let event = world.next("sync").await;
+            world.answer(&event, if place % 5 == 0 { "+TERM" } else { "+ACK" }).await;
+        }
+        world.nothing_is_pending().await;
+        let info = world.nats.api("STREAM.INFO.HOOKGATE", &json!({})).await;
+        assert_eq!(info["state"]["last_seq"], 20, "nothing was published again");
+    }
 }

@@ -152,7 +152,7 @@ impl Acks {
     /// Replies to all messages of a ticket; why one of them could not be sent.
     async fn reply(&self, ticket: u64, reply: AckKind) -> Option<async_nats::Error> {
         let messages = self.tickets.lock().unwrap_or_else(PoisonError::into_inner).remove(&ticket).unwrap_or_default();
-        let replies = messages.iter().map(|message| message.ack_with(reply.clone()));
+        let replies = messages.iter().map(|message| message.ack_with(reply));
         join_all(replies).await.into_iter().find_map(Result::err)
     }
 
@@ -506,6 +506,8 @@ impl Consumers for Acks {
                 }
             }
             Ok(Progress {
+                stream: name.clone(),
+                drops_answered: matches!(info.text("config.retention"), "workqueue" | "interest"),
                 created: humantime::parse_rfc3339_weak(info.text("created")).unwrap_or(SystemTime::UNIX_EPOCH),
                 first: number("state.first_seq"),
                 last,

@@ -169,6 +169,10 @@ async fn world(plan: Plan) -> Report {
     let gates = vec![Some(world.gate_unready(&settings(plan)).await), Some(world.gate_unready(&settings(plan)).await)];
     eventually("there is a stream", async || world.nats.stream("HOOKGATE").await).await;
     let client = world.nats.client().await;
+    make_consumers(&client).await;
+    for gate in gates.iter().flatten() {
+        gate.wait_ready().await;
+    }
     let machine = Machine {
         plan,
         _replica: replica,
@@ -185,10 +189,6 @@ async fn world(plan: Plan) -> Report {
         violations: RefCell::default(),
         disturbed: Cell::new(SystemTime::UNIX_EPOCH),
     };
-    machine.make_consumers().await;
-    for gate in machine.gates.borrow().iter().flatten() {
-        gate.wait_ready().await;
-    }
     let work = async {
         let faults = machine.faults(Dice(seed));
         let histories = join_all((0..HISTORIES).map(|number| machine.history(number, Dice(seed ^ (number + 1)))));
@@ -361,7 +361,7 @@ impl Machine {
                 self.seen.borrow_mut().entry(id).or_default().push(seen);
             }
         }
-        std::future::pending().await
+        std::future::pending::<()>().await;
     }
 
     /// Gets what a consumer gets, and holds it until a history answers it.
