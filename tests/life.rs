@@ -367,100 +367,6 @@ async fn a_mark_is_honoured_after_a_plain_srem() {
     assert_eq!(link.hlen(MARKS).await.expect("Redis answers"), 0);
 }
 
-#[tokio::test]
-async fn an_id_that_nobody_releases_becomes_a_dead_letter() {
-    let world = World::start().await;
-    let settings = update("redeliver_after = \"1s\"\nmax_redeliveries = 1");
-    let gate = world.gate(&settings).await;
-    change(&gate, "a").await;
-    let letters = within(Duration::from_secs(60), async || {
-        let list = run(&(world.settings() + &settings), &["dead-letters", "list", "--output", "json"]).rows();
-        (!list.is_empty()).then_some(list)
-    });
-    let letters = letters.await.expect("it is reported");
-    assert_eq!((letters.len(), &letters[0]["reason"]), (1, &json!("not_released")));
-    let entry = letters[0]["entry"].as_str().expect("it has a name");
-    let shown = run(&(world.settings() + &settings), &["dead-letters", "show", entry]).good();
-    let newest = world.tokens("a").await.pop().expect("it was published");
-    assert!(shown.contains("\"entity_id\":\"a\"") && shown.contains(&newest), "{shown}");
-    assert_eq!(world.tokens("a").await.len(), 2, "once, and once more");
-    assert_eq!(world.redis.pending(UPDATES).await.len(), 1, "it stays pending");
-    // Another replica looks, and says nothing new.
-    drop(gate);
-    let mut link = world.redis.connection().await;
-    link.del("{vmh:beteiligte:update_pending}:journal-scan").await.expect("Redis answers");
-    let mut link = world.redis.connection().await;
-    let mut before = link.get(SCAN).await.expect("Redis answers");
-    let _gate = world.gate(&settings).await;
-    for _ in 0..2 {
-        let looked = within(Duration::from_secs(60), async || {
-            let now = link.clone().get(SCAN).await.expect("Redis answers");
-            (now != before).then_some(now)
-        });
-        before = looked.await.expect("it looks through the journal");
-    }
-    let list = run(&(world.settings() + &settings), &["dead-letters", "list", "--output", "json"]).rows();
-    assert_eq!(list.len(), 1, "a claim has one letter");
-}
-
-/// A request to the admin address that shows the token, or none.
-async fn delete(gate: &Gate, path: &str, token: &str) -> Answer {
-    let token = if token.is_empty() { String::new() } else { format!("Authorization: Bearer {token}\r\n") };
-    let request = format!("DELETE {path} HTTP/1.1\r\nHost: hookgate.test\r\n{token}Connection: close\r\n\r\n");
-    try_exchange(gate.probes(), request.as_bytes()).await.expect("there is an answer")
-}
-
-#[tokio::test]
-async fn the_admin_address_releases_ids() {
-    let world = World::start().await;
-    let folder = tempfile::tempdir().expect("a temporary folder can be made");
-    let file = folder.path().join("token");
-    std::fs::write(&file, "s3cret\n").expect("it is ours");
-    let closed = world.gate(&update("")).await;
-    assert_eq!(closed.post_to(PATH, batch(["a/b %", "c", "d"])).await.counts(), (3, 3));
-    world.redis.settled(UPDATES_OUTBOX).await;
-    let path = "/v1/pending/vmh/beteiligte/update/a%2Fb%20%25";
-    assert_eq!(delete(&closed, path, "s3cret").await.status, 404, "without admin.token_file");
-
-    let gate = world.gate(&format!("admin.token_file = \"{}\"\n{}", file.display(), update(""))).await;
-    for token in ["", "wrong"] {
-        assert_eq!(delete(&gate, path, token).await.status, 401, "{token:?}");
-    }
-    for (path, status) in [
-        ("/v1/pending/vmh/beteiligte/delete/c", 404),
-        ("/v1/pending/vmh/beteiligte/update/", 400),
-        ("/v1/pending/vmh/beteiligte/update/c?token=x", 400),
-        ("/v1/pending/vmh/beteiligte/update/c?tokn=0197e2c5a0007abc8def0123456789ab-0", 400),
-        ("/v1/pending/vmh/beteiligte/update/c?token=0197e2c5a0007abc8def0123456789ab-0&x=1", 400),
-    ] {
-        assert_eq!(delete(&gate, path, "s3cret").await.status, status, "{path}");
-    }
-    assert_eq!(world.redis.pending(UPDATES).await.len(), 3, "nothing was released by any of these");
-
-    let answer = delete(&gate, path, "s3cret").await;
-    assert_eq!(answer.json(), json!({ "released": ["a/b %"], "not_pending": [], "republished": [] }));
-    let again = delete(&gate, path, "s3cret").await;
-    assert_eq!((again.status, &again.json()["not_pending"]), (200, &json!(["a/b %"])), "repeating it is harmless");
-
-    let (one, other) = (world.tokens("c").await.remove(0), world.tokens("d").await.remove(0));
-    let of = async |token: &str| {
-        delete(&gate, &format!("/v1/pending/vmh/beteiligte/update/c?token={token}"), "s3cret").await.json()
-    };
-    assert_eq!(of(&other).await["not_pending"], json!(["c"]), "not under that token");
-    assert_eq!(of(&one).await["released"], json!(["c"]));
-
-    let mut link = world.redis.connection().await;
-    // An older mark would be honoured by the replica itself.
-    let now = std::time::SystemTime::now().duration_since(std::time::SystemTime::UNIX_EPOCH).expect("it is later");
-    link.hset(MARKS, "d", now.as_millis().to_string()).await.expect("Redis answers");
-    let answer = delete(&gate, "/v1/pending/vmh/beteiligte/update/d", "s3cret").await;
-    assert_eq!(answer.json()["republished"], json!(["d"]), "a webhook had marked it");
-    assert_eq!(world.tokens("d").await.len(), 2);
-    let metrics = gate.probe("/metrics").await;
-    let series = "hookgate_released_total{route=\"vmh/beteiligte/update\",by=\"admin\"} 3";
-    assert!(metrics.text().contains(series), "{}", metrics.text());
-}
-
 impl World {
     /// A gate with one consumer, whose acknowledgements release ids.
     async fn gate_with(&self, consumer: &str, more: &str) -> Gate {
@@ -751,6 +657,8 @@ async fn thousands_of_answers_are_carried_out() {
 /// Consumers that are named or no longer named: ids that have all answers now are free.
 #[tokio::test]
 async fn ids_are_free_when_the_consumer_that_is_waited_for_is_named_no_more() {
+    // A replica that was killed keeps its lease, and what it had just read, for a while.
+    const PATIENCE: Duration = Duration::from_secs(150);
     let world = World::start().await;
     let mut gate = world.gate_unready(&on_ack("\"one\", \"two\"", "")).await;
     eventually("there is a stream", async || world.nats.stream("HOOKGATE").await).await;
@@ -762,19 +670,20 @@ async fn ids_are_free_when_the_consumer_that_is_waited_for_is_named_no_more() {
     world.answer(&one, "+ACK").await;
     world.all_is_carried_out().await;
     gate.kill();
+    gate.end().await;
     let mut gate = world.gate(&on_ack("\"one\"", "")).await;
-    let free =
-        within(Duration::from_secs(60), async || world.redis.pending(UPDATES).await.is_empty().then_some(())).await;
+    let free = within(PATIENCE, async || world.redis.pending(UPDATES).await.is_empty().then_some(())).await;
     assert_eq!(free, Some(()));
     change(&gate, "b").await;
     gate.kill();
+    gate.end().await;
     let gate = world.gate_unready(&on_ack("\"one\", \"three\"", "")).await;
     let one = world.next("one").await;
     world.answer(&one, "+ACK").await;
     // It begins at the end of the stream, and never gets the event.
     world.consumer("three", json!({ "deliver_policy": "new" })).await;
     gate.wait_ready().await;
-    let again = within(Duration::from_secs(60), async || (world.tokens("b").await.len() == 2).then_some(())).await;
+    let again = within(PATIENCE, async || (world.tokens("b").await.len() == 2).then_some(())).await;
     assert_eq!(again, Some(()));
     for name in ["one", "three"] {
         let event = world.next(name).await;
@@ -971,5 +880,118 @@ impl World {
         }
         let done = client.request(to, "".into()).await.expect("NATS takes it");
         assert!(!String::from_utf8_lossy(&done.payload).contains("\"error\""), "{:?}", done.payload);
+    }
+}
+
+#[tokio::test]
+async fn an_id_that_nobody_releases_becomes_a_dead_letter() {
+    let world = World::start().await;
+    let settings = update("redeliver_after = \"1s\"\nmax_redeliveries = 1");
+    let gate = world.gate(&settings).await;
+    change(&gate, "a").await;
+    let letters = within(Duration::from_secs(60), async || {
+        let list = run(&(world.settings() + &settings), &["dead-letters", "list", "--output", "json"]).rows();
+        (!list.is_empty()).then_some(list)
+    });
+    let letters = letters.await.expect("it is reported");
+    assert_eq!((letters.len(), &letters[0]["reason"]), (1, &json!("not_released")));
+    let entry = letters[0]["entry"].as_str().expect("it has a name");
+    let shown = run(&(world.settings() + &settings), &["dead-letters", "show", entry]).good();
+    let newest = world.tokens("a").await.pop().expect("it was published");
+    assert!(shown.contains("\"entity_id\":\"a\"") && shown.contains(&newest), "{shown}");
+    assert_eq!(world.tokens("a").await.len(), 2, "once, and once more");
+    assert_eq!(world.redis.pending(UPDATES).await.len(), 1, "it stays pending");
+    // Another replica looks, and says nothing new.
+    drop(gate);
+    let mut link = world.redis.connection().await;
+    link.del("{vmh:beteiligte:update_pending}:journal-scan").await.expect("Redis answers");
+    let mut link = world.redis.connection().await;
+    let mut before = link.get(SCAN).await.expect("Redis answers");
+    let _gate = world.gate(&settings).await;
+    for _ in 0..2 {
+        let looked = within(Duration::from_secs(60), async || {
+            let now = link.clone().get(SCAN).await.expect("Redis answers");
+            (now != before).then_some(now)
+        });
+        before = looked.await.expect("it looks through the journal");
+    }
+    let list = run(&(world.settings() + &settings), &["dead-letters", "list", "--output", "json"]).rows();
+    assert_eq!(list.len(), 1, "a claim has one letter");
+}
+
+/// A request to the admin address that shows the token, or none.
+async fn delete(gate: &Gate, path: &str, token: &str) -> Answer {
+    let token = if token.is_empty() { String::new() } else { format!("Authorization: Bearer {token}\r\n") };
+    let request = format!("DELETE {path} HTTP/1.1\r\nHost: hookgate.test\r\n{token}Connection: close\r\n\r\n");
+    try_exchange(gate.probes(), request.as_bytes()).await.expect("there is an answer")
+}
+
+#[tokio::test]
+async fn the_admin_address_releases_ids() {
+    let world = World::start().await;
+    let folder = tempfile::tempdir().expect("a temporary folder can be made");
+    let file = folder.path().join("token");
+    std::fs::write(&file, "s3cret\n").expect("it is ours");
+    let closed = world.gate(&update("")).await;
+    assert_eq!(closed.post_to(PATH, batch(["a/b %", "c", "d"])).await.counts(), (3, 3));
+    world.redis.settled(UPDATES_OUTBOX).await;
+    let path = "/v1/pending/vmh/beteiligte/update/a%2Fb%20%25";
+    assert_eq!(delete(&closed, path, "s3cret").await.status, 404, "without admin.token_file");
+
+    let gate = world.gate(&format!("admin.token_file = \"{}\"\n{}", file.display(), update(""))).await;
+    for token in ["", "wrong"] {
+        assert_eq!(delete(&gate, path, token).await.status, 401, "{token:?}");
+    }
+    for (path, status) in [
+        ("/v1/pending/vmh/beteiligte/delete/c", 404),
+        ("/v1/pending/vmh/beteiligte/update/", 400),
+        ("/v1/pending/vmh/beteiligte/update/c?token=x", 400),
+        ("/v1/pending/vmh/beteiligte/update/c?tokn=0197e2c5a0007abc8def0123456789ab-0", 400),
+        ("/v1/pending/vmh/beteiligte/update/c?token=0197e2c5a0007abc8def0123456789ab-0&x=1", 400),
+    ] {
+        assert_eq!(delete(&gate, path, "s3cret").await.status, status, "{path}");
+    }
+    assert_eq!(world.redis.pending(UPDATES).await.len(), 3, "nothing was released by any of these");
+
+    let answer = delete(&gate, path, "s3cret").await;
+    assert_eq!(answer.json(), json!({ "released": ["a/b %"], "not_pending": [], "republished": [] }));
+    let again = delete(&gate, path, "s3cret").await;
+    assert_eq!((again.status, &again.json()["not_pending"]), (200, &json!(["a/b %"])), "repeating it is harmless");
+
+    let (one, other) = (world.tokens("c").await.remove(0), world.tokens("d").await.remove(0));
+    let of = async |token: &str| {
+        delete(&gate, &format!("/v1/pending/vmh/beteiligte/update/c?token={token}"), "s3cret").await.json()
+    };
+    assert_eq!(of(&other).await["not_pending"], json!(["c"]), "not under that token");
+    assert_eq!(of(&one).await["released"], json!(["c"]));
+
+    let mut link = world.redis.connection().await;
+    // An older mark would be honoured by the replica itself.
+    let now = std::time::SystemTime::now().duration_since(std::time::SystemTime::UNIX_EPOCH).expect("it is later");
+    link.hset(MARKS, "d", now.as_millis().to_string()).await.expect("Redis answers");
+    let answer = delete(&gate, "/v1/pending/vmh/beteiligte/update/d", "s3cret").await;
+    assert_eq!(answer.json()["republished"], json!(["d"]), "a webhook had marked it");
+    assert_eq!(world.tokens("d").await.len(), 2);
+    let metrics = gate.probe("/metrics").await;
+    let series = "hookgate_released_total{route=\"vmh/beteiligte/update\",by=\"admin\"} 3";
+    assert!(metrics.text().contains(series), "{}", metrics.text());
+}
+
+/// Such a stream drops what was answered, and with it the token of the event.
+#[tokio::test]
+async fn ids_are_free_also_where_the_stream_drops_what_was_answered() {
+    for retention in ["workqueue", "interest"] {
+        let world = World::start().await;
+        world.nats.create_raw("HOOKGATE", &json!({ "subjects": ["vmh.>"], "retention": retention })).await;
+        let gate = world.gate_with("sync", "").await;
+        let ids: Vec<_> = (0..20).map(|number| number.to_string()).collect();
+        assert_eq!(gate.post_to(PATH, batch(&ids)).await.counts(), (20, 20));
+        for place in 0..20 {
+            let event = world.next("sync").await;
+            world.answer(&event, if place % 5 == 0 { "+TERM" } else { "+ACK" }).await;
+        }
+        world.nothing_is_pending().await;
+        let info = world.nats.api("STREAM.INFO.HOOKGATE", &json!({})).await;
+        assert_eq!(info["state"]["last_seq"], 20, "nothing was published again");
     }
 }

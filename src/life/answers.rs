@@ -13,10 +13,11 @@ use hashbrown::HashMap;
 use tokio::sync::watch;
 use tracing::{debug, warn};
 
-use super::{Answer, AtSequence, ConsumerAnswer, Consumers, ConsumersError, Keeper, Told};
+use super::{Answer, AtSequence, ConsumerAnswer, Consumers, ConsumersError, JournalEntry, Keeper, Listing, Told};
 use crate::{
     dead_letters::{DeadLetter, DeadLetterLimits, GivenUp, GivenUpLetters},
     delivery::StoreError,
+    event::Token,
     failpoint,
     route::{Release, Route, RouteTable},
     shutdown::Phase,
@@ -27,6 +28,12 @@ use crate::{
 const AT_ONCE: usize = 64;
 /// How much the clocks of two servers of NATS may differ: one says when the event was stored, the other when it was answered.
 const CLOCKS: Duration = Duration::from_secs(5);
+/// How often it is looked for the event of an answer that comes before its claim is settled.
+const SETTLING: usize = 10;
+/// Between two such looks.
+const SETTLING_PAUSE: Duration = Duration::from_millis(300);
+/// Ids of one look.
+const PAGE: usize = 1000;
 /// Between two attempts to carry answers out.
 const PAUSE: Duration = Duration::from_secs(1);
 
@@ -96,7 +103,7 @@ impl Answers {
         let reads: Vec<_> = told.iter().map(|told| self.consumers.at(&told.stream, told.sequence)).collect();
         let mut found = stream::iter(reads).buffered(AT_ONCE);
         let mut answers: HashMap<&str, Vec<ConsumerAnswer>> = HashMap::new();
-        let mut given_up = Vec::new();
+        let (mut given_up, mut gone) = (Vec::new(), Vec::new());
         for told in told {
             let Some(at) = found.next().await else { break };
             let at = at?;
@@ -105,6 +112,9 @@ impl Answers {
                 continue;
             }
             let AtSequence::Event { route, id, token, stored } = at else {
+                if at == AtSequence::Gone {
+                    gone.push(told);
+                }
                 debug!(stream = told.stream, sequence = told.sequence, "an answer about nothing that is there");
                 continue;
             };
@@ -124,6 +134,13 @@ impl Answers {
                 answer: told.answer,
             });
         }
+        for (name, id, token, told) in self.of_gone(&gone).await? {
+            if told.answer == Answer::GaveUp {
+                given_up.push((Arc::clone(&self.routes[name]), id.clone(), told));
+            }
+            let (consumer, answer) = (told.consumer.clone(), told.answer);
+            answers.entry(name).or_default().push(ConsumerAnswer { id, token, consumer, answer });
+        }
         self.keep(&given_up).await?;
         let mut outcome = Ok(());
         for (name, answers) in answers {
@@ -132,6 +149,62 @@ impl Answers {
             outcome = outcome.and(answered.map(drop).map_err(AnswersError::from));
         }
         outcome
+    }
+
+    /// What was answered and is gone. A stream that drops what was answered can't say any more whose event it was; the journal can,
+    /// once that event is settled.
+    async fn of_gone<'a>(&'a self, gone: &[&'a Told]) -> Result<Vec<(&'a str, String, Token, &'a Told)>, AnswersError> {
+        let mut found = Vec::new();
+        if gone.is_empty() {
+            return Ok(found);
+        }
+        for (name, route) in &self.routes {
+            let Ok(progress) = self.consumers.progress(route).await else { continue };
+            let mut sought: HashMap<u64, Vec<&Told>> = HashMap::new();
+            // One that is older than the stream is about another event.
+            let of_stream = |told: &&&Told| {
+                progress.drops_answered
+                    && told.stream == progress.stream
+                    && told.time.is_some_and(|time| time >= progress.created)
+            };
+            for told in gone.iter().filter(of_stream) {
+                sought.entry(told.sequence).or_default().push(told);
+            }
+            for _ in 0..SETTLING {
+                if sought.is_empty() || !self.look_for(name, route, &mut sought, &mut found).await? {
+                    break;
+                }
+                tokio::time::sleep(SETTLING_PAUSE).await;
+            }
+        }
+        Ok(found)
+    }
+
+    /// Looks for sequences in a journal. Whether some claims are not settled yet.
+    async fn look_for<'a>(
+        &self,
+        name: &'a str,
+        route: &Route,
+        sought: &mut HashMap<u64, Vec<&'a Told>>,
+        found: &mut Vec<(&'a str, String, Token, &'a Told)>,
+    ) -> Result<bool, StoreError> {
+        let (mut cursor, mut in_flight) = (0, false);
+        loop {
+            let page = self.keeper.store().known_page(route, Listing::Pending, cursor, PAGE).await?;
+            for known in page.ids {
+                in_flight |= known.in_flight.is_some();
+                let Some(entry) = known.journal.as_deref().and_then(JournalEntry::parse) else { continue };
+                let told = entry.sequence.filter(|_| known.in_flight.is_none()).and_then(|it| sought.remove(&it));
+                let told = told.into_iter().flatten();
+                // Given after the event was stored.
+                let later = told.filter(|told| told.time.is_some_and(|time| time + CLOCKS >= entry.token.time()));
+                found.extend(later.map(|told| (name, known.id.clone(), entry.token, told)));
+            }
+            cursor = page.next;
+            if cursor == 0 {
+                return Ok(in_flight);
+            }
+        }
     }
 
     /// A letter first: whatever happens then, somebody will see it.

@@ -56,6 +56,10 @@ pub enum AtSequence {
 /// How far the consumers of a route are.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Progress {
+    /// The stream.
+    pub stream: String,
+    /// Whether it drops what was answered.
+    pub drops_answered: bool,
     /// When the stream was made.
     pub created: SystemTime,
     /// Sequence of its first message.

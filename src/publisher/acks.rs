@@ -506,6 +506,8 @@ impl Consumers for Acks {
                 }
             }
             Ok(Progress {
+                stream: name.clone(),
+                drops_answered: matches!(info.text("config.retention"), "workqueue" | "interest"),
                 created: humantime::parse_rfc3339_weak(info.text("created")).unwrap_or(SystemTime::UNIX_EPOCH),
                 first: number("state.first_seq"),
                 last,

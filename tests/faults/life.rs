@@ -169,6 +169,10 @@ async fn world(plan: Plan) -> Report {
     let gates = vec![Some(world.gate_unready(&settings(plan)).await), Some(world.gate_unready(&settings(plan)).await)];
     eventually("there is a stream", async || world.nats.stream("HOOKGATE").await).await;
     let client = world.nats.client().await;
+    make_consumers(&client).await;
+    for gate in gates.iter().flatten() {
+        gate.wait_ready().await;
+    }
     let machine = Machine {
         plan,
         _replica: replica,
@@ -185,10 +189,6 @@ async fn world(plan: Plan) -> Report {
         violations: RefCell::default(),
         disturbed: Cell::new(SystemTime::UNIX_EPOCH),
     };
-    machine.make_consumers().await;
-    for gate in machine.gates.borrow().iter().flatten() {
-        gate.wait_ready().await;
-    }
     let work = async {
         let faults = machine.faults(Dice(seed));
         let histories = join_all((0..HISTORIES).map(|number| machine.history(number, Dice(seed ^ (number + 1)))));
@@ -300,7 +300,8 @@ async fn life_answers_that_a_frozen_replica_holds() -> Report {
         let message = next(&client, consumer).await;
         client.request(message.reply.expect("it wants an answer"), "+ACK".into()).await.expect("NATS confirms");
     }
-    eventually("nothing is pending", async || link.smembers(PENDING).await.ok()?.is_empty().then_some(())).await;
+    let free = async || link.smembers(PENDING).await.ok()?.is_empty().then_some(());
+    report.stuck += usize::from(within(Duration::from_secs(10), free).await.is_none());
     report
 }
 
@@ -360,7 +361,7 @@ impl Machine {
                 self.seen.borrow_mut().entry(id).or_default().push(seen);
             }
         }
-        std::future::pending().await
+        std::future::pending::<()>().await;
     }
 
     /// Gets what a consumer gets, and holds it until a history answers it.
@@ -549,8 +550,10 @@ impl Machine {
         for held in &self.held {
             held.borrow_mut().clear();
         }
-        // The replicas notice within some seconds.
-        eventually("the stream is made again", async || self.world.nats.stream("HOOKGATE").await).await;
+        // The replicas notice within some seconds, unless both have just died at their points.
+        while within(Duration::from_secs(10), async || self.world.nats.stream("HOOKGATE").await).await.is_none() {
+            self.revive().await;
+        }
         self.make_consumers().await;
     }
 
@@ -567,8 +570,8 @@ impl Machine {
             redis::cmd("CLIENT").arg("KILL").arg("TYPE").arg("normal").query_async(&mut link).await;
     }
 
-    /// The consumers answer everything, and somebody releases where that has to be said. Ids that stay pending.
-    async fn end(&self) -> usize {
+    /// In place of each replica that died, one that does not die.
+    async fn revive(&self) {
         for which in 0..2 {
             let lives = self.gates.borrow_mut()[which].as_mut().is_some_and(|gate| gate.ended().is_none());
             if !lives {
@@ -577,6 +580,11 @@ impl Machine {
                 self.gates.borrow_mut()[which] = Some(gate);
             }
         }
+    }
+
+    /// The consumers answer everything, and somebody releases where that has to be said. Ids that stay pending.
+    async fn end(&self) -> usize {
+        self.revive().await;
         if self.world.nats.stream("HOOKGATE").await.is_none() {
             eventually("there is a stream", async || self.world.nats.stream("HOOKGATE").await).await;
         }
