@@ -20,7 +20,10 @@ mod why;
 use std::{path::PathBuf, process::ExitCode};
 
 use clap::{Parser, Subcommand, ValueEnum};
-use hookgate::settings::{self, AuthSecrets, Settings, SettingsErrors, sections::Configuration};
+use hookgate::{
+    delivery::Durability,
+    settings::{self, AuthSecrets, Settings, SettingsErrors, sections::Configuration},
+};
 
 /// For people who look for a command.
 const EXAMPLES: &str = "Examples:
@@ -155,6 +158,17 @@ impl Command {
             _ => AuthSecrets::Leave,
         }
     }
+}
+
+/// What an answer rests on where webhooks mark pending ids.
+fn on_marks(settings: &Settings) -> String {
+    let survives = match settings.durability {
+        Durability::Aof => "it is on Redis' disk, and a failover to a replica without it loses the change",
+        Durability::None | Durability::Replica => "a Redis replica has it, and the loss of both loses the change",
+    };
+    format!(
+        "has while_pending = \"coalesce\": a webhook for a pending id is answered 200 once {survives}; where that is not confirmed in time, the event is published"
+    )
 }
 
 /// What has to be said of a route without `auth`.

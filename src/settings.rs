@@ -314,6 +314,12 @@ impl Settings {
         })
     }
 
+    /// The routes on which an answer may rest on a mark in Redis alone.
+    pub fn marking_routes(&self) -> impl Iterator<Item = &Arc<Route>> {
+        let marks = |route: &&Arc<Route>| route.life().while_pending == WhilePending::Coalesce;
+        self.routes.routes().iter().filter(marks)
+    }
+
     /// The routes that ask nothing of their senders.
     pub fn open_routes(&self) -> impl Iterator<Item = &Arc<Route>> {
         let open = |route: &&Arc<Route>| self.verifiers.of(route).is_open();

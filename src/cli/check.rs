@@ -10,7 +10,7 @@ use hookgate::{
     settings::{Settings, sections::Configuration},
 };
 
-use super::{Output, UNSIGNED, print, store, tell};
+use super::{Output, UNSIGNED, on_marks, print, store, tell};
 
 /// How long a look at NATS may take. Where a configuration is checked, NATS is often out of reach.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -25,6 +25,9 @@ pub(super) fn run(configuration: &Configuration, settings: &Settings, output: Ou
     print(text.trim_end());
     for route in settings.open_routes() {
         tell(&format!("hookgate: warning: route {route} {UNSIGNED}"));
+    }
+    for route in settings.marking_routes() {
+        tell(&format!("hookgate: note: route {route} {}", on_marks(settings)));
     }
     let mut failed = false;
     for Finding { level, what, text } in store::block_on(demands(settings))? {

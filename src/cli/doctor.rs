@@ -11,7 +11,7 @@ use hookgate::{
     settings::{ClaimsIn, Settings},
 };
 
-use super::{Output, UNSIGNED, print, store, table::counted, tell};
+use super::{Output, UNSIGNED, on_marks, print, store, table::counted, tell};
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Exit code: 0 if all is well or only warned about, 1 if something fails.
@@ -43,6 +43,9 @@ pub(super) fn run(arguments: &DoctorArguments, settings: &Settings, output: Outp
     for route in settings.open_routes() {
         let text = format!("{UNSIGNED}; give it one (routes.auth), or let nobody but the CRM reach it");
         findings.push(Finding::warning(format!("route {route}"), text));
+    }
+    for route in settings.marking_routes() {
+        findings.push(Finding::ok(format!("route {route}"), on_marks(settings)));
     }
     store::block_on(async {
         let (mut redis, nats) = tokio::join!(redis(settings), operator::inspect_broker(settings));

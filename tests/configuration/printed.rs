@@ -77,6 +77,14 @@ fn check_warns_of_routes_that_take_anything_and_says_valid() {
 }
 
 #[test]
+fn check_says_what_an_answer_rests_on_where_webhooks_mark_ids() {
+    let settings = "redis.durability = \"replica\"\n[[routes]]\nflow = \"a\"\nentity = \"b\"\naction = \"update\"\nwhile_pending = \"coalesce\"\n";
+    let said = Trial::new(&[("one.toml", settings)]).run(&["check", "--config", "one.toml"]).stderr;
+    let said = String::from_utf8_lossy(&said).into_owned();
+    assert!(said.contains("note: route a/b/update has while_pending = \"coalesce\": a webhook for a pending id is answered 200 once a Redis replica has it"), "{said}");
+}
+
+#[test]
 fn routes_prints_what_follows_from_the_words() {
     let text = "\
 ROUTE                  PATH                            SUBJECT                PENDING KEY                   AUTH
