@@ -101,6 +101,15 @@ async fn a_route_without_a_journal_keeps_none() {
     world.redis.settled(UPDATES_OUTBOX).await;
     assert_eq!(world.journal().await, BTreeMap::new());
     assert_eq!(world.redis.pending(UPDATES).await.len(), 1);
+    // From before the journal was turned off: it says nothing of the present claim.
+    let old = "0197e2c5a0007abc8def0123456789ab-0";
+    let mut link = world.redis.connection().await;
+    link.hset(JOURNAL, "a", format!("{old};;1;;")).await.expect("Redis answers");
+    let release = async |more| service(&world, of_update(&more)).await.expect("it is no error")["released"].clone();
+    assert_eq!(release(json!({ "entity_id": "a", "token": old })).await, json!([]));
+    assert_eq!(world.redis.pending(UPDATES).await.len(), 1);
+    assert_eq!(release(json!({ "entity_id": "a" })).await, json!(["a"]));
+    assert_eq!(world.journal().await, BTreeMap::new());
 }
 
 /// What the service answers to a request, and the code of its error, if it is one.

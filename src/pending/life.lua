@@ -1,6 +1,6 @@
 -- What release.lua, answer.lua and reclaim.lua begin with. (They are appended to this text.)
 -- KEYS: 1 pending SET, 2 outbox HASH, 3 addresses HASH, 4 journal HASH (id -> token;first;sequence;redelivered;answers), 5
--- marks HASH (id -> ms)
+-- marks HASH (id -> ms), 6 the journal again, if the route keeps one: else what is there is an older claim's, and says nothing
 -- ARGV: 1 number of the route's address, 2 that address, then what each script says.
 -- Everything is read first, decided then, and written last: deletions before all else, since a full Redis takes those.
 local part = 28
@@ -23,9 +23,9 @@ local function look(ids)
     local marks = redis.call('HMGET', KEYS[5], unpack(ids, from, to))
     for place = 1, to - from + 1 do
       local raw, in_flight = entries[place] or nil, out[place] or nil
-      local token = raw and string.match(raw, '^([^;]*);') or nil
+      local token = KEYS[6] and raw and string.match(raw, '^([^;]*);') or nil
       -- While it is in flight nobody has written an entry, but for a claim of a pending id, and for early answers.
-      local entry = (not in_flight or in_flight == token) and raw or nil
+      local entry = KEYS[6] and (not in_flight or in_flight == token) and raw or nil
       known[ids[from + place - 1]] = {
         pending = pending[place] == 1,
         out = in_flight,
@@ -61,8 +61,10 @@ end
 local function claim(id, now, token, rest)
   entries[#entries + 1] = id
   entries[#entries + 1] = token
-  journal[#journal + 1] = id
-  journal[#journal + 1] = token .. rest
+  if KEYS[6] then
+    journal[#journal + 1] = id
+    journal[#journal + 1] = token .. rest
+  end
   if not now.pending then
     members[#members + 1] = id
   end

@@ -69,8 +69,13 @@ fn no_number() -> StoreError {
 
 /// All keys of a route that the scripts work on.
 fn keys(call: &mut Cmd, route: &Route) {
-    call.arg(5).arg(route.pending_key()).arg(route.outbox_key()).arg(route.addresses_key());
+    let journal = route.life().journal;
+    call.arg(if journal { 6 } else { 5 });
+    call.arg(route.pending_key()).arg(route.outbox_key()).arg(route.addresses_key());
     call.arg(route.journal_key()).arg(route.marks_key());
+    if journal {
+        call.arg(route.journal_key());
+    }
 }
 
 fn unreadable(letter: u8) -> StoreError {
