@@ -7,7 +7,8 @@ use super::{Batch, Job, events::Events};
 
 const PENDING: &str = "vmh:beteiligte:create_pending";
 const OUTBOX: &str = "{vmh:beteiligte:create_pending}:outbox";
-/// Most entries of it.
+const ADDRESSES: &str = "{vmh:beteiligte:create_pending}:addresses";
+/// Most entries of the outbox.
 const LIMIT: usize = 1_000_000;
 /// Ids of one call, as in hookgate.
 const STEP: usize = 1000;
@@ -44,9 +45,20 @@ pub(crate) async fn claim(
 ) {
     while let Some(jobs) = drain(&mut jobs, |job| &job.batch).await {
         let mut call = script.call();
-        call.arg(2).arg(PENDING).arg(OUTBOX).arg(LIMIT).arg(0).arg(jobs.len());
+        // One address, and no journal; a pending id is a duplicate.
+        call.arg(3)
+            .arg(PENDING)
+            .arg(OUTBOX)
+            .arg(ADDRESSES)
+            .arg(LIMIT)
+            .arg(0)
+            .arg(0)
+            .arg("bare")
+            .arg(0)
+            .arg("")
+            .arg(jobs.len());
         for Job { batch, .. } in &jobs {
-            call.arg(&batch.seed).arg(0).arg(batch.ids.len());
+            call.arg(&batch.seed).arg(0).arg(batch.ids.len()).arg("s");
         }
         for Job { batch, .. } in &jobs {
             call.arg(&batch.ids);
