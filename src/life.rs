@@ -28,11 +28,7 @@ pub use self::{
     service::{ReleaseError, Releases},
     sweep::Sweep,
 };
-use crate::{
-    delivery::StoreError,
-    event::{Token, TokenSeed},
-    route::Route,
-};
+use crate::{delivery::StoreError, event::Token, route::Route};
 
 /// An id that somebody has processed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -278,9 +274,4 @@ pub trait LifeStore: Send + Sync {
         route: &'a Route,
         result: &'a ScanResult,
     ) -> BoxFuture<'a, Result<(), StoreError>>;
-}
-
-/// A seed for a claim of hookgate's own: each id gets one for itself.
-pub(crate) fn own_seed() -> TokenSeed {
-    TokenSeed::now()
 }

@@ -4,7 +4,7 @@ use std::time::SystemTime;
 
 use futures_util::future::BoxFuture;
 
-use super::Answer;
+use super::{Answer, JournalEntry};
 use crate::{event::Token, route::Route};
 
 /// What a consumer told the server about an event.
@@ -68,6 +68,13 @@ pub struct Progress {
     pub last: u64,
     /// Each configured consumer that exists, and the sequence up to which it has nothing left: all was answered, given up or is gone.
     pub floors: Vec<(String, u64)>,
+}
+
+impl Progress {
+    /// Whether the event of an entry, at this sequence, is not in the stream any more.
+    pub(super) fn is_gone(&self, entry: &JournalEntry, sequence: u64) -> bool {
+        sequence < self.first || sequence > self.last || entry.token.time() < self.created
+    }
 }
 
 /// How much was told up to some moment.

@@ -53,6 +53,13 @@ struct OwnClaim {
     token: Token,
 }
 
+impl OwnClaim {
+    /// What is no id was not claimed by hookgate, and can't be published; the relay says so.
+    fn new(id: &str, token: Token) -> Option<Self> {
+        EntityId::parse(id).map(|_| Self { id: id.to_owned(), token })
+    }
+}
+
 impl Deliverable for OwnClaim {
     fn id(&self) -> EntityId<'_> {
         EntityId::parse(&self.id).expect("it was checked when it was claimed")
@@ -101,7 +108,7 @@ impl Keeper {
                 Released::NotPending => report.not_pending.push(id.clone()),
                 Released::Republished(token) => {
                     report.republished.push(id.clone());
-                    claims.push(OwnClaim { id: id.clone(), token });
+                    claims.extend(OwnClaim::new(id, token));
                 }
             }
         }
@@ -124,11 +131,8 @@ impl Keeper {
         for (ConsumerAnswer { id, .. }, outcome) in answers.iter().zip(&outcomes) {
             match *outcome {
                 Answered::Released => released += 1,
-                // What is no id was not claimed by hookgate, and can't be published; the relay says so.
-                Answered::Republished(token) if EntityId::parse(id).is_some() => {
-                    claims.push(OwnClaim { id: id.clone(), token });
-                }
-                Answered::Republished(_) | Answered::Waits | Answered::Kept | Answered::Stale => {}
+                Answered::Republished(token) => claims.extend(OwnClaim::new(id, token)),
+                Answered::Waits | Answered::Kept | Answered::Stale => {}
             }
         }
         let metrics = self.metrics.of(route);
@@ -151,11 +155,7 @@ impl Keeper {
     ) -> Result<Vec<Reclaimed>, StoreError> {
         let tokens = self.store.reclaim(route, reclaims).await?;
         failpoint::hit("after_reclaim");
-        let claims = reclaims.iter().zip(&tokens).filter_map(|(reclaim, token)| {
-            // What is no id was not claimed by hookgate, and can't be published; the relay says so.
-            EntityId::parse(&reclaim.id)?;
-            Some(OwnClaim { id: reclaim.id.clone(), token: (*token)? })
-        });
+        let claims = reclaims.iter().zip(&tokens).filter_map(|(reclaim, token)| OwnClaim::new(&reclaim.id, (*token)?));
         let claims: Vec<_> = claims.collect();
         let count = claims.len();
         if count > 0 {

@@ -502,7 +502,7 @@ fn is_lost(entry: &JournalEntry, consumers: &[String], progress: &Progress) -> b
         // Settled by an older replica, which writes none.
         return true;
     };
-    let gone = sequence < progress.first || sequence > progress.last || entry.token.time() < progress.created;
+    let gone = progress.is_gone(entry, sequence);
     let has_nothing = |consumer: &String| {
         progress.floors.iter().any(|(name, floor)| name == consumer && (gone || *floor >= sequence))
     };
@@ -518,6 +518,6 @@ fn still_waits(entry: &JournalEntry, consumers: &[String], progress: Option<&Pro
         // Nothing is known of the consumers: rather later than too often. Without a sequence nobody can tell.
         return progress.is_none();
     };
-    let gone = sequence < progress.first || sequence > progress.last || entry.token.time() < progress.created;
+    let gone = progress.is_gone(entry, sequence);
     !gone && progress.floors.iter().any(|(_, floor)| *floor < sequence)
 }

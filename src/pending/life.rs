@@ -15,10 +15,10 @@ use super::{
 };
 use crate::{
     delivery::StoreError,
-    event::Token,
+    event::{Token, TokenSeed},
     life::{
         Answer, Answered, ConsumerAnswer, JournalPage, Journaled, Known, KnownPage, Leftover, LifeCounts, LifeStore,
-        Listing, Reclaim, ReclaimWhy, ReleaseRequest, Released, ScanResult, own_seed,
+        Listing, Reclaim, ReclaimWhy, ReleaseRequest, Released, ScanResult,
     },
     metrics::Operation,
     route::{OnGiveUp, Route},
@@ -92,7 +92,7 @@ impl LifeStore for Redis {
             let number = self.number_of(route)?;
             let mut released = Vec::with_capacity(requests.len());
             for part in requests.chunks(CALL) {
-                let next: Vec<Token> = part.iter().map(|_| own_seed().marked(number)).collect();
+                let next: Vec<Token> = part.iter().map(|_| TokenSeed::now().marked(number)).collect();
                 let letters = self.decide(route, number, &RELEASE, part.len(), |call| {
                     for (request, next) in part.iter().zip(&next) {
                         let token = request.token.map(Token::text).unwrap_or_default();
@@ -123,7 +123,7 @@ impl LifeStore for Redis {
             let number = self.number_of(route)?;
             let mut answered = Vec::with_capacity(answers.len());
             for part in answers.chunks(CALL) {
-                let next: Vec<Token> = part.iter().map(|_| own_seed().marked(number)).collect();
+                let next: Vec<Token> = part.iter().map(|_| TokenSeed::now().marked(number)).collect();
                 let letters = self.decide(route, number, &ANSWER, part.len(), |call| {
                     call.arg(life.consumers.join(",")).arg(u8::from(life.on_give_up == OnGiveUp::Keep));
                     for (answer, next) in part.iter().zip(&next) {
@@ -161,8 +161,8 @@ impl LifeStore for Redis {
             let mut claimed = Vec::with_capacity(reclaims.len());
             for part in reclaims.chunks(CALL) {
                 let next = part.iter().map(|reclaim| match reclaim.why {
-                    ReclaimWhy::Redelivery { number: count, .. } => own_seed().redelivery(number, count),
-                    ReclaimWhy::Marked { .. } => own_seed().marked(number),
+                    ReclaimWhy::Redelivery { number: count, .. } => TokenSeed::now().redelivery(number, count),
+                    ReclaimWhy::Marked { .. } => TokenSeed::now().marked(number),
                 });
                 let next: Vec<Token> = next.collect();
                 let letters = self.decide(route, number, &RECLAIM, part.len(), |call| {

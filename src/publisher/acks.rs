@@ -173,7 +173,7 @@ impl Acks {
 
     /// Whether what is read covers what is told; where it does not, reading has to begin again.
     async fn is_covered(&self) -> bool {
-        match covering(self.api(), &self.routes, &self.settings, Make::Yes).await {
+        match covering(self.api(), &self.routes, &self.settings).await {
             Ok(covering) => {
                 self.report.set(Contact::Up);
                 let read = self.streams.lock().unwrap_or_else(PoisonError::into_inner);
@@ -191,7 +191,7 @@ impl Acks {
     /// Finds or makes the streams, and begins to read.
     async fn begin(&self) -> Result<Reader, Contact> {
         self.denial.send_replace(None);
-        let covering = covering(self.api(), &self.routes, &self.settings, Make::Yes).await?;
+        let covering = covering(self.api(), &self.routes, &self.settings).await?;
         let mut sources = Vec::new();
         for (stream, info) in &covering {
             sources.push(self.source(stream, info).await?);
@@ -251,19 +251,11 @@ impl Acks {
     }
 }
 
-/// Whether a missing stream is made.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Make {
-    Yes,
-    No,
-}
-
-/// The streams that keep what the consumers of routes tell, by their names. One that is missing is made, if it may be.
-pub(super) async fn covering(
+/// The streams that keep what the consumers of routes tell, by their names. One that is missing is made.
+async fn covering(
     api: &Api,
     routes: &[Arc<Route>],
     settings: &AcksSettings,
-    make: Make,
 ) -> Result<BTreeMap<String, StreamInfo>, Contact> {
     let unreachable = |error: &dyn std::fmt::Display| Contact::Unreachable(error.to_string());
     let (mut found, mut missing, mut replicas) = (BTreeSet::new(), BTreeSet::new(), 1);
@@ -291,13 +283,6 @@ pub(super) async fn covering(
         }
     }
     if !missing.is_empty() {
-        if make == Make::No {
-            return Err(Contact::Refused(format!(
-                "no stream covers {}; hookgate creates {:?} for it when it serves",
-                missing.into_iter().collect::<Vec<_>>().join(", "),
-                settings.stream
-            )));
-        }
         make_stream(api, settings, missing, replicas).await?;
         found.insert(settings.stream.clone());
     }
