@@ -1,13 +1,16 @@
 //! `hookgate outbox`: claims that NATS has not acknowledged.
 
-use std::{process::ExitCode, sync::Arc};
+use std::{process::ExitCode, sync::Arc, time::SystemTime};
 
 use anyhow::{Context, bail};
 use clap::Subcommand;
+use hashbrown::HashSet;
 use hookgate::{
-    app,
+    app::{self, operator::OperatorStore},
+    delivery::StoreError,
     event::Token,
-    metrics::Metrics,
+    life::{Keeper, Listing, Reclaim, ReclaimWhy, Reclaimed},
+    metrics::{Metrics, RepairedWhy},
     relay::{Outbox, Relay, Walked},
     route::Route,
     settings::Settings,
@@ -21,19 +24,25 @@ use super::{
     table::{Table, counted},
 };
 
+/// Marked ids that are read at once.
+const PAGE: usize = 1000;
+/// Marked ids that are claimed with one call.
+const TOGETHER: usize = 100;
+
 #[derive(Debug, Subcommand)]
 pub(crate) enum OutboxCommand {
     /// Number of entries of each route, also of routes that are configured no more.
     Count,
     /// The entries: route, id, token, time of the claim, subject.
     List,
-    /// Publish all entries now, whatever their age.
+    /// Publish all entries now, whatever their age, and ids that a webhook marked (`while_pending = "coalesce"`).
     Relay,
 }
 
 pub(super) fn run(command: &OutboxCommand, settings: &Settings, output: Output) -> anyhow::Result<ExitCode> {
     store::block_on(async {
-        let outbox = store::open(settings).await?.outbox;
+        let opened = store::open(settings).await?;
+        let outbox = Arc::clone(&opened.outbox);
         let mut routes = outbox.recorded_routes().await.context("read the routes")?;
         for route in &mut routes {
             // The record is of the route that claimed under the key first.
@@ -51,7 +60,7 @@ pub(super) fn run(command: &OutboxCommand, settings: &Settings, output: Output) 
         match command {
             OutboxCommand::Count => count(&*outbox, &routes, output).await,
             OutboxCommand::List => list(&*outbox, &routes, output).await,
-            OutboxCommand::Relay => relay(outbox, &routes, settings, output).await,
+            OutboxCommand::Relay => relay(&opened, &routes, settings, output).await,
         }
     })
 }
@@ -142,7 +151,7 @@ impl EntryRow<'_> {
 }
 
 async fn relay(
-    outbox: Arc<dyn Outbox>,
+    opened: &OperatorStore,
     routes: &[Route],
     settings: &Settings,
     output: Output,
@@ -153,23 +162,31 @@ async fn relay(
     let (metrics, _) = Metrics::new(&settings.routes, &[]);
     let repeats = app::repeats(settings.delivery);
     let (after, ack_timeout) = (settings.relay_after, settings.policy.ack_timeout);
+    let keeper = opened.keeper(settings, Arc::clone(&publisher));
+    let outbox = Arc::clone(&opened.outbox);
     let relay = Relay::new(outbox, publisher, after, repeats, ack_timeout, metrics, Tracer::default());
-    let (mut failed, mut unsettled) = (0, 0);
+    let (mut failed, mut unsettled, mut marks_left) = (0, 0, 0);
     for route in routes {
-        let walked =
-            relay.relay_now(&Arc::new(route.clone())).await.with_context(|| format!("relay the outbox of {route}"))?;
+        let route = &Arc::new(route.clone());
+        let walked = relay.relay_now(route).await.with_context(|| format!("relay the outbox of {route}"))?;
         failed += walked.failed + walked.poison;
         unsettled += walked.unsettled;
+        let marked = marks(&keeper, route).await.with_context(|| format!("publish the marked ids of {route}"))?;
+        marks_left += marked.left.len();
         print(&match output {
-            Output::Json => serde_json::to_string(&Relayed::new(route, &walked)).context("print")?,
+            Output::Json => serde_json::to_string(&Relayed::new(route, &walked, marked.published)).context("print")?,
             Output::Text => {
                 let Walked { published, failed, poison, reason, unsettled, refusal } = &walked;
                 let said = reason.as_ref().map_or_else(String::new, |reason| format!(" (NATS: {reason})"));
                 let left = refusal.as_ref().map_or_else(String::new, |refusal| {
                     format!(", {unsettled} published and still in the outbox (Redis: {refusal})")
                 });
+                let marked = match marked.published {
+                    0 => String::new(),
+                    marked => format!(", {} published once more", counted(marked, "marked id", "marked ids")),
+                };
                 format!(
-                    "{route}: {published} published, {failed} not acknowledged{said}, {poison} not written by hookgate{left}"
+                    "{route}: {published} published, {failed} not acknowledged{said}, {poison} not written by hookgate{left}{marked}"
                 )
             }
         });
@@ -183,7 +200,48 @@ async fn relay(
             "NATS has {unsettled} events whose entries Redis can't delete now; they leave the outbox once it can, published once more"
         );
     }
+    if marks_left > 0 {
+        bail!(
+            "{} left, or claimed and not acknowledged by NATS; repeat this, `hookgate pending count` shows what is marked",
+            counted(marks_left, "marked id is", "marked ids are")
+        );
+    }
+    opened.pending.close(settings.request_deadline).await;
     Ok(ExitCode::SUCCESS)
+}
+
+/// What became of marked ids.
+#[derive(Debug, Default)]
+struct Marked {
+    published: usize,
+    left: HashSet<String>,
+}
+
+/// Publishes ids that a webhook marked, as if their marks had waited for `coalesce_max_wait`.
+async fn marks(keeper: &Keeper, route: &Arc<Route>) -> Result<Marked, StoreError> {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let until = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
+    let (mut marked, mut cursor) = (Marked::default(), 0);
+    loop {
+        let page = keeper.store().known_page(route, Listing::Marks, cursor, PAGE).await?;
+        // Some come twice: an id that was published is marked no more.
+        let due = page.ids.into_iter().filter(|known| !marked.left.contains(&known.id));
+        let due: Vec<_> = due.map(|known| Reclaim { id: known.id, why: ReclaimWhy::Marked { until } }).collect();
+        for part in due.chunks(TOGETHER) {
+            let outcomes = keeper.reclaim(route, part, RepairedWhy::Marked).await?;
+            for (Reclaim { id, .. }, outcome) in part.iter().zip(outcomes) {
+                if outcome == Reclaimed::Published {
+                    marked.published += 1;
+                } else {
+                    marked.left.insert(id.clone());
+                }
+            }
+        }
+        cursor = page.next;
+        if cursor == 0 {
+            return Ok(marked);
+        }
+    }
 }
 
 #[derive(Serialize)]
@@ -198,10 +256,13 @@ struct Relayed<'a> {
     unsettled: Option<usize>,
     #[serde(skip_serializing_if = "Option::is_none")]
     refusal: Option<String>,
+    /// Marked ids that were published once more.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    marked: Option<usize>,
 }
 
 impl<'a> Relayed<'a> {
-    fn new(route: &'a Route, walked: &Walked) -> Self {
+    fn new(route: &'a Route, walked: &Walked, marked: usize) -> Self {
         let Walked { published, failed, poison, reason, unsettled, refusal } = walked;
         let reason = reason.as_ref().map(ToString::to_string);
         let unsettled = Some(*unsettled).filter(|unsettled| *unsettled > 0);
@@ -213,6 +274,7 @@ impl<'a> Relayed<'a> {
             reason,
             unsettled,
             refusal: refusal.clone(),
+            marked: Some(marked).filter(|marked| *marked > 0),
         }
     }
 }

@@ -232,7 +232,7 @@ async fn make_consumers(client: &Client) {
 }
 
 /// A Redis that follows the world's, so that a mark can be confirmed.
-async fn replica_of(world: &World) -> RedisServer {
+pub(super) async fn replica_of(world: &World) -> RedisServer {
     let replica = RedisServer::start().await;
     let mut link = replica.connection().await;
     let port = world.redis.url().rsplit(':').next().and_then(|rest| rest.split('/').next()).expect("a port").to_owned();
