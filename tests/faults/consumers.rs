@@ -109,7 +109,6 @@ impl Application {
         }
     }
 
-    #[allow(dead_code, reason = "soon")]
     pub(crate) fn kill_all(&mut self) {
         for place in 0..self.size() {
             self.kill(place);

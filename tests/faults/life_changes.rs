@@ -19,7 +19,7 @@ use super::{
     judge::{Span, Webhook},
     life::replica_of,
     redis::tell,
-    rig::{Bounds, Report, Rig, demand},
+    rig::{Bounds, Report, Rig, SETTINGS, demand},
 };
 use crate::{
     Scenario, scenario,
@@ -33,6 +33,7 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
         scenario!(life_redis_wiped_coalesce, consumers),
         scenario!(life_settings_rolled_under_load, consumers),
         scenario!(life_upgrade_from_0_1_0_and_back, consumers, older),
+        scenario!(life_0_1_0_beside_release_on_ack, older),
         scenario!(life_consumer_away_for_a_day, consumers),
         scenario!(life_consumer_away_for_longer_than_max_age, consumers),
         scenario!(life_answers_that_expired_unread, consumers),
@@ -45,6 +46,8 @@ const CALM: Duration = Duration::from_secs(150);
 /// More messages for an id than one are another scenario's matter.
 const ANY_NUMBER: usize = usize::MAX;
 
+/// The route of the tests, as 0.1.0 knows it.
+const OLD: &str = "[[routes]]\nflow = \"vmh\"\nentity = \"beteiligte\"\naction = \"create\"\n";
 /// The route of the tests, released by acknowledgements.
 fn on_ack(mode: &str, consumers: &str, more: &str) -> String {
     let durability = if mode == "coalesce" { "redis.durability = \"replica\"\n" } else { "" };
@@ -180,7 +183,7 @@ async fn wiped(mode: &'static str) -> Report {
 
 /// A slow load of ids that come again.
 fn crm(rig: &Rig) -> Crm {
-    let load = Load { workers: 4, pause: Duration::from_millis(100), attempts: 1000, ..Load::default() };
+    let load = Load { workers: 4, pause: Duration::from_millis(250), attempts: 1000, ..Load::default() };
     Crm::reusing(rig.addresses(), load, Some(Reuse { ids: 60, of_a_batch: 4, seed: 3 }))
 }
 
@@ -192,7 +195,7 @@ impl Rig {
             let mut last = mem::replace(&mut self.gates[place], next);
             crm.aim(self.addresses());
             last.terminate().await;
-            self.progress(crm, 60).await;
+            self.progress(crm, 30).await;
         }
     }
 
@@ -251,7 +254,8 @@ async fn life_settings_rolled_under_load() -> Report {
         {
             own.push(Span { from, to: SystemTime::now() });
         }
-        let settings = format!("{}{}", rig.settings().split("[[routes]]").next().unwrap_or(""), on_ack(mode, consumers, ""));
+        let settings =
+            format!("{}{}", rig.settings().split("[[routes]]").next().unwrap_or(""), on_ack(mode, consumers, ""));
         rig.roll(&crm, async |world| world.gate(&settings).await).await;
         if mode != "skip" {
             from = from.or_else(|| Some(SystemTime::now()));
@@ -263,13 +267,13 @@ async fn life_settings_rolled_under_load() -> Report {
 
 /// The order that docs/operations.md names, under load, there and back.
 async fn life_upgrade_from_0_1_0_and_back() -> Report {
-    const OLD: &str = "[[routes]]\nflow = \"vmh\"\nentity = \"beteiligte\"\naction = \"create\"\n";
     let world = World::start().await;
     let _replica = replica_of(&world).await;
     let urls = [world.nats.url()];
     let mut rig = Rig::with(world, 0, "").await;
     let settings = |route: &str| format!("{}{route}", rig.settings());
-    let (old, ack, publish) = (settings(OLD), settings(&on_ack("coalesce", "\"sync\"", "")), settings(&on_ack("publish", "\"sync\"", "")));
+    let (old, ack, publish) =
+        (settings(OLD), settings(&on_ack("coalesce", "\"sync\"", "")), settings(&on_ack("publish", "\"sync\"", "")));
     for _ in 0..3 {
         let gate = version_0_1_0(&rig.world, &old).await;
         rig.gates.push(gate);
@@ -304,18 +308,61 @@ async fn life_upgrade_from_0_1_0_and_back() -> Report {
     demand(&mut report, left[3] == 0, format!("{} marks are left for a version that knows none", left[3]));
     rig.consume();
     sync.start_all();
-    eventually("what was pending is acknowledged", async || {
-        let info = rig.world.nats.api("CONSUMER.INFO.HOOKGATE.sync", &json!({})).await;
-        (info["num_pending"].as_u64()? < 20).then_some(())
-    })
-    .await;
+    // As `hookgate pending count` shows: what was pending until now is free, also what 0.1.0 had claimed.
+    let mut before = rig.world.redis.pending(PENDING).await;
+    let free = within(CALM, async || {
+        let pending = rig.world.redis.pending(PENDING).await;
+        before.retain(|id| pending.contains(id));
+        before.is_empty().then_some(())
+    });
+    let free = free.await.is_some();
+    demand(&mut report, free, format!("{} ids that were pending are not free", before.len()));
     rig.roll(&crm, async |world| world.gate(&old).await).await;
     rig.roll(&crm, async |world| version_0_1_0(world, &old).await).await;
     rig.progress(&crm, 200).await;
+    // Once more, for what 0.1.0 leaves in the journal is dropped then.
+    rig.roll(&crm, async |world| world.gate(&old).await).await;
     rig.faults_end();
     let mut judged = rig.judge_changes(crm, &[span]).await;
     judged.violations.append(&mut report.violations);
     judged
+}
+
+/// The other order: 0.1.0 writes no journal, so that an answer for the claim before may release what it claimed. That is early, and
+/// nothing worse: its event is delivered, and each change after it is published.
+async fn life_0_1_0_beside_release_on_ack() -> Report {
+    let mut rig = Rig::start(1, &on_ack("publish", "\"one\"", "")).await;
+    rig.is_released();
+    let old = version_0_1_0(&rig.world, &format!("{SETTINGS}{OLD}")).await;
+    let client = rig.world.nats.client().await;
+    make(&client, "one", &json!({ "ack_wait": 120_000_000_000_u64 })).await;
+    let (mut report, ids) = (Report::default(), ["a".to_owned()]);
+    let mut events = Vec::new();
+    for gate in [&rig.gates[0], &old] {
+        let (new, _) = accepted(gate, &ids).await;
+        demand(&mut report, new == 1, "it was released, and is not claimed anew");
+        rig.world.redis.settled(OUTBOX).await;
+        events.append(&mut deliveries(&client, "one", 1).await);
+        if events.len() == 1 {
+            rig.world.redis.release(PENDING, "a").await;
+        }
+    }
+    let second = events.pop().expect("there are two");
+    acknowledge(&client, events).await;
+    answers_are_carried_out(&rig.world).await;
+    let early = rig.world.redis.pending(PENDING).await.is_empty();
+    let (new, _) = accepted(&rig.gates[0], &ids).await;
+    demand(&mut report, new == 1, "a change is not published");
+    acknowledge(&client, vec![second]).await;
+    acknowledge(&client, deliveries(&client, "one", 1).await).await;
+    rig.demand_quiet(&mut report, CALM).await;
+    rig.read_to_the_end().await;
+    let messages = rig.oracle.messages();
+    demand(&mut report, messages == 3, format!("{messages} events of 3 changes"));
+    report.accepted = 3;
+    report.statuses =
+        if early { "released by the answer for the claim before" } else { "not released early" }.to_owned();
+    report
 }
 
 /// Runs a command of the operator, which has to end well.
@@ -351,12 +398,20 @@ async fn life_consumer_away_for_a_day() -> Report {
         let ids: Vec<_> = (0..IDS / 4).map(|number| format!("d0-{number}")).collect();
         all_accepted(&rig, &ids, &mut webhooks).await;
         let pending = rig.world.redis.pending(PENDING).await.len();
-        demand(&mut report, pending == (round + 1) * IDS, format!("{pending} ids are pending, and nobody has answered"));
+        demand(
+            &mut report,
+            pending == (round + 1) * IDS,
+            format!("{pending} ids are pending, and nobody has answered"),
+        );
         // Time for two looks of the sweep.
         let _never = within(Duration::from_secs(25), async || None::<()>).await;
     }
     let early = redelivered(&rig);
-    demand(&mut report, early == 0, format!("{early} events were published once more, though their consumer still has them"));
+    demand(
+        &mut report,
+        early == 0,
+        format!("{early} events were published once more, though their consumer still has them"),
+    );
     away.start_all();
     rig.demand_quiet(&mut report, CALM).await;
     rig.read_to_the_end().await;

@@ -3,7 +3,7 @@
 //! once, or again and again as updates. In the end nothing is pending, nothing is left in outbox and journal, each accepted webhook
 //! has an event of its own, and each consumer has processed each event.
 //!
-//! `--ids 100000` is the whole of it: `make faults ONLY="life_storm --ids 100000"` takes about a quarter of an hour, and is
+//! `--ids 100000` is the whole of it: `make faults ONLY="life_storm --ids 100000"` takes about ten minutes, and is
 //! faster where temporary files need no disk (`TMPDIR=/dev/shm`). `--seed N` repeats the schedule; timing still differs.
 //!
 //! More events than accepted webhooks are those that docs/consumers.md names. Each event's token says why it was made:

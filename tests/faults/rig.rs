@@ -19,7 +19,7 @@ use super::{
 use crate::support::{Gate, OUTBOX, PENDING, World, eventually, within};
 
 /// Shortened so that a scenario takes seconds: the answers have to come within a second beyond the deadline.
-const SETTINGS: &str = "server.request_deadline = \"3s\"\nserver.body_read_timeout = \"2s\"\nnats.ack_timeout = \"1s\"\noutbox.relay_after = \"4s\"\n";
+pub(super) const SETTINGS: &str = "server.request_deadline = \"3s\"\nserver.body_read_timeout = \"2s\"\nnats.ack_timeout = \"1s\"\noutbox.relay_after = \"4s\"\n";
 /// Unless a scenario has another one.
 const LOG: &str = "log.filter = \"info,hookgate::entity=warn\"\n";
 /// Beyond the deadline of the settings above.
