@@ -231,14 +231,18 @@ fn admin_paths() -> Map<String, Value> {
     paths
 }
 
+/// The text of a token (src/event.rs).
+const TOKEN: &str = "^[0-9a-f]{12}7[0-9a-f]{3}[89ab][0-9a-f]{15}-(0|[1-9][0-9]{0,8})$";
+
 /// One pending id: its story and its release.
 fn pending_id() -> Value {
-    let segment = |name: &str, description: &str| {
+    let segment = |name: &str, description: &str, pattern: &str| {
         json!({
             "name": name, "in": "path", "required": true, "description": description,
-            "schema": { "type": "string", "minLength": 1, "maxLength": 255 },
+            "schema": { "type": "string", "minLength": 1, "maxLength": 255, "pattern": pattern },
         })
     };
+    let word = "^[A-Za-z0-9_-]+$";
     let json_of = |schema: Value| json!({ "application/json": { "schema": schema } });
     let schema = |name: &str| json!({ "$ref": format!("#/components/schemas/{name}") });
     let operation = |name: &str, summary: &str, answer: &str| {
@@ -263,15 +267,15 @@ fn pending_id() -> Value {
     };
     let mut delete = operation("admin.release", "Releases the id", "Released");
     delete["parameters"] = json!([{
-        "name": "token", "in": "query", "required": false, "schema": { "type": "string" },
+        "name": "token", "in": "query", "required": false, "schema": { "type": "string", "pattern": TOKEN },
         "description": "Nats-Msg-Id of an event: only the claim that it stands for is released.",
     }]);
     json!({
         "parameters": [
-            segment("flow", "Flow of the route."),
-            segment("entity", "Its entity."),
-            segment("action", "Its action."),
-            segment("id", "The id, percent-encoded."),
+            segment("flow", "Flow of the route.", word),
+            segment("entity", "Its entity.", word),
+            segment("action", "Its action.", word),
+            segment("id", "The id, percent-encoded; at most 255 bytes.", r"^[^\x00-\x1f\x7f-\x9f]+$"),
         ],
         "get": operation("admin.why", "What is known of the id", "Story"),
         "delete": delete,
