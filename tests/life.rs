@@ -7,7 +7,7 @@ use std::{
 
 use async_nats::Message;
 use futures_util::StreamExt;
-use redis::AsyncTypedCommands;
+use redis::{AsyncTypedCommands, aio::MultiplexedConnection};
 use serde_json::json;
 use tokio::io::AsyncWriteExt;
 
@@ -374,6 +374,53 @@ async fn a_mark_is_honoured_after_a_plain_srem() {
     world.redis.release(UPDATES, "a").await;
     eventually("it is published once more", async || (world.tokens("a").await.len() == 2).then_some(())).await;
     assert_eq!(link.hlen(MARKS).await.expect("Redis answers"), 0);
+}
+
+/// An entry of the outbox goes to the subject that it was claimed for, also when a mark asks for another event.
+#[tokio::test]
+async fn a_release_of_a_marked_id_leaves_the_event_of_another_address() {
+    let world = World::start().await;
+    let gate = world.gate(&coalesce()).await;
+    change(&gate, "a").await;
+    world.redis.settled(UPDATES_OUTBOX).await;
+    let other = "0197e2c5a0007abc8def0123456789ab-500000000";
+    let address =
+        json!({ "flow": "vmh", "entity": "beteiligte", "action": "update", "subject": "vmh.old" }).to_string();
+    let mut link = world.redis.connection().await;
+    link.hset("{vmh:beteiligte:update_pending}:addresses", "5", address).await.expect("Redis answers");
+    link.hset(UPDATES_OUTBOX, "a", other).await.expect("Redis answers");
+    link.hset(MARKS, "a", "1").await.expect("Redis answers");
+    let answer = service(&world, of_update(&json!({ "entity_id": "a" }))).await;
+    assert_eq!(answer, Ok(json!({ "released": ["a"], "not_pending": [], "republished": [] })));
+    let outbox = async |link: &mut MultiplexedConnection| link.hget(UPDATES_OUTBOX, "a").await.expect("Redis answers");
+    assert_eq!(outbox(&mut link).await.as_deref(), Some(other));
+    assert_eq!(world.tokens("a").await.len(), 1);
+    // As the relay leaves it.
+    link.hdel(UPDATES_OUTBOX, "a").await.expect("Redis answers");
+    eventually("it is published once more", async || (world.tokens("a").await.len() == 2).then_some(())).await;
+    assert_eq!(link.hlen(MARKS).await.expect("Redis answers"), 0);
+}
+
+/// What others wrote in the place of a journal entry is no answer of a consumer.
+#[tokio::test]
+async fn an_entry_that_nobody_can_read_is_published_once_more() {
+    let world = World::start().await;
+    let gate = world.gate_with("sync", "").await;
+    let mut link = world.redis.connection().await;
+    for (id, entry) in [("a", &b"\xff\xfe"[..]), ("b", b"nonsense")] {
+        change(&gate, id).await;
+        world.redis.settled(UPDATES_OUTBOX).await;
+        link.hset(JOURNAL, id, entry).await.expect("Redis answers");
+        let event = world.next("sync").await;
+        world.answer(&event, "+ACK").await;
+    }
+    let again = async || (world.tokens("a").await.len() == 2 && world.tokens("b").await.len() == 2).then_some(());
+    assert_eq!(within(Duration::from_secs(60), again).await, Some(()));
+    for _ in 0..2 {
+        let event = world.next("sync").await;
+        world.answer(&event, "+ACK").await;
+    }
+    world.nothing_is_pending().await;
 }
 
 impl World {

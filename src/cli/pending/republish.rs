@@ -390,14 +390,15 @@ impl Sought {
     }
 }
 
-/// The claim of a pending id whose event is settled; nothing if it is none, or not hookgate's.
+/// The claim of a pending id whose event is settled; nothing if it is none.
 fn claim_of(known: &Known) -> Option<Claim> {
     if !known.pending || known.in_flight.is_some() {
         return None;
     }
     match &known.journal {
         None => Some(Claim::Unknown),
-        Some(entry) => JournalEntry::parse(entry).map(|entry| Claim::Newest(entry.token)),
+        // What others wrote there says nothing of its claim.
+        Some(entry) => Some(JournalEntry::parse(entry).map_or(Claim::Unknown, |entry| Claim::Newest(entry.token))),
     }
 }
 
@@ -409,21 +410,22 @@ mod tests {
 
     #[test]
     fn an_event_counts_for_its_claim() {
-        let known = |id: &str, journal: Option<String>| Known {
+        let known = |id: &str, journal: Option<&str>| Known {
             id: id.to_owned(),
             pending: true,
             in_flight: None,
-            journal,
+            journal: journal.map(|entry| entry.as_bytes().to_vec()),
             marked: None,
         };
         let (claim, before) = (TokenSeed::now().token(Attempt::FIRST, 0), TokenSeed::now().token(Attempt::FIRST, 0));
         let mut sought = Sought::default();
         sought.add(known("bare", None));
-        sought.add(known("journaled", Some(format!("{claim};;7;;"))));
-        sought.add(known("foreign", Some("x".to_owned())));
+        sought.add(known("journaled", Some(&format!("{claim};;7;;"))));
+        sought.add(known("foreign", Some("x")));
         sought.add(Known { in_flight: Some(claim.to_string()), ..known("in flight", None) });
         sought.add(Known { pending: false, ..known("free", None) });
-        assert_eq!(sought.ids.len(), 2);
+        assert_eq!(sought.ids.len(), 3);
+        sought.saw("foreign", before);
         sought.saw("journaled", before);
         sought.saw("other", claim);
         assert_eq!(sought.ids.len(), 2, "an event of an older claim is not the event of this one");
