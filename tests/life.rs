@@ -304,6 +304,8 @@ async fn what_a_consumer_gives_up_is_a_dead_letter() {
     assert!(metrics.text().contains(series), "{}", metrics.text());
     let status = gate.probe("/v1/status").await.json();
     assert_eq!(status["routes"][0]["given_up"], 1, "{status}");
+    let consumers = run(&(world.settings() + &settings), &["consumers", "list", "--output", "json"]).rows();
+    assert_eq!(consumers[0]["given_up"], 1, "{consumers:?}");
 }
 
 #[tokio::test]
