@@ -23,7 +23,8 @@ LOADS = [*(Load(connections, batch) for batch in (1, 50) for connections in (1, 
 
 # The floor does not know one id from another, and bare is there for the targets only.
 NOT_SENT = {"floor": [load for load in LOADS if load.duplicates],
-            "bare": [load for load in LOADS if load not in (Load(64, 1), Load(64, 50))]}
+            **{name: [load for load in LOADS if load not in (Load(64, 1), Load(64, 50))] for name in ("bare", "hookgate-plain")},
+            "hookgate-durable": [load for load in LOADS if load not in (Load(1, 1), Load(64, 1), Load(64, 50))]}
 
 
 class Paths(NamedTuple):
@@ -176,11 +177,12 @@ def measure(paths, opt):
             results["first_answers_ms"].append(starts)
         if "overload" in opt.only:
             for batch in (1, 50):
-                row = experiments.overload(paths, batch, plan.overload_seconds, turn)
-                results["overload"].append(row)
-                say(f"overload, batch {batch}: peak {row['peak_per_s']:.0f}/s, accepted {row['accepted_per_s']:.0f}/s of "
-                    f"{row['offered_per_s']:.0f}/s offered and {row['sent_per_s']:.0f}/s sent"
-                    + (f"; VOID: {row['void']}" if row["void"] else ""))
+                for name in ("floor", "hookgate") if batch == 1 else ("hookgate",):
+                    row = experiments.overload(paths, name, batch, plan.overload_seconds, turn)
+                    results["overload"].append(row)
+                    say(f"overload of {name}, batch {batch}: peak {row['peak_per_s']:.0f}/s, accepted {row['accepted_per_s']:.0f}/s of "
+                        f"{row['offered_per_s']:.0f}/s offered and {row['sent_per_s']:.0f}/s sent"
+                        + (f"; VOID: {row['void']}" if row["void"] else ""))
         results["rounds"] = turn + 1
         slowest = max(slowest, time.time() - begun)
     return results

@@ -6,6 +6,7 @@ import time
 from .processes import LOOPBACK, Process, environment, free_port
 from .stores import Stores
 
+ROUTE = {"flow": "vmh", "entity": "beteiligte", "action": "create"}
 PATH = "/vmh/webhook/beteiligte/create"
 FILTER = "info,hookgate::entity=warn"
 # In the order of tables and plots.
@@ -13,14 +14,16 @@ NAMES = {
     "floor": "floor (warp: read, parse, answer)",
     "bare": "bare (the floor, claim, publish, settle)",
     "hookgate": "hookgate",
+    "hookgate-plain": "hookgate, no journal",
     "hookgate-three": "hookgate, three workers",
+    "hookgate-durable": "hookgate, durable stores",
     "node-honest": "Node, honest",
     "python-honest": "Python, honest",
     "node-original": "Node, original's algorithm",
     "python-original": "Python, original's algorithm",
 }
 # Whose runs are longer.
-OURS = ("floor", "bare", "hookgate", "hookgate-three")
+OURS = ("floor", "bare", "hookgate", "hookgate-plain", "hookgate-three", "hookgate-durable")
 OTHERS = [name for name in NAMES if name not in OURS]
 
 
@@ -30,7 +33,7 @@ class System:
     def __init__(self, name, paths, stores=None):
         self.name = name
         self.own_stores = stores is None
-        self.stores = stores or Stores(paths.work, name)
+        self.stores = stores or Stores(paths.work, name, durable=name == "hookgate-durable")
         if name not in OURS and self.own_stores:
             self.stores.make_stream()
         self.port = free_port()
@@ -49,6 +52,7 @@ class System:
             workers = 3 if self.name == "hookgate-three" else 0
             return [paths.hookgate, "serve"], environment(
                 HOOKGATE__SERVER__WORKER_THREADS=str(workers),
+                HOOKGATE__ROUTES=json.dumps([{**ROUTE, "journal": self.name != "hookgate-plain"}]),
                 HOOKGATE__SERVER__LISTEN=address, HOOKGATE__ADMIN__LISTEN=f"{LOOPBACK}:0",
                 HOOKGATE__SERVER__DRAIN_DELAY="0s", HOOKGATE__REDIS__URL=stores.redis_url,
                 HOOKGATE__NATS__URL=stores.nats_url, HOOKGATE__LOG__FORMAT="json", HOOKGATE__LOG__FILTER=FILTER)
