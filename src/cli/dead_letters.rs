@@ -20,6 +20,10 @@ use super::{Output, confirm, print, store, table::Table};
 const PAGE: usize = 100;
 
 #[derive(Debug, Subcommand)]
+#[command(after_help = "Examples:
+  hookgate dead-letters list
+  hookgate dead-letters show 1764374400000-0
+  hookgate dead-letters replay --reason gave_up")]
 pub(crate) enum DeadLettersCommand {
     /// The newest ones, newest first: name, time, route, reason, size, and what became of a replay. No contents.
     List {
