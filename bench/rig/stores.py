@@ -12,7 +12,7 @@ import redis
 from nats.js.api import DiscardPolicy, StorageType, StreamConfig
 from nats.js.errors import NotFoundError
 
-from .processes import LOOPBACK, Process, accepts, free_port
+from .processes import STORES_HOST, STORES_START, Process, accepts, free_port
 
 PENDING = "vmh:beteiligte:create_pending"
 OUTBOX = f"{{{PENDING}}}:outbox"
@@ -49,14 +49,15 @@ class Stores:
         config = pathlib.Path(self.folder, "nats.conf")
         config.write_text(f"jetstream {{ store_dir: {json.dumps(self.folder)}{', sync_interval: always' * durable} }}\n", encoding="utf-8")
         self.redis = Process("redis", [
-            os.environ.get("HOOKGATE_REDIS_SERVER", "redis-server"), "--bind", LOOPBACK, "--port", redis_port,
+            *STORES_START, os.environ.get("HOOKGATE_REDIS_SERVER", "redis-server"), "--bind", STORES_HOST, "--port", redis_port,
+            "--protected-mode", "no",
             "--dir", self.folder, "--save", "", "--maxmemory-policy", "noeviction", *keep], self.folder)
         self.nats = Process("nats", [
-            DURABLE_NATS if durable else NATS, "-c", config, "-a", LOOPBACK, "-p", nats_port], self.folder)
-        self.redis_url = f"redis://{LOOPBACK}:{redis_port}/1"
-        self.nats_url = f"nats://{LOOPBACK}:{nats_port}"
-        self.redis.wait_until(lambda: accepts(redis_port), "listening")
-        self.nats.wait_until(lambda: accepts(nats_port), "listening")
+            *STORES_START, DURABLE_NATS if durable else NATS, "-c", config, "-a", STORES_HOST, "-p", nats_port], self.folder)
+        self.redis_url = f"redis://{STORES_HOST}:{redis_port}/1"
+        self.nats_url = f"nats://{STORES_HOST}:{nats_port}"
+        self.redis.wait_until(lambda: accepts(redis_port, STORES_HOST), "listening")
+        self.nats.wait_until(lambda: accepts(nats_port, STORES_HOST), "listening")
         self.client = redis.Redis.from_url(self.redis_url)
 
     def make_stream(self):
