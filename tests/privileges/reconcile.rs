@@ -22,8 +22,7 @@ async fn bring_back(world: &World, access: &Access) -> Result<(), String> {
     for id in ["first", "missing", "left"] {
         crm.state().add_failed("CBeteiligte.create", id, before);
     }
-    let settings =
-        format!("{}{}{}{ROUTE}", world.settings(), access.settings("1h"), crm.as_admin(folder.path()));
+    let settings = format!("{}{}{}{ROUTE}", world.settings(), access.settings("1h"), crm.as_admin(folder.path()));
     let ran = tokio::task::spawn_blocking(move || run(&settings, &["reconcile", "--failed", "--clear"]));
     let ran = ran.await.expect("it does not panic");
     if ran.code != Some(0) {
