@@ -12,7 +12,7 @@ use crate::support::{EspoCrm, Event, OUTBOX, PENDING, World, run};
 
 const ROUTE: &str = "[[routes]]\nflow = \"vmh\"\nentity = \"beteiligte\"\naction = \"create\"\nespocrm_event = \"CBeteiligte.create\"\n";
 
-/// What the CronJob does: one item is delivered, one is missing, and one is pending without an event.
+/// What the job of the component does: one item is delivered, one is missing, and one is pending without an event.
 async fn bring_back(world: &World, access: &Access) -> Result<(), String> {
     let crm = EspoCrm::start().await;
     let folder = tempfile::tempdir().expect("a temporary folder can be made");
