@@ -13,6 +13,7 @@ use prometheus_client::metrics::{counter::Counter, gauge::Gauge, histogram::Hist
 use super::{
     recent_events::{Outcome, RecentEvents},
     registry::{Age, Families},
+    since::Since,
 };
 use crate::{
     batch::{BatchError, Reason, Rejected},
@@ -254,6 +255,7 @@ pub struct RouteMetrics {
     pub answers: Answers,
     pub(super) name: Arc<str>,
     pub(super) oldest: Age,
+    last_webhook: Since,
     items: [Counter; RESULTS.len()],
     published: [PublishedCounter; Via::ALL.len()],
     dead_letters: Vec<(&'static str, Counter)>,
@@ -309,6 +311,7 @@ impl RouteMetrics {
         Self {
             answers: Answers::new(families, name),
             oldest: families.outbox_age.get_or_create_owned(&one()),
+            last_webhook: families.last_webhook.get_or_create_owned(&one()),
             items: RESULTS.map(|result| families.items.get_or_create_owned(&with("result", result))),
             published: Via::ALL.map(|via| PublishedCounter::new(families, &route_name, via, &recent)),
             dead_letters: reasons
@@ -344,6 +347,11 @@ impl RouteMetrics {
             route,
             recent,
         }
+    }
+
+    /// A batch came from a sender that may send it.
+    pub fn came(&self) {
+        self.last_webhook.now();
     }
 
     /// A request was not let in.
