@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """What an acknowledgement costs NATS, Redis and hookgate, in µs of CPU, in turns on real servers.
 
-    target/tools/bench/python/bin/python bench/acks.py [EVENTS] [ROUNDS]     after `make bench QUICK=1`, which builds and installs
+    target/tools/bench/python/bin/python bench/acks.py [EVENTS] [ROUNDS]     after `make bench QUICK=1`, which builds and installs;
+                                                                             writes bench/results/acks.json
 
 - *plain*: a consumer without samples acknowledges; the ids stay pending.
 - *sampled*: the same, and the server announces each acknowledgement; nobody reads that.
@@ -106,12 +107,15 @@ def main():
         finally:
             stop_all()
     print(f"{EVENTS:,} events, {ROUNDS} rounds; µs of CPU an acknowledgement, median (least to most)")
+    medians = {}
     for kind, turns in costs.items():
         shown = []
+        medians[kind] = {name: round(statistics.median(cost[name] for cost in turns), 2) for name in turns[0]}
         for name in turns[0]:
             values = [cost[name] for cost in turns]
             shown.append(f"{name} {statistics.median(values):.1f} ({min(values):.1f} to {max(values):.1f})")
         print(f"{kind:9}", "  ".join(shown))
+    (ROOT / "bench/results/acks.json").write_text(json.dumps(medians, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

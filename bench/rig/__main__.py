@@ -12,12 +12,12 @@ import tempfile
 import time
 from typing import NamedTuple
 
-from . import experiments, plots, tables, targets
+from . import experiments, plots, replicas, tables, targets
 from .measure import Load, cell, warm_up
 from .processes import Process, RigError, stop_all
 from .systems import NAMES, OTHERS, OURS, System
 
-PARTS = ("start", "matrix", "overload", "pending")
+PARTS = ("start", "matrix", "overload", "pending", "replicas")
 LOADS = [*(Load(connections, batch) for batch in (1, 50) for connections in (1, 16, 64, 256)), Load(64, 1, True),
          Load(64, 50, True)]
 
@@ -171,7 +171,7 @@ def measure(paths, opt):
     """Everything that was asked for, as long as there is time."""
     plan = opt.plan
     results = {**surroundings(paths, opt), "rounds": 0, "cells": [], "first_answers_ms": [], "starts_ms": [],
-               "overload": [], "pending": []}
+               "overload": [], "pending": [], "replicas": []}
     if "start" in opt.only:
         first, results["starts_ms"] = experiments.starts(paths, plan.starts)
         results["first_answers_ms"].append({"hookgate": first})
@@ -198,6 +198,11 @@ def measure(paths, opt):
                     say(f"overload of {name}, batch {batch}: peak {row['peak_per_s']:.0f}/s, accepted {row['accepted_per_s']:.0f}/s of "
                         f"{row['offered_per_s']:.0f}/s offered and {row['sent_per_s']:.0f}/s sent"
                         + (f"; VOID: {row['void']}" if row["void"] else ""))
+        if "replicas" in opt.only:
+            for count in replicas.PROCESSES:
+                rows = replicas.turn(paths, turn, plan.seconds, count)
+                results["replicas"] += rows
+                say(f"{count} processes, µs of proxy CPU an event: " + ", ".join(f"batch {row['batch']} {row['proxy_us_per_event']:.1f}" for row in rows))
         results["rounds"] = turn + 1
         slowest = max(slowest, time.time() - begun)
     return results

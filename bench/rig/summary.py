@@ -49,6 +49,15 @@ def sums(results, over, under, load, fields):
     return spread([total(above[turn]) / total(below[turn]) for turn in above if turn in below and total(below[turn])])
 
 
+def replica_costs(results, batch, count):
+    """The spread of what an event costs so many processes, over what it costs one in the same round."""
+    def costs(processes):
+        return {row["round"]: row["proxy_us_per_event"] for row in results.get("replicas", ())
+                if (row["processes"], row["batch"]) == (processes, batch) and not row["void"]}
+    one, several = costs(1), costs(count)
+    return spread([several[turn] / one[turn] for turn in sorted(one.keys() & several.keys())])
+
+
 def pending_costs(results, system, batch, size):
     """Proxy + Redis CPU µs an event, by round."""
     return {row["round"]: row["proxy_us_per_event"] + row["redis_us_per_event"] for row in results["pending"]

@@ -32,6 +32,8 @@ def page(results, targets):
         parts += ["## Cost over pending ids\n", _pending(results)]
     if results["overload"]:
         parts += ["## Overload\n", _overload(results)]
+    if results.get("replicas"):
+        parts += ["## Several processes\n", _replicas(results)]
     parts += ["## Start and size\n", _starts(results)]
     return "\n".join(parts)
 
@@ -98,6 +100,17 @@ def _overload(results):
             for run in sorted(results["overload"], key=lambda run: (run["system"], run["batch"], run["round"]))]
     return table(["system, batch", "peak/s", "due/s", "sent/s", "accepted/s", "503s", "503 p50 / p99 ms", "200 p99 ms",
                   "slowest ms", "unanswered", "generator", "void"], rows)
+
+
+def _replicas(results):
+    rows = []
+    for processes, batch in sorted({(row["processes"], row["batch"]) for row in results["replicas"]}):
+        got = {field: spread([row[field] for row in results["replicas"] if (row["processes"], row["batch"]) == (processes, batch)])
+               for field in ("events_per_s", "proxy_us_per_event", "redis_us_per_event", "nats_us_per_event", "busiest")}
+        rows.append((f"{processes}, {batch} records", got["events_per_s"].text(), got["proxy_us_per_event"].text(1),
+                     got["redis_us_per_event"].text(1), got["nats_us_per_event"].text(1), got["busiest"].text(2, "x")))
+    return "64 requests at once, shared by all processes.\n\n" + table(
+        ["processes", "events/s", "proxy CPU µs an event", "Redis", "NATS", "the busiest over an equal share"], rows)
 
 
 def _starts(results):

@@ -4,7 +4,7 @@ import sys
 from typing import NamedTuple, Optional
 
 from .measure import Load
-from .summary import of, pending_costs, ratio, spread, sums
+from .summary import of, pending_costs, ratio, replica_costs, spread, sums
 from .systems import OTHERS
 
 MIB = 2**20
@@ -66,7 +66,11 @@ def check(results):
     rows += most("release binary", 12, spread([results["binary_bytes"] / MIB]), unit=" MiB")
     for batch in (1, 50):
         rows += _overload(results, batch)
-    measured = len(results["cells"]) + len(results["pending"]) + len(results["overload"])
+    for batch in (1, 50):
+        for count in (2, 4, 8):
+            rows += most(f"CPU an event of {count} processes over one's, batch {batch}", 1.15,
+                         replica_costs(results, batch, count), unit="x")
+    measured = sum(len(results.get(part, ())) for part in ("cells", "pending", "overload", "replicas"))
     void = len(void_runs(results))
     rows.append(Target("every accepted event is in the stream", "0 void runs", f"{void} of {measured}",
                        void == 0 if measured else None))
@@ -130,7 +134,7 @@ def _overload(results, batch):
 
 def void_runs(results):
     """Runs that lost something or were disturbed."""
-    return [row for part in ("cells", "pending", "overload") for row in results[part] if row["void"]]
+    return [row for part in ("cells", "pending", "overload", "replicas") for row in results.get(part, ()) if row["void"]]
 
 
 def lines(rows):
