@@ -117,7 +117,8 @@ impl Stores {
         match &settings.claims_in {
             ClaimsIn::Redis(address) => {
                 let access = parts::access(address);
-                let redis = Arc::new(Redis::open(&access, options, &settings.routes, metrics.redis()));
+                let redis =
+                    Arc::new(Redis::open(&access, &settings.instance, options, &settings.routes, metrics.redis()));
                 let quarantine = parts::quarantine(settings, &access);
                 let life = LifeStores { life: Arc::clone(&redis) as _, letters: Arc::clone(&redis) as _ };
                 Self { life: Some(life), quarantine, ..Self::shared(redis) }
@@ -195,7 +196,7 @@ async fn serve(
     .start(&settings.routes, &shutdown.watch(), &background);
     let (acks, release) = look_after_life(&settings, &stores, &publisher, &metrics, &shutdown, &background).await?;
     let (routes, verifiers) = (Arc::new(settings.routes.clone()), Arc::new(settings.verifiers.clone()));
-    let specifications = Specifications::new(&routes, &verifiers, address.port());
+    let specifications = Specifications::new::<story::Story>(&routes, &verifiers, address.port());
     let known =
         admin(&settings, specifications, &stores, &publisher, &metrics, exposition, &ready, &shutdown, &background);
     let health = Health { acks: acks.clone(), ..known.health };

@@ -29,6 +29,7 @@ use super::{
     check::check,
     diagnosis::{takes_no_writes, wants_another_connection, words},
     link::{Current, Link},
+    names::Names,
     script::{self, CLAIM},
     settler::Settler,
 };
@@ -63,6 +64,7 @@ pub struct Options {
 /// The pending SETs and outboxes of all routes, in Redis.
 pub struct Redis {
     link: Arc<Link>,
+    pub(super) names: Arc<Names>,
     timeout: Duration,
     times: RedisTimes,
     queues: HashMap<String, Queues>,
@@ -84,12 +86,13 @@ struct ClaimJob {
 }
 
 impl Redis {
-    /// Starts to connect, and the tasks of each route.
+    /// Starts to connect, and the tasks of each route. `instance` names the installation.
     #[must_use]
-    pub fn open(access: &Access, options: Options, routes: &RouteTable, times: RedisTimes) -> Self {
+    pub fn open(access: &Access, instance: &str, options: Options, routes: &RouteTable, times: RedisTimes) -> Self {
+        let names = Arc::new(Names::of(instance));
         let (tasks, settlers) = (TaskTracker::new(), TaskTracker::new());
         let claiming: Vec<_> = routes.routes().iter().map(|route| Arc::new(Claiming::new(route))).collect();
-        let check = check(claiming.clone(), options);
+        let check = check(claiming.clone(), Arc::clone(&names), options);
         let connect = || {
             let (link, keep) = Link::new(access.clone(), options.timeout, Arc::clone(&check));
             tasks.spawn(keep);
@@ -124,7 +127,7 @@ impl Redis {
             (route.pending_key().to_owned(), Queues { claiming: Arc::clone(claiming), claims, settlements })
         };
         let queues = claiming.iter().map(start).collect();
-        Self { link, timeout: options.timeout, times, queues, tasks, settlers, closing }
+        Self { link, names, timeout: options.timeout, times, queues, tasks, settlers, closing }
     }
 
     /// One exchange with Redis, off the path of a claim.
