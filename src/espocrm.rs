@@ -19,10 +19,10 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, header};
 use serde::de::DeserializeOwned;
 use serde_json::json;
-use url::Url;
+use url::{Url, form_urlencoded};
 
 use self::{
-    answers::{AboutAnswer, ActionRow, Page, RecordRow, UserAnswer},
+    answers::{AboutAnswer, Acl, ActionRow, Page, RecordRow, UserAnswer},
     query::Query,
 };
 pub use self::{
@@ -285,6 +285,17 @@ impl EspoCrm {
     pub async fn may_read(&self, entity_type: &str) -> Result<Option<String>, CrmError> {
         let user: UserAnswer = self.ask("look at the rights of the user", Method::GET, "App/user", None, false).await?;
         Ok(user.level(entity_type, "read"))
+    }
+
+    /// The same of another user, such as that of a webhook.
+    ///
+    /// # Errors
+    /// [`CrmError`]. Needs an administrator.
+    pub async fn may_user_read(&self, user_id: &str, entity_type: &str) -> Result<Option<String>, CrmError> {
+        let path: String =
+            ["User/", &form_urlencoded::byte_serialize(user_id.as_bytes()).collect::<String>(), "/acl"].concat();
+        let acl: Acl = self.ask("look at the rights of a webhook's user", Method::GET, &path, None, true).await?;
+        Ok(acl.level(entity_type, "read"))
     }
 
     /// What was created, modified or deleted since a time, page by page.

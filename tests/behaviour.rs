@@ -35,6 +35,7 @@ mod readme;
 mod reconcile;
 mod redis_outage;
 mod replicas;
+mod runbooks;
 mod send;
 mod signatures;
 mod slow_clients;

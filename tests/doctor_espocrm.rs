@@ -106,6 +106,14 @@ async fn what_loses_webhooks_fails() {
     let ran = scene.as_api_user(&scene.route(CREATE, &[])).await;
     assert!(ran.printed.contains("the API user may read \"own\", not all"), "{}", ran.printed);
     assert!(ran.printed.contains("an API user sees only its own"), "{}", ran.printed);
+    let of_api_user = scene.crm.state().add_webhook(CREATE, &format!("https://localhost{PATH}"), true, true);
+    let ran = scene.as_admin(&scene.route(CREATE, &[&active, &of_api_user]), &[]).await;
+    for said in [
+        &format!("ok    espocrm user of webhook {active}: its user may read all records"),
+        &format!("FAIL  espocrm user of webhook {of_api_user}: its user may read \"own\", not all"),
+    ] {
+        assert!(ran.printed.contains(said), "{said}: {}", ran.printed);
+    }
 }
 
 #[tokio::test]

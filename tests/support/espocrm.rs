@@ -217,6 +217,9 @@ impl State {
         match (request.method(), parts.as_slice()) {
             (&Method::GET, ["App", "about"]) => Ok(json!({ "text": "EspoCRM", "version": self.version })),
             (&Method::GET, ["App", "user"]) => Ok(self.rights(admin)),
+            (&Method::GET, ["User", "api", "acl"]) => Ok(self.rights(false)["acl"].clone()),
+            (&Method::GET, ["User", _, "acl"]) if !admin => Err((StatusCode::FORBIDDEN, "")),
+            (&Method::GET, ["User", "other", "acl"]) => Ok(self.rights(true)["acl"].clone()),
             (&Method::GET, [kind]) => self.list(kind, request, admin),
             (&Method::DELETE, ["WebhookQueueItem", id]) => {
                 let rows = self.rows.entry("WebhookQueueItem".to_owned()).or_default();

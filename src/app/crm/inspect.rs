@@ -167,11 +167,16 @@ async fn of_route(
         ));
     }
     for webhook in here.iter().filter(|webhook| webhook.is_active) {
+        if let (true, Some(user)) = (is_admin, &webhook.user_id) {
+            let what = format!("espocrm user of webhook {}", webhook.id.escape_debug());
+            rights(findings, what, "its user", crm.may_user_read(user, entity_type).await);
+        }
         of_webhook(findings, verifiers, version, route, webhook).await;
     }
     missing_ids(findings, verifiers, route, &of_event);
     if !is_admin {
-        rights(findings, crm, entity_type).await;
+        let what = format!("espocrm role for {entity_type}");
+        rights(findings, what, "the API user", crm.may_read(entity_type).await);
     }
 }
 
@@ -291,17 +296,17 @@ fn missing_ids(findings: &mut Vec<Finding>, verifiers: &Verifiers, route: &Route
     }
 }
 
-async fn rights(findings: &mut Vec<Finding>, crm: &EspoCrm, entity_type: &str) {
-    let what = format!("espocrm role for {entity_type}");
-    match crm.may_read(entity_type).await {
-        Ok(Some(level)) if level == "all" => findings.push(Finding::ok(what, "the API user may read all records")),
-        Ok(Some(level)) => findings.push(Finding::failure(
+/// What a user may read has to be all.
+fn rights(findings: &mut Vec<Finding>, what: String, who: &str, level: Result<Option<String>, CrmError>) {
+    findings.push(match level {
+        Ok(Some(level)) if level == "all" => Finding::ok(what, format!("{who} may read all records")),
+        Ok(Some(level)) => Finding::failure(
             what,
-            format!("the API user may read {level:?}, not all: the CRM drops webhooks for every other record, without a trace; give its role read: all"),
-        )),
-        Ok(None) => findings.push(Finding::warning(what, "the CRM does not say what the API user may read; it has to be all")),
-        Err(error) => findings.push(failure(what, &error)),
-    }
+            format!("{who} may read {level:?}, not all: the CRM drops webhooks for every other record, without a trace; give its role read: all"),
+        ),
+        Ok(None) => Finding::warning(what, format!("the CRM does not say what {who} may read; it has to be all")),
+        Err(error) => failure(what, &error),
+    });
 }
 
 async fn failed_items(
