@@ -22,7 +22,7 @@ use std::{path::PathBuf, process::ExitCode};
 use clap::{Parser, Subcommand, ValueEnum};
 use hookgate::{
     delivery::Durability,
-    settings::{self, AuthSecrets, Settings, SettingsErrors, sections::Configuration},
+    settings::{self, AuthSecrets, Settings, SettingsErrors, Sources, sections::Configuration},
 };
 
 /// For people who look for a command.
@@ -113,7 +113,8 @@ pub(crate) fn run(arguments: Arguments) -> ExitCode {
         Command::Man => return texts::man(),
         command => command,
     };
-    let configured = match configure(&arguments.config, command.auth_secrets()) {
+    let sources = Sources::new(arguments.config, settings::environment());
+    let configured = match configure(&sources, command.auth_secrets()) {
         Ok(configured) => configured,
         Err(errors) => {
             for error in errors.iter() {
@@ -130,7 +131,7 @@ pub(crate) fn run(arguments: Arguments) -> ExitCode {
     }
     let output = arguments.output;
     let outcome = match command {
-        Command::Serve => serve::run(configured.settings),
+        Command::Serve => serve::run(configured, sources),
         Command::Check => check::run(&configured.configuration, &configured.settings, output),
         Command::Routes => routes::run(&configured.settings, output),
         Command::Send(arguments) => send::run(&arguments, &configured.settings, output),
@@ -180,8 +181,8 @@ struct Configured {
     settings: Settings,
 }
 
-fn configure(files: &[PathBuf], secrets: AuthSecrets) -> Result<Configured, SettingsErrors> {
-    let (configuration, layers) = settings::load(files, settings::environment());
+fn configure(sources: &Sources, secrets: AuthSecrets) -> Result<Configured, SettingsErrors> {
+    let (configuration, layers) = sources.load();
     let settings = Settings::check(&configuration, layers, secrets)?;
     Ok(Configured { configuration, settings })
 }
