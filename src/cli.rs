@@ -22,7 +22,7 @@ use std::{path::PathBuf, process::ExitCode};
 use clap::{Parser, Subcommand, ValueEnum};
 use hookgate::{
     delivery::Durability,
-    settings::{self, AuthSecrets, Settings, SettingsErrors, Sources, sections::Configuration},
+    settings::{self, AuthSecrets, Contents, Settings, SettingsErrors, Sources, sections::Configuration},
 };
 
 /// For people who look for a command.
@@ -179,12 +179,15 @@ const UNSIGNED: &str = "takes webhooks from anybody who reaches it: it has no au
 struct Configured {
     configuration: Configuration,
     settings: Settings,
+    /// What the files held just before they were read.
+    contents: Contents,
 }
 
 fn configure(sources: &Sources, secrets: AuthSecrets) -> Result<Configured, SettingsErrors> {
+    let contents = sources.contents();
     let (configuration, layers) = sources.load();
     let settings = Settings::check(&configuration, layers, secrets)?;
-    Ok(Configured { configuration, settings })
+    Ok(Configured { configuration, settings, contents })
 }
 
 fn fail(error: &anyhow::Error, code: u8) -> ExitCode {

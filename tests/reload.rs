@@ -348,6 +348,34 @@ async fn a_route_without_a_stream_is_not_taken_until_there_is_one() {
     assert_eq!(gate.post_to(NEW_PATH, batch(["c"])).await.status, 200);
 }
 
+/// What Redis would refuse of a new route, it would refuse to each of its webhooks.
+#[tokio::test]
+async fn a_route_whose_keys_redis_denies_is_not_taken_until_it_grants_them() {
+    let acl = |keys: &str| format!("user hookgate on >geheim ~vmh:* ~{{vmh:*}}:* ~hookgate:* {keys} &* +@all");
+    let redis = crate::support::RedisServer::with_users_of(&format!("{}\n", acl(""))).await;
+    let nats = crate::support::NatsServer::start().await;
+    let settings = |routes: &str| {
+        let login = redis.url().replace("redis://", "redis://hookgate:geheim@");
+        format!("redis.url = \"{login}\"\nnats.url = \"{}\"\n{routes}", nats.url())
+    };
+    let gate = Gate::start("", &settings(&create())).await;
+    gate.wait_ready().await;
+    let elsewhere = route("vertrag", "update", "pending_key = \"elsewhere\"");
+    gate.configure(&settings(&format!("{}{elsewhere}", create())));
+    has_failed(&gate, true).await;
+    let line = gate.wait_log(KEPT).await;
+    assert!(line.contains("Redis refuses what a new route needs"), "{line}");
+    assert_eq!(gate.post(batch(["a"])).await.counts(), (1, 1));
+    let mut admin = redis.connection().await;
+    let words = acl("~elsewhere ~{elsewhere}:*");
+    let mut grant = ::redis::cmd("ACL");
+    grant.arg("SETUSER").arg(words.split(' ').skip(1).collect::<Vec<_>>());
+    grant.query_async::<()>(&mut admin).await.expect("Redis grants it");
+    has_failed(&gate, false).await;
+    assert_eq!(gate.post_to(NEW_PATH, batch(["c"])).await.counts(), (1, 1));
+    assert_eq!(redis.pending("elsewhere").await.len(), 1);
+}
+
 /// The outbox of a removed route is drained, and that of a route that comes back is its own again.
 #[tokio::test]
 async fn what_a_removed_route_left_in_the_outbox_is_published() {
@@ -451,6 +479,7 @@ async fn a_reload_without_stores_counts_once_they_come_back() {
     gate.signal("HUP");
     serves(&gate, &["vmh/beteiligte/create", "vmh/vertrag/update"]).await;
     tokio::join!(world.nats.start_again(), world.redis.start_again());
+    gate.wait_store("redis", "up").await;
     eventually("the new route is served", async || {
         let answer: Answer = gate.post_to(NEW_PATH, batch(["c"])).await;
         (answer.status == 200).then_some(())

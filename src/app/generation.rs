@@ -117,7 +117,9 @@ impl Standing {
     ///
     /// # Errors
     /// If a store that answers does not let a new route work.
-    pub(super) async fn next(&self, settings: Settings, before: &Generation) -> Result<Generation, NotTaken> {
+    pub(super) async fn next(&self, mut settings: Settings, before: &Generation) -> Result<Generation, NotTaken> {
+        // As many as the system allowed at the start.
+        settings.connections.max_connections = before.settings.connections.max_connections;
         self.broker.provide(&settings.routes, &before.routes).await.map_err(NotTaken::Broker)?;
         let acks = self.acks(&settings, Some(before)).await.map_err(NotTaken::Client)?;
         let store = before.store.serve(&settings).await?;

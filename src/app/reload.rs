@@ -36,6 +36,8 @@ pub struct InForce {
     pub configuration: Configuration,
     /// Where it is read again.
     pub sources: Sources,
+    /// What the files held when it was read.
+    pub contents: Contents,
     /// What is logged.
     pub log_filter: LogFilter,
 }
@@ -67,7 +69,7 @@ impl Why {
         match self {
             Self::Sighup => "SIGHUP",
             Self::Changed => "its files have changed",
-            Self::Again => "what was in the way is gone",
+            Self::Again => "it could not be used before",
         }
     }
 }
@@ -109,8 +111,7 @@ impl Reloader {
         metrics: Metrics,
         in_force: InForce,
     ) -> Self {
-        let InForce { configuration, sources, log_filter } = in_force;
-        let read = sources.contents();
+        let InForce { configuration, sources, contents: read, log_filter } = in_force;
         Self { standing, now, status, metrics, configuration, sources: Arc::new(sources), log_filter, read }
     }
 

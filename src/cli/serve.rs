@@ -15,14 +15,14 @@ use tracing::{info, warn};
 use super::Configured;
 
 pub(super) fn run(configured: Configured, sources: Sources) -> anyhow::Result<ExitCode> {
-    let Configured { configuration, settings } = configured;
+    let Configured { configuration, settings, contents } = configured;
     let log = telemetry::init(settings.log_format, settings.log_filter.clone());
     info!(version = VERSION, revision = REVISION, "hookgate starts");
     for warning in &settings.warnings {
         warn!("{warning}");
     }
     let runtime = runtime(settings.worker_threads).context("start the runtime")?;
-    let in_force = InForce { configuration, sources, log_filter: log.filter() };
+    let in_force = InForce { configuration, sources, contents, log_filter: log.filter() };
     let ended = runtime.block_on(app::run(settings, in_force))?;
     // Whatever still runs was logged as given up.
     runtime.shutdown_background();
