@@ -98,7 +98,8 @@ pub async fn run(mut settings: Settings, in_force: InForce) -> Result<Ended, App
     let (senders, senders_address) = listener::bind("server.listen", settings.listen).await?;
     let (probes, probes_address) = listener::bind("admin.listen", settings.admin_listen).await?;
     announce(&settings, senders_address, probes_address);
-    let (shutdown, drain) = serve(settings, in_force, hangups, (senders, senders_address), probes).await?;
+    let serving = serve(settings, in_force, hangups, (senders, senders_address), probes);
+    let (shutdown, drain) = Box::pin(serving).await?;
     let signal = signals.next().await;
     let drain_delay = drain.now.borrow().settings.drain_delay;
     info!(signal, ?drain_delay, "shutting down: still serving, so that senders can move to other replicas");

@@ -141,8 +141,8 @@ impl Standing {
         if let Some(acks) = before.and_then(|before| before.acks.as_ref()) {
             return Ok(Some(Arc::clone(acks)));
         }
-        let names = AcksSettings { instance: settings.instance.clone(), stream: settings.acks_stream.clone() };
-        Ok(Some(Arc::new(Acks::open(&parts::servers(settings), names, &settings.routes).await?)))
+        let ours = AcksSettings { instance: settings.instance.clone(), stream: settings.acks_stream.clone() };
+        Ok(Some(Arc::new(Acks::open(&parts::servers(settings), ours, &settings.routes).await?)))
     }
 
     fn build(
@@ -161,7 +161,7 @@ impl Standing {
             Keeper::new(life, pending, publisher, settings.policy.ack_timeout, metrics.clone())
         });
         let releases = keeper.clone().map(|keeper| Releases::new(keeper, Arc::clone(&routes)));
-        let quarantine = self.quarantine_store(&settings, before);
+        let quarantine = quarantine_store(&settings, before);
         let (pending, publisher) = (store.pending(), Arc::clone(&self.publisher));
         let delivery =
             Delivery::new(pending, publisher, settings.policy, &routes, metrics.clone(), self.tracer.clone());
@@ -234,14 +234,6 @@ impl Standing {
             why: store.life().map(|life| StoryTeller { servers, life, dead_letters }.why()),
             release: releases.map(release_at_admin),
         }
-    }
-
-    /// Bodies whose signature was wrong, if a route keeps them.
-    fn quarantine_store(&self, settings: &Settings, before: Option<&Generation>) -> Option<Arc<dyn QuarantineStore>> {
-        let ClaimsIn::Redis(address) = &settings.claims_in else { return None };
-        let wanted = settings.routes.routes().iter().any(|route| route.quarantine());
-        let known = before.and_then(|before| before.quarantine.clone());
-        wanted.then(|| known.unwrap_or_else(|| parts::quarantine(settings, &parts::access(address))))
     }
 
     /// Letters of requests. With other limits another task writes them; the one before ends when its letters are written.
@@ -324,7 +316,15 @@ impl Generation {
     }
 }
 
-/// What keeps bodies whose signature was wrong.
+/// Where bodies are kept whose signature was wrong, if a route keeps them.
+fn quarantine_store(settings: &Settings, before: Option<&Generation>) -> Option<Arc<dyn QuarantineStore>> {
+    let ClaimsIn::Redis(address) = &settings.claims_in else { return None };
+    let wanted = settings.routes.routes().iter().any(|route| route.quarantine());
+    let known = before.and_then(|before| before.quarantine.clone());
+    wanted.then(|| known.unwrap_or_else(|| parts::quarantine(settings, &parts::access(address))))
+}
+
+/// What keeps them.
 fn keeping(settings: &Settings, store: &Arc<dyn QuarantineStore>, metrics: &Metrics) -> Quarantine {
     let keeping = settings.routes.routes().iter().filter(|route| route.quarantine());
     let webhooks = keeping.map(|route| settings.verifiers.webhook_ids(route).count()).sum();

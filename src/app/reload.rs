@@ -129,7 +129,8 @@ impl Reloader {
                 _leaving = async { phase.wait_for(|phase| *phase != Phase::Serving).await.is_ok() } => return,
             };
             if let Some(why) = why {
-                self.read_again(why).await;
+                // Boxed: rare, and large.
+                Box::pin(self.read_again(why)).await;
                 looks = 0;
             }
         }
@@ -153,7 +154,7 @@ impl Reloader {
         let Ok((contents, read)) = tokio::task::spawn_blocking(reading).await else { return };
         self.read = contents;
         let taken = match read {
-            Ok(readable) => self.take(readable, why).await.map_err(|problem| vec![problem.to_string()]),
+            Ok(readable) => Box::pin(self.take(readable, why)).await.map_err(|problem| vec![problem.to_string()]),
             Err(problems) => Err(problems),
         };
         self.metrics.reload_failed(taken.is_err());
@@ -181,7 +182,9 @@ impl Reloader {
             let secret_files = std::mem::take(&mut settings.secret_files);
             let before = Arc::clone(&self.now.borrow());
             let next = Arc::new(self.standing.next(settings, &before).await?);
-            warnings.iter().for_each(|warning| warn!("{warning}"));
+            for warning in &warnings {
+                warn!("{warning}");
+            }
             let (added, removed) = differences(&before, &next);
             for route in &added {
                 announce_route(&next.settings, route);

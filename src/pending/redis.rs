@@ -137,14 +137,12 @@ impl Redis {
         let (mut all, mut new) = (Vec::new(), Vec::new());
         for route in routes.routes() {
             let before = self.queues.get(route.pending_key()).map(|queues| &queues.claiming);
-            all.push(match before.filter(|before| before.route == *route) {
-                Some(unchanged) => Arc::clone(unchanged),
-                None => {
-                    let claiming = Arc::new(Claiming::new(route));
-                    new.push(Arc::clone(&claiming));
-                    claiming
-                }
-            });
+            let unchanged = before.filter(|before| before.route == *route).cloned();
+            all.push(unchanged.unwrap_or_else(|| {
+                let claiming = Arc::new(Claiming::new(route));
+                new.push(Arc::clone(&claiming));
+                claiming
+            }));
         }
         // Before the present connection is asked: another one may take its place meanwhile.
         let before = std::mem::replace(&mut *self.checked.lock().unwrap_or_else(PoisonError::into_inner), all.clone());
