@@ -6,6 +6,7 @@ mod dead_letters;
 mod doctor;
 mod outbox;
 mod pending;
+mod progress;
 mod quarantine;
 mod reconcile;
 mod routes;
@@ -62,10 +63,21 @@ enum Output {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Take webhooks and publish events, until SIGTERM or Ctrl-C (the default).
+    #[command(after_help = "Examples:
+  hookgate serve --config hookgate.toml
+  HOOKGATE__REDIS__URL=redis://redis:6379/1 hookgate serve")]
     Serve,
     /// Validate the configuration and print what it amounts to, without secrets.
+    #[command(after_help = "Exit code: 0 if it is valid, 1 if NATS is not set up for it, 2 if it is not valid.
+
+Examples:
+  hookgate check --config hookgate.toml
+  hookgate check --config base.toml --config production.toml")]
     Check,
     /// List the webhooks: path, subject, pending key, auth.
+    #[command(after_help = "Examples:
+  hookgate routes
+  hookgate routes --output json | jq -r .path")]
     Routes,
     /// Print events as they are published, like `nats sub`.
     Tail(tail::TailArguments),
@@ -93,15 +105,23 @@ enum Command {
     #[command(subcommand)]
     Consumers(consumers::ConsumersCommand),
     /// Print a commented configuration to start from.
+    #[command(after_help = "Example:
+  hookgate init > hookgate.toml")]
     Init,
     /// Print the JSON Schema of a configuration file, for editors.
+    #[command(after_help = "Example:
+  hookgate config-schema > schema.json        and `#:schema ./schema.json` as the first line of hookgate.toml")]
     ConfigSchema,
     /// Print the completions of a shell.
+    #[command(after_help = "Example:
+  hookgate completions bash > /usr/share/bash-completion/completions/hookgate")]
     Completions {
         /// The shell.
         shell: clap_complete::Shell,
     },
     /// Print the manual page.
+    #[command(after_help = "Example:
+  hookgate man | man -l -")]
     Man,
 }
 

@@ -6,6 +6,7 @@
 mod answers;
 mod query;
 mod records;
+mod version;
 
 use std::{
     path::PathBuf,
@@ -21,12 +22,13 @@ use serde_json::json;
 use url::Url;
 
 use self::{
-    answers::{ActionRow, Page, RecordRow, UserAnswer},
+    answers::{AboutAnswer, ActionRow, Page, RecordRow, UserAnswer},
     query::Query,
 };
 pub use self::{
     answers::{FailedItem, Webhook},
     records::{Change, Changes, ChangesOf},
+    version::CrmVersion,
 };
 use crate::{
     http_client::{HttpClient, HttpError, RequestLimits},
@@ -242,12 +244,14 @@ impl EspoCrm {
         Ok(())
     }
 
-    /// When the oldest event was made that the CRM has not put into a webhook's queue yet; `None` if there is none.
+    /// When the oldest event of this kind was made that the CRM has not put into a webhook's queue yet; `None` if there is
+    /// none.
     ///
     /// # Errors
     /// [`CrmError`]. Needs an administrator.
-    pub async fn oldest_waiting(&self) -> Result<Option<SystemTime>, CrmError> {
-        let query = Query::new("id,number,createdAt").unset("isProcessed").order("number").size(1);
+    pub async fn oldest_waiting(&self, event: &str) -> Result<Option<SystemTime>, CrmError> {
+        let query =
+            Query::new("id,number,createdAt").unset("isProcessed").equals("event", event).order("number").size(1);
         let page: Page<ActionRow> =
             self.get("look at the backlog of the queue", "WebhookEventQueueItem", &query, true).await?;
         Ok(page.list.first().and_then(|row| row.created_at))
@@ -263,6 +267,15 @@ impl EspoCrm {
             .size(PAGE);
         let page: Page<Webhook> = self.get("list the webhooks", "Webhook", &query, false).await?;
         Ok(page.list)
+    }
+
+    /// Its version; `None` if it does not say one.
+    ///
+    /// # Errors
+    /// [`CrmError`].
+    pub async fn version(&self) -> Result<Option<CrmVersion>, CrmError> {
+        let about: AboutAnswer = self.ask("ask for the version", Method::GET, "App/about", None, false).await?;
+        Ok(CrmVersion::parse(&about.version))
     }
 
     /// What the user that asks may read of an entity type: `all`, `team`, `own`, `no`. `None` if the CRM does not say.

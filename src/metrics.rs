@@ -11,6 +11,7 @@ mod process;
 pub mod recent_events;
 mod registry;
 mod route;
+mod since;
 mod timing;
 
 use std::sync::{Arc, Mutex, PoisonError};

@@ -13,6 +13,7 @@ pub mod inspect;
 mod life;
 mod link;
 pub mod memory;
+mod names;
 mod outbox;
 pub mod quarantine;
 pub mod redis;

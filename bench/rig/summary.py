@@ -37,9 +37,16 @@ def of(results, system, load, field):
 
 def ratio(results, over, under, load, field):
     """The spread of one system's field over another's, each ratio within one round: the machine's moods cancel."""
+    return sums(results, over, under, load, (field,))
+
+
+def sums(results, over, under, load, fields):
+    """The same of the sum of some fields."""
     above, below = cells_of(results, over, load), cells_of(results, under, load)
-    return spread([above[turn][field] / below[turn][field] for turn in above
-                   if turn in below and below[turn][field]])
+
+    def total(cell):
+        return sum(cell[field] for field in fields)
+    return spread([total(above[turn]) / total(below[turn]) for turn in above if turn in below and total(below[turn])])
 
 
 def pending_costs(results, system, batch, size):

@@ -19,13 +19,15 @@ pub struct Specifications {
     verifiers: Arc<Verifiers>,
     /// Where webhooks come in.
     port: u16,
+    /// Schema of an id's story.
+    story: Value,
 }
 
 impl Specifications {
-    /// Of these webhooks, which come in on this port.
+    /// Of these webhooks, which come in on this port; and of ids whose story is told as `S`.
     #[must_use]
-    pub fn new(routes: &Arc<RouteTable>, verifiers: &Arc<Verifiers>, port: u16) -> Self {
-        Self { routes: Arc::clone(routes), verifiers: Arc::clone(verifiers), port }
+    pub fn new<S: JsonSchema>(routes: &Arc<RouteTable>, verifiers: &Arc<Verifiers>, port: u16) -> Self {
+        Self { routes: Arc::clone(routes), verifiers: Arc::clone(verifiers), port, story: schema_of::<S>() }
     }
 }
 
@@ -75,7 +77,7 @@ mod tests {
             (route.name().to_owned(), Verifier::new(entries))
         });
         let verifiers = Verifiers::new(verifiers);
-        Specifications::new(&Arc::new(RouteTable::new(routes).expect("they differ")), &Arc::new(verifiers), 3000)
+        Specifications::new::<()>(&Arc::new(RouteTable::new(routes).expect("they differ")), &Arc::new(verifiers), 3000)
     }
 
     #[test]

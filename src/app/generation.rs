@@ -13,7 +13,7 @@ use tracing::warn;
 use super::{
     parts,
     stores::{Broker, Shelves, Store},
-    story::StoryTeller,
+    story::{Story, StoryTeller},
 };
 use crate::{
     admin::{
@@ -198,7 +198,7 @@ impl Standing {
             limits,
             max_connections: settings.connections.max_connections,
             phase: self.phase.clone(),
-            specifications: Specifications::new(&routes, &verifiers, self.port),
+            specifications: Specifications::new::<Story>(&routes, &verifiers, self.port),
             pending_ids: self.pending_ids(&settings, &routes, &store, releases.clone()),
             configuration: self.configuration.clone(),
         };

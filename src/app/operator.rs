@@ -67,7 +67,7 @@ impl OperatorStore {
         let (metrics, _) = Metrics::new(&settings.routes, &[]);
         let options = parts::claim_options(settings);
         let access = parts::access(address);
-        let redis = Arc::new(Redis::open(&access, options, &settings.routes, metrics.redis()));
+        let redis = Arc::new(Redis::open(&access, &settings.instance, options, &settings.routes, metrics.redis()));
         let contact = redis.contact();
         Ok(Self {
             outbox: Arc::clone(&redis) as _,

@@ -44,7 +44,8 @@ impl Store {
         match &settings.claims_in {
             ClaimsIn::Redis(address) => {
                 let access = parts::access(address);
-                Self::Redis(Arc::new(Redis::open(&access, options, &settings.routes, metrics.redis())))
+                let redis = Redis::open(&access, &settings.instance, options, &settings.routes, metrics.redis());
+                Self::Redis(Arc::new(redis))
             }
             ClaimsIn::Memory => {
                 warn!(

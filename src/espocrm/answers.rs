@@ -72,6 +72,13 @@ pub(super) struct ActionRow {
     pub(super) created_at: Option<SystemTime>,
 }
 
+/// What the CRM says of itself.
+#[derive(Deserialize)]
+pub(super) struct AboutAnswer {
+    #[serde(default)]
+    pub(super) version: String,
+}
+
 /// What the CRM says of the user that asks: what it may do with each entity type.
 #[derive(Deserialize)]
 pub(super) struct UserAnswer {

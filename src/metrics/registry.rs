@@ -12,7 +12,7 @@ use prometheus_client::{
     registry::{Registry, Unit},
 };
 
-use super::{Live, REVISION, VERSION, process::Process};
+use super::{Live, REVISION, VERSION, process::Process, since::Since};
 
 /// Labels are few and known: name and value.
 pub(super) type Labels<const N: usize> = [(&'static str, String); N];
@@ -43,6 +43,7 @@ pub(super) struct Families {
     pub(super) request_seconds: Family<Labels<1>, Histogram, Buckets>,
     pub(super) connections: Gauge,
     pub(super) shed: Family<Labels<1>, Counter>,
+    pub(super) last_webhook: Family<Labels<1>, Since>,
     pub(super) items: Family<Labels<2>, Counter>,
     pub(super) published: Family<Labels<2>, Counter>,
     pub(super) signature_failures: Family<Labels<2>, Counter>,
@@ -119,6 +120,7 @@ impl Families {
             request_seconds: Family::new_with_constructor(Buckets(&ANSWER)),
             connections: Gauge::default(),
             shed: Family::default(),
+            last_webhook: Family::default(),
             items: Family::default(),
             published: Family::default(),
             signature_failures: Family::default(),
@@ -152,6 +154,12 @@ impl Families {
         );
         registry.register("hookgate_connections", "Open connections of senders", this.connections.clone());
         registry.register("hookgate_shed", "Requests sent away with 503 to protect the process", this.shed.clone());
+        registry.register_with_unit(
+            "hookgate_last_webhook_age",
+            "Since this replica last got a webhook from a sender that may send it, or since its start",
+            Unit::Seconds,
+            this.last_webhook.clone(),
+        );
         registry.register("hookgate_items", "Items of webhooks by what became of them", this.items.clone());
         registry.register("hookgate_events_published", "Events that NATS acknowledged", this.published.clone());
         registry.register(

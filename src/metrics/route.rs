@@ -13,6 +13,7 @@ use prometheus_client::metrics::{counter::Counter, gauge::Gauge, histogram::Hist
 use super::{
     recent_events::{Outcome, RecentEvents},
     registry::{Age, Families},
+    since::Since,
 };
 use crate::{
     batch::{BatchError, Reason, Rejected},
@@ -254,6 +255,7 @@ pub struct RouteMetrics {
     pub answers: Answers,
     pub(super) name: Arc<str>,
     pub(super) oldest: Age,
+    last_webhook: Since,
     items: [Counter; RESULTS.len()],
     published: [PublishedCounter; Via::ALL.len()],
     dead_letters: Vec<(&'static str, Counter)>,
@@ -302,6 +304,7 @@ impl Families {
             self.requests.remove(&with("code", &code));
         }
         self.request_seconds.remove(&one);
+        self.last_webhook.remove(&one);
         self.outbox_age.remove(&one);
         for result in RESULTS {
             self.items.remove(&with("result", result));
@@ -374,6 +377,7 @@ impl RouteMetrics {
         Self {
             answers: Answers::new(families, name),
             oldest: families.outbox_age.get_or_create_owned(&one()),
+            last_webhook: families.last_webhook.get_or_create_owned(&one()),
             items: RESULTS.map(|result| families.items.get_or_create_owned(&with("result", result))),
             published: Via::ALL.map(|via| PublishedCounter::new(families, &route_name, via, &recent)),
             dead_letters: dead_letter_reasons()
@@ -415,6 +419,11 @@ impl RouteMetrics {
     pub(super) fn series(&self) -> impl Iterator<Item = SeriesOf> + '_ {
         let of_consumer = |gauges: &ConsumerGauges| SeriesOf::Consumer(self.name.to_string(), gauges.name.clone());
         std::iter::once(SeriesOf::Route(self.name.to_string())).chain(self.consumers.iter().map(of_consumer))
+    }
+
+    /// A batch came from a sender that may send it.
+    pub fn came(&self) {
+        self.last_webhook.now();
     }
 
     /// A request was not let in.

@@ -14,6 +14,7 @@ use super::{
     address::{self, Claiming},
     diagnosis::{takes_no_writes, words},
     link::ConnectionCheck,
+    names::Names,
     outbox,
     redis::{Durability, Options},
     script::{self, CLAIM, PROBE},
@@ -23,23 +24,23 @@ use crate::{event::Attempt, route::Route};
 /// What a new connection has to be able to do: all that keeps events from being lost, on each route's keys. It
 /// also leaves the script of the claim in Redis, and the addresses of the routes. Answers why Redis takes no writes now,
 /// if that is so: what is in the outbox can still be published.
-pub(super) fn check(routes: Vec<Arc<Claiming>>, options: Options) -> ConnectionCheck {
+pub(super) fn check(routes: Vec<Arc<Claiming>>, names: Arc<Names>, options: Options) -> ConnectionCheck {
     Arc::new(move |mut connection| {
-        let routes = routes.clone();
+        let (routes, names) = (routes.clone(), Arc::clone(&names));
         async move {
             // All at the same time: one after the other, many routes would take longer than there is.
             let probes = routes.iter().map(|claiming| check_route(connection.clone(), &claiming.route));
             let mut refusals = try_join_all(probes).await?;
-            let recorded = outbox::recorded(&mut connection, &routes).await?;
+            let recorded = outbox::recorded(&mut connection, &names, &routes).await?;
             let claims = routes.iter().zip(&recorded);
-            let claims =
-                claims.map(|(claiming, first)| check_claim(connection.clone(), claiming, first.as_deref(), options));
+            let claims = claims
+                .map(|(claiming, first)| check_claim(connection.clone(), &names, claiming, first.as_deref(), options));
             refusals.extend(try_join_all(claims).await?);
             if options.durability == Durability::Aof {
                 let wait = redis::cmd("WAITAOF").arg(1).arg(0).arg(1).query_async::<Value>(&mut connection).await;
                 let _no_writes = wait.map_err(without_waitaof)?;
             }
-            outbox::may_read_records(&mut connection).await?;
+            outbox::may_read_records(&mut connection, &names).await?;
             Ok(refusals.into_iter().find(|refusal| !refusal.is_empty()))
         }
         .boxed()
@@ -58,6 +59,7 @@ async fn check_route(mut connection: MultiplexedConnection, route: &Route) -> Re
 /// Why nothing can be claimed for this route now; empty if it can. The others can go on, and the outbox, too.
 async fn check_claim(
     mut connection: MultiplexedConnection,
+    names: &Names,
     claiming: &Claiming,
     first: Option<&str>,
     options: Options,
@@ -67,7 +69,7 @@ async fn check_claim(
         let (number, zero) = claiming.register(&mut connection, first).await?;
         if first.is_none() {
             let owner = address::route(zero.as_bytes(), route.pending_key());
-            outbox::record(&mut connection, owner.as_ref().unwrap_or(route)).await?;
+            outbox::record(&mut connection, names, owner.as_ref().unwrap_or(route)).await?;
         }
         let arguments = |call: &mut Cmd| {
             script::claim(call, claiming, options.outbox_limit, false, &[], |_| Attempt::FIRST, number);

@@ -29,6 +29,7 @@ use super::{
     check::check,
     diagnosis::{takes_no_writes, wants_another_connection, words},
     link::{ConnectionCheck, Current, Link},
+    names::Names,
     script::{self, CLAIM},
     settler::Settler,
 };
@@ -64,6 +65,7 @@ pub struct Options {
 pub struct Redis {
     access: Access,
     link: Arc<Link>,
+    pub(super) names: Arc<Names>,
     options: Options,
     times: RedisTimes,
     queues: HashMap<String, Arc<Queues>>,
@@ -90,16 +92,18 @@ struct ClaimJob {
 }
 
 impl Redis {
-    /// Starts to connect, and the tasks of each route.
+    /// Starts to connect, and the tasks of each route. `instance` names the installation.
     #[must_use]
-    pub fn open(access: &Access, options: Options, routes: &RouteTable, times: RedisTimes) -> Self {
+    pub fn open(access: &Access, instance: &str, options: Options, routes: &RouteTable, times: RedisTimes) -> Self {
+        let names = Arc::new(Names::of(instance));
         let (tasks, settlers) = (TaskTracker::new(), TaskTracker::new());
         let claiming: Vec<_> = routes.routes().iter().map(|route| Arc::new(Claiming::new(route))).collect();
         let checked = Arc::new(Checked::new(claiming.clone()));
-        let link = connect(access, options, &checked, &tasks);
+        let link = connect(access, options, &names, &checked, &tasks);
         let nobody = Self {
             access: access.clone(),
             link,
+            names,
             options,
             times,
             queues: HashMap::new(),
@@ -118,6 +122,7 @@ impl Redis {
         Self {
             access: self.access.clone(),
             link: Arc::clone(&self.link),
+            names: Arc::clone(&self.names),
             options: self.options,
             times: self.times.clone(),
             queues: HashMap::new(),
@@ -168,7 +173,7 @@ impl Redis {
         }
         let next = tokio::time::timeout(options.timeout, self.link.current_or_next()).await;
         let Some(current) = next.unwrap_or(None) else { return Ok(()) };
-        let checked = check(new, options)(current.connection.clone());
+        let checked = check(new, Arc::clone(&self.names), options)(current.connection.clone());
         match tokio::time::timeout(options.timeout * 2, checked).await {
             Ok(Ok(None)) => Ok(()),
             Ok(Ok(Some(refusal))) => Err(StoreError::NoWrites(refusal)),
@@ -183,14 +188,14 @@ impl Redis {
 
     /// Starts the tasks of a route, which end with its queues.
     fn start(&self, claiming: &Arc<Claiming>) -> (String, Arc<Queues>) {
-        let Self { access, link, options, times, checked, tasks, settlers, closing, .. } = self;
+        let Self { access, link, names, options, times, checked, tasks, settlers, closing, .. } = self;
         let route = &claiming.route;
         let (claims, mut claim_jobs) = mpsc::channel(CLAIM_QUEUE);
         let (settlements, mut settle_jobs) = mpsc::channel(SETTLE_QUEUE);
         // WAIT speaks of what its own connection wrote, and blocks it: such claims have one for themselves.
         let own = match options.durability {
             Durability::None => Arc::clone(link),
-            Durability::Replica | Durability::Aof => connect(access, *options, checked, tasks),
+            Durability::Replica | Durability::Aof => connect(access, *options, names, checked, tasks),
         };
         let claimer = Claimer {
             link: own,
@@ -317,15 +322,21 @@ impl PendingStore for Redis {
 }
 
 /// A connection, kept by a task until nobody uses it any more.
-fn connect(access: &Access, options: Options, checked: &Arc<Checked>, tasks: &TaskTracker) -> Arc<Link> {
-    let checked = Arc::clone(checked);
+fn connect(
+    access: &Access,
+    options: Options,
+    names: &Arc<Names>,
+    checked: &Arc<Checked>,
+    tasks: &TaskTracker,
+) -> Arc<Link> {
+    let (names, checked) = (Arc::clone(names), Arc::clone(checked));
     let check: ConnectionCheck = Arc::new(move |connection| {
-        let checked = Arc::clone(&checked);
+        let (names, checked) = (Arc::clone(&names), Arc::clone(&checked));
         let routes = move || checked.lock().unwrap_or_else(PoisonError::into_inner).clone();
         async move {
             loop {
                 let now = routes();
-                let refusal = check(now.clone(), options)(connection.clone()).await?;
+                let refusal = check(now.clone(), Arc::clone(&names), options)(connection.clone()).await?;
                 // Other routes may have come meanwhile.
                 if now.iter().map(Arc::as_ptr).eq(routes().iter().map(Arc::as_ptr)) {
                     return Ok(refusal);

@@ -176,6 +176,17 @@ fn bad_routes() {
 }
 
 #[test]
+fn routes_that_clash_with_the_instance() {
+    let second = |route: &str| format!("instance = \"second\"\n{route}");
+    let key = second(&route("a", "create", "pending_key = \"second:x\""));
+    refused(&key, &["route \"vmh/a/create\": pending_key \"second:x\" begins like the keys that hookgate has once"]);
+    let flow = second(&route("a", "create", "").replace("vmh", "second"));
+    refused(&flow, &["route \"second/a/create\": flow \"second\" is also the instance"]);
+    let near = second(&route("a", "create", "pending_key = \"secondary:x\""));
+    Trial::new(&[("good.toml", &near)]).check(&["good.toml"]);
+}
+
+#[test]
 fn routes_that_clash() {
     let both = |first: &str, second: &str| route("a", "create", first) + &route("b", "create", second);
     let same = |words: &str| {

@@ -33,6 +33,8 @@ pub(crate) struct State {
     rows: BTreeMap<String, Vec<Map<String, Value>>>,
     pub(crate) read: Read,
     pub(crate) webhook_role: bool,
+    /// What it calls itself.
+    pub(crate) version: &'static str,
     /// Added to the `Date` of answers.
     pub(crate) clock_ahead: Duration,
     /// Statuses of the next answers.
@@ -70,6 +72,7 @@ impl EspoCrm {
             rows: BTreeMap::new(),
             read: Read::All,
             webhook_role: true,
+            version: "9.3.10",
             clock_ahead: Duration::ZERO,
             failing: Vec::new(),
             meanwhile: Vec::new(),
@@ -212,6 +215,7 @@ impl State {
             return Err((StatusCode::FORBIDDEN, "No access to scope."));
         }
         match (request.method(), parts.as_slice()) {
+            (&Method::GET, ["App", "about"]) => Ok(json!({ "text": "EspoCRM", "version": self.version })),
             (&Method::GET, ["App", "user"]) => Ok(self.rights(admin)),
             (&Method::GET, [kind]) => self.list(kind, request, admin),
             (&Method::DELETE, ["WebhookQueueItem", id]) => {

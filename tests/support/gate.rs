@@ -151,6 +151,13 @@ impl Gate {
         http::try_exchange(self.probes, request.as_bytes()).await.expect("there is an answer")
     }
 
+    /// A request to the admin address with the token of the operators, if there is one.
+    pub(crate) async fn operate(&self, method: &str, path: &str, token: &str) -> Answer {
+        let token = if token.is_empty() { String::new() } else { format!("Authorization: Bearer {token}\r\n") };
+        let request = format!("{method} {path} HTTP/1.1\r\nHost: hookgate.test\r\n{token}Connection: close\r\n\r\n");
+        http::try_exchange(self.probes, request.as_bytes()).await.expect("there is an answer")
+    }
+
     pub(crate) async fn wait_ready(&self) {
         eventually("hookgate is ready", async || (self.probe("/readyz").await.status == 200).then_some(())).await;
     }
