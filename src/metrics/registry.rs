@@ -63,6 +63,7 @@ pub(super) struct Families {
     pub(super) outbox_age: Family<Labels<1>, Age>,
     pub(super) orphaned: Family<Labels<2>, Gauge>,
     pub(super) orphaned_age: Family<Labels<2>, Age>,
+    pub(super) reload_failed: Gauge,
 }
 
 impl Families {
@@ -139,6 +140,7 @@ impl Families {
             outbox_age: Family::default(),
             orphaned: Family::default(),
             orphaned_age: Family::default(),
+            reload_failed: Gauge::default(),
         };
         let mut registry = Registry::default();
         let build = Info::new([("version", VERSION), ("revision", REVISION)]);
@@ -211,6 +213,11 @@ impl Families {
             "How long this replica has seen the oldest entry of such an outbox",
             Unit::Seconds,
             this.orphaned_age.clone(),
+        );
+        registry.register(
+            "hookgate_config_reload_failed",
+            "Whether the configuration could not be read again, so that an older one is in force",
+            this.reload_failed.clone(),
         );
         (this, Exposition { registry })
     }
