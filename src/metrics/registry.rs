@@ -114,6 +114,31 @@ impl Families {
         );
     }
 
+    fn register_outboxes(&self, registry: &mut Registry) {
+        registry.register(
+            "hookgate_outbox_entries",
+            "Claims whose event NATS has not acknowledged yet; the same on every replica",
+            self.outbox.clone(),
+        );
+        registry.register_with_unit(
+            "hookgate_outbox_oldest_age",
+            "How long this replica has seen the oldest entry of the outbox",
+            Unit::Seconds,
+            self.outbox_age.clone(),
+        );
+        registry.register(
+            "hookgate_orphaned_outbox_entries",
+            "Entries in the outbox of a route that has left the configuration; drained to the subject it had",
+            self.orphaned.clone(),
+        );
+        registry.register_with_unit(
+            "hookgate_orphaned_outbox_oldest_age",
+            "How long this replica has seen the oldest entry of such an outbox",
+            Unit::Seconds,
+            self.orphaned_age.clone(),
+        );
+    }
+
     pub(super) fn register() -> (Self, Exposition) {
         let this = Self {
             requests: Family::default(),
@@ -192,28 +217,7 @@ impl Families {
         );
         this.register_life(&mut registry);
         this.register_consumers(&mut registry);
-        registry.register(
-            "hookgate_outbox_entries",
-            "Claims whose event NATS has not acknowledged yet; the same on every replica",
-            this.outbox.clone(),
-        );
-        registry.register_with_unit(
-            "hookgate_outbox_oldest_age",
-            "How long this replica has seen the oldest entry of the outbox",
-            Unit::Seconds,
-            this.outbox_age.clone(),
-        );
-        registry.register(
-            "hookgate_orphaned_outbox_entries",
-            "Entries in the outbox of a route that has left the configuration; drained to the subject it had",
-            this.orphaned.clone(),
-        );
-        registry.register_with_unit(
-            "hookgate_orphaned_outbox_oldest_age",
-            "How long this replica has seen the oldest entry of such an outbox",
-            Unit::Seconds,
-            this.orphaned_age.clone(),
-        );
+        this.register_outboxes(&mut registry);
         registry.register(
             "hookgate_config_reload_failed",
             "Whether the configuration could not be read again, so that an older one is in force",
