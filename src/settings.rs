@@ -25,6 +25,7 @@ use std::{net::SocketAddr, num::NonZero, path::PathBuf, sync::Arc, time::Duratio
 
 use tracing_subscriber::EnvFilter;
 
+pub(crate) use self::reloading::StoreLogins;
 use self::{
     checks::{Check, Surroundings, in_toml},
     sections::Configuration,

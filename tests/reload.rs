@@ -8,7 +8,9 @@ use futures_util::StreamExt;
 use hookgate::signature::{Scheme, Secret};
 use serde_json::{Value, json};
 
-use crate::support::{Answer, Gate, PATH, SUBJECT, World, batch, eventually, field, run, try_exchange};
+use crate::support::{
+    Answer, Gate, NatsServer, PATH, RedisServer, SUBJECT, World, batch, eventually, field, run, try_exchange,
+};
 
 const NEW_PATH: &str = "/vmh/webhook/vertrag/update";
 const REMOVED_PATH: &str = "/vmh/webhook/akte/delete";
@@ -281,6 +283,32 @@ async fn addresses_and_stores_need_a_restart_and_say_so() {
     .await;
 }
 
+/// Redis keeps connections whose password was changed. The file is looked at like those of the configuration.
+#[tokio::test]
+async fn another_password_of_a_store_needs_a_restart_and_says_so() {
+    let (redis, nats) = tokio::join!(RedisServer::with_password("geheim"), NatsServer::start());
+    let file = redis.folder().join("password");
+    fs::write(&file, "geheim\n").expect("the folder is ours");
+    let settings = format!(
+        "redis.url = \"{}\"\nredis.password_file = {:?}\nnats.url = \"{}\"\n",
+        redis.url(),
+        file.display().to_string(),
+        nats.url()
+    );
+    let gate = Gate::start("", &settings).await;
+    gate.wait_ready().await;
+    fs::write(&file, "another\n").expect("the folder is ours");
+    let line = gate.wait_log(RESTART).await;
+    assert!(line.contains("redis.password_file") && !line.contains("another\""), "{line}");
+    assert_eq!(status(&gate).await["configuration"]["needs_restart"], json!(["redis.password_file"]));
+    assert_eq!(gate.post(batch(["a"])).await.counts(), (1, 1), "the connection stays");
+    fs::write(&file, "geheim\n").expect("the folder is ours");
+    eventually("it is the one in force again", async || {
+        (status(&gate).await["configuration"]["needs_restart"] == json!([])).then_some(())
+    })
+    .await;
+}
+
 /// The new file is good by itself, but not beside what a restart would change.
 #[tokio::test]
 async fn what_fits_only_after_a_restart_waits_for_it() {
@@ -352,8 +380,8 @@ async fn a_route_without_a_stream_is_not_taken_until_there_is_one() {
 #[tokio::test]
 async fn a_route_whose_keys_redis_denies_is_not_taken_until_it_grants_them() {
     let acl = |keys: &str| format!("user hookgate on >geheim ~vmh:* ~{{vmh:*}}:* ~hookgate:* {keys} &* +@all");
-    let redis = crate::support::RedisServer::with_users_of(&format!("{}\n", acl(""))).await;
-    let nats = crate::support::NatsServer::start().await;
+    let redis = RedisServer::with_users_of(&format!("{}\n", acl(""))).await;
+    let nats = NatsServer::start().await;
     let settings = |routes: &str| {
         let login = redis.url().replace("redis://", "redis://hookgate:geheim@");
         format!("redis.url = \"{login}\"\nnats.url = \"{}\"\n{routes}", nats.url())

@@ -17,7 +17,7 @@ use crate::{
     admin::ConfigurationStatus,
     metrics::Metrics,
     route::Route,
-    settings::{AuthSecrets, Contents, Settings, SettingsErrors, Sources, sections::Configuration},
+    settings::{AuthSecrets, Contents, Settings, SettingsErrors, Sources, StoreLogins, sections::Configuration},
     shutdown::{Hangups, Phase},
     supervision::supervise,
     telemetry::LogFilter,
@@ -53,6 +53,8 @@ pub(super) struct Reloader {
     log_filter: LogFilter,
     /// What the files held when they were read last.
     read: Contents,
+    /// What the stores were logged in with at the start.
+    logins: StoreLogins,
 }
 
 /// Why the files are read.
@@ -84,14 +86,15 @@ struct Readable {
 
 impl Readable {
     /// Reads the files, and checks them by themselves and beside what only a restart changes.
-    fn read(sources: &Sources, in_force: &Configuration) -> Result<Self, Vec<String>> {
+    fn read(sources: &Sources, in_force: &Configuration, logins: &StoreLogins) -> Result<Self, Vec<String>> {
         let texts = |errors: SettingsErrors| errors.iter().map(ToString::to_string).collect::<Vec<_>>();
         let (next, layers) = sources.load();
         let origins = layers.origins();
         let settings = Settings::check(&next, layers, AuthSecrets::Read).map_err(texts)?;
         let configuration = in_force.taking_over(&next);
-        let needs_restart = configuration.differing_keys(&next);
+        let mut needs_restart = configuration.differing_keys(&next);
         if needs_restart.is_empty() {
+            needs_restart = settings.store_logins().changed_since(logins, &configuration);
             return Ok(Self { configuration, settings, needs_restart });
         }
         let settings = Settings::check(&configuration, origins, AuthSecrets::Read).map_err(|errors| {
@@ -111,8 +114,9 @@ impl Reloader {
         metrics: Metrics,
         in_force: InForce,
     ) -> Self {
-        let InForce { configuration, sources, contents: read, log_filter } = in_force;
-        Self { standing, now, status, metrics, configuration, sources: Arc::new(sources), log_filter, read }
+        let InForce { configuration, sources, contents, log_filter } = in_force;
+        let (read, logins) = (contents.with_secrets_of(&configuration), now.borrow().settings.store_logins());
+        Self { standing, now, status, metrics, configuration, sources: Arc::new(sources), log_filter, read, logins }
     }
 
     /// Until the process leaves.
@@ -138,9 +142,10 @@ impl Reloader {
 
     /// Whether there is a reason to read the files. They have to be the same at two looks.
     async fn look(&self, last: &mut Option<Contents>, looks: &mut u32) -> Option<Why> {
-        let sources = Arc::clone(&self.sources);
+        let (sources, in_force) = (Arc::clone(&self.sources), self.configuration.clone());
+        let reading = move || sources.contents().with_secrets_of(&in_force);
         // Fails only where the runtime ends.
-        let contents = tokio::task::spawn_blocking(move || sources.contents()).await.ok()?;
+        let contents = tokio::task::spawn_blocking(reading).await.ok()?;
         let changed = contents != self.read && last.as_ref() == Some(&contents);
         *last = Some(contents);
         *looks += 1;
@@ -150,7 +155,11 @@ impl Reloader {
 
     async fn read_again(&mut self, why: Why) {
         let (sources, in_force) = (Arc::clone(&self.sources), self.configuration.clone());
-        let reading = move || (sources.contents(), Readable::read(&sources, &in_force));
+        let logins = self.logins.clone();
+        let reading = move || {
+            let contents = sources.contents().with_secrets_of(&in_force);
+            (contents, Readable::read(&sources, &in_force, &logins))
+        };
         let Ok((contents, read)) = tokio::task::spawn_blocking(reading).await else { return };
         self.read = contents;
         let taken = match read {
@@ -216,6 +225,9 @@ impl Reloader {
                 "these keys have changed, and a restart is needed for them: {}; what was in force of them stays until then",
                 needs_restart.join(", ")
             );
+        }
+        if needs_restart.is_empty() && !needed_before.is_empty() {
+            info!("no key needs a restart any more");
         }
         self.configuration = configuration;
         self.status.send_modify(|status| {

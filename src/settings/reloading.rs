@@ -8,10 +8,11 @@ use std::{
 use toml::{Table, Value};
 
 use super::{
-    DEFAULT_FILE, Environment, Layers,
+    ClaimsIn, DEFAULT_FILE, Environment, Layers, Settings,
     sections::{Configuration, LogSection, OutboxSection, ServerSection},
     variables,
 };
+use crate::{nats_login::Login, secrets::Secret};
 
 /// Where a configuration comes from.
 pub struct Sources {
@@ -22,6 +23,42 @@ pub struct Sources {
 /// The text of each file; none of one that can't be read.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Contents(Vec<Option<Vec<u8>>>);
+
+impl Contents {
+    /// These, and what the secret files of the stores hold, which a configuration names.
+    #[must_use]
+    pub fn with_secrets_of(mut self, configuration: &Configuration) -> Self {
+        self.0.extend(configuration.store_secrets().filter_map(|(_, file)| file).map(|file| std::fs::read(file).ok()));
+        self
+    }
+}
+
+/// What the stores are logged in with.
+#[derive(Clone, PartialEq, Eq)]
+pub(crate) struct StoreLogins {
+    redis: Option<Secret>,
+    nats: Login,
+}
+
+impl StoreLogins {
+    /// Keys of the secret files that hold something else than `before`.
+    pub(crate) fn changed_since(&self, before: &Self, configuration: &Configuration) -> Vec<String> {
+        let (redis, nats) = (self.redis != before.redis, self.nats != before.nats);
+        let named = configuration.store_secrets().filter(|(_, file)| file.is_some()).map(|(key, _)| key);
+        named.filter(|key| if key.starts_with("redis.") { redis } else { nats }).map(str::to_owned).collect()
+    }
+}
+
+impl Settings {
+    /// What the stores are logged in with.
+    pub(crate) fn store_logins(&self) -> StoreLogins {
+        let redis = match &self.claims_in {
+            ClaimsIn::Redis(address) => address.password.clone(),
+            ClaimsIn::Memory => None,
+        };
+        StoreLogins { redis, nats: self.nats.login.clone() }
+    }
+}
 
 impl Sources {
     /// Built-in defaults, files, environment. Without `files` those of the variable `HOOKGATE_CONFIG`, else [`DEFAULT_FILE`]
@@ -87,6 +124,17 @@ impl Configuration {
             espocrm: next.espocrm,
             routes: next.routes,
         }
+    }
+
+    /// The files that hold secrets of the stores, by their keys.
+    fn store_secrets(&self) -> impl Iterator<Item = (&'static str, Option<&PathBuf>)> {
+        [
+            ("nats.nkey_seed_file", self.nats.nkey_seed_file.as_ref()),
+            ("nats.password_file", self.nats.password_file.as_ref()),
+            ("nats.token_file", self.nats.token_file.as_ref()),
+            ("redis.password_file", self.redis.password_file.as_ref()),
+        ]
+        .into_iter()
     }
 
     /// Names of the keys whose values differ, in order.
