@@ -214,7 +214,14 @@ impl State {
         if for_admins && !admin {
             return Err((StatusCode::FORBIDDEN, "No access to scope."));
         }
+        let before_9 = self.version.starts_with("8.");
         match (request.method(), parts.as_slice()) {
+            (&Method::GET, ["WebhookEventQueueItem"]) if before_9 => {
+                Err((StatusCode::NOT_FOUND, "Controller 'WebhookEventQueueItem' does not exist."))
+            }
+            (&Method::POST, ["MassAction"]) if before_9 => {
+                Err((StatusCode::FORBIDDEN, "Mass action 'delete' is disabled for 'WebhookQueueItem'."))
+            }
             (&Method::GET, ["App", "about"]) => Ok(json!({ "text": "EspoCRM", "version": self.version })),
             (&Method::GET, ["App", "user"]) => Ok(self.rights(admin)),
             (&Method::GET, ["User", "api", "acl"]) => Ok(self.rights(false)["acl"].clone()),

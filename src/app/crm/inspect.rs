@@ -9,7 +9,7 @@ use serde::Serialize;
 use url::{Host, Url};
 
 use crate::{
-    espocrm::{CrmError, CrmVersion, EspoCrm, Webhook},
+    espocrm::{Backlog, CrmError, CrmVersion, EspoCrm, Webhook},
     finding::{Finding, Level},
     route::Route,
     settings::Settings,
@@ -334,25 +334,28 @@ async fn failed_items(
 
 async fn backlog(findings: &mut Vec<Finding>, numbers: &mut CrmNumbers, crm: &EspoCrm, route: &Route, event: &str) {
     let what = format!("espocrm backlog {event}");
-    match crm.oldest_waiting(event).await {
-        Ok(oldest) => {
-            let age =
-                oldest.map_or(Duration::ZERO, |oldest| SystemTime::now().duration_since(oldest).unwrap_or_default());
-            numbers.backlog_seconds.push((route.name().to_owned(), age.as_secs()));
-            let shown = humantime::format_duration(Duration::from_secs(age.as_secs()));
-            findings.push(if oldest.is_none() {
-                Finding::ok(what, "no event waits")
-            } else if age < BEHIND {
-                Finding::ok(what, format!("the oldest event has waited for {shown}"))
-            } else {
-                Finding::warning(
-                    what,
-                    format!("the oldest event has waited for {shown}: does the cron job \"Process Webhook Queue\" run? It takes 20 events every 2 minutes unless webhookQueueEventPortionSize says more"),
-                )
-            });
+    let oldest = match crm.backlog(event).await {
+        Ok(Backlog::NotShown) => {
+            let text = "this version of the CRM does not show it, so there is no metric of it either";
+            return findings.push(Finding::ok(what, text));
         }
-        Err(error) => findings.push(failure(what, &error)),
-    }
+        Ok(Backlog::Empty) => None,
+        Ok(Backlog::Since(oldest)) => Some(oldest),
+        Err(error) => return findings.push(failure(what, &error)),
+    };
+    let age = oldest.map_or(Duration::ZERO, |oldest| SystemTime::now().duration_since(oldest).unwrap_or_default());
+    numbers.backlog_seconds.push((route.name().to_owned(), age.as_secs()));
+    let shown = humantime::format_duration(Duration::from_secs(age.as_secs()));
+    findings.push(if oldest.is_none() {
+        Finding::ok(what, "no event waits")
+    } else if age < BEHIND {
+        Finding::ok(what, format!("the oldest event has waited for {shown}"))
+    } else {
+        Finding::warning(
+            what,
+            format!("the oldest event has waited for {shown}: does the cron job \"Process Webhook Queue\" run? It takes 20 events every 2 minutes unless webhookQueueEventPortionSize says more"),
+        )
+    });
 }
 
 fn clock(findings: &mut Vec<Finding>, crm: &EspoCrm) {
