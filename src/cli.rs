@@ -23,7 +23,7 @@ use std::{path::PathBuf, process::ExitCode};
 use clap::{Parser, Subcommand, ValueEnum};
 use hookgate::{
     delivery::Durability,
-    settings::{self, AuthSecrets, Settings, SettingsErrors, sections::Configuration},
+    settings::{self, AuthSecrets, Contents, Settings, SettingsErrors, Sources, sections::Configuration},
 };
 
 /// For people who look for a command.
@@ -133,7 +133,8 @@ pub(crate) fn run(arguments: Arguments) -> ExitCode {
         Command::Man => return texts::man(),
         command => command,
     };
-    let configured = match configure(&arguments.config, command.auth_secrets()) {
+    let sources = Sources::new(arguments.config, settings::environment());
+    let configured = match configure(&sources, command.auth_secrets()) {
         Ok(configured) => configured,
         Err(errors) => {
             for error in errors.iter() {
@@ -150,7 +151,7 @@ pub(crate) fn run(arguments: Arguments) -> ExitCode {
     }
     let output = arguments.output;
     let outcome = match command {
-        Command::Serve => serve::run(configured.settings),
+        Command::Serve => serve::run(configured, sources),
         Command::Check => check::run(&configured.configuration, &configured.settings, output),
         Command::Routes => routes::run(&configured.settings, output),
         Command::Send(arguments) => send::run(&arguments, &configured.settings, output),
@@ -198,12 +199,15 @@ const UNSIGNED: &str = "takes webhooks from anybody who reaches it: it has no au
 struct Configured {
     configuration: Configuration,
     settings: Settings,
+    /// What the files held just before they were read.
+    contents: Contents,
 }
 
-fn configure(files: &[PathBuf], secrets: AuthSecrets) -> Result<Configured, SettingsErrors> {
-    let (configuration, layers) = settings::load(files, settings::environment());
+fn configure(sources: &Sources, secrets: AuthSecrets) -> Result<Configured, SettingsErrors> {
+    let contents = sources.contents();
+    let (configuration, layers) = sources.load();
     let settings = Settings::check(&configuration, layers, secrets)?;
-    Ok(Configured { configuration, settings })
+    Ok(Configured { configuration, settings, contents })
 }
 
 fn fail(error: &anyhow::Error, code: u8) -> ExitCode {

@@ -34,6 +34,7 @@ mod quarantine;
 mod readme;
 mod reconcile;
 mod redis_outage;
+mod reload;
 mod replicas;
 mod runbooks;
 mod send;

@@ -33,6 +33,7 @@ mod faults {
     pub(crate) mod process;
     pub(crate) mod redis;
     pub(crate) mod redis_takes_no_writes;
+    pub(crate) mod reload;
     pub(crate) mod rig;
     pub(crate) mod rollout;
     pub(crate) mod storm;
@@ -112,6 +113,7 @@ fn scenarios() -> Vec<Scenario> {
         faults::late_claims::scenarios(),
         faults::addresses::scenarios(),
         faults::rollout::scenarios(),
+        faults::reload::scenarios(),
         faults::given_up::scenarios(),
         faults::migration::scenarios(),
     ];

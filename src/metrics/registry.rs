@@ -63,6 +63,7 @@ pub(super) struct Families {
     pub(super) outbox_age: Family<Labels<1>, Age>,
     pub(super) orphaned: Family<Labels<2>, Gauge>,
     pub(super) orphaned_age: Family<Labels<2>, Age>,
+    pub(super) reload_failed: Gauge,
 }
 
 impl Families {
@@ -113,6 +114,31 @@ impl Families {
         );
     }
 
+    fn register_outboxes(&self, registry: &mut Registry) {
+        registry.register(
+            "hookgate_outbox_entries",
+            "Claims whose event NATS has not acknowledged yet; the same on every replica",
+            self.outbox.clone(),
+        );
+        registry.register_with_unit(
+            "hookgate_outbox_oldest_age",
+            "How long this replica has seen the oldest entry of the outbox",
+            Unit::Seconds,
+            self.outbox_age.clone(),
+        );
+        registry.register(
+            "hookgate_orphaned_outbox_entries",
+            "Entries in the outbox of a route that has left the configuration; drained to the subject it had",
+            self.orphaned.clone(),
+        );
+        registry.register_with_unit(
+            "hookgate_orphaned_outbox_oldest_age",
+            "How long this replica has seen the oldest entry of such an outbox",
+            Unit::Seconds,
+            self.orphaned_age.clone(),
+        );
+    }
+
     pub(super) fn register() -> (Self, Exposition) {
         let this = Self {
             requests: Family::default(),
@@ -139,6 +165,7 @@ impl Families {
             outbox_age: Family::default(),
             orphaned: Family::default(),
             orphaned_age: Family::default(),
+            reload_failed: Gauge::default(),
         };
         let mut registry = Registry::default();
         let build = Info::new([("version", VERSION), ("revision", REVISION)]);
@@ -190,27 +217,11 @@ impl Families {
         );
         this.register_life(&mut registry);
         this.register_consumers(&mut registry);
+        this.register_outboxes(&mut registry);
         registry.register(
-            "hookgate_outbox_entries",
-            "Claims whose event NATS has not acknowledged yet; the same on every replica",
-            this.outbox.clone(),
-        );
-        registry.register_with_unit(
-            "hookgate_outbox_oldest_age",
-            "How long this replica has seen the oldest entry of the outbox",
-            Unit::Seconds,
-            this.outbox_age.clone(),
-        );
-        registry.register(
-            "hookgate_orphaned_outbox_entries",
-            "Entries in the outbox of a route that has left the configuration; drained to the subject it had",
-            this.orphaned.clone(),
-        );
-        registry.register_with_unit(
-            "hookgate_orphaned_outbox_oldest_age",
-            "How long this replica has seen the oldest entry of such an outbox",
-            Unit::Seconds,
-            this.orphaned_age.clone(),
+            "hookgate_config_reload_failed",
+            "Whether the configuration could not be read again, so that an older one is in force",
+            this.reload_failed.clone(),
         );
         (this, Exposition { registry })
     }

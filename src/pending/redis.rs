@@ -6,7 +6,7 @@
 
 use std::{
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -28,7 +28,7 @@ use super::{
     address::{self, Claiming},
     check::check,
     diagnosis::{takes_no_writes, wants_another_connection, words},
-    link::{Current, Link},
+    link::{ConnectionCheck, Current, Link},
     names::Names,
     script::{self, CLAIM},
     settler::Settler,
@@ -49,7 +49,7 @@ const CLAIM_QUEUE: usize = 1024;
 const SETTLE_QUEUE: usize = 8192;
 
 /// How claims are made.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Options {
     /// Limit of a claim, connecting again included.
     pub timeout: Duration,
@@ -61,17 +61,23 @@ pub struct Options {
     pub rests_on_claims: bool,
 }
 
-/// The pending SETs and outboxes of all routes, in Redis.
+/// The pending SETs and outboxes of all routes, in Redis. Those for other routes ([`Redis::serve`]) share its connection.
 pub struct Redis {
+    access: Access,
     link: Arc<Link>,
     pub(super) names: Arc<Names>,
-    timeout: Duration,
+    options: Options,
     times: RedisTimes,
-    queues: HashMap<String, Queues>,
+    queues: HashMap<String, Arc<Queues>>,
+    /// What a new connection has to be able to do.
+    checked: Arc<Checked>,
     tasks: TaskTracker,
     settlers: TaskTracker,
     closing: CancellationToken,
 }
+
+/// The routes that claim now.
+type Checked = Mutex<Vec<Arc<Claiming>>>;
 
 pub(super) struct Queues {
     pub(super) claiming: Arc<Claiming>,
@@ -92,42 +98,124 @@ impl Redis {
         let names = Arc::new(Names::of(instance));
         let (tasks, settlers) = (TaskTracker::new(), TaskTracker::new());
         let claiming: Vec<_> = routes.routes().iter().map(|route| Arc::new(Claiming::new(route))).collect();
-        let check = check(claiming.clone(), Arc::clone(&names), options);
-        let connect = || {
-            let (link, keep) = Link::new(access.clone(), options.timeout, Arc::clone(&check));
-            tasks.spawn(keep);
-            Arc::new(link)
+        let checked = Arc::new(Checked::new(claiming.clone()));
+        let link = connect(access, options, &names, &checked, &tasks);
+        let nobody = Self {
+            access: access.clone(),
+            link,
+            names,
+            options,
+            times,
+            queues: HashMap::new(),
+            checked,
+            tasks,
+            settlers,
+            closing: CancellationToken::new(),
         };
-        let link = connect();
-        let closing = CancellationToken::new();
-        let start = |claiming: &Arc<Claiming>| {
-            let route = &claiming.route;
-            let (claims, mut claim_jobs) = mpsc::channel(CLAIM_QUEUE);
-            let (settlements, mut settle_jobs) = mpsc::channel(SETTLE_QUEUE);
-            // WAIT speaks of what its own connection wrote, and blocks it: such claims have one for themselves.
-            let own = if options.durability == Durability::None { Arc::clone(&link) } else { connect() };
-            let claimer = Claimer {
-                link: own,
-                claiming: Arc::clone(claiming),
-                options,
-                times: times.clone(),
-                warned: AtomicBool::new(false),
-            };
-            let claims_of = format!("the claims of route {route}");
-            tasks.spawn(async move { supervise!(&claims_of, claimer.run(&mut claim_jobs)) });
-            let settler = Settler {
-                link: Arc::clone(&link),
-                route: Arc::clone(route),
-                timeout: options.timeout,
-                times: times.clone(),
-            };
-            let closing = closing.clone();
-            let settling_of = format!("the settling of route {route}");
-            settlers.spawn(async move { supervise!(&settling_of, settler.run(&mut settle_jobs, &closing)) });
-            (route.pending_key().to_owned(), Queues { claiming: Arc::clone(claiming), claims, settlements })
+        let queues = claiming.iter().map(|claiming| nobody.start(claiming)).collect();
+        Self { queues, ..nobody }
+    }
+
+    /// The same without any route: what is asked of it needs no claims.
+    #[must_use]
+    pub fn without_routes(&self) -> Self {
+        Self {
+            access: self.access.clone(),
+            link: Arc::clone(&self.link),
+            names: Arc::clone(&self.names),
+            options: self.options,
+            times: self.times.clone(),
+            queues: HashMap::new(),
+            checked: Arc::clone(&self.checked),
+            tasks: self.tasks.clone(),
+            settlers: self.settlers.clone(),
+            closing: self.closing.clone(),
+        }
+    }
+
+    /// The same for the routes of another configuration. What is unchanged shares its queues; those of the rest end with the
+    /// last user of `self`. New routes are checked now, if Redis answers, and on each new connection.
+    ///
+    /// # Errors
+    /// What Redis refuses of a new route. Then `self` goes on as before.
+    pub async fn serve(&self, routes: &RouteTable, options: Options) -> Result<Self, StoreError> {
+        let (mut all, mut new) = (Vec::new(), Vec::new());
+        for route in routes.routes() {
+            let before = self.queues.get(route.pending_key()).map(|queues| &queues.claiming);
+            let unchanged = before.filter(|before| before.route == *route).cloned();
+            all.push(unchanged.unwrap_or_else(|| {
+                let claiming = Arc::new(Claiming::new(route));
+                new.push(Arc::clone(&claiming));
+                claiming
+            }));
+        }
+        // Before the present connection is asked: another one may take its place meanwhile.
+        let before = std::mem::replace(&mut *self.checked.lock().unwrap_or_else(PoisonError::into_inner), all.clone());
+        if let Err(refusal) = self.check(new, options).await {
+            *self.checked.lock().unwrap_or_else(PoisonError::into_inner) = before;
+            return Err(refusal);
+        }
+        let next = Self { options, ..self.without_routes() };
+        let queues = all.iter().map(|claiming| {
+            let unchanged = self.queues.get(claiming.route.pending_key());
+            let unchanged =
+                unchanged.filter(|queues| options == self.options && Arc::ptr_eq(&queues.claiming, claiming));
+            let shared = unchanged.map(|queues| (claiming.route.pending_key().to_owned(), Arc::clone(queues)));
+            shared.unwrap_or_else(|| next.start(claiming))
+        });
+        Ok(Self { queues: queues.collect(), ..next })
+    }
+
+    /// Asks for what new routes need. A Redis that is down is asked when it comes back.
+    async fn check(&self, new: Vec<Arc<Claiming>>, options: Options) -> Result<(), StoreError> {
+        if new.is_empty() {
+            return Ok(());
+        }
+        let next = tokio::time::timeout(options.timeout, self.link.current_or_next()).await;
+        let Some(current) = next.unwrap_or(None) else { return Ok(()) };
+        let checked = check(new, Arc::clone(&self.names), options)(current.connection.clone());
+        match tokio::time::timeout(options.timeout * 2, checked).await {
+            Ok(Ok(None)) => Ok(()),
+            Ok(Ok(Some(refusal))) => Err(StoreError::NoWrites(refusal)),
+            Ok(Err(error)) if !error.is_io_error() && !error.is_timeout() => Err(refused(&self.link, &error)),
+            // The next connection is asked for all of them.
+            Ok(Err(_)) | Err(_) => {
+                self.link.report_trouble(&current);
+                Ok(())
+            }
+        }
+    }
+
+    /// Starts the tasks of a route, which end with its queues.
+    fn start(&self, claiming: &Arc<Claiming>) -> (String, Arc<Queues>) {
+        let Self { access, link, names, options, times, checked, tasks, settlers, closing, .. } = self;
+        let route = &claiming.route;
+        let (claims, mut claim_jobs) = mpsc::channel(CLAIM_QUEUE);
+        let (settlements, mut settle_jobs) = mpsc::channel(SETTLE_QUEUE);
+        // WAIT speaks of what its own connection wrote, and blocks it: such claims have one for themselves.
+        let own = match options.durability {
+            Durability::None => Arc::clone(link),
+            Durability::Replica | Durability::Aof => connect(access, *options, names, checked, tasks),
         };
-        let queues = claiming.iter().map(start).collect();
-        Self { link, names, timeout: options.timeout, times, queues, tasks, settlers, closing }
+        let claimer = Claimer {
+            link: own,
+            claiming: Arc::clone(claiming),
+            options: *options,
+            times: times.clone(),
+            warned: AtomicBool::new(false),
+        };
+        let claims_of = format!("the claims of route {route}");
+        tasks.spawn(async move { supervise!(&claims_of, claimer.run(&mut claim_jobs)) });
+        let settler = Settler {
+            link: Arc::clone(link),
+            route: Arc::clone(route),
+            timeout: options.timeout,
+            times: times.clone(),
+        };
+        let closing = closing.clone();
+        let settling_of = format!("the settling of route {route}");
+        settlers.spawn(async move { supervise!(&settling_of, settler.run(&mut settle_jobs, &closing)) });
+        (route.pending_key().to_owned(), Arc::new(Queues { claiming: Arc::clone(claiming), claims, settlements }))
     }
 
     /// One exchange with Redis, off the path of a claim.
@@ -174,20 +262,21 @@ impl Redis {
         exchange: impl AsyncFnOnce(&mut MultiplexedConnection) -> Result<T, RedisError>,
     ) -> Result<(Current, Result<Result<T, RedisError>, Elapsed>), StoreError> {
         let mut current = self.link.current().ok_or_else(|| StoreError::Down(self.link.problem()))?;
-        let answer = tokio::time::timeout(self.timeout, exchange(&mut current.connection));
+        let answer = tokio::time::timeout(self.options.timeout, exchange(&mut current.connection));
         let answer = self.times.time(operation, answer).await;
         Ok((current, answer))
     }
 
     fn no_answer(&self) -> StoreError {
-        StoreError::Unknown(format!("no answer within {:?}", self.timeout))
+        StoreError::Unknown(format!("no answer within {:?}", self.options.timeout))
     }
 
-    /// The queues of a route of the table this was opened with.
+    /// The queues of a route of the table this is for.
     pub(super) fn queues(&self, route: &Route) -> Result<&Queues, StoreError> {
         self.queues
             .get(route.pending_key())
-            .ok_or_else(|| StoreError::Refused(format!("route {:?} was not known at start", route.name())))
+            .map(|queues| &**queues)
+            .ok_or_else(|| StoreError::Refused(format!("route {:?} is not served", route.name())))
     }
 }
 
@@ -230,6 +319,35 @@ impl PendingStore for Redis {
         }
         .boxed()
     }
+}
+
+/// A connection, kept by a task until nobody uses it any more.
+fn connect(
+    access: &Access,
+    options: Options,
+    names: &Arc<Names>,
+    checked: &Arc<Checked>,
+    tasks: &TaskTracker,
+) -> Arc<Link> {
+    let (names, checked) = (Arc::clone(names), Arc::clone(checked));
+    let check: ConnectionCheck = Arc::new(move |connection| {
+        let (names, checked) = (Arc::clone(&names), Arc::clone(&checked));
+        let routes = move || checked.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        async move {
+            loop {
+                let now = routes();
+                let refusal = check(now.clone(), Arc::clone(&names), options)(connection.clone()).await?;
+                // Other routes may have come meanwhile.
+                if now.iter().map(Arc::as_ptr).eq(routes().iter().map(Arc::as_ptr)) {
+                    return Ok(refusal);
+                }
+            }
+        }
+        .boxed()
+    });
+    let (link, keep) = Link::new(access.clone(), options.timeout, check);
+    tasks.spawn(keep);
+    Arc::new(link)
 }
 
 /// What an error that Redis answered means. If it takes no writes now, the keeper of the connection is notified.

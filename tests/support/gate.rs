@@ -33,7 +33,7 @@ pub(crate) struct Gate {
     webhooks: SocketAddr,
     probes: SocketAddr,
     may_panic: bool,
-    _files: TempDir,
+    files: TempDir,
 }
 
 impl Gate {
@@ -76,7 +76,19 @@ impl Gate {
             Some((address("listening for webhooks")?, address("listening for probes")?))
         });
         let (webhooks, probes) = addresses.await;
-        Self { process, log, webhooks, probes, may_panic: false, _files: files }
+        Self { process, log, webhooks, probes, may_panic: false, files }
+    }
+
+    /// The file of the settings that it was started with.
+    pub(crate) fn file(&self) -> PathBuf {
+        self.files.path().join("layer-2.toml")
+    }
+
+    /// Puts other settings into that file, which it may read at any time.
+    pub(crate) fn configure(&self, settings: &str) {
+        let new = self.files.path().join("new.toml");
+        std::fs::write(&new, settings).expect("the folder is ours");
+        std::fs::rename(&new, self.file()).expect("the folder is ours");
     }
 
     /// A panic is what the test is about.
@@ -181,6 +193,11 @@ impl Gate {
     /// A line that holds a text, if it is there by now.
     pub(crate) fn log_line(&self, text: &str) -> Option<String> {
         self.log.lines().into_iter().find(|line| line.contains(text))
+    }
+
+    /// How many lines hold a text by now.
+    pub(crate) fn log_count(&self, text: &str) -> usize {
+        self.log.lines().iter().filter(|line| line.contains(text)).count()
     }
 
     pub(crate) fn signal(&self, signal: &str) {
