@@ -88,7 +88,7 @@ def measure(paths, seconds):
     cells = [cell(paths, system, load, seconds, 0.2) for load in LOADS for system in systems]
     for system in reversed(systems):
         system.stop()
-    return {"round_trip_us": round_trip_us(), "cells": cells}
+    return {"round_trip_us": round_trip_us(), "cells": cells, "starts_ms": {system.name: system.start_ms for system in systems}}
 
 
 def inside(paths, seconds):
@@ -120,7 +120,10 @@ def page(results):
     loopback = results["delays"]["0"]
     for delay, there in results["delays"].items():
         trip = spread(there["round_trips_us"])
-        parts.append(f"## {'Loopback' if delay == '0' else f'{delay} ms each way'}\n\nRound trip of one byte: {trip.text()} µs.\n")
+        parts.append(f"## {'Loopback' if delay == '0' else f'{delay} ms each way'}\n\nRound trip of one byte: {trip.text()} µs. Start "
+                     f"to first 200, with empty stores: {spread(there['starts_ms']).text()} ms"
+                     + (f", {(spread(there['starts_ms']).median - spread(loopback['starts_ms']).median) * 1000 / trip.median:.0f} round trips beside "
+                        "loopback's" if delay != "0" else "") + ".\n")
         rows = []
         for load in LOADS:
             for name in SYSTEMS:
@@ -151,13 +154,14 @@ def main():
             inside(paths, float(sys.argv[-1]))
             return 0
         results = {**surroundings_of(paths), "rounds": rounds,
-                   "delays": {f"{delay:g}": {"cells": [], "round_trips_us": []} for delay in DELAYS_MS}}
+                   "delays": {f"{delay:g}": {"cells": [], "round_trips_us": [], "starts_ms": []} for delay in DELAYS_MS}}
         for turn in range(rounds):
             for delay in DELAYS_MS:
                 got = run(delay, 2.0)
                 there = results["delays"][f"{delay:g}"]
                 there["cells"] += [{**row, "round": turn} for row in got["cells"]]
                 there["round_trips_us"].append(got["round_trip_us"])
+                there["starts_ms"].append(got["starts_ms"]["hookgate"])
                 rates = "  ".join(f"{row['system']} {row['connections']}x{row['batch']} {row['requests_per_s']:.0f}/s" for row in got["cells"])
                 say(f"round {turn + 1}, {delay:g} ms each way: {rates}")
     text, void = page(results)

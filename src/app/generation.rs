@@ -25,7 +25,7 @@ use crate::{
     dead_letters::{DeadLetterLimits, DeadLetters},
     delivery::{Delivery, Policy, Publisher, StoreError, WithoutAck, WithoutClaim},
     event::Token,
-    life::{Answers, Keeper, Releases, Sweep},
+    life::{Answers, Keeper, ReleaseReport, Releases, Sweep},
     listener::ConnectionLimits,
     metrics::{Exposition, Metrics, ReleasedBy},
     publisher::{
@@ -198,7 +198,7 @@ impl Standing {
             limits,
             max_connections: settings.connections.max_connections,
             phase: self.phase.clone(),
-            specifications: Specifications::new::<Story>(&routes, &verifiers, self.port),
+            specifications: Specifications::new::<Story, ReleaseReport>(&routes, &verifiers, self.port),
             pending_ids: self.pending_ids(&settings, &routes, &store, releases.clone()),
             configuration: self.configuration.clone(),
         };

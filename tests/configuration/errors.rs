@@ -152,7 +152,7 @@ fn bad_routes() {
         ("pending_key = \"\"", "pending_key \"\" is 0 bytes long"),
         ("pending_key = \"a b\"", "pending_key \"a b\" has a blank at byte 1"),
         ("pending_key = \"{a}\"", "pending_key \"{a}\" has '{' at byte 0"),
-        ("pending_key = \"hookgate:x\"", "pending_key \"hookgate:x\" begins with 'hookgate:'"),
+        ("pending_key = \"hookgate:x\"", "pending_key \"hookgate:x\" begins like the keys that hookgate has once"),
         ("label = \"\"", "label \"\" is empty"),
         ("label = \"a\\nb\"", "label \"a\\nb\" has '\\n' at byte 1"),
         ("while_pending = \"coalesce\"", "while_pending = \"coalesce\" with redis.durability = \"none\""),

@@ -6,7 +6,6 @@ use warp::http::StatusCode;
 use super::{Specifications, info, is_plain, schema_of};
 use crate::{
     admin::{Readiness, pending_ids::Problem, status::Status},
-    life::ReleaseReport,
     metrics::Exposition,
     reply::{REFUSALS, Received, Refused},
     route::Route,
@@ -101,7 +100,7 @@ impl Specifications {
             "Readiness": schema_of::<Readiness<'_>>(),
             "Status": schema_of::<Status>(),
             "Story": self.story,
-            "Released": schema_of::<ReleaseReport>(),
+            "Released": self.released,
             "Problem": schema_of::<Problem<'_>>(),
         })
     }
