@@ -228,6 +228,8 @@ impl Keeper {
     async fn watch(&self, connection: MultiplexedConnection, epoch: u64) -> Option<Contact> {
         loop {
             tokio::select! {
+                // Nobody uses it any more.
+                () = self.current.closed() => return None,
                 () = self.trouble.news.notified() => {
                     if self.trouble.epoch.load(Ordering::SeqCst) >= epoch {
                         return None;
