@@ -20,8 +20,8 @@ use tokio::{
 use tracing::{debug, info, warn};
 
 use super::{
-    Answer, ConsumerAnswer, Consumers, JournalEntry, Journaled, Keeper, Known, Leftover, Listing, Progress, Reclaim,
-    ReclaimWhy, ScanResult,
+    Answer, AtSequence, ConsumerAnswer, Consumers, JournalEntry, Journaled, Keeper, Known, Leftover, Listing, Progress,
+    Reclaim, ReclaimWhy, ScanResult,
 };
 use crate::{
     dead_letters::{DeadLetter, DeadLetterLimits, GivenUp, GivenUpLetters},
@@ -98,6 +98,8 @@ struct Findings {
     complete: Vec<ConsumerAnswer>,
     /// Published again as often as allowed.
     exhausted: Vec<(String, JournalEntry)>,
+    /// How far the consumers were.
+    progress: Option<Progress>,
 }
 
 /// What has to be done about a pending id.
@@ -211,7 +213,7 @@ impl Sweep {
         }
         let old: Vec<_> = found.old.iter().map(Known::redelivery).collect();
         self.reclaim(route, old, RepairedWhy::Old).await?;
-        self.unanswered(route, memory, found.unanswered).await
+        self.unanswered(route, memory, found.unanswered, found.progress.as_ref()).await
     }
 
     /// Says which ids were published as often as allowed: each claim once, as a dead letter.
@@ -335,6 +337,7 @@ impl Sweep {
         if on_ack && progress.is_some() && counts.pending > counts.in_flight + found.pending {
             self.without_entries(route, &mut found, memory).await?;
         }
+        found.progress = progress;
         Ok(Some(found))
     }
 
@@ -366,6 +369,7 @@ impl Sweep {
         route: &Arc<Route>,
         memory: &mut Memory,
         unanswered: Vec<Known>,
+        progress: Option<&Progress>,
     ) -> Result<(), StoreError> {
         let now = Instant::now();
         let mut due = Vec::new();
@@ -374,7 +378,7 @@ impl Sweep {
             let before = memory.suspects.remove(&known.id).filter(|(entry, _)| *entry == known.journal);
             let since = before.map_or(now, |(_, since)| since);
             if now - since >= SEEN_FOR {
-                due.push(known.redelivery());
+                due.push(known.clone());
             }
             if suspects.len() < MAX_SUSPECTS {
                 suspects.insert(known.id, (known.journal, since));
@@ -384,12 +388,40 @@ impl Sweep {
         if due.is_empty() {
             return Ok(());
         }
+        let due = self.not_in_the_stream(route, due, progress).await;
+        if due.is_empty() {
+            return Ok(());
+        }
         if self.all_is_carried_out().await {
             self.reclaim(route, due, RepairedWhy::Unanswered).await?;
         } else {
             debug!(%route, ids = due.len(), "what consumers answered is not all carried out; the next look decides");
         }
         Ok(())
+    }
+
+    /// Leaves those out whose event is there: that the stream was made after their claim is what two clocks say.
+    async fn not_in_the_stream(&self, route: &Route, due: Vec<Known>, progress: Option<&Progress>) -> Vec<Reclaim> {
+        let mut lost = Vec::new();
+        for part in due.chunks(TOGETHER) {
+            let there = join_all(part.iter().map(|known| self.is_in_the_stream(route, known, progress))).await;
+            let gone = part.iter().zip(there).filter(|(_, there)| !there);
+            lost.extend(gone.map(|(known, _)| known.redelivery()));
+        }
+        lost
+    }
+
+    /// Whether an event is in the stream, if only a clock says that it is not.
+    async fn is_in_the_stream(&self, route: &Route, known: &Known, progress: Option<&Progress>) -> bool {
+        let entry = known.journal.as_deref().and_then(JournalEntry::parse);
+        let (Some(entry), Some(progress), Some(consumers)) = (entry, progress, &self.consumers) else { return false };
+        let Some(sequence) = rests_on_clocks(&entry, &route.life().consumers, progress) else { return false };
+        match consumers.at(&progress.stream, sequence).await {
+            Ok(AtSequence::Event { token, .. }) => token == entry.token,
+            Ok(AtSequence::Foreign | AtSequence::Gone) => false,
+            // The next look decides.
+            Err(_) => true,
+        }
     }
 
     /// Waits until everything that was told by now has been carried out.
@@ -526,6 +558,14 @@ fn is_lost(entry: &JournalEntry, consumers: &[String], progress: &Progress) -> b
         progress.floors.iter().any(|(name, floor)| name == consumer && (gone || *floor >= sequence))
     };
     missing().any(has_nothing)
+}
+
+/// The sequence of an event that is taken for gone only because its claim seems to be older than its stream.
+fn rests_on_clocks(entry: &JournalEntry, consumers: &[String], progress: &Progress) -> Option<u64> {
+    let sequence = entry.sequence.filter(|sequence| (progress.first..=progress.last).contains(sequence))?;
+    let missing = |name: &String| consumers.contains(name) && entry.answer_of(name).is_none();
+    let passed = progress.floors.iter().any(|(name, floor)| missing(name) && *floor >= sequence);
+    (!passed && progress.is_gone(entry, sequence)).then_some(sequence)
 }
 
 /// Whether a configured consumer still has the event before it.
