@@ -11,6 +11,7 @@ mod layers;
 mod nats_servers;
 mod reading;
 mod redaction;
+mod redis_servers;
 mod route_section;
 pub mod sections;
 mod span;
@@ -81,10 +82,8 @@ pub enum ClaimsIn {
 /// A Redis, and how to log in.
 #[derive(Debug, Clone)]
 pub struct RedisAddress {
-    /// Name or address.
-    pub host: String,
-    /// Port.
-    pub port: u16,
+    /// Its servers.
+    pub servers: RedisServers,
     /// Its number.
     pub database: i64,
     /// ACL user.
@@ -93,6 +92,33 @@ pub struct RedisAddress {
     pub password: Option<Secret>,
     /// With TLS, and these files.
     pub tls: Option<TlsFiles>,
+}
+
+/// Name or address, and port.
+pub type HostPort = (String, u16);
+
+/// How the servers of a Redis are found.
+#[derive(Debug, Clone)]
+pub enum RedisServers {
+    /// There is one.
+    One(HostPort),
+    /// Sentinels know which one is the primary.
+    Sentinel(RedisSentinels),
+    /// Some nodes of a Redis Cluster, which know all others.
+    Cluster(Vec<HostPort>),
+}
+
+/// The sentinels of a primary, and how to log in to them.
+#[derive(Debug, Clone)]
+pub struct RedisSentinels {
+    /// Where they listen.
+    pub addresses: Vec<HostPort>,
+    /// What they call the primary.
+    pub service: String,
+    /// ACL user.
+    pub username: Option<String>,
+    /// Password.
+    pub password: Option<Secret>,
 }
 
 /// The servers of a NATS system, and how to log in.
@@ -135,6 +161,8 @@ pub struct Settings {
     pub redis_timeout: Duration,
     /// What a claim has to survive where an answer rests on it alone.
     pub durability: Durability,
+    /// Redis replicas that have to have such a claim.
+    pub wait_replicas: usize,
     /// Most ids of a route in flight at once.
     pub outbox_limit: usize,
     /// What delivery does when a store fails.
@@ -241,6 +269,7 @@ impl Settings {
             let problem = "changes nothing unless nats.on_unavailable is \"accept\" or a route has while_pending = \"coalesce\", the modes in which an answer rests on Redis";
             check.refuse(check.value("redis.durability", in_toml(&redis.durability), problem.to_owned()));
         }
+        check.wait_replicas(redis);
         let (verifiers, secret_files) = check.verifiers(routes, secrets);
         let claims_in = check.claims_in(redis);
         let servers = check.servers(nats);
@@ -284,6 +313,7 @@ impl Settings {
             claims_in,
             redis_timeout: redis.timeout.0,
             durability: redis.durability,
+            wait_replicas: redis.wait_replicas,
             outbox_limit: outbox.max_entries,
             policy: Policy {
                 without_claim: redis.on_unavailable,

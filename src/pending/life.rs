@@ -6,10 +6,11 @@ use std::{
 };
 
 use futures_util::{FutureExt, future::BoxFuture};
-use redis::{Cmd, Value, aio::MultiplexedConnection};
+use redis::{Cmd, Value};
 
 use super::{
     address::Claiming,
+    connection::Connection,
     redis::Redis,
     script::{ANSWER, LEASE, RECLAIM, RELEASE, Script, now_millis},
 };
@@ -42,7 +43,7 @@ impl Redis {
     ) -> Result<Vec<u8>, StoreError> {
         let claiming = self.claiming(route)?;
         let letters: Vec<u8> = self
-            .ask(Operation::Life, async |link| {
+            .ask(route.pending_key(), Operation::Life, async |link| {
                 script
                     .call(link, |call| {
                         keys(call, route);
@@ -219,7 +220,7 @@ impl LifeStore for Redis {
             Listing::Marks => ("HSCAN", route.marks_key()),
         };
         async move {
-            self.look(Operation::Life, async |link| {
+            self.look(route.pending_key(), Operation::Life, async |link| {
                 let (next, found): (u64, Vec<Vec<u8>>) =
                     redis::cmd(scan).arg(key).arg(cursor).arg("COUNT").arg(count).query_async(link).await?;
                 let step = if listing == Listing::Pending { 1 } else { 2 };
@@ -240,7 +241,7 @@ impl LifeStore for Redis {
         count: usize,
     ) -> BoxFuture<'a, Result<JournalPage, StoreError>> {
         async move {
-            self.look(Operation::Life, async |link| {
+            self.look(route.pending_key(), Operation::Life, async |link| {
                 let mut scan = redis::cmd("HSCAN");
                 scan.arg(route.journal_key()).arg(cursor).arg("COUNT").arg(count);
                 let (next, found): (u64, Vec<Field>) = scan.query_async(link).await?;
@@ -269,7 +270,7 @@ impl LifeStore for Redis {
     }
 
     fn known<'a>(&'a self, route: &'a Route, ids: &'a [String]) -> BoxFuture<'a, Result<Vec<Known>, StoreError>> {
-        async move { self.look(Operation::Life, async |link| read_known(link, route, ids).await).await }.boxed()
+        async move { self.look(route.pending_key(), Operation::Life, async |link| read_known(link, route, ids).await).await }.boxed()
     }
 
     fn life_lease<'a>(
@@ -281,7 +282,7 @@ impl LifeStore for Redis {
     ) -> BoxFuture<'a, Result<bool, StoreError>> {
         async move {
             let millis = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX).max(1);
-            self.ask(Operation::Life, async |link| {
+            self.ask(route.pending_key(), Operation::Life, async |link| {
                 LEASE
                     .call(link, |call| {
                         call.arg(1).arg(format!("{{{}}}:{work}", route.pending_key())).arg(holder).arg(millis);
@@ -301,7 +302,7 @@ impl LifeStore for Redis {
                 calls.cmd("HLEN").arg(key);
             }
             let (pending, in_flight, journaled, marked) =
-                self.look(Operation::Life, async |link| calls.query_async(link).await).await?;
+                self.look(route.pending_key(), Operation::Life, async |link| calls.query_async(link).await).await?;
             Ok(LifeCounts { pending, in_flight, journaled, marked })
         }
         .boxed()
@@ -310,7 +311,9 @@ impl LifeStore for Redis {
     fn scan_result<'a>(&'a self, route: &'a Route) -> BoxFuture<'a, Result<Option<ScanResult>, StoreError>> {
         async move {
             let text: Option<String> = self
-                .look(Operation::Life, async |link| redis::cmd("GET").arg(scan_key(route)).query_async(link).await)
+                .look(route.pending_key(), Operation::Life, async |link| {
+                    redis::cmd("GET").arg(scan_key(route)).query_async(link).await
+                })
                 .await?;
             Ok(text.as_deref().and_then(read_scan_result))
         }
@@ -324,7 +327,7 @@ impl LifeStore for Redis {
     ) -> BoxFuture<'a, Result<(), StoreError>> {
         async move {
             let text = write_scan_result(result);
-            self.ask(Operation::Life, async |link| {
+            self.ask(route.pending_key(), Operation::Life, async |link| {
                 redis::cmd("SET").arg(scan_key(route)).arg(text).query_async(link).await
             })
             .await
@@ -363,11 +366,7 @@ fn read_scan_result(text: &str) -> Option<ScanResult> {
 }
 
 /// Everything that is known of these ids, in one round trip.
-async fn read_known(
-    link: &mut MultiplexedConnection,
-    route: &Route,
-    ids: &[String],
-) -> Result<Vec<Known>, redis::RedisError> {
+async fn read_known(link: &mut Connection, route: &Route, ids: &[String]) -> Result<Vec<Known>, redis::RedisError> {
     if ids.is_empty() {
         return Ok(Vec::new());
     }

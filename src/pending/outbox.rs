@@ -4,12 +4,13 @@
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use futures_util::{FutureExt, future::BoxFuture};
-use redis::{RedisError, aio::MultiplexedConnection};
+use redis::RedisError;
 use serde::{Deserialize, Serialize};
 use tracing::warn;
 
 use super::{
     address::{self, Claiming},
+    connection::Connection,
     redis::Redis,
     script::{self, LEASE, SETTLE},
 };
@@ -21,7 +22,7 @@ use crate::{
 };
 
 /// HASH pending key → [`RouteRecord`].
-const ROUTES: &str = "hookgate:routes";
+pub(super) const ROUTES: &str = "hookgate:routes";
 
 /// What has to be known of a route to publish what is left in its outbox.
 #[derive(Debug, Serialize, Deserialize)]
@@ -35,7 +36,7 @@ struct RouteRecord {
 
 /// The addresses that are recorded of the pending keys of these routes: those of 0.1.0, if it ever claimed under them.
 pub(super) async fn recorded(
-    connection: &mut MultiplexedConnection,
+    connection: &mut Connection,
     routes: &[Arc<Claiming>],
 ) -> Result<Vec<Option<String>>, RedisError> {
     let mut call = redis::cmd("HMGET");
@@ -52,7 +53,7 @@ pub(super) async fn recorded(
 }
 
 /// Writes a record: where 0.1.0, and who finds no other address, takes the entries of a route that was removed.
-pub(super) async fn record(connection: &mut MultiplexedConnection, route: &Route) -> Result<(), RedisError> {
+pub(super) async fn record(connection: &mut Connection, route: &Route) -> Result<(), RedisError> {
     let record = RouteRecord {
         flow: route.flow().to_owned(),
         entity: route.entity().to_owned(),
@@ -65,7 +66,7 @@ pub(super) async fn record(connection: &mut MultiplexedConnection, route: &Route
 }
 
 /// Whether they can be read, as the relay does to find what routes left behind that were removed.
-pub(super) async fn may_read_records(connection: &mut MultiplexedConnection) -> Result<(), RedisError> {
+pub(super) async fn may_read_records(connection: &mut Connection) -> Result<(), RedisError> {
     // Bytes: whether the values are text does not matter here.
     let _records: HashMap<Vec<u8>, Vec<u8>> = redis::cmd("HGETALL").arg(ROUTES).query_async(connection).await?;
     Ok(())
@@ -98,8 +99,9 @@ impl Outbox for Redis {
         async move {
             let mut call = redis::cmd("HSCAN");
             call.arg(route.outbox_key()).arg(cursor).arg("COUNT").arg(PAGE);
-            let (next, flat): (u64, Vec<Vec<u8>>) =
-                self.ask(Operation::Relay, async |connection| call.query_async(connection).await).await?;
+            let (next, flat): (u64, Vec<Vec<u8>>) = self
+                .ask(route.pending_key(), Operation::Relay, async |connection| call.query_async(connection).await)
+                .await?;
             let entries = flat.chunks_exact(2).map(|pair| entry(&pair[0], &pair[1])).collect();
             Ok(Page { entries, next })
         }
@@ -110,7 +112,7 @@ impl Outbox for Redis {
         async move {
             let mut call = redis::cmd("HLEN");
             call.arg(route.outbox_key());
-            self.ask(Operation::Relay, async |connection| call.query_async(connection).await).await
+            self.ask(route.pending_key(), Operation::Relay, async |connection| call.query_async(connection).await).await
         }
         .boxed()
     }
@@ -122,7 +124,7 @@ impl Outbox for Redis {
         duration: Duration,
     ) -> BoxFuture<'a, Result<bool, StoreError>> {
         async move {
-            self.ask(Operation::Relay, async |connection| {
+            self.ask(route.pending_key(), Operation::Relay, async |connection| {
                 LEASE
                     .call(connection, |call| {
                         let millis = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
@@ -141,7 +143,7 @@ impl Outbox for Redis {
         settlements: &'a [Settlement],
     ) -> BoxFuture<'a, Result<usize, StoreError>> {
         async move {
-            self.ask(Operation::Relay, async |connection| {
+            self.ask(route.pending_key(), Operation::Relay, async |connection| {
                 SETTLE.call(connection, |call| script::settle(call, route, settlements)).await
             })
             .await
@@ -150,7 +152,8 @@ impl Outbox for Redis {
     }
 
     fn addresses<'a>(&'a self, route: &'a Route) -> BoxFuture<'a, Result<Addresses, StoreError>> {
-        self.ask(Operation::Relay, async |connection| address::read(connection, route).await).boxed()
+        self.ask(route.pending_key(), Operation::Relay, async |connection| address::read(connection, route).await)
+            .boxed()
     }
 
     fn recorded_routes(&self) -> BoxFuture<'_, Result<Vec<Route>, StoreError>> {
@@ -158,7 +161,7 @@ impl Outbox for Redis {
             let mut call = redis::cmd("HGETALL");
             call.arg(ROUTES);
             let records: HashMap<Vec<u8>, Vec<u8>> =
-                self.ask(Operation::Relay, async |connection| call.query_async(connection).await).await?;
+                self.ask(ROUTES, Operation::Relay, async |connection| call.query_async(connection).await).await?;
             // What is no text is no route either, and is named as what can be shown of it.
             let text = String::from_utf8_lossy;
             Ok(records.iter().filter_map(|(key, record)| read_record(&text(key), &text(record))).collect())

@@ -26,9 +26,13 @@ use super::{
     CALL,
     access::Access,
     address::{self, Claiming},
-    check::check,
-    diagnosis::{takes_no_writes, wants_another_connection, words},
-    link::{Current, Link},
+    check::{Records, check, check_in_cluster, check_records},
+    connection::Connection,
+    dead_letters::LETTERS,
+    diagnosis::{is_elsewhere, takes_no_writes, wants_another_connection, words},
+    link::{ConnectionCheck, Current, Link},
+    links::{Links, find},
+    outbox::ROUTES,
     script::{self, CLAIM},
     settler::Settler,
 };
@@ -56,14 +60,16 @@ pub struct Options {
     pub outbox_limit: usize,
     /// What a claim or a mark has to survive where an answer rests on it alone.
     pub durability: Durability,
+    /// Redis replicas that have to have it, under [`Durability::Replica`].
+    pub wait_replicas: usize,
     /// Whether an answer may rest on a claim; else on marks only.
     pub rests_on_claims: bool,
 }
 
 /// The pending SETs and outboxes of all routes, in Redis.
 pub struct Redis {
-    link: Arc<Link>,
-    timeout: Duration,
+    pub(super) links: Links,
+    pub(super) timeout: Duration,
     times: RedisTimes,
     queues: HashMap<String, Queues>,
     tasks: TaskTracker,
@@ -83,26 +89,48 @@ struct ClaimJob {
     answer: oneshot::Sender<Result<Claimed, StoreError>>,
 }
 
+/// What a connection for the claims of a route has to be able to do.
+type ClaimCheck = Box<dyn Fn(&Arc<Claiming>) -> ConnectionCheck + Send + Sync>;
+
+/// Starts to connect: for everything, or in a cluster for each route, for the records of all routes, and for dead letters.
+fn connect(links: &mut Links, claiming: &[Arc<Claiming>], options: Options) -> ClaimCheck {
+    if !links.is_cluster() {
+        let check = check(claiming.to_vec(), options);
+        links.connect_all(Arc::clone(&check));
+        return Box::new(move |_of_all| Arc::clone(&check));
+    }
+    let records = Arc::<Records>::default();
+    records.are_at(&links.connect(ROUTES, check_records(claiming, &records)));
+    for claiming in claiming {
+        links.connect(claiming.route.pending_key(), check_in_cluster(claiming, options, &records));
+    }
+    for letters in LETTERS {
+        links.connect(letters, find(letters));
+    }
+    links.watch();
+    Box::new(move |claiming| check_in_cluster(claiming, options, &records))
+}
+
 impl Redis {
     /// Starts to connect, and the tasks of each route.
     #[must_use]
     pub fn open(access: &Access, options: Options, routes: &RouteTable, times: RedisTimes) -> Self {
         let (tasks, settlers) = (TaskTracker::new(), TaskTracker::new());
         let claiming: Vec<_> = routes.routes().iter().map(|route| Arc::new(Claiming::new(route))).collect();
-        let check = check(claiming.clone(), options);
-        let connect = || {
-            let (link, keep) = Link::new(access.clone(), options.timeout, Arc::clone(&check));
-            tasks.spawn(keep);
-            Arc::new(link)
-        };
-        let link = connect();
+        let mut links = Links::new(access.clone(), options.timeout, tasks.clone());
+        let check = connect(&mut links, &claiming, options);
         let closing = CancellationToken::new();
         let start = |claiming: &Arc<Claiming>| {
             let route = &claiming.route;
             let (claims, mut claim_jobs) = mpsc::channel(CLAIM_QUEUE);
             let (settlements, mut settle_jobs) = mpsc::channel(SETTLE_QUEUE);
+            let link = links.of(route.pending_key());
             // WAIT speaks of what its own connection wrote, and blocks it: such claims have one for themselves.
-            let own = if options.durability == Durability::None { Arc::clone(&link) } else { connect() };
+            let own = if options.durability == Durability::None {
+                Arc::clone(&link)
+            } else {
+                links.connect_apart(check(claiming))
+            };
             let claimer = Claimer {
                 link: own,
                 claiming: Arc::clone(claiming),
@@ -112,38 +140,35 @@ impl Redis {
             };
             let claims_of = format!("the claims of route {route}");
             tasks.spawn(async move { supervise!(&claims_of, claimer.run(&mut claim_jobs)) });
-            let settler = Settler {
-                link: Arc::clone(&link),
-                route: Arc::clone(route),
-                timeout: options.timeout,
-                times: times.clone(),
-            };
+            let settler = Settler { link, route: Arc::clone(route), timeout: options.timeout, times: times.clone() };
             let closing = closing.clone();
             let settling_of = format!("the settling of route {route}");
             settlers.spawn(async move { supervise!(&settling_of, settler.run(&mut settle_jobs, &closing)) });
             (route.pending_key().to_owned(), Queues { claiming: Arc::clone(claiming), claims, settlements })
         };
         let queues = claiming.iter().map(start).collect();
-        Self { link, timeout: options.timeout, times, queues, tasks, settlers, closing }
+        Self { links, timeout: options.timeout, times, queues, tasks, settlers, closing }
     }
 
-    /// One exchange with Redis, off the path of a claim.
+    /// One exchange with Redis, off the path of a claim. All keys in it belong to this one.
     pub(super) async fn ask<T>(
         &self,
+        key: &str,
         operation: Operation,
-        exchange: impl AsyncFnOnce(&mut MultiplexedConnection) -> Result<T, RedisError>,
+        exchange: impl AsyncFnOnce(&mut Connection) -> Result<T, RedisError>,
     ) -> Result<T, StoreError> {
-        let (current, answer) = self.exchange(operation, exchange).await?;
+        let link = self.links.of(key);
+        let (current, answer) = self.exchange(&link, operation, exchange).await?;
         match answer {
             Ok(Ok(answer)) => Ok(answer),
             Ok(Err(error)) => {
                 if wants_another_connection(&error) {
-                    self.link.report_trouble(&current);
+                    link.report_trouble(&current);
                 }
-                Err(refused(&self.link, &error))
+                Err(refused(&link, &error))
             }
             Err(_elapsed) => {
-                self.link.report_trouble(&current);
+                link.report_trouble(&current);
                 Err(self.no_answer())
             }
         }
@@ -152,10 +177,11 @@ impl Redis {
     /// The same for who only looks: whatever comes of it, the connection stays.
     pub(super) async fn look<T>(
         &self,
+        key: &str,
         operation: Operation,
-        exchange: impl AsyncFnOnce(&mut MultiplexedConnection) -> Result<T, RedisError>,
+        exchange: impl AsyncFnOnce(&mut Connection) -> Result<T, RedisError>,
     ) -> Result<T, StoreError> {
-        let (_current, answer) = self.exchange(operation, exchange).await?;
+        let (_current, answer) = self.exchange(&self.links.of(key), operation, exchange).await?;
         match answer {
             Ok(Ok(answer)) => Ok(answer),
             Ok(Err(error)) if error.is_io_error() => Err(StoreError::Unknown(error.to_string())),
@@ -167,10 +193,17 @@ impl Redis {
     /// An exchange on the present connection, timed and within the time-out; what it means is the caller's.
     async fn exchange<T>(
         &self,
+        link: &Link,
         operation: Operation,
-        exchange: impl AsyncFnOnce(&mut MultiplexedConnection) -> Result<T, RedisError>,
+        exchange: impl AsyncFnOnce(&mut Connection) -> Result<T, RedisError>,
     ) -> Result<(Current, Result<Result<T, RedisError>, Elapsed>), StoreError> {
-        let mut current = self.link.current().ok_or_else(|| StoreError::Down(self.link.problem()))?;
+        // In a cluster some connections are made when they are needed.
+        let current = if self.links.is_cluster() {
+            tokio::time::timeout(self.timeout, link.current_or_next()).await.unwrap_or(None)
+        } else {
+            link.current()
+        };
+        let mut current = current.ok_or_else(|| StoreError::Down(link.problem()))?;
         let answer = tokio::time::timeout(self.timeout, exchange(&mut current.connection));
         let answer = self.times.time(operation, answer).await;
         Ok((current, answer))
@@ -212,7 +245,7 @@ impl PendingStore for Redis {
     }
 
     fn contact(&self) -> watch::Receiver<Contact> {
-        self.link.contact()
+        self.links.contact()
     }
 
     fn close(&self, limit: Duration) -> BoxFuture<'_, ()> {
@@ -288,7 +321,7 @@ impl Claimer {
     /// One script call. If the connection breaks, once more over the next one, with other tokens: the first call may
     /// be carried out at any time, also after its ids were claimed, published and released under another claim.
     async fn claim(&self, proposals: &[&Proposal]) -> Result<Claimed, StoreError> {
-        let Options { timeout, outbox_limit, durability, rests_on_claims } = self.options;
+        let Options { timeout, outbox_limit, durability, rests_on_claims, .. } = self.options;
         let touch = durability != Durability::None;
         let until = Instant::now() + timeout;
         let next = timeout_at(until, self.link.current_or_next()).await.unwrap_or(None);
@@ -310,9 +343,13 @@ impl Claimer {
             let error = match answer {
                 Ok(Ok(answers)) => {
                     let states = script::read_states(&answers, proposals, numbered)?;
+                    // Before another command is carried out elsewhere.
+                    let mut wrote = (durability != Durability::None).then(|| current.connection.used().clone());
                     let elsewhere = self.elsewhere(&mut current, until, &states, number).await?;
-                    let durable = if rests_on_claims || states.contains(&State::Marked) {
-                        self.durable(&mut current).await
+                    let durable = if let Some(wrote) = &mut wrote
+                        && (rests_on_claims || states.contains(&State::Marked))
+                    {
+                        self.durable(&current, wrote).await
                     } else {
                         true
                     };
@@ -327,16 +364,17 @@ impl Claimer {
             if wants_another_connection(&error) {
                 self.link.report_trouble(&current);
             }
-            if !error.is_io_error() {
-                return Err(refused(&self.link, &error));
-            }
-            if again || error.is_timeout() {
-                return Err(StoreError::Unknown(error.to_string()));
+            let failure = || match error.is_io_error() {
+                true => StoreError::Unknown(error.to_string()),
+                false => refused(&self.link, &error),
+            };
+            if again || error.is_timeout() || !(error.is_io_error() || is_elsewhere(&error)) {
+                return Err(failure());
             }
             again = true;
             current = match timeout_at(until, self.link.connected_after(&current)).await {
                 Ok(Some(next)) => next,
-                Ok(None) | Err(_) => return Err(StoreError::Unknown(error.to_string())),
+                Ok(None) | Err(_) => return Err(failure()),
             };
         }
     }
@@ -364,19 +402,23 @@ impl Claimer {
     }
 
     /// Whether what this connection wrote has reached where `redis.durability` wants it.
-    async fn durable(&self, current: &mut Current) -> bool {
+    async fn durable(&self, current: &Current, wrote: &mut MultiplexedConnection) -> bool {
         // The rest of the time belongs to the answer of the script; this gets half as much again.
         let limit = self.options.timeout / 2;
         let millis = u64::try_from(limit.as_millis()).unwrap_or(u64::MAX).max(1);
+        let wanted = self.options.wait_replicas;
         let call = match self.options.durability {
             Durability::None => return true,
-            Durability::Replica => redis::cmd("WAIT").arg(1).arg(millis).clone(),
+            Durability::Replica => redis::cmd("WAIT").arg(wanted).arg(millis).clone(),
             Durability::Aof => redis::cmd("WAITAOF").arg(1).arg(0).arg(millis).clone(),
         };
-        let answer = tokio::time::timeout(self.options.timeout, call.query_async::<Value>(&mut current.connection));
+        let answer = tokio::time::timeout(self.options.timeout, call.query_async::<Value>(wrote));
         let answer = self.times.time(Operation::Wait, answer).await;
         let problem = match answer {
-            Ok(Ok(Value::Int(copies))) if copies > 0 => None,
+            Ok(Ok(Value::Int(copies))) if usize::try_from(copies).is_ok_and(|copies| copies >= wanted) => None,
+            Ok(Ok(Value::Int(copies))) => {
+                Some(format!("{copies} of {wanted} Redis replicas confirmed within {limit:?}"))
+            }
             Ok(Ok(Value::Array(copies))) if matches!(copies.first(), Some(Value::Int(1))) => None,
             Ok(Ok(_)) => Some(format!("not confirmed within {limit:?}")),
             Ok(Err(error)) => Some(error.to_string()),
