@@ -262,7 +262,7 @@ impl Check {
     pub(super) fn wait_replicas(&mut self, redis: &RedisSection) {
         const KEY: &str = "redis.wait_replicas";
         self.note(self.range(KEY, redis.wait_replicas, 1, MOST_REPLICAS));
-        let waits = redis.durability == Durability::Replica || redis.wait_replicas == 1;
+        let waits = redis.durability == Durability::Replica || redis.wait_replicas <= 1;
         if !waits && self.are_read(&[KEY, "redis.durability"]) {
             let durability = in_toml(&redis.durability);
             let problem = format!(

@@ -31,6 +31,10 @@ struct Mode {
     users: Option<String>,
     /// A second port, for TLS.
     tls: Option<Port>,
+    /// A second port, for the other nodes of its cluster.
+    bus: Option<Port>,
+    /// The one that tests look into.
+    database: u32,
 }
 
 impl Mode {
@@ -42,6 +46,8 @@ impl Mode {
             arguments: Vec::new(),
             users: None,
             tls: None,
+            bus: None,
+            database: 1,
         }
     }
 }
@@ -78,6 +84,32 @@ impl RedisServer {
     /// One that knows the users of an ACL file beside the one that everybody is.
     pub(crate) async fn with_users(acl: &Path) -> Self {
         Self::start_as(Mode { arguments: vec!["--aclfile".into(), acl.into()], ..Mode::usual() }).await
+    }
+
+    /// A Redis replica of another one, which follows it from the start.
+    pub(crate) async fn replica_of(primary: u16) -> Self {
+        let follow = format!("127.0.0.1 {primary}");
+        Self::start_as(Mode { arguments: vec!["--replicaof".into(), follow.into()], ..Mode::usual() }).await
+    }
+
+    /// A node of a cluster that knows no other yet. One that hears nothing of a node for so long takes it for dead.
+    pub(crate) async fn cluster_node(patience: Duration) -> Self {
+        let bus = Port::reserve();
+        let mut arguments: Vec<OsString> = vec!["--cluster-enabled".into(), "yes".into()];
+        arguments.extend(["--cluster-port".into(), bus.number.to_string().into()]);
+        arguments.extend(["--cluster-node-timeout".into(), patience.as_millis().to_string().into()]);
+        // A slow machine must not keep a replica from being promoted.
+        arguments.extend(["--cluster-replica-validity-factor".into(), "0".into()]);
+        Self::start_as(Mode { arguments, bus: Some(bus), database: 0, ..Mode::usual() }).await
+    }
+
+    pub(crate) const fn port(&self) -> u16 {
+        self.port.number
+    }
+
+    /// Where the other nodes of its cluster reach it.
+    pub(crate) fn bus_port(&self) -> u16 {
+        self.mode.bus.as_ref().expect("it is a node of a cluster").number
     }
 
     /// The same with the text of such a file, kept beside its data.
@@ -141,13 +173,14 @@ impl RedisServer {
         format!("rediss://127.0.0.1:{}", self.mode.tls.as_ref().expect("it was started with TLS").number)
     }
 
-    /// A client for database 1.
+    /// A client for database 1, in a cluster 0.
     pub(crate) fn client(&self) -> Client {
         let login = self.mode.password.map_or_else(String::new, |password| format!(":{password}@"));
-        Client::open(format!("redis://{login}127.0.0.1:{}/1", self.port.number)).expect("the address is well-formed")
+        let (port, database) = (self.port.number, self.mode.database);
+        Client::open(format!("redis://{login}127.0.0.1:{port}/{database}")).expect("the address is well-formed")
     }
 
-    /// A connection to database 1.
+    /// A connection to that database.
     pub(crate) async fn connection(&self) -> MultiplexedConnection {
         // By itself the client waits for a second at most; a busy machine and its disk may take longer.
         let patience = Some(Duration::from_secs(10));
@@ -159,6 +192,11 @@ impl RedisServer {
     /// The ids of a pending SET.
     pub(crate) async fn pending(&self, key: &str) -> BTreeSet<String> {
         self.connection().await.smembers(key).await.expect("the key is a SET").into_iter().collect()
+    }
+
+    /// The same, if this server has the key now.
+    pub(crate) async fn pending_here(&self, key: &str) -> Option<BTreeSet<String>> {
+        Some(self.connection().await.smembers(key).await.ok()?.into_iter().collect())
     }
 
     /// The tokens of an outbox, by id.

@@ -1,0 +1,116 @@
+//! Redis found by sentinels: one primary, two Redis replicas, three sentinels.
+
+use crate::support::{Event, OUTBOX, PENDING, RedisServer, Sentinels, World, batch, eventually, run};
+
+struct Scene {
+    world: World,
+    sentinels: Sentinels,
+}
+
+impl Scene {
+    async fn start() -> Self {
+        let world = World::start().await;
+        let sentinels = Sentinels::around(&world.redis).await;
+        Self { world, sentinels }
+    }
+
+    fn url(&self) -> String {
+        format!("redis.url = \"{}\"\n", self.sentinels.url())
+    }
+
+    fn settings(&self) -> String {
+        self.settings_of(&self.sentinels.url())
+    }
+
+    fn settings_of(&self, url: &str) -> String {
+        format!("redis.url = \"{url}\"\nnats.url = \"{}\"\n", self.world.nats.url())
+    }
+}
+
+#[tokio::test]
+async fn a_failover_is_followed() {
+    let mut scene = Scene::start().await;
+    let gate = scene.world.gate(&scene.url()).await;
+    assert_eq!(gate.post(batch(["a", "b"])).await.counts(), (2, 2));
+    scene.world.redis.settled(OUTBOX).await;
+    let before = scene.world.redis.port();
+
+    scene.sentinels.fail_over().await;
+    let now = scene.sentinels.failed_over_from(before).await;
+    scene.sentinels.swap(&mut scene.world.redis, now);
+    // The old primary takes claims until it is told.
+    eventually("ids are claimed on the new primary", async || {
+        let _either = gate.post(batch(["c"])).await;
+        scene.world.redis.pending(PENDING).await.contains("c").then_some(())
+    })
+    .await;
+    assert_eq!(gate.deliver(batch(["a"])).await.counts(), (0, 1), "a is pending there, too");
+
+    scene.world.redis.kill();
+    let last = scene.sentinels.failed_over_from(now).await;
+    scene.sentinels.swap(&mut scene.world.redis, last);
+    eventually("ids are claimed on the last one", async || {
+        let _either = gate.post(batch(["d"])).await;
+        scene.world.redis.pending(PENDING).await.contains("d").then_some(())
+    })
+    .await;
+    let events: Vec<String> = scene.world.nats.events().await.iter().map(Event::entity_id).collect();
+    for (id, most) in [("a", 1), ("b", 1), ("c", 2)] {
+        let count = events.iter().filter(|event| *event == id).count();
+        assert!((1..=most).contains(&count), "{id} in {events:?}");
+    }
+}
+
+#[tokio::test]
+async fn the_commands_find_the_primary_and_doctor_looks_at_each_server() {
+    let scene = Scene::start().await;
+    let gate = scene.world.gate(&scene.url()).await;
+    assert_eq!(gate.post(batch(["a"])).await.counts(), (1, 1));
+    assert_eq!(gate.post("[{\"id\":\"b\"},{\"x\":1}]").await.counts(), (1, 1));
+    scene.world.redis.settled(OUTBOX).await;
+    let settings = scene.settings();
+    crate::redis_cluster::commands_work(&settings).await;
+
+    let printed = run(&settings, &["doctor"]).printed;
+    let servers = scene.sentinels.replicas.iter().chain([&scene.world.redis]).map(RedisServer::port);
+    for port in servers {
+        assert!(printed.contains(&format!("redis persistence (127.0.0.1:{port})")), "{printed}");
+    }
+    assert!(printed.contains("redis sentinels: the primary of \"main\" is"), "{printed}");
+    assert!(printed.contains("WARN  redis min-replicas-to-write"), "a cut network can leave two primaries\n{printed}");
+}
+
+#[tokio::test]
+async fn a_service_that_no_sentinel_knows_is_refused() {
+    let scene = Scene::start().await;
+    let url = scene.sentinels.url().replace("/main", "/other");
+    let ran = run(&scene.settings_of(&url), &["outbox", "list"]);
+    let problem = ran.bad();
+    assert!(problem.contains("no sentinel of redis.url knows a primary named \"other\""), "{problem}");
+    let instead = format!("redis+sentinel://127.0.0.1:{}/main", scene.world.redis.port());
+    let problem = run(&scene.settings_of(&instead), &["outbox", "list"]).bad();
+    assert!(problem.contains("is a Redis and no sentinel"), "{problem}");
+}
+
+#[tokio::test]
+async fn sentinels_may_want_a_password() {
+    let world = World::start().await;
+    let more = "requirepass geheim\nsentinel sentinel-pass geheim\n";
+    let sentinels = Sentinels::guarded(&world.redis, more, ":geheim@").await;
+    let settings = format!("redis.url = \"{}\"\nnats.url = \"{}\"\n", sentinels.url(), world.nats.url());
+    let problem = run(&settings, &["outbox", "list"]).bad();
+    assert!(problem.contains("requires a password: set redis.sentinel_password_file"), "{problem}");
+    let folder = tempfile::tempdir().expect("a temporary folder can be made");
+    let file = folder.path().join("password");
+    for (password, good) in [("falsch", false), ("geheim", true)] {
+        std::fs::write(&file, password).expect("the folder is ours");
+        let with = format!("{settings}redis.sentinel_password_file = \"{}\"\n", file.display());
+        let ran = run(&with, &["outbox", "list"]);
+        if good {
+            ran.good();
+        } else {
+            let problem = ran.bad();
+            assert!(problem.contains("does not take this login"), "{problem}");
+        }
+    }
+}
