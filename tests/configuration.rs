@@ -263,7 +263,8 @@ fn the_command_line_explains_itself() {
 /// The leaves of the example but for routes: dotted key and value; those in comments too.
 fn leaves() -> Vec<(String, toml::Value)> {
     let optional = |line: &&str| {
-        let keys = ["# user", "# sentinel_user", "# otlp", "# url = ", "# monitoring_url", "# acks_stream", "# replicas"];
+        let keys =
+            ["# user", "# sentinel_user", "# otlp", "# url = ", "# monitoring_url", "# acks_stream", "# replicas"];
         line.starts_with("# ") && line.contains("_file = ") || keys.iter().any(|key| line.starts_with(key))
     };
     let uncommented: String = EXAMPLE.lines().map(|line| if optional(&line) { &line[2..] } else { line }).fold(

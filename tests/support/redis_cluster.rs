@@ -47,6 +47,8 @@ impl RedisCluster {
                 let links: String = say(node, &["INFO", "replication"]).await;
                 let follows = links.contains("role:master") && links.contains("connected_slaves:1")
                     || links.contains("master_link_status:up");
+                let known: String = say(node, &["CLUSTER", "NODES"]).await;
+                let follows = follows && known.lines().filter(|line| line.contains("slave")).count() == 3;
                 if !info.contains("cluster_state:ok") || !info.contains("cluster_known_nodes:6") || !follows {
                     return None;
                 }
@@ -81,6 +83,26 @@ impl RedisCluster {
         .await
     }
 
+    pub(crate) async fn is_primary(&self, place: usize) -> bool {
+        let role = try_say::<String>(&self.nodes[place], &["INFO", "replication"]);
+        let role = tokio::time::timeout(Duration::from_secs(1), role).await.ok().flatten();
+        role.is_some_and(|role| role.contains("role:master"))
+    }
+
+    /// Whether a Redis replica of this node has all that it has.
+    pub(crate) async fn follows(&self, place: usize) -> bool {
+        let links = try_say::<String>(&self.nodes[place], &["INFO", "replication"]).await;
+        links.is_some_and(|links| links.contains("state=online"))
+    }
+
+    /// Asks a replica to take over in an orderly way, until it begins.
+    pub(crate) async fn promote(&self, place: usize) {
+        eventually("the replica takes over", async || {
+            try_say::<()>(&self.nodes[place], &["CLUSTER", "FAILOVER"]).await
+        })
+        .await;
+    }
+
     /// The slot of a key.
     pub(crate) async fn slot(&self, key: &str) -> u16 {
         say(&self.nodes[0], &["CLUSTER", "KEYSLOT", key]).await
@@ -96,7 +118,15 @@ impl RedisCluster {
 
     /// Moves a few keys of a slot; how many there were.
     pub(crate) async fn move_keys(&self, slot: u16, from: usize, to: usize) -> usize {
-        let keys: Vec<String> = say(&self.nodes[from], &["CLUSTER", "GETKEYSINSLOT", &slot.to_string(), "10"]).await;
+        self.migrate(slot, from, to, "10").await
+    }
+
+    pub(crate) async fn move_one_key(&self, slot: u16, from: usize, to: usize) {
+        self.migrate(slot, from, to, "1").await;
+    }
+
+    async fn migrate(&self, slot: u16, from: usize, to: usize, most: &str) -> usize {
+        let keys: Vec<String> = say(&self.nodes[from], &["CLUSTER", "GETKEYSINSLOT", &slot.to_string(), most]).await;
         if keys.is_empty() {
             return 0;
         }

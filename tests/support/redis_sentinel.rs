@@ -91,6 +91,11 @@ impl Sentinels {
         format!("redis+sentinel://{}/{SERVICE}", sentinels.join(","))
     }
 
+    /// Where they listen.
+    pub(crate) fn ports(&self) -> Vec<u16> {
+        self.sentinels.iter().map(|sentinel| sentinel.port.number).collect()
+    }
+
     /// Where the primary is, as a majority of them says.
     pub(crate) async fn primary(&self) -> Option<u16> {
         let mut said = Vec::new();
