@@ -46,12 +46,18 @@ impl Redis {
         shards.sort();
         shards.dedup();
         for shard in shards {
-            for (place, node) in shard.iter().enumerate() {
-                findings.extend(inspect(access, node, place > 0, self.timeout, demands).await);
+            let Some((primary, listed)) = shard.split_first() else { continue };
+            let (found, connected) = inspect(access, primary, false, self.timeout, demands).await;
+            findings.extend(found);
+            // Nodes leave a replica out that has received nothing yet.
+            let unlisted = connected.into_iter().filter(|replica| !listed.contains(replica));
+            let replicas: Vec<Node> = listed.iter().cloned().chain(unlisted).collect();
+            for replica in &replicas {
+                findings.extend(inspect(access, replica, true, self.timeout, demands).await.0);
             }
-            if let [alone] = shard.as_slice() {
+            if replicas.is_empty() {
                 let text = "has no replica: if it fails, nothing can be claimed under its slots until it is back";
-                findings.push(Finding::warning(format!("redis cluster ({alone})"), text));
+                findings.push(Finding::warning(format!("redis cluster ({primary})"), text));
             }
         }
         findings
@@ -82,7 +88,7 @@ async fn by_sentinels(access: &Access, sentinels: &Sentinels, timeout: Duration,
     } else {
         Finding::ok("redis sentinels", text)
     }];
-    findings.extend(inspect(access, &primary, false, timeout, demands).await);
+    findings.extend(inspect(access, &primary, false, timeout, demands).await.0);
     let Some(replicas) = sentinels.replicas(timeout).await else {
         let text = "the sentinels do not say which replicas there are; allow +sentinel|replicas to see them";
         findings.push(Finding::warning("redis replicas", text));
@@ -97,18 +103,40 @@ async fn by_sentinels(access: &Access, sentinels: &Sentinels, timeout: Duration,
             let counts = demands.durability == Durability::Replica;
             findings.push(if counts { Finding::warning(what, text) } else { Finding::ok(what, text) });
         }
-        findings.extend(inspect(access, &node, true, timeout, demands).await);
+        findings.extend(inspect(access, &node, true, timeout, demands).await.0);
     }
     findings
 }
 
-/// What one server says of itself.
-async fn inspect(access: &Access, node: &Node, replica: bool, timeout: Duration, demands: Demands) -> Vec<Finding> {
+/// The Redis replicas that are connected to a primary, as its INFO has them.
+fn connected(info: &str, primary: &Node) -> Vec<Node> {
+    let field = |line: &str, name: &str| {
+        let fields = line.split_once(':')?.1.trim_end().split(',');
+        fields
+            .filter_map(|field| field.split_once('='))
+            .find(|(key, _)| *key == name)
+            .map(|(_, value)| value.to_owned())
+    };
+    let of_a_replica = |line: &&str| line.strip_prefix("slave").is_some_and(|rest| rest.starts_with(char::is_numeric));
+    let node = |line: &str| Node::told(&format!("{}:{}", field(line, "ip")?, field(line, "port")?), &primary.host);
+    info.lines().filter(of_a_replica).filter_map(node).collect()
+}
+
+/// What one server says of itself, and the replicas that are connected to it.
+async fn inspect(
+    access: &Access,
+    node: &Node,
+    replica: bool,
+    timeout: Duration,
+    demands: Demands,
+) -> (Vec<Finding>, Vec<Node>) {
+    let mut replicas = Vec::new();
     let asked = Asked::new(access).at(node);
     let answer = tokio::time::timeout(timeout * 2, look(access, node, timeout)).await;
     let findings = match answer {
         Ok(Ok((info, appendfsync, fences))) => {
             let appendfsync = appendfsync.as_deref();
+            replicas = connected(&info, node);
             if replica {
                 judge_replica(&info, appendfsync, demands)
             } else {
@@ -127,7 +155,7 @@ async fn inspect(access: &Access, node: &Node, replica: bool, timeout: Duration,
         Err(_elapsed) => vec![Finding::warning("redis", asked.silent(timeout * 2).problem().unwrap_or_default())],
     };
     let named = |finding: Finding| Finding { what: format!("{} ({node})", finding.what), ..finding };
-    findings.into_iter().map(named).collect()
+    (findings.into_iter().map(named).collect(), replicas)
 }
 
 /// Why a server can't be looked at.

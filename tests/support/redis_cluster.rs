@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use redis::FromRedisValue;
 
-use super::{eventually, redis::RedisServer};
+use super::{eventually, redis::RedisServer, within};
 
 /// How long a node may be silent before the others take it for dead.
 const NODE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -95,12 +95,19 @@ impl RedisCluster {
         links.is_some_and(|links| links.contains("state=online"))
     }
 
-    /// Asks a replica to take over in an orderly way, until it begins.
+    /// Has a replica take over in an orderly way. Redis gives that up when the others don't vote in time.
     pub(crate) async fn promote(&self, place: usize) {
-        eventually("the replica takes over", async || {
-            try_say::<()>(&self.nodes[place], &["CLUSTER", "FAILOVER"]).await
-        })
-        .await;
+        for _ in 0..5 {
+            eventually("the replica begins to take over", async || {
+                try_say::<()>(&self.nodes[place], &["CLUSTER", "FAILOVER"]).await
+            })
+            .await;
+            let promoted = async || self.is_primary(place).await.then_some(());
+            if within(Duration::from_secs(6), promoted).await.is_some() {
+                return;
+            }
+        }
+        panic!("the replica did not take over");
     }
 
     /// The slot of a key.
