@@ -72,6 +72,7 @@ const BUFFERED_TIMES: usize = 4;
 
 /// Where claims are kept.
 #[derive(Debug, Clone)]
+#[expect(clippy::large_enum_variant, reason = "there is one of it")]
 pub enum ClaimsIn {
     /// In the memory of this process (`memory:`).
     Memory,

@@ -364,9 +364,8 @@ impl Claimer {
             if wants_another_connection(&error) {
                 self.link.report_trouble(&current);
             }
-            let failure = || match error.is_io_error() {
-                true => StoreError::Unknown(error.to_string()),
-                false => refused(&self.link, &error),
+            let failure = || {
+                if error.is_io_error() { StoreError::Unknown(error.to_string()) } else { refused(&self.link, &error) }
             };
             if again || error.is_timeout() || !(error.is_io_error() || is_elsewhere(&error)) {
                 return Err(failure());
