@@ -1,6 +1,8 @@
 //! Redis Cluster: three primaries, three Redis replicas, and routes on several of them.
 
-use crate::support::{Event, Gate, NatsServer, PATH, PENDING, RedisCluster, batch, eventually, run};
+use crate::support::{
+    Authority, Event, Gate, Holds, NatsServer, PATH, PENDING, RedisCluster, RedisServer, batch, eventually, run,
+};
 
 /// Pending keys in slots of all three primaries.
 const ROUTES: &str = "[[routes]]\nflow = \"vmh\"\nentity = \"beteiligte\"\naction = \"create\"\n\
@@ -100,4 +102,62 @@ async fn a_slot_that_moves_is_followed() {
     assert_eq!(gate.deliver(batch(["a", "c"])).await.counts(), (1, 2), "a is pending there, too");
     let ids = cluster.nodes[to].pending(PENDING).await;
     assert!(ids.contains("a") && ids.contains("c"), "{ids:?}");
+}
+
+#[tokio::test]
+async fn a_cluster_may_speak_tls() {
+    let ours = Authority::new();
+    let shows = ours.sign("server", "127.0.0.1", Holds::Now);
+    let ca = ours.ca();
+    let (redis, nats) = tokio::join!(RedisServer::cluster_with_tls(&ca, &shows), NatsServer::start());
+    let url = redis.tls_url().replace("rediss:", "rediss+cluster:");
+    let settings =
+        format!("redis.url = \"{url}\"\nnats.url = \"{}\"\nredis.ca_file = \"{}\"\n", nats.url(), ca.display());
+    let gate = Gate::start(&settings, "").await;
+    gate.wait_ready().await;
+    assert_eq!(gate.post(batch(["a"])).await.counts(), (1, 1));
+    assert!(redis.pending(PENDING).await.contains("a"));
+}
+
+/// The lines of k8s/privileges, and what docs/permissions.md adds for a cluster.
+#[tokio::test]
+async fn the_rights_that_a_cluster_needs() {
+    let (cluster, nats) = tokio::join!(RedisCluster::start(), NatsServer::start());
+    let lines = include_str!("../k8s/privileges/redis.acl");
+    let grant = async |user: &str, more: &str| {
+        let line = lines.lines().find(|line| line.starts_with(&format!("user {user} "))).expect("it has the user");
+        let line = format!("{} {more}", line.replace("resetpass", ">right"));
+        for node in &cluster.nodes {
+            let mut connection = node.connection().await;
+            let words: Vec<&str> = line.split_whitespace().skip(1).collect();
+            let set = redis::cmd("ACL").arg("SETUSER").arg(&words).exec_async(&mut connection).await;
+            set.expect("the tests may");
+        }
+    };
+    let settings = |user: &str| {
+        let url = cluster.url().replace("://", &format!("://{user}:right@"));
+        format!("redis.url = \"{url}\"\nnats.url = \"{}\"\n", nats.url())
+    };
+    grant("hookgate", "").await;
+    let gate = Gate::start(&settings("hookgate"), "").await;
+    let problem = gate.wait_store("redis", "refused").await;
+    assert!(problem.contains("cluster|slots"), "{problem}");
+    drop(gate);
+    grant("hookgate", "+cluster|slots").await;
+    let gate = Gate::start(&settings("hookgate"), "").await;
+    gate.wait_ready().await;
+    assert_eq!(gate.post(batch(["a"])).await.counts(), (1, 1));
+
+    // A key that has moved before its slot is only found by ASKING.
+    grant("hookgate-operator", "+cluster|slots").await;
+    let (slot, from) = (cluster.slot(PENDING).await, cluster.owner(PENDING).await);
+    cluster.begin_to_move(slot, from, (from + 1) % 3).await;
+    while cluster.move_keys(slot, from, (from + 1) % 3).await > 0 {}
+    let count = || run(&settings("hookgate-operator"), &["outbox", "count"]);
+    let ran = count();
+    assert!(ran.code == Some(1) && ran.remarks.contains("asking"), "{}{}", ran.printed, ran.remarks);
+    grant("hookgate-operator", "+cluster|slots +asking").await;
+    let ran = count();
+    assert!(ran.remarks.contains("takes no writes now"), "{}", ran.remarks);
+    ran.good();
 }

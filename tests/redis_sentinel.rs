@@ -1,6 +1,8 @@
 //! Redis found by sentinels: one primary, two Redis replicas, three sentinels.
 
-use crate::support::{Event, OUTBOX, PENDING, RedisServer, Sentinels, World, batch, eventually, run};
+use crate::support::{
+    Authority, Event, Gate, Holds, NatsServer, OUTBOX, PENDING, RedisServer, Sentinels, World, batch, eventually, run,
+};
 
 struct Scene {
     world: World,
@@ -93,24 +95,59 @@ async fn a_service_that_no_sentinel_knows_is_refused() {
 }
 
 #[tokio::test]
-async fn sentinels_may_want_a_password() {
+async fn sentinels_may_want_a_login() {
     let world = World::start().await;
-    let more = "requirepass geheim\nsentinel sentinel-pass geheim\n";
+    let more = "requirepass geheim\nsentinel sentinel-pass geheim\n\
+        user hookgate on >right resetchannels -@all +sentinel|get-master-addr-by-name +sentinel|master\n\
+        user weak on >right resetchannels -@all +sentinel|get-master-addr-by-name\n";
     let sentinels = Sentinels::guarded(&world.redis, more, ":geheim@").await;
     let settings = format!("redis.url = \"{}\"\nnats.url = \"{}\"\n", sentinels.url(), world.nats.url());
     let problem = run(&settings, &["outbox", "list"]).bad();
     assert!(problem.contains("requires a password: set redis.sentinel_password_file"), "{problem}");
     let folder = tempfile::tempdir().expect("a temporary folder can be made");
     let file = folder.path().join("password");
-    for (password, good) in [("falsch", false), ("geheim", true)] {
+    let denied = Some("denies a permission (NOPERM");
+    for (user, password, complaint) in [
+        (None, "falsch", Some("does not take this login")),
+        (None, "geheim", None),
+        (Some("hookgate"), "right", None),
+        (Some("hookgate"), "wrong", Some("does not take this login")),
+        (Some("weak"), "right", denied),
+    ] {
         std::fs::write(&file, password).expect("the folder is ours");
-        let with = format!("{settings}redis.sentinel_password_file = \"{}\"\n", file.display());
+        let user = user.map_or_else(String::new, |user| format!("redis.sentinel_username = \"{user}\"\n"));
+        let with = format!("{settings}{user}redis.sentinel_password_file = \"{}\"\n", file.display());
         let ran = run(&with, &["outbox", "list"]);
-        if good {
-            ran.good();
-        } else {
-            let problem = ran.bad();
-            assert!(problem.contains("does not take this login"), "{problem}");
+        match complaint {
+            None => drop(ran.good()),
+            Some(complaint) => {
+                let problem = ran.bad();
+                assert!(problem.contains(complaint), "{user}: {problem}");
+            }
         }
     }
+}
+
+#[tokio::test]
+async fn sentinels_and_servers_may_speak_tls() {
+    let (ours, others) = (Authority::new(), Authority::new());
+    let shows = ours.sign("server", "127.0.0.1", Holds::Now);
+    let ca = ours.ca();
+    let (redis, nats) = tokio::join!(RedisServer::with_tls(&ca, &shows, false), NatsServer::start());
+    let port = redis.tls_url().rsplit(':').next().and_then(|port| port.parse().ok()).expect("it ends with a port");
+    let sentinels = Sentinels::over_tls(port, &ca, &shows);
+    let url = sentinels.url().replace("redis+", "rediss+");
+    let settings = |authority: &Authority| {
+        format!(
+            "redis.url = \"{url}\"\nnats.url = \"{}\"\nredis.ca_file = \"{}\"\n",
+            nats.url(),
+            authority.ca().display()
+        )
+    };
+    let gate = Gate::start(&settings(&ours), "").await;
+    gate.wait_ready().await;
+    assert_eq!(gate.post(batch(["a"])).await.counts(), (1, 1));
+    assert!(redis.pending(PENDING).await.contains("a"));
+    let problem = run(&settings(&others), &["outbox", "list"]).bad();
+    assert!(problem.contains("sentinel 127.0.0.1") && problem.contains("check redis.ca_file"), "{problem}");
 }

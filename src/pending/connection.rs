@@ -77,9 +77,10 @@ async fn asking(target: &mut MultiplexedConnection, command: &Cmd) -> Result<Val
     let mut both = redis::pipe();
     both.cmd("ASKING").add_command(command.clone());
     let mut answers = target.send_packed_commands(&both, 0, 2).await?;
-    let answer = answers.pop().unwrap_or(Value::Nil).extract_error()?;
+    let answer = answers.pop().unwrap_or(Value::Nil);
+    // First of all: where that is denied, the answer to the command says that the slot is elsewhere.
     answers.pop().unwrap_or(Value::Nil).extract_error()?;
-    Ok(answer)
+    answer.extract_error()
 }
 
 impl Moving {

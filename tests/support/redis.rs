@@ -127,6 +127,27 @@ impl RedisServer {
         Self::start_as(Mode { program: speaks_tls(), arguments, tls: Some(tls), ..Mode::usual() }).await
     }
 
+    /// The same as a cluster of one node.
+    pub(crate) async fn cluster_with_tls(ca: &Path, shows: &Identity) -> Self {
+        let (tls, bus) = (Port::reserve(), Port::reserve());
+        let mut arguments: Vec<OsString> = vec!["--tls-port".into(), tls.number.to_string().into()];
+        arguments.extend(["--tls-ca-cert-file".into(), ca.into(), "--tls-cert-file".into(), shows.cert.clone().into()]);
+        arguments.extend(["--tls-key-file".into(), shows.key.clone().into(), "--tls-auth-clients".into(), "no".into()]);
+        arguments.extend(["--cluster-enabled".into(), "yes".into(), "--tls-cluster".into(), "yes".into()]);
+        arguments.extend(["--cluster-port".into(), bus.number.to_string().into()]);
+        let mode = Mode { arguments, tls: Some(tls), bus: Some(bus), database: 0, ..Mode::usual() };
+        let server = Self::start_as(Mode { program: speaks_tls(), ..mode }).await;
+        let mut connection = server.connection().await;
+        let all = redis::cmd("CLUSTER").arg(&["ADDSLOTSRANGE", "0", "16383"]).exec_async(&mut connection).await;
+        all.expect("it is alone");
+        eventually("the cluster works", async || {
+            let info = redis::cmd("CLUSTER").arg("INFO").query_async::<String>(&mut server.connection().await).await;
+            info.is_ok_and(|info| info.contains("cluster_state:ok")).then_some(())
+        })
+        .await;
+        server
+    }
+
     async fn start_as(mut mode: Mode) -> Self {
         let mut data = tempfile::tempdir().expect("a temporary folder can be made");
         for _ in 0..ATTEMPTS {

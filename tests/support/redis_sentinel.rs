@@ -1,11 +1,12 @@
 //! Two Redis replicas and three sentinels around a primary.
 
-use std::{process::Stdio, time::Duration};
+use std::{path::Path, process::Stdio, time::Duration};
 
 use redis::{Client, RedisError};
 use tempfile::TempDir;
 
 use super::{
+    certificates::Identity,
     eventually,
     process::{Port, Process, binary},
     redis::RedisServer,
@@ -28,17 +29,24 @@ struct Sentinel {
 
 impl Sentinel {
     fn start(primary: u16, more: &str) -> Self {
+        Self::start_at("port", primary, more)
+    }
+
+    /// `kind` is what the file calls the port.
+    fn start_at(kind: &str, primary: u16, more: &str) -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder can be made");
         let port = Port::reserve();
         let text = format!(
-            "port {}\nbind 127.0.0.1\ndir {}\nsentinel monitor {SERVICE} 127.0.0.1 {primary} 2\n\
+            "{kind} {}\nbind 127.0.0.1\ndir {}\nsentinel monitor {SERVICE} 127.0.0.1 {primary} 2\n\
             sentinel down-after-milliseconds {SERVICE} 1000\nsentinel failover-timeout {SERVICE} 6000\n{more}",
             port.number,
             folder.path().display()
         );
         let file = folder.path().join("sentinel.conf");
         std::fs::write(&file, text).expect("the folder is ours");
-        let process = Process::start(&binary("HOOKGATE_REDIS_SERVER", "redis-server"), |command| {
+        let usual = binary("HOOKGATE_REDIS_SERVER", "redis-server");
+        let program = if kind == "port" { usual } else { binary("HOOKGATE_REDIS_TLS_SERVER", usual) };
+        let process = Process::start(&program, |command| {
             command.arg(&file).arg("--sentinel");
             command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         });
@@ -82,6 +90,15 @@ impl Sentinels {
         })
         .await;
         started
+    }
+
+    /// One alone that speaks nothing but TLS, also to its primary, who has no replica.
+    pub(crate) fn over_tls(primary: u16, ca: &Path, shows: &Identity) -> Self {
+        let (ca, cert, key) = (ca.display(), shows.cert.display(), shows.key.display());
+        let more = format!(
+            "port 0\ntls-ca-cert-file {ca}\ntls-cert-file {cert}\ntls-key-file {key}\ntls-auth-clients no\ntls-replication yes\n"
+        );
+        Self { replicas: Vec::new(), sentinels: vec![Sentinel::start_at("tls-port", primary, &more)] }
     }
 
     /// Where they are, and the service.
