@@ -105,6 +105,9 @@ impl Asked {
                 "{address}: {said}; hookgate needs Redis 6.2 or newer, with every command under its own name"
             ));
         }
+        if said.contains("cluster support disabled") {
+            return refused(format!("{address} is no node of a Redis Cluster ({said}); write redis:// in redis.url"));
+        }
         match error.code() {
             Some("READONLY") => {
                 Contact::Unreachable(format!("{address} is a replica, which takes no writes; {} ({said})", self.finder))
@@ -308,6 +311,18 @@ mod tests {
                 answer("READONLY You can't write against a read only replica."),
                 "unreachable",
                 "redis.test:6399 is a replica, which takes no writes; point redis.url at the primary (READONLY You can't write against a read only replica.)",
+            ),
+            (
+                plain,
+                answer("ERR This instance has cluster support disabled"),
+                "refused",
+                "redis.test:6399 is no node of a Redis Cluster (ERR This instance has cluster support disabled); write redis:// in redis.url",
+            ),
+            (
+                plain,
+                answer("CLUSTERDOWN The cluster is down"),
+                "unreachable",
+                "redis.test:6399: CLUSTERDOWN The cluster is down; the cluster has no primary for some slots, or this node is cut off from most others",
             ),
             (
                 plain,

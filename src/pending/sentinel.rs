@@ -18,6 +18,9 @@ use super::{
 };
 use crate::{readiness::Contact, tls};
 
+/// How long the others may take once a majority has answered.
+const LATECOMERS: Duration = Duration::from_millis(50);
+
 /// The sentinels of a primary.
 #[derive(Debug)]
 pub(super) struct Sentinels {
@@ -78,7 +81,13 @@ impl Sentinels {
         let majority = self.nodes.len() / 2 + 1;
         let (mut said, mut unknown, mut problem) = (Vec::<Said>::new(), false, None::<Contact>);
         let mut answers = Vec::new();
-        while let Some((sentinel, answer)) = asking.next().await {
+        loop {
+            let next = if said.len() >= majority {
+                tokio::time::timeout(LATECOMERS, asking.next()).await.unwrap_or(None)
+            } else {
+                asking.next().await
+            };
+            let Some((sentinel, answer)) = next else { break };
             match answer {
                 Ok((connection, answer)) => {
                     answers.push((sentinel, Some(connection)));
@@ -92,17 +101,11 @@ impl Sentinels {
                     }
                 }
             }
-            if said.len() >= majority {
-                break;
-            }
         }
         drop(asking);
-        for (sentinel, connection) in answers {
-            match connection {
-                Some(connection) => state.connections.insert(sentinel.clone(), connection),
-                None => state.connections.remove(sentinel),
-            };
-        }
+        // One that is silent gets a new connection: questions would pile up on the old one.
+        state.connections =
+            answers.into_iter().filter_map(|(sentinel, open)| Some((sentinel.clone(), open?))).collect();
         // Two that name one server in two ways don't take turns.
         if let Some((_, node)) = said.into_iter().max() {
             state.answer = Some((Instant::now(), node.clone()));
