@@ -35,6 +35,8 @@ mod faults {
     pub(crate) mod overload;
     pub(crate) mod process;
     pub(crate) mod redis;
+    pub(crate) mod redis_cluster;
+    pub(crate) mod redis_sentinel;
     pub(crate) mod redis_takes_no_writes;
     pub(crate) mod reload;
     pub(crate) mod rig;
@@ -105,6 +107,8 @@ fn scenarios() -> Vec<Scenario> {
         faults::process::scenarios(),
         faults::nats::scenarios(),
         faults::redis::scenarios(),
+        faults::redis_sentinel::scenarios(),
+        faults::redis_cluster::scenarios(),
         faults::both_stores::scenarios(),
         faults::accept_without_nats::scenarios(),
         faults::clock::scenarios(),

@@ -29,6 +29,7 @@ pub(crate) const OPTIONS: Options = Options {
     timeout: Duration::from_millis(500),
     outbox_limit: OUTBOX_LIMIT,
     durability: Durability::None,
+    wait_replicas: 1,
     rests_on_claims: false,
 };
 

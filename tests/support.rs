@@ -12,6 +12,8 @@ mod nats;
 pub(crate) mod privileged;
 mod process;
 mod redis;
+mod redis_cluster;
+mod redis_sentinel;
 mod waiting;
 
 use std::{ffi::OsStr, fmt::Write};
@@ -28,6 +30,8 @@ pub(crate) use self::{
     nats::{Event, NatsServer},
     process::{Port, Process, binary},
     redis::RedisServer,
+    redis_cluster::RedisCluster,
+    redis_sentinel::Sentinels,
     waiting::{eventually, in_time, within},
 };
 

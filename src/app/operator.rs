@@ -11,7 +11,12 @@ use crate::{
     finding::Finding,
     life::{Keeper, LifeStore},
     metrics::Metrics,
-    pending::{access::Access, inspect::Stakes, quarantine::RedisQuarantine, redis::Redis},
+    pending::{
+        access::Access,
+        inspect::{Demands, Stakes},
+        quarantine::RedisQuarantine,
+        redis::Redis,
+    },
     publisher::{
         self,
         consumers::{Consumers, ConsumersError},
@@ -154,7 +159,8 @@ impl OperatorStore {
             WithoutAck::Reject => Stakes::Duplicates,
             WithoutAck::Accept => Stakes::Events,
         };
-        self.redis.inspect(stakes, settings.durability).await
+        let (durability, wait_replicas) = (settings.durability, settings.wait_replicas);
+        self.redis.inspect(Demands { stakes, durability, wait_replicas }).await
     }
 }
 

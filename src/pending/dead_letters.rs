@@ -33,7 +33,7 @@ impl DeadLetterStore for Redis {
         async move {
             // Should it take long, the connection is still good for claims.
             let _dropped: usize = self
-                .look(Operation::DeadLetters, async |connection| {
+                .look(&bad.letters, Operation::DeadLetters, async |connection| {
                     KEEP_LETTERS
                         .call(connection, |call| {
                             call.arg(3)
@@ -84,8 +84,9 @@ impl DeadLetterStore for Redis {
                 if drawer.is_of_given_up() {
                     together.cmd("DEL").arg(&self.names.given_up_events).ignore();
                 }
-                let (count,): (usize,) =
-                    self.ask(Operation::Operator, async |connection| together.query_async(connection).await).await?;
+                let (count,): (usize,) = self
+                    .ask(letters, Operation::Operator, async |connection| together.query_async(connection).await)
+                    .await?;
                 dropped += count;
             }
             Ok(dropped)
@@ -112,7 +113,9 @@ impl GivenUpLetters for Redis {
         };
         async move {
             let digits: Vec<u8> = self
-                .ask(Operation::DeadLetters, async |connection| KEEP_GIVEN_UP.call(connection, arguments).await)
+                .ask(&drawer.letters, Operation::DeadLetters, async |connection| {
+                    KEEP_GIVEN_UP.call(connection, arguments).await
+                })
                 .await?;
             Ok(digits.into_iter().map(|digit| digit == b'1').collect())
         }
@@ -154,8 +157,9 @@ impl Redis {
             },
         );
         call.arg(&drawer.letters).arg(end).arg("-").arg("COUNT").arg(count);
-        let found: Vec<Fields> =
-            self.ask(Operation::Operator, async |connection| call.query_async(connection).await).await?;
+        let found: Vec<Fields> = self
+            .ask(&drawer.letters, Operation::Operator, async |connection| call.query_async(connection).await)
+            .await?;
         self.with_notes(drawer, found).await
     }
 
@@ -167,8 +171,9 @@ impl Redis {
         let (drawer, name) = self.names.drawer_of(entry);
         let mut call = redis::cmd("XREVRANGE");
         call.arg(&drawer.letters).arg(name).arg(name).arg("COUNT").arg(1);
-        let found: Vec<Fields> =
-            self.ask(Operation::Operator, async |connection| call.query_async(connection).await).await?;
+        let found: Vec<Fields> = self
+            .ask(&drawer.letters, Operation::Operator, async |connection| call.query_async(connection).await)
+            .await?;
         Ok(self.with_notes(drawer, found).await?.pop())
     }
 
@@ -178,8 +183,9 @@ impl Redis {
         }
         let mut call = redis::cmd("HMGET");
         call.arg(&drawer.notes).arg(found.iter().map(|(entry, _)| entry.as_str()).collect::<Vec<_>>());
-        let notes: Vec<Option<String>> =
-            self.ask(Operation::Operator, async |connection| call.query_async(connection).await).await?;
+        let notes: Vec<Option<String>> = self
+            .ask(&drawer.letters, Operation::Operator, async |connection| call.query_async(connection).await)
+            .await?;
         let reviewed = found.into_iter().zip(notes).map(|(fields, note)| {
             let mut kept = read(fields);
             kept.entry.insert_str(0, drawer.prefix);
@@ -198,8 +204,9 @@ impl Redis {
         let arguments = |call: &mut Cmd| {
             call.arg(2).arg(&drawer.letters).arg(&drawer.notes).arg(name).arg(&note);
         };
-        let _noted: usize =
-            self.ask(Operation::Operator, async |connection| NOTE_LETTER.call(connection, arguments).await).await?;
+        let _noted: usize = self
+            .ask(&drawer.letters, Operation::Operator, async |connection| NOTE_LETTER.call(connection, arguments).await)
+            .await?;
         Ok(())
     }
 
@@ -220,7 +227,9 @@ impl Redis {
                 call.arg(3).arg(&drawer.letters).arg(&drawer.bytes).arg(&drawer.notes).arg(&names);
             };
             dropped += self
-                .ask(Operation::Operator, async |connection| DROP_LETTERS.call::<usize>(connection, arguments).await)
+                .ask(&drawer.letters, Operation::Operator, async |connection| {
+                    DROP_LETTERS.call::<usize>(connection, arguments).await
+                })
                 .await?;
         }
         Ok(dropped)

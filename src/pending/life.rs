@@ -6,10 +6,11 @@ use std::{
 };
 
 use futures_util::{FutureExt, future::BoxFuture};
-use redis::{Cmd, Value, aio::MultiplexedConnection};
+use redis::{Cmd, Value};
 
 use super::{
     address::Claiming,
+    connection::Connection,
     redis::Redis,
     script::{ANSWER, LEASE, RECLAIM, RELEASE, Script, now_millis},
 };
@@ -42,7 +43,7 @@ impl Redis {
         arguments: impl Fn(&mut Cmd),
     ) -> Result<Vec<u8>, StoreError> {
         let letters: Vec<u8> = self
-            .ask(Operation::Life, async |link| {
+            .ask(route.pending_key(), Operation::Life, async |link| {
                 script
                     .call(link, |call| {
                         keys(call, route);
@@ -66,7 +67,8 @@ impl Redis {
             return Ok((claiming, number));
         }
         let claiming = Arc::new(Claiming::new(&Arc::new(route.clone())));
-        let (number, _zero) = self.ask(Operation::Life, async |link| claiming.register(link, None).await).await?;
+        let (number, _zero) =
+            self.ask(route.pending_key(), Operation::Life, async |link| claiming.register(link, None).await).await?;
         Ok((claiming, number))
     }
 }
@@ -227,7 +229,7 @@ impl LifeStore for Redis {
             Listing::Marks => ("HSCAN", route.marks_key()),
         };
         async move {
-            self.look(Operation::Life, async |link| {
+            self.look(route.pending_key(), Operation::Life, async |link| {
                 let (next, found): (u64, Vec<Vec<u8>>) =
                     redis::cmd(scan).arg(key).arg(cursor).arg("COUNT").arg(count).query_async(link).await?;
                 let step = if listing == Listing::Pending { 1 } else { 2 };
@@ -248,7 +250,7 @@ impl LifeStore for Redis {
         count: usize,
     ) -> BoxFuture<'a, Result<JournalPage, StoreError>> {
         async move {
-            self.look(Operation::Life, async |link| {
+            self.look(route.pending_key(), Operation::Life, async |link| {
                 let mut scan = redis::cmd("HSCAN");
                 scan.arg(route.journal_key()).arg(cursor).arg("COUNT").arg(count);
                 let (next, found): (u64, Vec<Field>) = scan.query_async(link).await?;
@@ -276,7 +278,7 @@ impl LifeStore for Redis {
     }
 
     fn known<'a>(&'a self, route: &'a Route, ids: &'a [String]) -> BoxFuture<'a, Result<Vec<Known>, StoreError>> {
-        async move { self.look(Operation::Life, async |link| read_known(link, route, ids).await).await }.boxed()
+        async move { self.look(route.pending_key(), Operation::Life, async |link| read_known(link, route, ids).await).await }.boxed()
     }
 
     fn life_lease<'a>(
@@ -288,7 +290,7 @@ impl LifeStore for Redis {
     ) -> BoxFuture<'a, Result<bool, StoreError>> {
         async move {
             let millis = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX).max(1);
-            self.ask(Operation::Life, async |link| {
+            self.ask(route.pending_key(), Operation::Life, async |link| {
                 LEASE
                     .call(link, |call| {
                         call.arg(1).arg(format!("{{{}}}:{work}", route.pending_key())).arg(holder).arg(millis);
@@ -308,7 +310,7 @@ impl LifeStore for Redis {
                 calls.cmd("HLEN").arg(key);
             }
             let (pending, in_flight, journaled, marked) =
-                self.look(Operation::Life, async |link| calls.query_async(link).await).await?;
+                self.look(route.pending_key(), Operation::Life, async |link| calls.query_async(link).await).await?;
             Ok(LifeCounts { pending, in_flight, journaled, marked })
         }
         .boxed()
@@ -321,7 +323,9 @@ impl LifeStore for Redis {
     fn scan_result<'a>(&'a self, route: &'a Route) -> BoxFuture<'a, Result<Option<ScanResult>, StoreError>> {
         async move {
             let text: Option<String> = self
-                .look(Operation::Life, async |link| redis::cmd("GET").arg(scan_key(route)).query_async(link).await)
+                .look(route.pending_key(), Operation::Life, async |link| {
+                    redis::cmd("GET").arg(scan_key(route)).query_async(link).await
+                })
                 .await?;
             Ok(text.as_deref().and_then(read_scan_result))
         }
@@ -335,7 +339,7 @@ impl LifeStore for Redis {
     ) -> BoxFuture<'a, Result<(), StoreError>> {
         async move {
             let text = write_scan_result(result);
-            self.ask(Operation::Life, async |link| {
+            self.ask(route.pending_key(), Operation::Life, async |link| {
                 redis::cmd("SET").arg(scan_key(route)).arg(text).query_async(link).await
             })
             .await
@@ -374,11 +378,7 @@ fn read_scan_result(text: &str) -> Option<ScanResult> {
 }
 
 /// Everything that is known of these ids, in one round trip.
-async fn read_known(
-    link: &mut MultiplexedConnection,
-    route: &Route,
-    ids: &[String],
-) -> Result<Vec<Known>, redis::RedisError> {
+async fn read_known(link: &mut Connection, route: &Route, ids: &[String]) -> Result<Vec<Known>, redis::RedisError> {
     if ids.is_empty() {
         return Ok(Vec::new());
     }

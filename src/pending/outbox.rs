@@ -4,12 +4,13 @@
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use futures_util::{FutureExt, future::BoxFuture};
-use redis::{RedisError, aio::MultiplexedConnection};
+use redis::RedisError;
 use serde::{Deserialize, Serialize};
 use tracing::warn;
 
 use super::{
     address::{self, Claiming},
+    connection::Connection,
     names::Names,
     redis::Redis,
     script::{self, LEASE, SETTLE},
@@ -33,7 +34,7 @@ struct RouteRecord {
 
 /// The addresses that are recorded of the pending keys of these routes: those of 0.1.0, if it ever claimed under them.
 pub(super) async fn recorded(
-    connection: &mut MultiplexedConnection,
+    connection: &mut Connection,
     names: &Names,
     routes: &[Arc<Claiming>],
 ) -> Result<Vec<Option<String>>, RedisError> {
@@ -51,11 +52,7 @@ pub(super) async fn recorded(
 }
 
 /// Writes a record: where 0.1.0, and who finds no other address, takes the entries of a route that was removed.
-pub(super) async fn record(
-    connection: &mut MultiplexedConnection,
-    names: &Names,
-    route: &Route,
-) -> Result<(), RedisError> {
+pub(super) async fn record(connection: &mut Connection, names: &Names, route: &Route) -> Result<(), RedisError> {
     let record = RouteRecord {
         flow: route.flow().to_owned(),
         entity: route.entity().to_owned(),
@@ -68,7 +65,7 @@ pub(super) async fn record(
 }
 
 /// Whether they can be read, as the relay does to find what routes left behind that were removed.
-pub(super) async fn may_read_records(connection: &mut MultiplexedConnection, names: &Names) -> Result<(), RedisError> {
+pub(super) async fn may_read_records(connection: &mut Connection, names: &Names) -> Result<(), RedisError> {
     // Bytes: whether the values are text does not matter here.
     let _records: HashMap<Vec<u8>, Vec<u8>> = redis::cmd("HGETALL").arg(&names.routes).query_async(connection).await?;
     Ok(())
@@ -101,8 +98,9 @@ impl Outbox for Redis {
         async move {
             let mut call = redis::cmd("HSCAN");
             call.arg(route.outbox_key()).arg(cursor).arg("COUNT").arg(PAGE);
-            let (next, flat): (u64, Vec<Vec<u8>>) =
-                self.ask(Operation::Relay, async |connection| call.query_async(connection).await).await?;
+            let (next, flat): (u64, Vec<Vec<u8>>) = self
+                .ask(route.pending_key(), Operation::Relay, async |connection| call.query_async(connection).await)
+                .await?;
             let entries = flat.chunks_exact(2).map(|pair| entry(&pair[0], &pair[1])).collect();
             Ok(Page { entries, next })
         }
@@ -113,7 +111,7 @@ impl Outbox for Redis {
         async move {
             let mut call = redis::cmd("HLEN");
             call.arg(route.outbox_key());
-            self.ask(Operation::Relay, async |connection| call.query_async(connection).await).await
+            self.ask(route.pending_key(), Operation::Relay, async |connection| call.query_async(connection).await).await
         }
         .boxed()
     }
@@ -125,7 +123,7 @@ impl Outbox for Redis {
         duration: Duration,
     ) -> BoxFuture<'a, Result<bool, StoreError>> {
         async move {
-            self.ask(Operation::Relay, async |connection| {
+            self.ask(route.pending_key(), Operation::Relay, async |connection| {
                 LEASE
                     .call(connection, |call| {
                         let millis = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
@@ -144,7 +142,7 @@ impl Outbox for Redis {
         settlements: &'a [Settlement],
     ) -> BoxFuture<'a, Result<usize, StoreError>> {
         async move {
-            self.ask(Operation::Relay, async |connection| {
+            self.ask(route.pending_key(), Operation::Relay, async |connection| {
                 SETTLE.call(connection, |call| script::settle(call, route, settlements)).await
             })
             .await
@@ -153,15 +151,17 @@ impl Outbox for Redis {
     }
 
     fn addresses<'a>(&'a self, route: &'a Route) -> BoxFuture<'a, Result<Addresses, StoreError>> {
-        self.ask(Operation::Relay, async |connection| address::read(connection, route).await).boxed()
+        self.ask(route.pending_key(), Operation::Relay, async |connection| address::read(connection, route).await)
+            .boxed()
     }
 
     fn recorded_routes(&self) -> BoxFuture<'_, Result<Vec<Route>, StoreError>> {
         async move {
             let mut call = redis::cmd("HGETALL");
             call.arg(&self.names.routes);
-            let records: HashMap<Vec<u8>, Vec<u8>> =
-                self.ask(Operation::Relay, async |connection| call.query_async(connection).await).await?;
+            let records: HashMap<Vec<u8>, Vec<u8>> = self
+                .ask(&self.names.routes, Operation::Relay, async |connection| call.query_async(connection).await)
+                .await?;
             // What is no text is no route either, and is named as what can be shown of it.
             let text = String::from_utf8_lossy;
             Ok(records.iter().filter_map(|(key, record)| read_record(&text(key), &text(record))).collect())

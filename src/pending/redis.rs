@@ -6,7 +6,7 @@
 
 use std::{
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -26,9 +26,11 @@ use super::{
     CALL,
     access::Access,
     address::{self, Claiming},
-    check::check,
-    diagnosis::{takes_no_writes, wants_another_connection, words},
+    check::{Records, check, check_in_cluster, check_records},
+    connection::Connection,
+    diagnosis::{is_elsewhere, takes_no_writes, wants_another_connection, words},
     link::{ConnectionCheck, Current, Link},
+    links::{Links, find},
     names::Names,
     script::{self, CLAIM},
     settler::Settler,
@@ -57,27 +59,28 @@ pub struct Options {
     pub outbox_limit: usize,
     /// What a claim or a mark has to survive where an answer rests on it alone.
     pub durability: Durability,
+    /// Redis replicas that have to have it, under [`Durability::Replica`].
+    pub wait_replicas: usize,
     /// Whether an answer may rest on a claim; else on marks only.
     pub rests_on_claims: bool,
 }
 
 /// The pending SETs and outboxes of all routes, in Redis. Those for other routes ([`Redis::serve`]) share its connection.
 pub struct Redis {
-    access: Access,
-    link: Arc<Link>,
+    pub(super) links: Arc<Links>,
     pub(super) names: Arc<Names>,
-    options: Options,
+    pub(super) options: Options,
     times: RedisTimes,
     queues: HashMap<String, Arc<Queues>>,
     /// What a new connection has to be able to do.
-    checked: Arc<Checked>,
+    checks: Arc<Checks>,
     tasks: TaskTracker,
     settlers: TaskTracker,
     closing: CancellationToken,
 }
 
 /// The routes that claim now.
-type Checked = Mutex<Vec<Arc<Claiming>>>;
+pub(super) type Checked = Mutex<Vec<Arc<Claiming>>>;
 
 pub(super) struct Queues {
     pub(super) claiming: Arc<Claiming>,
@@ -91,6 +94,61 @@ struct ClaimJob {
     answer: oneshot::Sender<Result<Claimed, StoreError>>,
 }
 
+/// What new connections have to be able to do.
+struct Checks {
+    names: Arc<Names>,
+    checked: Arc<Checked>,
+    records: Arc<Records>,
+}
+
+impl Checks {
+    /// Starts to connect: for everything, or in a cluster for each route, for the records of all routes, and for dead letters.
+    fn connect(&self, mut links: Links, claiming: &[Arc<Claiming>], options: Options) -> Links {
+        if !links.is_cluster() {
+            links.connect_all(self.of_all(options));
+            return links;
+        }
+        let Self { names, checked, records } = self;
+        records.are_at(&links.connect(&names.routes, check_records(checked, names, records)));
+        for claiming in claiming {
+            links.connect(claiming.route.pending_key(), self.of(claiming, true, options));
+        }
+        for drawer in names.drawers() {
+            links.connect(&drawer.letters, find(&drawer.letters));
+        }
+        links
+    }
+
+    /// Of a connection for the claims of a route.
+    fn of(&self, claiming: &Arc<Claiming>, in_cluster: bool, options: Options) -> ConnectionCheck {
+        if in_cluster { check_in_cluster(claiming, &self.names, options, &self.records) } else { self.of_all(options) }
+    }
+
+    /// Of a connection for all routes that claim at that time.
+    fn of_all(&self, options: Options) -> ConnectionCheck {
+        let (names, checked) = (Arc::clone(&self.names), Arc::clone(&self.checked));
+        Arc::new(move |connection| {
+            let (names, checked) = (Arc::clone(&names), Arc::clone(&checked));
+            let routes = move || checked.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            async move {
+                loop {
+                    let now = routes();
+                    let refusal = check(now.clone(), Arc::clone(&names), options)(connection.clone()).await?;
+                    // Other routes may have come meanwhile.
+                    if now.iter().map(Arc::as_ptr).eq(routes().iter().map(Arc::as_ptr)) {
+                        return Ok(refusal);
+                    }
+                }
+            }
+            .boxed()
+        })
+    }
+
+    fn checked(&self) -> MutexGuard<'_, Vec<Arc<Claiming>>> {
+        self.checked.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 impl Redis {
     /// Starts to connect, and the tasks of each route. `instance` names the installation.
     #[must_use]
@@ -99,15 +157,17 @@ impl Redis {
         let (tasks, settlers) = (TaskTracker::new(), TaskTracker::new());
         let claiming: Vec<_> = routes.routes().iter().map(|route| Arc::new(Claiming::new(route))).collect();
         let checked = Arc::new(Checked::new(claiming.clone()));
-        let link = connect(access, options, &names, &checked, &tasks);
+        let links = Links::new(access.clone(), options.timeout, tasks.clone());
+        let checks = Arc::new(Checks { names: Arc::clone(&names), checked, records: Arc::default() });
+        let links = Arc::new(checks.connect(links, &claiming, options));
+        links.watch();
         let nobody = Self {
-            access: access.clone(),
-            link,
+            links,
             names,
             options,
             times,
             queues: HashMap::new(),
-            checked,
+            checks,
             tasks,
             settlers,
             closing: CancellationToken::new(),
@@ -120,13 +180,12 @@ impl Redis {
     #[must_use]
     pub fn without_routes(&self) -> Self {
         Self {
-            access: self.access.clone(),
-            link: Arc::clone(&self.link),
+            links: Arc::clone(&self.links),
             names: Arc::clone(&self.names),
             options: self.options,
             times: self.times.clone(),
             queues: HashMap::new(),
-            checked: Arc::clone(&self.checked),
+            checks: Arc::clone(&self.checks),
             tasks: self.tasks.clone(),
             settlers: self.settlers.clone(),
             closing: self.closing.clone(),
@@ -150,9 +209,9 @@ impl Redis {
             }));
         }
         // Before the present connection is asked: another one may take its place meanwhile.
-        let before = std::mem::replace(&mut *self.checked.lock().unwrap_or_else(PoisonError::into_inner), all.clone());
+        let before = std::mem::replace(&mut *self.checks.checked(), all.clone());
         if let Err(refusal) = self.check(new, options).await {
-            *self.checked.lock().unwrap_or_else(PoisonError::into_inner) = before;
+            *self.checks.checked() = before;
             return Err(refusal);
         }
         let next = Self { options, ..self.without_routes() };
@@ -168,34 +227,63 @@ impl Redis {
 
     /// Asks for what new routes need. A Redis that is down is asked when it comes back.
     async fn check(&self, new: Vec<Arc<Claiming>>, options: Options) -> Result<(), StoreError> {
+        if self.links.is_cluster() {
+            return self.check_in_cluster(new, options).await;
+        }
         if new.is_empty() {
             return Ok(());
         }
-        let next = tokio::time::timeout(options.timeout, self.link.current_or_next()).await;
+        let link = self.links.of(&self.names.routes);
+        let next = tokio::time::timeout(options.timeout, link.current_or_next()).await;
         let Some(current) = next.unwrap_or(None) else { return Ok(()) };
         let checked = check(new, Arc::clone(&self.names), options)(current.connection.clone());
         match tokio::time::timeout(options.timeout * 2, checked).await {
             Ok(Ok(None)) => Ok(()),
             Ok(Ok(Some(refusal))) => Err(StoreError::NoWrites(refusal)),
-            Ok(Err(error)) if !error.is_io_error() && !error.is_timeout() => Err(refused(&self.link, &error)),
+            Ok(Err(error)) if !error.is_io_error() && !error.is_timeout() => Err(refused(&link, &error)),
             // The next connection is asked for all of them.
             Ok(Err(_)) | Err(_) => {
-                self.link.report_trouble(&current);
+                link.report_trouble(&current);
                 Ok(())
             }
         }
     }
 
+    /// There a new route gets a connection, which is asked; one that is refused leaves the connections as they were.
+    async fn check_in_cluster(&self, new: Vec<Arc<Claiming>>, options: Options) -> Result<(), StoreError> {
+        let mut before = Vec::new();
+        for claiming in &new {
+            let key = claiming.route.pending_key();
+            before.push((key, self.links.opened(key)));
+            let link = self.links.connect(key, self.checks.of(claiming, true, options));
+            let _down = tokio::time::timeout(options.timeout * 2, link.current_or_next()).await;
+            let contact = link.contact().borrow().clone();
+            let refusal = match contact {
+                Contact::Up | Contact::Unreachable(_) => continue,
+                Contact::NoWrites(refusal) => StoreError::NoWrites(refusal),
+                Contact::Refused(refusal) => StoreError::Refused(refusal),
+            };
+            for (key, link) in before {
+                self.links.put_back(key, link);
+            }
+            return Err(refusal);
+        }
+        Ok(())
+    }
+
     /// Starts the tasks of a route, which end with its queues.
     fn start(&self, claiming: &Arc<Claiming>) -> (String, Arc<Queues>) {
-        let Self { access, link, names, options, times, checked, tasks, settlers, closing, .. } = self;
+        let Self { links, options, times, checks, tasks, settlers, closing, .. } = self;
         let route = &claiming.route;
         let (claims, mut claim_jobs) = mpsc::channel(CLAIM_QUEUE);
         let (settlements, mut settle_jobs) = mpsc::channel(SETTLE_QUEUE);
+        let link = links.of(route.pending_key());
         // WAIT speaks of what its own connection wrote, and blocks it: such claims have one for themselves.
         let own = match options.durability {
-            Durability::None => Arc::clone(link),
-            Durability::Replica | Durability::Aof => connect(access, *options, names, checked, tasks),
+            Durability::None => Arc::clone(&link),
+            Durability::Replica | Durability::Aof => {
+                links.connect_apart(checks.of(claiming, links.is_cluster(), *options))
+            }
         };
         let claimer = Claimer {
             link: own,
@@ -206,35 +294,32 @@ impl Redis {
         };
         let claims_of = format!("the claims of route {route}");
         tasks.spawn(async move { supervise!(&claims_of, claimer.run(&mut claim_jobs)) });
-        let settler = Settler {
-            link: Arc::clone(link),
-            route: Arc::clone(route),
-            timeout: options.timeout,
-            times: times.clone(),
-        };
+        let settler = Settler { link, route: Arc::clone(route), timeout: options.timeout, times: times.clone() };
         let closing = closing.clone();
         let settling_of = format!("the settling of route {route}");
         settlers.spawn(async move { supervise!(&settling_of, settler.run(&mut settle_jobs, &closing)) });
         (route.pending_key().to_owned(), Arc::new(Queues { claiming: Arc::clone(claiming), claims, settlements }))
     }
 
-    /// One exchange with Redis, off the path of a claim.
+    /// One exchange with Redis, off the path of a claim. All keys in it belong to this one.
     pub(super) async fn ask<T>(
         &self,
+        key: &str,
         operation: Operation,
-        exchange: impl AsyncFnOnce(&mut MultiplexedConnection) -> Result<T, RedisError>,
+        exchange: impl AsyncFnOnce(&mut Connection) -> Result<T, RedisError>,
     ) -> Result<T, StoreError> {
-        let (current, answer) = self.exchange(operation, exchange).await?;
+        let link = self.links.of(key);
+        let (current, answer) = self.exchange(&link, operation, exchange).await?;
         match answer {
             Ok(Ok(answer)) => Ok(answer),
             Ok(Err(error)) => {
                 if wants_another_connection(&error) {
-                    self.link.report_trouble(&current);
+                    link.report_trouble(&current);
                 }
-                Err(refused(&self.link, &error))
+                Err(refused(&link, &error))
             }
             Err(_elapsed) => {
-                self.link.report_trouble(&current);
+                link.report_trouble(&current);
                 Err(self.no_answer())
             }
         }
@@ -243,10 +328,11 @@ impl Redis {
     /// The same for who only looks: whatever comes of it, the connection stays.
     pub(super) async fn look<T>(
         &self,
+        key: &str,
         operation: Operation,
-        exchange: impl AsyncFnOnce(&mut MultiplexedConnection) -> Result<T, RedisError>,
+        exchange: impl AsyncFnOnce(&mut Connection) -> Result<T, RedisError>,
     ) -> Result<T, StoreError> {
-        let (_current, answer) = self.exchange(operation, exchange).await?;
+        let (_current, answer) = self.exchange(&self.links.of(key), operation, exchange).await?;
         match answer {
             Ok(Ok(answer)) => Ok(answer),
             Ok(Err(error)) if error.is_io_error() => Err(StoreError::Unknown(error.to_string())),
@@ -258,11 +344,19 @@ impl Redis {
     /// An exchange on the present connection, timed and within the time-out; what it means is the caller's.
     async fn exchange<T>(
         &self,
+        link: &Link,
         operation: Operation,
-        exchange: impl AsyncFnOnce(&mut MultiplexedConnection) -> Result<T, RedisError>,
+        exchange: impl AsyncFnOnce(&mut Connection) -> Result<T, RedisError>,
     ) -> Result<(Current, Result<Result<T, RedisError>, Elapsed>), StoreError> {
-        let mut current = self.link.current().ok_or_else(|| StoreError::Down(self.link.problem()))?;
-        let answer = tokio::time::timeout(self.options.timeout, exchange(&mut current.connection));
+        // In a cluster some connections are made when they are needed.
+        let timeout = self.options.timeout;
+        let current = if self.links.is_cluster() {
+            tokio::time::timeout(timeout, link.current_or_next()).await.unwrap_or(None)
+        } else {
+            link.current()
+        };
+        let mut current = current.ok_or_else(|| StoreError::Down(link.problem()))?;
+        let answer = tokio::time::timeout(timeout, exchange(&mut current.connection));
         let answer = self.times.time(operation, answer).await;
         Ok((current, answer))
     }
@@ -304,7 +398,7 @@ impl PendingStore for Redis {
     }
 
     fn contact(&self) -> watch::Receiver<Contact> {
-        self.link.contact()
+        self.links.contact()
     }
 
     fn close(&self, limit: Duration) -> BoxFuture<'_, ()> {
@@ -319,35 +413,6 @@ impl PendingStore for Redis {
         }
         .boxed()
     }
-}
-
-/// A connection, kept by a task until nobody uses it any more.
-fn connect(
-    access: &Access,
-    options: Options,
-    names: &Arc<Names>,
-    checked: &Arc<Checked>,
-    tasks: &TaskTracker,
-) -> Arc<Link> {
-    let (names, checked) = (Arc::clone(names), Arc::clone(checked));
-    let check: ConnectionCheck = Arc::new(move |connection| {
-        let (names, checked) = (Arc::clone(&names), Arc::clone(&checked));
-        let routes = move || checked.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        async move {
-            loop {
-                let now = routes();
-                let refusal = check(now.clone(), Arc::clone(&names), options)(connection.clone()).await?;
-                // Other routes may have come meanwhile.
-                if now.iter().map(Arc::as_ptr).eq(routes().iter().map(Arc::as_ptr)) {
-                    return Ok(refusal);
-                }
-            }
-        }
-        .boxed()
-    });
-    let (link, keep) = Link::new(access.clone(), options.timeout, check);
-    tasks.spawn(keep);
-    Arc::new(link)
 }
 
 /// What an error that Redis answered means. If it takes no writes now, the keeper of the connection is notified.
@@ -409,7 +474,7 @@ impl Claimer {
     /// One script call. If the connection breaks, once more over the next one, with other tokens: the first call may
     /// be carried out at any time, also after its ids were claimed, published and released under another claim.
     async fn claim(&self, proposals: &[&Proposal]) -> Result<Claimed, StoreError> {
-        let Options { timeout, outbox_limit, durability, rests_on_claims } = self.options;
+        let Options { timeout, outbox_limit, durability, rests_on_claims, .. } = self.options;
         let touch = durability != Durability::None;
         let until = Instant::now() + timeout;
         let next = timeout_at(until, self.link.current_or_next()).await.unwrap_or(None);
@@ -431,9 +496,13 @@ impl Claimer {
             let error = match answer {
                 Ok(Ok(answers)) => {
                     let states = script::read_states(&answers, proposals, numbered)?;
+                    // Before another command is carried out elsewhere.
+                    let mut wrote = (durability != Durability::None).then(|| current.connection.used().clone());
                     let elsewhere = self.elsewhere(&mut current, until, &states, number).await?;
-                    let durable = if rests_on_claims || states.contains(&State::Marked) {
-                        self.durable(&mut current).await
+                    let durable = if let Some(wrote) = &mut wrote
+                        && (rests_on_claims || states.contains(&State::Marked))
+                    {
+                        self.durable(&current, wrote).await
                     } else {
                         true
                     };
@@ -448,16 +517,16 @@ impl Claimer {
             if wants_another_connection(&error) {
                 self.link.report_trouble(&current);
             }
-            if !error.is_io_error() {
-                return Err(refused(&self.link, &error));
-            }
-            if again || error.is_timeout() {
-                return Err(StoreError::Unknown(error.to_string()));
+            let failure = || {
+                if error.is_io_error() { StoreError::Unknown(error.to_string()) } else { refused(&self.link, &error) }
+            };
+            if again || error.is_timeout() || !(error.is_io_error() || is_elsewhere(&error)) {
+                return Err(failure());
             }
             again = true;
             current = match timeout_at(until, self.link.connected_after(&current)).await {
                 Ok(Some(next)) => next,
-                Ok(None) | Err(_) => return Err(StoreError::Unknown(error.to_string())),
+                Ok(None) | Err(_) => return Err(failure()),
             };
         }
     }
@@ -485,19 +554,23 @@ impl Claimer {
     }
 
     /// Whether what this connection wrote has reached where `redis.durability` wants it.
-    async fn durable(&self, current: &mut Current) -> bool {
+    async fn durable(&self, current: &Current, wrote: &mut MultiplexedConnection) -> bool {
         // The rest of the time belongs to the answer of the script; this gets half as much again.
         let limit = self.options.timeout / 2;
         let millis = u64::try_from(limit.as_millis()).unwrap_or(u64::MAX).max(1);
+        let wanted = self.options.wait_replicas;
         let call = match self.options.durability {
             Durability::None => return true,
-            Durability::Replica => redis::cmd("WAIT").arg(1).arg(millis).clone(),
+            Durability::Replica => redis::cmd("WAIT").arg(wanted).arg(millis).clone(),
             Durability::Aof => redis::cmd("WAITAOF").arg(1).arg(0).arg(millis).clone(),
         };
-        let answer = tokio::time::timeout(self.options.timeout, call.query_async::<Value>(&mut current.connection));
+        let answer = tokio::time::timeout(self.options.timeout, call.query_async::<Value>(wrote));
         let answer = self.times.time(Operation::Wait, answer).await;
         let problem = match answer {
-            Ok(Ok(Value::Int(copies))) if copies > 0 => None,
+            Ok(Ok(Value::Int(copies))) if usize::try_from(copies).is_ok_and(|copies| copies >= wanted) => None,
+            Ok(Ok(Value::Int(copies))) => {
+                Some(format!("{copies} of {wanted} Redis replicas confirmed within {limit:?}"))
+            }
             Ok(Ok(Value::Array(copies))) if matches!(copies.first(), Some(Value::Int(1))) => None,
             Ok(Ok(_)) => Some(format!("not confirmed within {limit:?}")),
             Ok(Err(error)) => Some(error.to_string()),

@@ -33,30 +33,38 @@ impl Contents {
     }
 }
 
+const REDIS_PASSWORD: &str = "redis.password_file";
+const SENTINEL_PASSWORD: &str = "redis.sentinel_password_file";
+
 /// What the stores are logged in with.
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) struct StoreLogins {
     redis: Option<Secret>,
+    sentinels: Option<Secret>,
     nats: Login,
 }
 
 impl StoreLogins {
     /// Keys of the secret files that hold something else than `before`.
     pub(crate) fn changed_since(&self, before: &Self, configuration: &Configuration) -> Vec<String> {
-        let (redis, nats) = (self.redis != before.redis, self.nats != before.nats);
+        let has_changed = |key: &str| match key {
+            SENTINEL_PASSWORD => self.sentinels != before.sentinels,
+            REDIS_PASSWORD => self.redis != before.redis,
+            _ => self.nats != before.nats,
+        };
         let named = configuration.store_secrets().filter(|(_, file)| file.is_some()).map(|(key, _)| key);
-        named.filter(|key| if key.starts_with("redis.") { redis } else { nats }).map(str::to_owned).collect()
+        named.filter(|key| has_changed(key)).map(str::to_owned).collect()
     }
 }
 
 impl Settings {
     /// What the stores are logged in with.
     pub(crate) fn store_logins(&self) -> StoreLogins {
-        let redis = match &self.claims_in {
-            ClaimsIn::Redis(address) => address.password.clone(),
-            ClaimsIn::Memory => None,
+        let (redis, sentinels) = match &self.claims_in {
+            ClaimsIn::Redis(address) => (address.password.clone(), address.servers.sentinel_password()),
+            ClaimsIn::Memory => (None, None),
         };
-        StoreLogins { redis, nats: self.nats.login.clone() }
+        StoreLogins { redis, sentinels, nats: self.nats.login.clone() }
     }
 }
 
@@ -132,7 +140,8 @@ impl Configuration {
             ("nats.nkey_seed_file", self.nats.nkey_seed_file.as_ref()),
             ("nats.password_file", self.nats.password_file.as_ref()),
             ("nats.token_file", self.nats.token_file.as_ref()),
-            ("redis.password_file", self.redis.password_file.as_ref()),
+            (REDIS_PASSWORD, self.redis.password_file.as_ref()),
+            (SENTINEL_PASSWORD, self.redis.sentinel_password_file.as_ref()),
         ]
         .into_iter()
     }
