@@ -6,17 +6,23 @@
 pub mod access;
 mod address;
 mod check;
+mod cluster;
+mod connection;
 mod contents;
 mod dead_letters;
 mod diagnosis;
 pub mod inspect;
 mod life;
 mod link;
+mod links;
 pub mod memory;
+mod names;
+mod nodes;
 mod outbox;
 pub mod quarantine;
 pub mod redis;
 mod script;
+mod sentinel;
 mod settler;
 
 /// Ids of one call to Redis beyond which no more requests join it, so that none holds up the store.

@@ -76,6 +76,7 @@ pub struct Reporter {
     store: &'static str,
     contact: watch::Sender<Contact>,
     logged: Arc<Mutex<Logged>>,
+    quiet: bool,
 }
 
 /// What was logged of a store that is not up.
@@ -110,7 +111,13 @@ impl Reporter {
     #[must_use]
     pub fn new(store: &'static str) -> Self {
         let contact = watch::Sender::new(Contact::Unreachable("not connected yet".to_owned()));
-        Self { store, contact, logged: Arc::default() }
+        Self { store, contact, logged: Arc::default(), quiet: false }
+    }
+
+    /// The same of a part of it: the owner of the whole does the logging.
+    #[must_use]
+    pub fn of_a_part(store: &'static str) -> Self {
+        Self { quiet: true, ..Self::new(store) }
     }
 
     /// Says how the store is now, and logs it if that is news, or has not been said for a minute.
@@ -138,6 +145,9 @@ impl Reporter {
     }
 
     fn log(&self, now: &Contact) {
+        if self.quiet {
+            return;
+        }
         let store = self.store;
         let (due, since) = self.logged().is_due(now);
         if !due {

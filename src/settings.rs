@@ -11,6 +11,8 @@ mod layers;
 mod nats_servers;
 mod reading;
 mod redaction;
+mod redis_servers;
+mod reloading;
 mod route_section;
 pub mod sections;
 mod span;
@@ -20,16 +22,11 @@ mod table;
 mod variables;
 mod wording;
 
-use std::{
-    net::SocketAddr,
-    num::NonZero,
-    path::{Path, PathBuf},
-    sync::Arc,
-    time::Duration,
-};
+use std::{net::SocketAddr, num::NonZero, path::PathBuf, sync::Arc, time::Duration};
 
 use tracing_subscriber::EnvFilter;
 
+pub(crate) use self::reloading::StoreLogins;
 use self::{
     checks::{Check, Surroundings, in_toml},
     sections::Configuration,
@@ -37,6 +34,7 @@ use self::{
 pub use self::{
     error::{SettingsError, SettingsErrors},
     layers::Layers,
+    reloading::{Contents, Sources},
     sections::{DeliveryMode, EspoCrm, Quarantine, Stream},
     variables::{Environment, environment},
 };
@@ -71,6 +69,7 @@ const BUFFERED_TIMES: usize = 4;
 
 /// Where claims are kept.
 #[derive(Debug, Clone)]
+#[expect(clippy::large_enum_variant, reason = "there is one of it")]
 pub enum ClaimsIn {
     /// In the memory of this process (`memory:`).
     Memory,
@@ -81,10 +80,8 @@ pub enum ClaimsIn {
 /// A Redis, and how to log in.
 #[derive(Debug, Clone)]
 pub struct RedisAddress {
-    /// Name or address.
-    pub host: String,
-    /// Port.
-    pub port: u16,
+    /// Its servers.
+    pub servers: RedisServers,
     /// Its number.
     pub database: i64,
     /// ACL user.
@@ -93,6 +90,42 @@ pub struct RedisAddress {
     pub password: Option<Secret>,
     /// With TLS, and these files.
     pub tls: Option<TlsFiles>,
+}
+
+/// Name or address, and port.
+pub type HostPort = (String, u16);
+
+/// How the servers of a Redis are found.
+#[derive(Debug, Clone)]
+pub enum RedisServers {
+    /// There is one.
+    One(HostPort),
+    /// Sentinels know which one is the primary.
+    Sentinel(RedisSentinels),
+    /// Some nodes of a Redis Cluster, which know all others.
+    Cluster(Vec<HostPort>),
+}
+
+impl RedisServers {
+    fn sentinel_password(&self) -> Option<Secret> {
+        match self {
+            Self::Sentinel(sentinels) => sentinels.password.clone(),
+            Self::One(_) | Self::Cluster(_) => None,
+        }
+    }
+}
+
+/// The sentinels of a primary, and how to log in to them.
+#[derive(Debug, Clone)]
+pub struct RedisSentinels {
+    /// Where they listen.
+    pub addresses: Vec<HostPort>,
+    /// What they call the primary.
+    pub service: String,
+    /// ACL user.
+    pub username: Option<String>,
+    /// Password.
+    pub password: Option<Secret>,
 }
 
 /// The servers of a NATS system, and how to log in.
@@ -135,6 +168,8 @@ pub struct Settings {
     pub redis_timeout: Duration,
     /// What a claim has to survive where an answer rests on it alone.
     pub durability: Durability,
+    /// Redis replicas that have to have such a claim.
+    pub wait_replicas: usize,
     /// Most ids of a route in flight at once.
     pub outbox_limit: usize,
     /// What delivery does when a store fails.
@@ -182,28 +217,6 @@ pub enum AuthSecrets {
     Leave,
 }
 
-/// Reads and merges the layers: built-in defaults, files, environment. Without `files` those of the variable
-/// `HOOKGATE_CONFIG` are read, else [`DEFAULT_FILE`] if it exists. What is wrong with them, [`Settings::check`] says.
-#[must_use]
-pub fn load(files: &[PathBuf], environment: Environment) -> (Configuration, Layers) {
-    let named = environment.iter().find(|(name, _)| name == variables::FILES).map_or("", |(_, files)| files);
-    let default = Path::new(DEFAULT_FILE);
-    let mut layers = Layers::default();
-    if !files.is_empty() {
-        for file in files {
-            layers.add_file(file);
-        }
-    } else if !named.is_empty() {
-        for file in named.split(':').filter(|file| !file.is_empty()) {
-            layers.add_file(Path::new(file));
-        }
-    } else if default.exists() {
-        layers.add_file(default);
-    }
-    layers.add_environment(environment);
-    (layers.merge(), layers)
-}
-
 /// The JSON Schema of a configuration file.
 #[must_use]
 pub fn schema() -> schemars::Schema {
@@ -241,6 +254,7 @@ impl Settings {
             let problem = "changes nothing unless nats.on_unavailable is \"accept\" or a route has while_pending = \"coalesce\", the modes in which an answer rests on Redis";
             check.refuse(check.value("redis.durability", in_toml(&redis.durability), problem.to_owned()));
         }
+        check.wait_replicas(redis);
         let (verifiers, secret_files) = check.verifiers(routes, secrets);
         let claims_in = check.claims_in(redis);
         let servers = check.servers(nats);
@@ -284,6 +298,7 @@ impl Settings {
             claims_in,
             redis_timeout: redis.timeout.0,
             durability: redis.durability,
+            wait_replicas: redis.wait_replicas,
             outbox_limit: outbox.max_entries,
             policy: Policy {
                 without_claim: redis.on_unavailable,

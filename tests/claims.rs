@@ -86,7 +86,13 @@ impl Expected {
 async fn connect(redis: &RedisServer, outbox_limit: usize) -> Redis {
     let store = open(
         redis,
-        Options { timeout: Duration::from_secs(5), outbox_limit, durability: Durability::None, rests_on_claims: false },
+        Options {
+            timeout: Duration::from_secs(5),
+            outbox_limit,
+            durability: Durability::None,
+            wait_replicas: 1,
+            rests_on_claims: false,
+        },
     );
     in_time("Redis is up", store.contact().wait_for(|now| *now == Contact::Up)).await.expect("its owner lives");
     store

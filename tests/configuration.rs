@@ -263,7 +263,8 @@ fn the_command_line_explains_itself() {
 /// The leaves of the example but for routes: dotted key and value; those in comments too.
 fn leaves() -> Vec<(String, toml::Value)> {
     let optional = |line: &&str| {
-        let keys = ["# user", "# otlp", "# url = ", "# monitoring_url", "# acks_stream", "# replicas"];
+        let keys =
+            ["# user", "# sentinel_user", "# otlp", "# url = ", "# monitoring_url", "# acks_stream", "# replicas"];
         line.starts_with("# ") && line.contains("_file = ") || keys.iter().any(|key| line.starts_with(key))
     };
     let uncommented: String = EXAMPLE.lines().map(|line| if optional(&line) { &line[2..] } else { line }).fold(
@@ -331,6 +332,11 @@ fn company(key: &str) -> &'static str {
     match key {
         "redis.username" => "redis.password_file = \"secret\"\n",
         "redis.durability" => "nats.on_unavailable = \"accept\"\n",
+        "redis.wait_replicas" => "redis.durability = \"replica\"\nnats.on_unavailable = \"accept\"\n",
+        "redis.sentinel_username" => {
+            "redis.url = \"redis+sentinel://h/s\"\nredis.sentinel_password_file = \"secret\"\n"
+        }
+        "redis.sentinel_password_file" => "redis.url = \"redis+sentinel://h/s\"\n",
         "nats.user" => "nats.password_file = \"secret\"\n",
         "nats.password_file" => "nats.user = \"u\"\n",
         "redis.ca_file" => "redis.url = \"rediss://h\"\n",

@@ -29,12 +29,16 @@ mod faults {
     pub(crate) mod life;
     pub(crate) mod life_changes;
     pub(crate) mod life_storm;
+    pub(crate) mod migration;
     pub(crate) mod nats;
     pub(crate) mod oracle;
     pub(crate) mod overload;
     pub(crate) mod process;
     pub(crate) mod redis;
+    pub(crate) mod redis_cluster;
+    pub(crate) mod redis_sentinel;
     pub(crate) mod redis_takes_no_writes;
+    pub(crate) mod reload;
     pub(crate) mod rig;
     pub(crate) mod rollout;
     pub(crate) mod storm;
@@ -93,7 +97,7 @@ macro_rules! scenario {
 pub(crate) use scenario;
 
 /// Runs a scenario on a thread and a runtime of its own: its processes die with the thread.
-fn to_its_end(scenario: impl Future<Output = Report>) -> Report {
+fn to_its_end<T>(scenario: impl Future<Output = T>) -> T {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     runtime.expect("a runtime can be started").block_on(scenario)
 }
@@ -103,6 +107,8 @@ fn scenarios() -> Vec<Scenario> {
         faults::process::scenarios(),
         faults::nats::scenarios(),
         faults::redis::scenarios(),
+        faults::redis_sentinel::scenarios(),
+        faults::redis_cluster::scenarios(),
         faults::both_stores::scenarios(),
         faults::accept_without_nats::scenarios(),
         faults::clock::scenarios(),
@@ -119,7 +125,9 @@ fn scenarios() -> Vec<Scenario> {
         faults::late_claims::scenarios(),
         faults::addresses::scenarios(),
         faults::rollout::scenarios(),
+        faults::reload::scenarios(),
         faults::given_up::scenarios(),
+        faults::migration::scenarios(),
     ];
     files.into_iter().flatten().collect()
 }
@@ -148,6 +156,11 @@ fn main() -> ExitCode {
                     return ExitCode::from(2);
                 };
                 faults::storm::minutes(minutes);
+            }
+            // A process of `faults/migration.rs`, which kills it.
+            "--step" => {
+                to_its_end(faults::migration::step(&arguments.next().expect("the address of its Redis")));
+                return ExitCode::SUCCESS;
             }
             "--ids" => {
                 let Some(ids) = arguments.next().and_then(|ids| ids.parse().ok()) else {

@@ -178,7 +178,7 @@ async fn relay_publishes_marked_ids() {
     let marks = "{vmh:beteiligte:create_pending}:marks";
     link.hset(marks, "a", "1").await.expect("Redis answers");
     let relayed = run(&world.settings(), &["outbox", "relay"]).good();
-    let expected = "0 published, 0 not acknowledged, 0 not written by hookgate, 1 marked id published once more";
+    let expected = "1 published, 0 not acknowledged, 0 not written by hookgate; 1 marked id was claimed once more";
     assert_eq!(relayed, format!("{ROUTE}: {expected}\n"));
     assert_eq!(link.hlen(marks).await.expect("Redis answers"), 0);
     let ids: Vec<_> = world.nats.events().await.iter().map(Event::entity_id).collect();

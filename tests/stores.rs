@@ -29,6 +29,7 @@ pub(crate) const OPTIONS: Options = Options {
     timeout: Duration::from_millis(500),
     outbox_limit: OUTBOX_LIMIT,
     durability: Durability::None,
+    wait_replicas: 1,
     rests_on_claims: false,
 };
 
@@ -40,7 +41,7 @@ pub(crate) fn routes() -> RouteTable {
 /// The store of these routes in Redis, which may not be connected yet.
 pub(crate) fn open(redis: &RedisServer, options: Options) -> Redis {
     let access = Access::plain(redis.client().get_connection_info().clone());
-    Redis::open(&access, options, &routes(), Metrics::new(&routes(), &[]).0.redis())
+    Redis::open(&access, "hookgate", options, &routes(), Metrics::new(&routes(), &[]).0.redis())
 }
 
 /// What goes with the store under test.

@@ -12,6 +12,8 @@ mod nats;
 pub(crate) mod privileged;
 mod process;
 mod redis;
+mod redis_cluster;
+mod redis_sentinel;
 mod waiting;
 
 use std::{ffi::OsStr, fmt::Write};
@@ -20,7 +22,7 @@ pub(crate) use self::{
     certificates::{Authority, Holds, Identity},
     collector::{Collector, Span},
     command::{Ran, run, start},
-    espocrm::{API_KEY, EspoCrm, NAME, Read, crm_time},
+    espocrm::{ADMIN, API_KEY, EspoCrm, NAME, Read, crm_time},
     gate::{Gate, Tail, field},
     http::{Answer, Connection, post, post_and_stay, try_exchange},
     http_server::HttpServer,
@@ -28,6 +30,8 @@ pub(crate) use self::{
     nats::{Event, NatsServer},
     process::{Port, Process, binary},
     redis::RedisServer,
+    redis_cluster::RedisCluster,
+    redis_sentinel::Sentinels,
     waiting::{eventually, in_time, within},
 };
 

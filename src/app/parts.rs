@@ -8,11 +8,16 @@ use crate::{
     dead_letters::DeadLetterStore,
     delivery::{Delivery, PendingStore, Policy, Publisher, WithoutAck, WithoutClaim},
     metrics::Metrics,
-    pending::{access::Access, quarantine::RedisQuarantine, redis::Options},
+    pending::{
+        access::{Access, Node},
+        quarantine::RedisQuarantine,
+        redis::Options,
+    },
     publisher::{StreamSettings, servers::Servers},
     quarantine::{QuarantineLimits, QuarantineStore},
     recovery::Releaser,
-    settings::{DeliveryMode, NatsServers, Quarantine, RedisAddress, Settings, Stream},
+    secrets::Secret,
+    settings::{DeliveryMode, NatsServers, Quarantine, RedisAddress, RedisSentinels, RedisServers, Settings, Stream},
     traces::Tracer,
 };
 
@@ -22,28 +27,46 @@ pub(super) const fn claim_options(settings: &Settings) -> Options {
         timeout: settings.redis_timeout,
         outbox_limit: settings.outbox_limit,
         durability: settings.durability,
+        wait_replicas: settings.wait_replicas,
         rests_on_claims: matches!(settings.policy.without_ack, WithoutAck::Accept),
     }
 }
 
 /// How Redis is reached.
 pub(super) fn access(address: &RedisAddress) -> Access {
-    let RedisAddress { host, port, database, username, password, tls } = address;
-    let info = info(match tls {
-        None => ConnectionAddr::Tcp(host.clone(), *port),
-        Some(_) => ConnectionAddr::TcpTls { host: host.clone(), port: *port, insecure: false, tls_params: None },
-    });
-    let mut login = info.redis_settings().clone().set_db(*database);
-    if let Some(username) = username {
-        login = login.set_username(username);
-    }
-    if let Some(password) = password {
-        login = login.set_password(String::from_utf8_lossy(password.bytes()));
-    }
-    let info = info.set_redis_settings(login);
-    match tls {
+    let RedisAddress { servers, database, username, password, tls } = address;
+    let named = match servers {
+        RedisServers::One(named) => std::slice::from_ref(named),
+        RedisServers::Sentinel(sentinels) => &sentinels.addresses,
+        RedisServers::Cluster(nodes) => nodes,
+    };
+    let nodes: Vec<Node> = named.iter().map(|(host, port)| Node { host: host.clone(), port: *port }).collect();
+    let login = |database: i64, username: &Option<String>, password: &Option<Secret>| {
+        let (host, port) = named.first().expect("an address names a server").clone();
+        let info = info(match tls {
+            None => ConnectionAddr::Tcp(host, port),
+            Some(_) => ConnectionAddr::TcpTls { host, port, insecure: false, tls_params: None },
+        });
+        let mut login = info.redis_settings().clone().set_db(database);
+        if let Some(username) = username {
+            login = login.set_username(username);
+        }
+        if let Some(password) = password {
+            login = login.set_password(String::from_utf8_lossy(password.bytes()));
+        }
+        info.set_redis_settings(login)
+    };
+    let info = login(*database, username, password);
+    let access = match tls {
         Some(files) => Access::tls(info, files.clone()),
         None => Access::plain(info),
+    };
+    match servers {
+        RedisServers::One(_) => access,
+        RedisServers::Sentinel(RedisSentinels { service, username, password, .. }) => {
+            access.by_sentinels(&nodes, service, login(0, username, password))
+        }
+        RedisServers::Cluster(_) => access.in_cluster(&nodes),
     }
 }
 
@@ -51,10 +74,9 @@ fn info(address: ConnectionAddr) -> ConnectionInfo {
     address.into_connection_info().expect("an address of its parts needs no parsing")
 }
 
-/// The quarantine, if a route keeps bodies whose signature was wrong.
-pub(super) fn quarantine(settings: &Settings, access: &Access) -> Option<Arc<dyn QuarantineStore>> {
-    let wanted = settings.routes.routes().iter().any(|route| route.quarantine());
-    wanted.then(|| Arc::new(RedisQuarantine::open(access, &settings.instance)) as _)
+/// Where bodies are kept whose signature was wrong.
+pub(super) fn quarantine(settings: &Settings, access: &Access) -> Arc<dyn QuarantineStore> {
+    Arc::new(RedisQuarantine::open(access, &settings.instance))
 }
 
 /// Limits of the quarantine.

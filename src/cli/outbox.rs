@@ -1,6 +1,10 @@
 //! `hookgate outbox`: claims that NATS has not acknowledged.
 
-use std::{process::ExitCode, sync::Arc, time::SystemTime};
+use std::{
+    process::ExitCode,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use anyhow::{Context, bail};
 use clap::Subcommand;
@@ -9,9 +13,9 @@ use hookgate::{
     app::{self, operator::OperatorStore},
     delivery::StoreError,
     event::Token,
-    life::{Keeper, Listing, Reclaim, ReclaimWhy, Reclaimed},
-    metrics::{Metrics, RepairedWhy},
-    relay::{Outbox, Relay, Walked},
+    life::{LifeStore, Listing, Reclaim, ReclaimWhy},
+    metrics::Metrics,
+    relay::{Outbox, Relay, RelayError, Walked},
     route::Route,
     settings::Settings,
     traces::Tracer,
@@ -20,16 +24,22 @@ use serde::Serialize;
 use tokio_util::task::TaskTracker;
 
 use super::{
-    Output, print, store,
+    Output, print,
+    progress::Progress,
+    store,
     table::{Table, counted},
 };
 
+/// Between two looks at how much is left.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// Marked ids that are read at once.
 const PAGE: usize = 1000;
-/// Marked ids that are claimed with one call.
-const TOGETHER: usize = 100;
 
 #[derive(Debug, Subcommand)]
+#[command(after_help = "Examples:
+  hookgate outbox count
+  hookgate outbox list --output json
+  hookgate outbox relay                        before a downgrade, until it is empty")]
 pub(crate) enum OutboxCommand {
     /// Number of entries of each route, also of routes that are configured no more.
     Count,
@@ -162,28 +172,34 @@ async fn relay(
     let (metrics, _) = Metrics::new(&settings.routes, &[]);
     let repeats = app::repeats(settings.delivery);
     let (after, ack_timeout) = (settings.relay_after, settings.policy.ack_timeout);
-    let keeper = opened.keeper(settings, Arc::clone(&publisher));
-    let outbox = Arc::clone(&opened.outbox);
-    let relay = Relay::new(outbox, publisher, after, repeats, ack_timeout, metrics, Tracer::default());
+    let outbox = &*opened.outbox;
+    let relay =
+        Relay::new(Arc::clone(&opened.outbox), publisher, after, repeats, ack_timeout, metrics, Tracer::default());
     let (mut failed, mut unsettled, mut marks_left) = (0, 0, 0);
     for route in routes {
         let route = &Arc::new(route.clone());
-        let walked = relay.relay_now(route).await.with_context(|| format!("relay the outbox of {route}"))?;
+        let mut walked = watched(outbox, route, relay.relay_now(route)).await?;
+        let marked = claim_marked(&*opened.life, route).await;
+        let marked = marked.with_context(|| format!("claim the marked ids of {route}"))?;
+        marks_left += marked.left.len();
+        if marked.claimed > 0 {
+            let before = walked.published;
+            walked = watched(outbox, route, relay.relay_now(route)).await?;
+            walked.published += before;
+        }
         failed += walked.failed + walked.poison;
         unsettled += walked.unsettled;
-        let marked = marks(&keeper, route).await.with_context(|| format!("publish the marked ids of {route}"))?;
-        marks_left += marked.left.len();
         print(&match output {
-            Output::Json => serde_json::to_string(&Relayed::new(route, &walked, marked.published)).context("print")?,
+            Output::Json => serde_json::to_string(&Relayed::new(route, &walked, marked.claimed)).context("print")?,
             Output::Text => {
                 let Walked { published, failed, poison, reason, unsettled, refusal } = &walked;
                 let said = reason.as_ref().map_or_else(String::new, |reason| format!(" (NATS: {reason})"));
                 let left = refusal.as_ref().map_or_else(String::new, |refusal| {
                     format!(", {unsettled} published and still in the outbox (Redis: {refusal})")
                 });
-                let marked = match marked.published {
+                let marked = match marked.claimed {
                     0 => String::new(),
-                    marked => format!(", {} published once more", counted(marked, "marked id", "marked ids")),
+                    claimed => format!("; {} claimed once more", counted(claimed, "marked id was", "marked ids were")),
                 };
                 format!(
                     "{route}: {published} published, {failed} not acknowledged{said}, {poison} not written by hookgate{left}{marked}"
@@ -202,7 +218,7 @@ async fn relay(
     }
     if marks_left > 0 {
         bail!(
-            "{} left, or claimed and not acknowledged by NATS; repeat this, `hookgate pending count` shows what is marked",
+            "{} left: their events are not acknowledged yet; repeat this, `hookgate pending count` shows what is marked",
             counted(marks_left, "marked id is", "marked ids are")
         );
     }
@@ -210,31 +226,53 @@ async fn relay(
     Ok(ExitCode::SUCCESS)
 }
 
+/// Shows how much of an outbox is left until its relay ends.
+async fn watched(
+    outbox: &dyn Outbox,
+    route: &Route,
+    relay: impl Future<Output = Result<Walked, RelayError>>,
+) -> anyhow::Result<Walked> {
+    let total = outbox.count(route).await.unwrap_or(0);
+    let progress = Progress::new();
+    let bar = progress.count(&format!("outbox of {route}"), total);
+    let watch = async {
+        loop {
+            tokio::time::sleep(LOOK_EVERY).await;
+            if let Ok(left) = outbox.count(route).await {
+                bar.set_position(total.saturating_sub(left) as u64);
+            }
+        }
+    };
+    let walked = tokio::select! {
+        walked = relay => walked,
+        () = watch => unreachable!("it watches for ever"),
+    };
+    progress.end();
+    walked.with_context(|| format!("relay the outbox of {route}"))
+}
+
 /// What became of marked ids.
 #[derive(Debug, Default)]
 struct Marked {
-    published: usize,
+    claimed: usize,
     left: HashSet<String>,
 }
 
-/// Publishes ids that a webhook marked, as if their marks had waited for `coalesce_max_wait`.
-async fn marks(keeper: &Keeper, route: &Arc<Route>) -> Result<Marked, StoreError> {
+/// Claims ids that a webhook marked, as if their marks had waited for `coalesce_max_wait`. Their events are in the outbox then.
+async fn claim_marked(life: &dyn LifeStore, route: &Arc<Route>) -> Result<Marked, StoreError> {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     let until = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
     let (mut marked, mut cursor) = (Marked::default(), 0);
     loop {
-        let page = keeper.store().known_page(route, Listing::Marks, cursor, PAGE).await?;
-        // Some come twice: an id that was published is marked no more.
+        let page = life.known_page(route, Listing::Marks, cursor, PAGE).await?;
+        // Some come twice: an id that was claimed is marked no more.
         let due = page.ids.into_iter().filter(|known| !marked.left.contains(&known.id));
         let due: Vec<_> = due.map(|known| Reclaim { id: known.id, why: ReclaimWhy::Marked { until } }).collect();
-        for part in due.chunks(TOGETHER) {
-            let outcomes = keeper.reclaim(route, part, RepairedWhy::Marked).await?;
-            for (Reclaim { id, .. }, outcome) in part.iter().zip(outcomes) {
-                if outcome == Reclaimed::Published {
-                    marked.published += 1;
-                } else {
-                    marked.left.insert(id.clone());
-                }
+        for (Reclaim { id, .. }, token) in due.iter().zip(life.reclaim(route, &due).await?) {
+            if token.is_some() {
+                marked.claimed += 1;
+            } else {
+                marked.left.insert(id.clone());
             }
         }
         cursor = page.next;
@@ -256,7 +294,7 @@ struct Relayed<'a> {
     unsettled: Option<usize>,
     #[serde(skip_serializing_if = "Option::is_none")]
     refusal: Option<String>,
-    /// Marked ids that were published once more.
+    /// Marked ids that were claimed once more.
     #[serde(skip_serializing_if = "Option::is_none")]
     marked: Option<usize>,
 }

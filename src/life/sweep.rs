@@ -12,7 +12,7 @@ use std::{
 };
 
 use futures_util::future::join_all;
-use hashbrown::HashMap;
+use hashbrown::{HashMap, HashSet};
 use tokio::{
     sync::watch,
     time::{Instant, MissedTickBehavior},
@@ -35,6 +35,8 @@ use crate::{
 
 /// How often marks are looked at, and whether it is time for a look through a journal.
 const TICK: Duration = Duration::from_secs(2);
+/// How often marks of routes are looked at that are configured no more.
+const REMOVED_EVERY: Duration = Duration::from_secs(60);
 /// Between the ends and the beginnings of two looks through a journal.
 const SCAN_EVERY: Duration = Duration::from_secs(10);
 /// How long a replica keeps the others from looking through the same journal.
@@ -78,7 +80,7 @@ pub struct Sweep {
 struct Memory {
     next_scan: Option<Instant>,
     /// Ids that miss an answer, with their entry and since when they were seen so.
-    suspects: HashMap<String, (Option<String>, Instant)>,
+    suspects: HashMap<String, (Option<Vec<u8>>, Instant)>,
     /// Ids that were published as often as allowed, with the claim that a letter tells of.
     reported: HashMap<String, Token>,
 }
@@ -142,10 +144,21 @@ impl Sweep {
     async fn look_at_marks(&self, table: &RouteTable) {
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut removed: Option<Instant> = None;
         loop {
             tick.tick().await;
-            let looks = table.routes().iter().map(|route| async move {
-                if let Err(error) = self.marks(route).await {
+            let mut looks = table.routes().to_vec();
+            if removed.is_none_or(|looked| looked.elapsed() >= REMOVED_EVERY)
+                && let Ok(recorded) = self.keeper.store().recorded().await
+            {
+                let key = |route: &Arc<Route>| route.pending_key().to_owned();
+                let configured: HashSet<_> = table.routes().iter().map(key).collect();
+                looks.extend(recorded.into_iter().filter(|route| !configured.contains(route.pending_key())));
+                removed = Some(Instant::now());
+            }
+            let looks = looks.iter().map(|route| async move {
+                let is_configured = table.routes().iter().any(|configured| configured == route);
+                if let Err(error) = self.marks(route, is_configured).await {
                     debug!(%route, %error, "marks can't be looked at now");
                 }
             });
@@ -225,8 +238,9 @@ impl Sweep {
         Ok(())
     }
 
-    /// Publishes marked ids that are free, or have waited for long, whatever the configuration says now.
-    async fn marks(&self, route: &Arc<Route>) -> Result<(), StoreError> {
+    /// Publishes marked ids that are free, or have waited for long, whatever the configuration says now. Those of a route that is
+    /// configured no more are only claimed: the relay publishes what is in its outbox.
+    async fn marks(&self, route: &Arc<Route>, is_configured: bool) -> Result<(), StoreError> {
         let until = SystemTime::now().checked_sub(route.life().coalesce_max_wait);
         let until = until.unwrap_or(SystemTime::UNIX_EPOCH).duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let until = u64::try_from(until.as_millis()).unwrap_or(0);
@@ -238,7 +252,12 @@ impl Sweep {
                 !known.pending || (is_old && known.in_flight.is_none())
             });
             let due: Vec<_> = due.map(|known| Reclaim { id: known.id, why: ReclaimWhy::Marked { until } }).collect();
-            self.reclaim(route, due, RepairedWhy::Marked).await?;
+            if is_configured {
+                self.reclaim(route, due, RepairedWhy::Marked).await?;
+            } else if !due.is_empty() {
+                self.keeper.store().reclaim(route, &due).await?;
+                info!(%route, ids = due.len(), "marked ids of a route that is configured no more are claimed; the relay publishes them");
+            }
             cursor = page.next;
             if cursor == 0 {
                 return Ok(());

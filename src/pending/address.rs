@@ -19,11 +19,11 @@ use std::{
     },
 };
 
-use redis::{RedisError, Value, aio::MultiplexedConnection};
+use redis::{RedisError, Value};
 use serde::{Deserialize, Serialize};
 use tracing::{error, warn};
 
-use super::{diagnosis::takes_no_writes, script::REGISTER};
+use super::{connection::Connection, diagnosis::takes_no_writes, script::REGISTER};
 use crate::{
     delivery::Addresses,
     route::{Route, RouteSpec},
@@ -74,7 +74,7 @@ impl Claiming {
     /// the number, and that address.
     pub(super) async fn register(
         &self,
-        connection: &mut MultiplexedConnection,
+        connection: &mut Connection,
         first: Option<&str>,
     ) -> Result<(usize, String), RedisError> {
         let Self { route, address, number } = self;
@@ -115,7 +115,7 @@ pub(super) fn route(address: &[u8], pending_key: &str) -> Option<Route> {
 }
 
 /// The addresses of a pending key.
-pub(super) async fn read(connection: &mut MultiplexedConnection, served: &Route) -> Result<Addresses, RedisError> {
+pub(super) async fn read(connection: &mut Connection, served: &Route) -> Result<Addresses, RedisError> {
     let records: Vec<(Vec<u8>, Vec<u8>)> =
         redis::cmd("HGETALL").arg(served.addresses_key()).query_async(connection).await?;
     let read = |(number, record): &(Vec<u8>, Vec<u8>)| {

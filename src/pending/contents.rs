@@ -16,12 +16,19 @@ use crate::{
 impl StoreContents for Redis {
     fn contents<'a>(&'a self, routes: &'a [Arc<Route>]) -> BoxFuture<'a, Result<Vec<RouteContents>, StoreError>> {
         async move {
-            let mut together = redis::pipe();
-            for route in routes {
-                together.cmd("SCARD").arg(route.pending_key()).cmd("HLEN").arg(route.outbox_key());
+            // In a cluster the keys of two routes are on two nodes.
+            let at_once = if self.links.is_cluster() { 1 } else { routes.len().max(1) };
+            let mut counts: Vec<usize> = Vec::with_capacity(routes.len() * 2);
+            for routes in routes.chunks(at_once) {
+                let mut together = redis::pipe();
+                for route in routes {
+                    together.cmd("SCARD").arg(route.pending_key()).cmd("HLEN").arg(route.outbox_key());
+                }
+                let key = routes[0].pending_key();
+                let counted: Vec<usize> =
+                    self.look(key, Operation::Count, async |connection| together.query_async(connection).await).await?;
+                counts.extend(counted);
             }
-            let counts: Vec<usize> =
-                self.look(Operation::Count, async |connection| together.query_async(connection).await).await?;
             Ok(counts.chunks_exact(2).map(|pair| RouteContents { pending: pair[0], outbox: pair[1] }).collect())
         }
         .boxed()
@@ -31,8 +38,9 @@ impl StoreContents for Redis {
     fn server_version(&self) -> BoxFuture<'_, Option<String>> {
         async move {
             let hello = redis::cmd("HELLO");
-            let answer: Result<Vec<Value>, _> =
-                self.look(Operation::Count, async |connection| hello.query_async(connection).await).await;
+            let answer: Result<Vec<Value>, _> = self
+                .look(&self.names.routes, Operation::Count, async |connection| hello.query_async(connection).await)
+                .await;
             let mut words = answer.ok()?.into_iter();
             let text = |value: &Value| match value {
                 Value::BulkString(bytes) => String::from_utf8(bytes.clone()).ok(),

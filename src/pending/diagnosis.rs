@@ -3,8 +3,9 @@
 
 use std::{fmt::Display, time::Duration};
 
-use redis::{ConnectionInfo, ErrorKind, RedisError, ServerErrorKind};
+use redis::{ErrorKind, RedisError, ServerErrorKind};
 
+use super::access::{Access, Found, Node};
 use crate::{readiness::Contact, tls};
 
 /// All rights that hookgate needs.
@@ -17,13 +18,26 @@ pub(super) struct Asked {
     tls: bool,
     username: Option<String>,
     database: i64,
+    /// What finds another primary than the one that was asked.
+    finder: &'static str,
 }
 
 impl Asked {
-    pub(super) fn new(info: &ConnectionInfo, tls: bool) -> Self {
+    pub(super) fn new(access: &Access) -> Self {
+        let info = access.info();
         let settings = info.redis_settings();
         let username = settings.username().map(str::to_owned);
-        Self { address: info.addr().to_string(), tls, username, database: settings.db() }
+        let finder = match access.found() {
+            Found::Here => "point redis.url at the primary",
+            Found::By(_) => "the sentinels are asked again",
+            Found::In(_) => "the other nodes are asked",
+        };
+        Self { address: info.addr().to_string(), tls: access.is_tls(), username, database: settings.db(), finder }
+    }
+
+    /// The same of another server.
+    pub(super) fn at(&self, node: &Node) -> Self {
+        Self { address: node.to_string(), ..self.clone() }
     }
 
     /// What an error says of Redis, on a new connection or an old one.
@@ -91,9 +105,17 @@ impl Asked {
                 "{address}: {said}; hookgate needs Redis 6.2 or newer, with every command under its own name"
             ));
         }
+        if said.contains("cluster support disabled") {
+            return refused(format!("{address} is no node of a Redis Cluster ({said}); write redis:// in redis.url"));
+        }
         match error.code() {
-            Some("READONLY") => Contact::Unreachable(format!(
-                "{address} is a replica, which takes no writes; point redis.url at the primary ({said})"
+            Some("READONLY") => {
+                Contact::Unreachable(format!("{address} is a replica, which takes no writes; {} ({said})", self.finder))
+            }
+            // A slot is moving, and some keys of the call are here and some there.
+            Some("TRYAGAIN") => no_writes(said),
+            Some("CLUSTERDOWN") => Contact::Unreachable(format!(
+                "{address}: {said}; the cluster has no primary for some slots, or this node is cut off from most others"
             )),
             Some("LOADING") => Contact::Unreachable(format!("{address} still loads its data ({said})")),
             Some("MASTERDOWN") => Contact::Unreachable(format!("{address} is a replica without its primary ({said})")),
@@ -154,11 +176,11 @@ pub(super) fn words(error: &RedisError) -> String {
 }
 
 /// Whether Redis refused because it takes no writes now, which passes: no memory left under `maxmemory` (it still
-/// deletes), a failed snapshot, or too few replicas (it does not). READONLY is none of these: another connection may
+/// deletes), a failed snapshot, or too few replicas (it does not); or half of a slot has moved to another node. READONLY is none of these: another connection may
 /// find the primary. Inside a script, Redis 6.2 has the words further behind. ADDRESSES is what `claim.lua` and
 /// `register.lua` say where the route has no number to claim under.
 pub(super) fn takes_no_writes(error: &RedisError) -> bool {
-    matches!(error.code(), Some("OOM" | "MISCONF" | "NOREPLICAS" | "ADDRESSES"))
+    matches!(error.code(), Some("OOM" | "MISCONF" | "NOREPLICAS" | "ADDRESSES" | "TRYAGAIN"))
         || error.detail().is_some_and(|detail| {
             ["OOM command not allowed", "MISCONF Redis", "NOREPLICAS Not"].iter().any(|words| detail.contains(words))
         })
@@ -176,7 +198,13 @@ pub(super) fn no_writes(refusal: impl Display) -> Contact {
 pub(super) fn wants_another_connection(error: &RedisError) -> bool {
     error.is_io_error()
         || error.is_unrecoverable_error()
+        || is_elsewhere(error)
         || matches!(error.code(), Some("READONLY" | "LOADING" | "MASTERDOWN" | "NOAUTH" | "WRONGPASS" | "NOPERM"))
+}
+
+/// Whether a cluster carried nothing out, and another node may.
+pub(super) fn is_elsewhere(error: &RedisError) -> bool {
+    matches!(error.code(), Some("MOVED" | "ASK" | "CLUSTERDOWN"))
 }
 
 #[cfg(test)]
@@ -186,10 +214,13 @@ mod tests {
     use redis::{Client, Value};
 
     use super::*;
+    use crate::tls::TlsFiles;
 
     fn asked(url: &str) -> Asked {
         let client = Client::open(url).expect("it is an address");
-        Asked::new(client.get_connection_info(), url.starts_with("rediss:"))
+        let info = client.get_connection_info().clone();
+        let tls = url.starts_with("rediss:");
+        Asked::new(&if tls { Access::tls(info, TlsFiles::default()) } else { Access::plain(info) })
     }
 
     /// As the library makes it of an answer.
@@ -210,6 +241,7 @@ mod tests {
     }
 
     #[test]
+    #[expect(clippy::too_many_lines, reason = "a table")]
     fn each_error_says_what_is_wrong_and_what_to_do() {
         let plain = "redis://redis.test:6399/7";
         let user = "redis://bob:secret@redis.test:6399/7";
@@ -280,6 +312,18 @@ mod tests {
                 answer("READONLY You can't write against a read only replica."),
                 "unreachable",
                 "redis.test:6399 is a replica, which takes no writes; point redis.url at the primary (READONLY You can't write against a read only replica.)",
+            ),
+            (
+                plain,
+                answer("ERR This instance has cluster support disabled"),
+                "refused",
+                "redis.test:6399 is no node of a Redis Cluster (ERR This instance has cluster support disabled); write redis:// in redis.url",
+            ),
+            (
+                plain,
+                answer("CLUSTERDOWN The cluster is down"),
+                "unreachable",
+                "redis.test:6399: CLUSTERDOWN The cluster is down; the cluster has no primary for some slots, or this node is cut off from most others",
             ),
             (
                 plain,

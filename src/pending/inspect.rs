@@ -31,30 +31,65 @@ impl Stakes {
 /// What a forgotten release costs, whatever `redis.durability` says.
 const COST_OF_LOST_RELEASES: &str = "an id that a consumer released then (SREM) is pending again, and its next webhooks are answered 200 without an event until somebody releases it";
 
+/// What is demanded of a server.
+#[derive(Debug, Clone, Copy)]
+pub struct Demands {
+    /// What an answer rests on.
+    pub stakes: Stakes,
+    /// What a claim has to survive.
+    pub durability: Durability,
+    /// Redis replicas that have to have it.
+    pub wait_replicas: usize,
+}
+
 impl Redis {
     /// Looks at version, role, eviction and persistence. Needs INFO, and CONFIG GET for one of the answers.
-    pub async fn inspect(&self, stakes: Stakes, durability: Durability) -> Vec<Finding> {
-        let info: String =
-            match self.look(Operation::Operator, async |link| redis::cmd("INFO").query_async(link).await).await {
-                Ok(info) => info,
-                Err(error) => {
-                    let text = format!("can't look at the settings ({error}); allow +info to the user of this command");
-                    return vec![Finding::warning("redis INFO", text)];
-                }
-            };
+    pub async fn inspect(&self, demands: Demands) -> Vec<Finding> {
+        if let Some(findings) = self.inspect_nodes(demands).await {
+            return findings;
+        }
+        let info: String = match self
+            .look(&self.names.routes, Operation::Operator, async |link| redis::cmd("INFO").query_async(link).await)
+            .await
+        {
+            Ok(info) => info,
+            Err(error) => return vec![cant_look(&error)],
+        };
         let appendfsync: Option<String> = self
-            .look(Operation::Operator, async |link| {
+            .look(&self.names.routes, Operation::Operator, async |link| {
                 redis::cmd("CONFIG").arg("GET").arg("appendfsync").query_async::<Vec<String>>(link).await
             })
             .await
             .ok()
             .and_then(|pair| pair.into_iter().nth(1));
-        judge(&info, appendfsync.as_deref(), stakes, durability)
+        judge(&info, appendfsync.as_deref(), demands)
     }
 }
 
+/// INFO can't be had.
+pub(super) fn cant_look(problem: &impl std::fmt::Display) -> Finding {
+    let text = format!("can't look at the settings ({problem}); allow +info to the user of this command");
+    Finding::warning("redis INFO", text)
+}
+
+/// Judges what a Redis replica answers to INFO: after a failover it is the primary.
+pub(super) fn judge_replica(info: &str, appendfsync: Option<&str>, demands: Demands) -> Vec<Finding> {
+    let mut findings = judge(info, appendfsync, demands);
+    findings.retain(|finding| {
+        matches!(finding.what.as_str(), "redis version" | "redis maxmemory-policy" | "redis persistence")
+    });
+    let in_sync = info.lines().any(|line| line.trim_end() == "master_link_status:up");
+    findings.push(if in_sync {
+        Finding::ok("redis role", "replica, in touch with its primary")
+    } else {
+        Finding::warning("redis role", "replica, and out of touch with its primary: it has none of the last claims")
+    });
+    findings
+}
+
 /// Judges the answer to INFO.
-fn judge(info: &str, appendfsync: Option<&str>, stakes: Stakes, durability: Durability) -> Vec<Finding> {
+pub(super) fn judge(info: &str, appendfsync: Option<&str>, demands: Demands) -> Vec<Finding> {
+    let Demands { stakes, durability, wait_replicas } = demands;
     let fields: HashMap<&str, &str> = info.lines().filter_map(|line| line.trim_end().split_once(':')).collect();
     let get = |name: &str| fields.get(name).copied().unwrap_or("");
     let cost = format!("{}; {COST_OF_LOST_RELEASES}", stakes.of_lost_claims());
@@ -117,7 +152,16 @@ fn judge(info: &str, appendfsync: Option<&str>, stakes: Stakes, durability: Dura
     });
 
     let replicas = get("connected_slaves");
+    let count = replicas.parse::<usize>().unwrap_or(0);
     findings.push(match (replicas, durability) {
+        (_, Durability::Replica) if count > 0 && count < wait_replicas => Finding::failure(
+            "redis replicas",
+            format!("{count} connected, and redis.wait_replicas is {wait_replicas}: without NATS every request gets 503; connect more, or lower it"),
+        ),
+        (_, Durability::Replica) if count > wait_replicas => Finding::warning(
+            "redis replicas",
+            format!("{count}, and a claim counts once {wait_replicas} of them has it: another one may be promoted, and {}; set redis.wait_replicas = {count}", stakes.of_lost_claims()),
+        ),
         ("" | "0", Durability::Replica) => Finding::failure(
             "redis replicas",
             "none connected, and redis.durability is \"replica\": without NATS every request gets 503; connect one",
@@ -148,13 +192,17 @@ mod tests {
     const GOOD: &str = "# Server\r\nredis_version:7.0.15\r\nmaxmemory:0\r\nmaxmemory_policy:noeviction\r\naof_enabled:1\r\nrole:master\r\nconnected_slaves:0\r\n";
 
     fn level(info: &str, fsync: Option<&str>, stakes: Stakes, durability: Durability, what: &str) -> Level {
-        let findings = judge(info, fsync, stakes, durability);
+        let findings = judge(info, fsync, Demands { stakes, durability, wait_replicas: 1 });
         findings.into_iter().find(|finding| finding.what == what).expect("each thing is judged").level
     }
 
     #[test]
     fn a_good_redis_is_good() {
-        for finding in judge(GOOD, Some("always"), Stakes::Duplicates, Durability::None) {
+        for finding in judge(
+            GOOD,
+            Some("always"),
+            Demands { stakes: Stakes::Duplicates, durability: Durability::None, wait_replicas: 1 },
+        ) {
             assert_eq!(finding.level, Level::Ok, "{finding:?}");
         }
     }
@@ -173,7 +221,7 @@ mod tests {
             (&info, "always", Replica, "redis replicas"),
         ] {
             for stakes in [Stakes::Duplicates, Stakes::Events] {
-                let findings = judge(info, Some(fsync), stakes, durability);
+                let findings = judge(info, Some(fsync), Demands { stakes, durability, wait_replicas: 1 });
                 let found = findings.iter().find(|finding| finding.what == what).expect("each thing is judged");
                 assert!(found.text.contains("answered 200 without an event"), "{durability:?}: {found:?}");
                 assert_ne!(found.level, Level::Ok, "{durability:?}: {found:?}");
@@ -200,6 +248,7 @@ mod tests {
             ("slaves:0", "slaves:1", "everysec", Events, Asis, "redis replicas", Level::Failure),
             ("slaves:0", "slaves:1", "everysec", Events, Replica, "redis replicas", Level::Warning),
             ("", "", "everysec", Events, Replica, "redis replicas", Level::Failure),
+            ("slaves:0", "slaves:2", "everysec", Duplicates, Replica, "redis replicas", Level::Warning),
         ];
         for (from, to, fsync, stakes, durability, what, expected) in cases {
             let info = GOOD.replace(from, to);

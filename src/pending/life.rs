@@ -6,10 +6,11 @@ use std::{
 };
 
 use futures_util::{FutureExt, future::BoxFuture};
-use redis::{Cmd, Value, aio::MultiplexedConnection};
+use redis::{Cmd, Value};
 
 use super::{
     address::Claiming,
+    connection::Connection,
     redis::Redis,
     script::{ANSWER, LEASE, RECLAIM, RELEASE, Script, now_millis},
 };
@@ -21,6 +22,7 @@ use crate::{
         Listing, Reclaim, ReclaimWhy, ReleaseRequest, Released, ScanResult,
     },
     metrics::Operation,
+    relay::Outbox,
     route::{OnGiveUp, Route},
 };
 
@@ -31,22 +33,21 @@ type Field = (Vec<u8>, Vec<u8>);
 const CALL: usize = 500;
 
 impl Redis {
-    /// Calls a script on the keys of a route, whose address has this number, and reads the letter for each id.
+    /// Calls a script on the keys of a route, whose address has a number, and reads the letter for each id.
     async fn decide(
         &self,
         route: &Route,
-        number: usize,
+        (claiming, number): &(Arc<Claiming>, usize),
         script: &Script,
         count: usize,
         arguments: impl Fn(&mut Cmd),
     ) -> Result<Vec<u8>, StoreError> {
-        let claiming = self.claiming(route)?;
         let letters: Vec<u8> = self
-            .ask(Operation::Life, async |link| {
+            .ask(route.pending_key(), Operation::Life, async |link| {
                 script
                     .call(link, |call| {
                         keys(call, route);
-                        call.arg(number).arg(&claiming.address);
+                        call.arg(*number).arg(&claiming.address);
                         arguments(call);
                     })
                     .await
@@ -58,8 +59,17 @@ impl Redis {
         Err(StoreError::Refused(format!("a script gave {} answers for {count} ids", letters.len())))
     }
 
-    fn number_of(&self, route: &Route) -> Result<usize, StoreError> {
-        self.claiming(route)?.number().ok_or_else(no_number)
+    /// The address of a route, and its number. One that is configured no more is given one now.
+    async fn claiming(&self, route: &Route) -> Result<(Arc<Claiming>, usize), StoreError> {
+        if let Ok(queues) = self.queues(route) {
+            let claiming = Arc::clone(&queues.claiming);
+            let number = claiming.number().ok_or_else(no_number)?;
+            return Ok((claiming, number));
+        }
+        let claiming = Arc::new(Claiming::new(&Arc::new(route.clone())));
+        let (number, _zero) =
+            self.ask(route.pending_key(), Operation::Life, async |link| claiming.register(link, None).await).await?;
+        Ok((claiming, number))
     }
 }
 
@@ -89,11 +99,11 @@ impl LifeStore for Redis {
         requests: &'a [ReleaseRequest],
     ) -> BoxFuture<'a, Result<Vec<Released>, StoreError>> {
         async move {
-            let number = self.number_of(route)?;
+            let claiming = self.claiming(route).await?;
             let mut released = Vec::with_capacity(requests.len());
             for part in requests.chunks(CALL) {
-                let next: Vec<Token> = part.iter().map(|_| TokenSeed::now().marked(number)).collect();
-                let letters = self.decide(route, number, &RELEASE, part.len(), |call| {
+                let next: Vec<Token> = part.iter().map(|_| TokenSeed::now().marked(claiming.1)).collect();
+                let letters = self.decide(route, &claiming, &RELEASE, part.len(), |call| {
                     for (request, next) in part.iter().zip(&next) {
                         let token = request.token.map(Token::text).unwrap_or_default();
                         call.arg(&request.id).arg(token).arg(next.text());
@@ -120,11 +130,11 @@ impl LifeStore for Redis {
     ) -> BoxFuture<'a, Result<Vec<Answered>, StoreError>> {
         async move {
             let life = route.life();
-            let number = self.number_of(route)?;
+            let claiming = self.claiming(route).await?;
             let mut answered = Vec::with_capacity(answers.len());
             for part in answers.chunks(CALL) {
-                let next: Vec<Token> = part.iter().map(|_| TokenSeed::now().marked(number)).collect();
-                let letters = self.decide(route, number, &ANSWER, part.len(), |call| {
+                let next: Vec<Token> = part.iter().map(|_| TokenSeed::now().marked(claiming.1)).collect();
+                let letters = self.decide(route, &claiming, &ANSWER, part.len(), |call| {
                     call.arg(life.consumers.join(",")).arg(u8::from(life.on_give_up == OnGiveUp::Keep));
                     for (answer, next) in part.iter().zip(&next) {
                         call.arg(&answer.id).arg(answer.token.text()).arg(&answer.consumer);
@@ -157,15 +167,15 @@ impl LifeStore for Redis {
         reclaims: &'a [Reclaim],
     ) -> BoxFuture<'a, Result<Vec<Option<Token>>, StoreError>> {
         async move {
-            let number = self.number_of(route)?;
+            let claiming = self.claiming(route).await?;
             let mut claimed = Vec::with_capacity(reclaims.len());
             for part in reclaims.chunks(CALL) {
                 let next = part.iter().map(|reclaim| match reclaim.why {
-                    ReclaimWhy::Redelivery { number: count, .. } => TokenSeed::now().redelivery(number, count),
-                    ReclaimWhy::Marked { .. } => TokenSeed::now().marked(number),
+                    ReclaimWhy::Redelivery { number: count, .. } => TokenSeed::now().redelivery(claiming.1, count),
+                    ReclaimWhy::Marked { .. } => TokenSeed::now().marked(claiming.1),
                 });
                 let next: Vec<Token> = next.collect();
-                let letters = self.decide(route, number, &RECLAIM, part.len(), |call| {
+                let letters = self.decide(route, &claiming, &RECLAIM, part.len(), |call| {
                     for (Reclaim { id, why }, next) in part.iter().zip(&next) {
                         match why {
                             ReclaimWhy::Redelivery { seen, number } => {
@@ -192,10 +202,10 @@ impl LifeStore for Redis {
         leftovers: &'a [Leftover],
     ) -> BoxFuture<'a, Result<usize, StoreError>> {
         async move {
-            let number = self.number_of(route)?;
+            let claiming = self.claiming(route).await?;
             let mut dropped = 0;
             for part in leftovers.chunks(CALL) {
-                let letters = self.decide(route, number, &RECLAIM, part.len(), |call| {
+                let letters = self.decide(route, &claiming, &RECLAIM, part.len(), |call| {
                     for Leftover { id, seen } in part {
                         call.arg(id).arg("d").arg(seen).arg("").arg("");
                     }
@@ -219,7 +229,7 @@ impl LifeStore for Redis {
             Listing::Marks => ("HSCAN", route.marks_key()),
         };
         async move {
-            self.look(Operation::Life, async |link| {
+            self.look(route.pending_key(), Operation::Life, async |link| {
                 let (next, found): (u64, Vec<Vec<u8>>) =
                     redis::cmd(scan).arg(key).arg(cursor).arg("COUNT").arg(count).query_async(link).await?;
                 let step = if listing == Listing::Pending { 1 } else { 2 };
@@ -240,13 +250,12 @@ impl LifeStore for Redis {
         count: usize,
     ) -> BoxFuture<'a, Result<JournalPage, StoreError>> {
         async move {
-            self.look(Operation::Life, async |link| {
+            self.look(route.pending_key(), Operation::Life, async |link| {
                 let mut scan = redis::cmd("HSCAN");
                 scan.arg(route.journal_key()).arg(cursor).arg("COUNT").arg(count);
                 let (next, found): (u64, Vec<Field>) = scan.query_async(link).await?;
                 // An id that is not text was not claimed by hookgate.
                 let entries = found.into_iter().filter_map(|(id, entry)| {
-                    let entry = String::from_utf8_lossy(&entry).into_owned();
                     Some(Journaled { id: String::from_utf8(id).ok()?, entry, pending: false })
                 });
                 let mut entries: Vec<_> = entries.collect();
@@ -269,7 +278,7 @@ impl LifeStore for Redis {
     }
 
     fn known<'a>(&'a self, route: &'a Route, ids: &'a [String]) -> BoxFuture<'a, Result<Vec<Known>, StoreError>> {
-        async move { self.look(Operation::Life, async |link| read_known(link, route, ids).await).await }.boxed()
+        async move { self.look(route.pending_key(), Operation::Life, async |link| read_known(link, route, ids).await).await }.boxed()
     }
 
     fn life_lease<'a>(
@@ -281,7 +290,7 @@ impl LifeStore for Redis {
     ) -> BoxFuture<'a, Result<bool, StoreError>> {
         async move {
             let millis = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX).max(1);
-            self.ask(Operation::Life, async |link| {
+            self.ask(route.pending_key(), Operation::Life, async |link| {
                 LEASE
                     .call(link, |call| {
                         call.arg(1).arg(format!("{{{}}}:{work}", route.pending_key())).arg(holder).arg(millis);
@@ -301,16 +310,22 @@ impl LifeStore for Redis {
                 calls.cmd("HLEN").arg(key);
             }
             let (pending, in_flight, journaled, marked) =
-                self.look(Operation::Life, async |link| calls.query_async(link).await).await?;
+                self.look(route.pending_key(), Operation::Life, async |link| calls.query_async(link).await).await?;
             Ok(LifeCounts { pending, in_flight, journaled, marked })
         }
         .boxed()
     }
 
+    fn recorded(&self) -> BoxFuture<'_, Result<Vec<Arc<Route>>, StoreError>> {
+        async move { Ok(self.recorded_routes().await?.into_iter().map(Arc::new).collect()) }.boxed()
+    }
+
     fn scan_result<'a>(&'a self, route: &'a Route) -> BoxFuture<'a, Result<Option<ScanResult>, StoreError>> {
         async move {
             let text: Option<String> = self
-                .look(Operation::Life, async |link| redis::cmd("GET").arg(scan_key(route)).query_async(link).await)
+                .look(route.pending_key(), Operation::Life, async |link| {
+                    redis::cmd("GET").arg(scan_key(route)).query_async(link).await
+                })
                 .await?;
             Ok(text.as_deref().and_then(read_scan_result))
         }
@@ -324,7 +339,7 @@ impl LifeStore for Redis {
     ) -> BoxFuture<'a, Result<(), StoreError>> {
         async move {
             let text = write_scan_result(result);
-            self.ask(Operation::Life, async |link| {
+            self.ask(route.pending_key(), Operation::Life, async |link| {
                 redis::cmd("SET").arg(scan_key(route)).arg(text).query_async(link).await
             })
             .await
@@ -363,11 +378,7 @@ fn read_scan_result(text: &str) -> Option<ScanResult> {
 }
 
 /// Everything that is known of these ids, in one round trip.
-async fn read_known(
-    link: &mut MultiplexedConnection,
-    route: &Route,
-    ids: &[String],
-) -> Result<Vec<Known>, redis::RedisError> {
+async fn read_known(link: &mut Connection, route: &Route, ids: &[String]) -> Result<Vec<Known>, redis::RedisError> {
     if ids.is_empty() {
         return Ok(Vec::new());
     }
@@ -384,11 +395,18 @@ async fn read_known(
             id: id.clone(),
             pending,
             in_flight: text(&token),
-            journal: text(&entry),
+            journal: bytes(entry),
             // What others wrote is no time; such a mark is as old as can be.
             marked: text(&mark).map(|millis| millis.parse().unwrap_or(0).min(now_millis())),
         })
         .collect())
+}
+
+fn bytes(value: Value) -> Option<Vec<u8>> {
+    match value {
+        Value::BulkString(bytes) => Some(bytes),
+        _ => None,
+    }
 }
 
 /// What is not text was not written by hookgate, and equals nothing.
@@ -396,12 +414,6 @@ fn text(value: &Value) -> Option<String> {
     match value {
         Value::BulkString(bytes) => Some(String::from_utf8_lossy(bytes).into_owned()),
         _ => None,
-    }
-}
-
-impl Redis {
-    fn claiming(&self, route: &Route) -> Result<&Arc<Claiming>, StoreError> {
-        Ok(&self.queues(route)?.claiming)
     }
 }
 

@@ -5,6 +5,8 @@
 //! a failure. After the first time-out all callers fail fast, until a fresh connection has run the claim script. The
 //! client library's own manager was not enough: it can keep a connection that no longer works (after a demotion, a
 //! changed password, a silent network), and makes callers wait.
+//!
+//! Where sentinels or a cluster know the server, each connection looks for it again.
 
 use std::{
     sync::{
@@ -15,15 +17,17 @@ use std::{
 };
 
 use futures_util::future::BoxFuture;
-use redis::{AsyncConnectionConfig, ConnectionAddr, RedisError, aio::MultiplexedConnection};
+use redis::{AsyncConnectionConfig, ErrorKind, RedisError, ServerErrorKind};
 use tokio::{
     io::AsyncReadExt,
     net::TcpStream,
-    sync::{Notify, watch},
+    sync::{Mutex, Notify, watch},
 };
 
 use super::{
-    access::{Access, AccessError},
+    access::{Access, AccessError, Found, Node},
+    cluster::Nodes,
+    connection::{Connection, Moving},
     diagnosis::{Asked, no_writes, takes_no_writes, words},
 };
 use crate::{
@@ -35,11 +39,15 @@ use crate::{
 const PROBE_EVERY: Duration = Duration::from_secs(1);
 /// Pause between two attempts to connect.
 const RECONNECT_PAUSE: Duration = Duration::from_millis(200);
+/// How old the answer of a sentinel may be for a new connection; several connect at once.
+const FRESH: Duration = Duration::from_millis(100);
+/// Nodes of a cluster to which one attempt is sent on.
+const MOST_MOVES: usize = 4;
 
 /// A connection, and which one it is.
 #[derive(Clone)]
 pub(super) struct Current {
-    pub(super) connection: MultiplexedConnection,
+    pub(super) connection: Connection,
     epoch: u64,
 }
 
@@ -61,21 +69,23 @@ struct ReportedTrouble {
 
 /// Proves on a new connection that what hookgate needs is allowed. Answers why Redis takes no writes now, if it does not.
 pub(super) type ConnectionCheck =
-    Arc<dyn Fn(MultiplexedConnection) -> BoxFuture<'static, Result<Option<String>, RedisError>> + Send + Sync>;
+    Arc<dyn Fn(Connection) -> BoxFuture<'static, Result<Option<String>, RedisError>> + Send + Sync>;
 
 impl Link {
-    /// The link, and the task that keeps it, to be spawned by the owner.
+    /// The link, and the task that keeps it, to be spawned by the owner. In a cluster `check` has to ask for a key: it
+    /// decides which node the connection is to.
     pub(super) fn new(
         access: Access,
         timeout: Duration,
         check: ConnectionCheck,
+        report: Reporter,
     ) -> (Self, impl Future<Output = ()> + Send) {
         let (sender, current) = watch::channel(None);
         let trouble = Arc::<ReportedTrouble>::default();
         let tried = Arc::<AtomicBool>::default();
-        let report = Reporter::new("redis");
         let keeper = Keeper {
-            asked: Asked::new(access.info(), access.is_tls()),
+            asked: Asked::new(&access),
+            last: Mutex::default(),
             access,
             timeout,
             check,
@@ -160,7 +170,20 @@ struct Keeper {
     tried: Arc<AtomicBool>,
     trouble: Arc<ReportedTrouble>,
     report: Reporter,
+    /// The node of a cluster that was connected last, and is asked last after it failed.
+    last: Mutex<Option<Node>>,
 }
+
+/// Why an attempt led to no connection.
+enum Failure {
+    /// Another node of the cluster has the key.
+    Moved(Node),
+    /// What it says of Redis.
+    Contact(Contact),
+}
+
+/// A connection that may do everything, its server, and why that takes no writes now, if that is so.
+type Proven = (Connection, Node, Option<String>);
 
 impl Keeper {
     /// `epoch` counts connections.
@@ -176,10 +199,10 @@ impl Keeper {
             *epoch += 1;
             let epoch = *epoch;
             let contact = match self.connect().await {
-                Ok((connection, refusal)) => {
+                Ok((connection, node, refusal)) => {
                     self.current.send_replace(Some(Current { connection: connection.clone(), epoch }));
                     self.report.set(refusal.map_or(Contact::Up, no_writes));
-                    let ended = self.watch(connection, epoch).await;
+                    let ended = self.watch(connection, &node, epoch).await;
                     self.current.send_replace(None);
                     ended
                 }
@@ -195,45 +218,122 @@ impl Keeper {
         }
     }
 
-    /// A connection that may do everything, and why Redis takes no writes now, if that is so.
-    async fn connect(&self) -> Result<(MultiplexedConnection, Option<String>), Contact> {
+    /// A connection to the server that takes the writes.
+    async fn connect(&self) -> Result<Proven, Contact> {
+        let node = match self.access.found() {
+            Found::Here => self.access.node().unwrap_or_else(|| Node { host: String::new(), port: 0 }),
+            Found::By(sentinels) => sentinels.primary(self.timeout, FRESH).await?,
+            Found::In(nodes) => return self.connect_in_cluster(nodes).await,
+        };
+        self.connect_to(&node).await.map_err(|failure| match failure {
+            Failure::Contact(contact) => contact,
+            Failure::Moved(to) => Contact::Refused(format!(
+                "{node} is a node of a Redis Cluster, and the key is on {to}; write redis+cluster:// in redis.url"
+            )),
+        })
+    }
+
+    /// A connection to the node that has the key which is asked for.
+    async fn connect_in_cluster(&self, nodes: &Nodes) -> Result<Proven, Contact> {
+        let mut last = self.last.lock().await;
+        let mut candidates = nodes.all();
+        candidates.sort_by_key(|node| last.as_ref() == Some(node));
+        let (mut asked, mut problem) = (Vec::new(), None);
+        for candidate in candidates {
+            let mut next = Some(candidate);
+            for _ in 0..MOST_MOVES {
+                // One that did not answer is not waited for twice.
+                let Some(node) = next.take().filter(|node| !asked.contains(node)) else { break };
+                asked.push(node.clone());
+                match self.connect_to(&node).await {
+                    Ok((mut connection, node, refusal)) => {
+                        let learned = tokio::time::timeout(self.timeout, nodes.learn(&mut connection, &node)).await;
+                        match learned {
+                            Ok(Ok(())) => {}
+                            Ok(Err(error)) => return Err(self.asked.at(&node).diagnose(&error)),
+                            Err(_elapsed) => return Err(self.asked.at(&node).silent(self.timeout)),
+                        }
+                        *last = Some(node.clone());
+                        return Ok((connection, node, refusal));
+                    }
+                    Err(Failure::Moved(to)) => {
+                        // It may have been asked by way of another node, before it had the key.
+                        next = Some(to);
+                    }
+                    Err(Failure::Contact(contact)) => {
+                        let worse = matches!(problem, Some(Contact::Refused(_)));
+                        if !worse {
+                            problem = Some(contact);
+                        }
+                    }
+                }
+            }
+        }
+        *last = None;
+        Err(problem.unwrap_or_else(|| {
+            Contact::Unreachable("the nodes of the cluster do not agree on who has the key".to_owned())
+        }))
+    }
+
+    /// A connection to one server.
+    async fn connect_to(&self, node: &Node) -> Result<Proven, Failure> {
         let config = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(self.timeout))
             .set_response_timeout(Some(self.timeout));
-        let client = self.access.client().map_err(|error| match error {
-            AccessError::File(error) => Contact::Refused(format!("redis.{error}")),
-            AccessError::Client(error) => self.asked.diagnose(&error),
+        let (access, asked) = match self.access.found() {
+            Found::Here => (self.access.clone(), self.asked.clone()),
+            Found::By(_) | Found::In(_) => (self.access.at(node), self.asked.at(node)),
+        };
+        let client = access.client().map_err(|error| {
+            Failure::Contact(match error {
+                AccessError::File(error) => Contact::Refused(format!("redis.{error}")),
+                AccessError::Client(error) => asked.diagnose(&error),
+            })
         })?;
+        let moving = matches!(self.access.found(), Found::In(_)).then(|| {
+            let (access, timeout) = (self.access.clone(), self.timeout);
+            Arc::new(Moving { access, asked: node.clone(), timeout, open: Mutex::default() })
+        });
         let attempt = async {
             let connection = client.get_multiplexed_async_connection_with_config(&config).await?;
+            let connection = Connection::new(connection, moving);
             let refusal = (self.check)(connection.clone()).await?;
-            Ok::<_, RedisError>((connection, refusal))
+            Ok::<_, RedisError>((connection, node.clone(), refusal))
         };
         // Connecting, logging in and the check each have the time-out; together they get twice of it.
-        match tokio::time::timeout(self.timeout * 2, attempt).await {
-            Ok(Ok(proven)) => Ok(proven),
-            Ok(Err(error)) if error.is_timeout() => Err(self.asked.silent(self.timeout)),
+        let contact = match tokio::time::timeout(self.timeout * 2, attempt).await {
+            Ok(Ok(proven)) => return Ok(proven),
+            Ok(Err(error)) if error.is_timeout() => asked.silent(self.timeout),
             // As a port does where TLS is spoken; or Redis is just leaving.
-            Ok(Err(error))
-                if error.is_connection_dropped() && !error.is_connection_refusal() && !self.access.is_tls() =>
-            {
-                Err(self.hung_up().await)
+            Ok(Err(error)) if error.is_connection_dropped() && !error.is_connection_refusal() && !access.is_tls() => {
+                self.hung_up(&asked, node).await
             }
-            Ok(Err(error)) => Err(self.asked.diagnose(&error)),
-            Err(_elapsed) => Err(self.asked.silent(self.timeout * 2)),
-        }
+            Ok(Err(error)) if error.kind() == ErrorKind::Server(ServerErrorKind::Moved) => {
+                let to = error.redirect_node().and_then(|(to, _slot)| Node::told(to, &node.host));
+                return Err(to.map_or_else(|| Failure::Contact(asked.diagnose(&error)), Failure::Moved));
+            }
+            Ok(Err(error)) => asked.diagnose(&error),
+            Err(_elapsed) => asked.silent(self.timeout * 2),
+        };
+        Err(Failure::Contact(contact))
     }
 
     /// Watches a connection until it fails or a caller reports it; then says how Redis is, if that is known.
-    async fn watch(&self, connection: MultiplexedConnection, epoch: u64) -> Option<Contact> {
+    async fn watch(&self, connection: Connection, node: &Node, epoch: u64) -> Option<Contact> {
+        let asked = match self.access.found() {
+            Found::Here => self.asked.clone(),
+            Found::By(_) | Found::In(_) => self.asked.at(node),
+        };
         loop {
             tokio::select! {
+                // Nobody uses it any more.
+                () = self.current.closed() => return None,
                 () = self.trouble.news.notified() => {
                     if self.trouble.epoch.load(Ordering::SeqCst) >= epoch {
                         return None;
                     }
                 }
-                alive = self.probe(connection.clone()) => {
+                alive = self.probe(connection.clone(), node, &asked) => {
                     if let Err(contact) = alive {
                         return contact;
                     }
@@ -244,10 +344,17 @@ impl Keeper {
 
     /// After a while, asks a connection whether it lives. If it was cut, only the next one can tell how
     /// Redis is.
-    async fn probe(&self, mut connection: MultiplexedConnection) -> Result<(), Option<Contact>> {
+    async fn probe(&self, mut connection: Connection, node: &Node, asked: &Asked) -> Result<(), Option<Contact>> {
         tokio::time::sleep(PROBE_EVERY).await;
+        if let Found::By(sentinels) = self.access.found()
+            // Sentinels that say nothing are no reason to leave a primary that answers.
+            && let Ok(primary) = sentinels.primary(self.timeout, PROBE_EVERY / 2).await
+            && primary != *node
+        {
+            return Err(None);
+        }
         if matches!(&*self.report.subscribe().borrow(), Contact::NoWrites(_)) {
-            return self.look_for_writes(connection).await;
+            return self.look_for_writes(connection, asked).await;
         }
         let ping = redis::cmd("PING");
         match tokio::time::timeout(self.timeout, ping.query_async::<String>(&mut connection)).await {
@@ -258,13 +365,13 @@ impl Keeper {
                 Ok(())
             }
             Ok(Err(error)) if error.is_io_error() && !error.is_timeout() => Err(None),
-            Ok(Err(error)) => Err(Some(self.asked.diagnose(&error))),
-            Err(_elapsed) => Err(Some(self.asked.silent(self.timeout))),
+            Ok(Err(error)) => Err(Some(asked.diagnose(&error))),
+            Err(_elapsed) => Err(Some(asked.silent(self.timeout))),
         }
     }
 
     /// Asks a Redis that took no writes again for everything that a new connection has to be able to do.
-    async fn look_for_writes(&self, connection: MultiplexedConnection) -> Result<(), Option<Contact>> {
+    async fn look_for_writes(&self, connection: Connection, asked: &Asked) -> Result<(), Option<Contact>> {
         match tokio::time::timeout(self.timeout, (self.check)(connection)).await {
             Ok(Ok(Some(_still))) => {
                 self.report.remind();
@@ -275,20 +382,19 @@ impl Keeper {
                 Ok(())
             }
             Ok(Err(error)) if error.is_io_error() && !error.is_timeout() => Err(None),
-            Ok(Err(error)) => Err(Some(self.asked.diagnose(&error))),
-            Err(_elapsed) => Err(Some(self.asked.silent(self.timeout))),
+            Ok(Err(error)) => Err(Some(asked.diagnose(&error))),
+            Err(_elapsed) => Err(Some(asked.silent(self.timeout))),
         }
     }
 
     /// Redis hung up. Where it says why before that, the client library loses the words, since its own write fails.
-    async fn hung_up(&self) -> Contact {
-        let turned_away = self.words_of_farewell().await.and_then(|said| self.asked.turned_away(&said));
-        turned_away.unwrap_or_else(|| self.asked.hung_up())
+    async fn hung_up(&self, asked: &Asked, node: &Node) -> Contact {
+        let turned_away = self.words_of_farewell(node).await.and_then(|said| asked.turned_away(&said));
+        turned_away.unwrap_or_else(|| asked.hung_up())
     }
 
     /// What is said to a connection that asks for nothing.
-    async fn words_of_farewell(&self) -> Option<String> {
-        let ConnectionAddr::Tcp(host, port) = self.access.info().addr() else { return None };
+    async fn words_of_farewell(&self, Node { host, port }: &Node) -> Option<String> {
         let listen = async {
             let mut stream = TcpStream::connect((host.as_str(), *port)).await.ok()?;
             let mut said = [0; 256];

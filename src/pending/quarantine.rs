@@ -8,19 +8,22 @@ use std::{
 
 use bytes::Bytes;
 use futures_util::{FutureExt, future::BoxFuture};
-use redis::{Cmd, RedisError, aio::MultiplexedConnection};
+use redis::{Cmd, RedisError};
 use tokio::time::timeout;
 use tokio_util::task::TaskTracker;
 
 use super::{
-    access::Access,
-    diagnosis::words,
+    access::{Access, Found},
+    connection::Connection,
+    diagnosis::{is_elsewhere, words},
     link::{ConnectionCheck, Link},
+    links::find,
     script::{DROP_CAPTURED, KEEP_CAPTURED, LEASE},
 };
 use crate::{
     delivery::StoreError,
     quarantine::{Captured, Held, Keeping, QuarantineLimits, QuarantineStore, headers_text, parse_headers},
+    readiness::Reporter,
 };
 
 /// Time of one exchange, with a large body.
@@ -46,10 +49,6 @@ impl RedisQuarantine {
     /// Starts to connect. `instance` names the installation.
     #[must_use]
     pub fn open(access: &Access, instance: &str) -> Self {
-        let check: ConnectionCheck = Arc::new(|_connection| async { Ok(None) }.boxed());
-        let (link, keep) = Link::new(access.clone(), TIMEOUT, check);
-        let tasks = TaskTracker::new();
-        tasks.spawn(keep);
         let key = |name: &str| format!("{{{instance}:quarantine}}:{name}");
         let keys = Keys {
             entries: key("entries"),
@@ -58,19 +57,26 @@ impl RedisQuarantine {
             shares: key("shares"),
             lease: key("lease"),
         };
+        let check: ConnectionCheck = match access.found() {
+            Found::In(_) => find(&keys.entries),
+            Found::Here | Found::By(_) => Arc::new(|_connection| async { Ok(None) }.boxed()),
+        };
+        let (link, keep) = Link::new(access.clone(), TIMEOUT, check, Reporter::new("redis"));
+        let tasks = TaskTracker::new();
+        tasks.spawn(keep);
         Self { link, keys, _tasks: tasks }
     }
 
     async fn ask<T>(
         &self,
-        exchange: impl AsyncFnOnce(&mut MultiplexedConnection) -> Result<T, RedisError>,
+        exchange: impl AsyncFnOnce(&mut Connection) -> Result<T, RedisError>,
     ) -> Result<T, StoreError> {
         let unknown = |problem: String| StoreError::Unknown(problem);
         let current = timeout(TIMEOUT, self.link.current_or_next()).await.unwrap_or(None);
         let mut current = current.ok_or_else(|| StoreError::Down(self.link.problem()))?;
         match timeout(TIMEOUT, exchange(&mut current.connection)).await {
             Ok(Ok(answer)) => Ok(answer),
-            Ok(Err(error)) if error.is_io_error() => {
+            Ok(Err(error)) if error.is_io_error() || is_elsewhere(&error) => {
                 self.link.report_trouble(&current);
                 Err(unknown(error.to_string()))
             }

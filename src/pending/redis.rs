@@ -6,7 +6,7 @@
 
 use std::{
     sync::{
-        Arc,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -26,9 +26,12 @@ use super::{
     CALL,
     access::Access,
     address::{self, Claiming},
-    check::check,
-    diagnosis::{takes_no_writes, wants_another_connection, words},
-    link::{Current, Link},
+    check::{Records, check, check_in_cluster, check_records},
+    connection::Connection,
+    diagnosis::{is_elsewhere, takes_no_writes, wants_another_connection, words},
+    link::{ConnectionCheck, Current, Link},
+    links::{Links, find},
+    names::Names,
     script::{self, CLAIM},
     settler::Settler,
 };
@@ -48,7 +51,7 @@ const CLAIM_QUEUE: usize = 1024;
 const SETTLE_QUEUE: usize = 8192;
 
 /// How claims are made.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Options {
     /// Limit of a claim, connecting again included.
     pub timeout: Duration,
@@ -56,20 +59,28 @@ pub struct Options {
     pub outbox_limit: usize,
     /// What a claim or a mark has to survive where an answer rests on it alone.
     pub durability: Durability,
+    /// Redis replicas that have to have it, under [`Durability::Replica`].
+    pub wait_replicas: usize,
     /// Whether an answer may rest on a claim; else on marks only.
     pub rests_on_claims: bool,
 }
 
-/// The pending SETs and outboxes of all routes, in Redis.
+/// The pending SETs and outboxes of all routes, in Redis. Those for other routes ([`Redis::serve`]) share its connection.
 pub struct Redis {
-    link: Arc<Link>,
-    timeout: Duration,
+    pub(super) links: Arc<Links>,
+    pub(super) names: Arc<Names>,
+    pub(super) options: Options,
     times: RedisTimes,
-    queues: HashMap<String, Queues>,
+    queues: HashMap<String, Arc<Queues>>,
+    /// What a new connection has to be able to do.
+    checks: Arc<Checks>,
     tasks: TaskTracker,
     settlers: TaskTracker,
     closing: CancellationToken,
 }
+
+/// The routes that claim now.
+pub(super) type Checked = Mutex<Vec<Arc<Claiming>>>;
 
 pub(super) struct Queues {
     pub(super) claiming: Arc<Claiming>,
@@ -83,67 +94,232 @@ struct ClaimJob {
     answer: oneshot::Sender<Result<Claimed, StoreError>>,
 }
 
-impl Redis {
-    /// Starts to connect, and the tasks of each route.
-    #[must_use]
-    pub fn open(access: &Access, options: Options, routes: &RouteTable, times: RedisTimes) -> Self {
-        let (tasks, settlers) = (TaskTracker::new(), TaskTracker::new());
-        let claiming: Vec<_> = routes.routes().iter().map(|route| Arc::new(Claiming::new(route))).collect();
-        let check = check(claiming.clone(), options);
-        let connect = || {
-            let (link, keep) = Link::new(access.clone(), options.timeout, Arc::clone(&check));
-            tasks.spawn(keep);
-            Arc::new(link)
-        };
-        let link = connect();
-        let closing = CancellationToken::new();
-        let start = |claiming: &Arc<Claiming>| {
-            let route = &claiming.route;
-            let (claims, mut claim_jobs) = mpsc::channel(CLAIM_QUEUE);
-            let (settlements, mut settle_jobs) = mpsc::channel(SETTLE_QUEUE);
-            // WAIT speaks of what its own connection wrote, and blocks it: such claims have one for themselves.
-            let own = if options.durability == Durability::None { Arc::clone(&link) } else { connect() };
-            let claimer = Claimer {
-                link: own,
-                claiming: Arc::clone(claiming),
-                options,
-                times: times.clone(),
-                warned: AtomicBool::new(false),
-            };
-            let claims_of = format!("the claims of route {route}");
-            tasks.spawn(async move { supervise!(&claims_of, claimer.run(&mut claim_jobs)) });
-            let settler = Settler {
-                link: Arc::clone(&link),
-                route: Arc::clone(route),
-                timeout: options.timeout,
-                times: times.clone(),
-            };
-            let closing = closing.clone();
-            let settling_of = format!("the settling of route {route}");
-            settlers.spawn(async move { supervise!(&settling_of, settler.run(&mut settle_jobs, &closing)) });
-            (route.pending_key().to_owned(), Queues { claiming: Arc::clone(claiming), claims, settlements })
-        };
-        let queues = claiming.iter().map(start).collect();
-        Self { link, timeout: options.timeout, times, queues, tasks, settlers, closing }
+/// What new connections have to be able to do.
+struct Checks {
+    names: Arc<Names>,
+    checked: Arc<Checked>,
+    records: Arc<Records>,
+}
+
+impl Checks {
+    /// Starts to connect: for everything, or in a cluster for each route, for the records of all routes, and for dead letters.
+    fn connect(&self, mut links: Links, claiming: &[Arc<Claiming>], options: Options) -> Links {
+        if !links.is_cluster() {
+            links.connect_all(self.of_all(options));
+            return links;
+        }
+        let Self { names, checked, records } = self;
+        records.are_at(&links.connect(&names.routes, check_records(checked, names, records)));
+        for claiming in claiming {
+            links.connect(claiming.route.pending_key(), self.of(claiming, true, options));
+        }
+        for drawer in names.drawers() {
+            links.connect(&drawer.letters, find(&drawer.letters));
+        }
+        links
     }
 
-    /// One exchange with Redis, off the path of a claim.
+    /// Of a connection for the claims of a route.
+    fn of(&self, claiming: &Arc<Claiming>, in_cluster: bool, options: Options) -> ConnectionCheck {
+        if in_cluster { check_in_cluster(claiming, &self.names, options, &self.records) } else { self.of_all(options) }
+    }
+
+    /// Of a connection for all routes that claim at that time.
+    fn of_all(&self, options: Options) -> ConnectionCheck {
+        let (names, checked) = (Arc::clone(&self.names), Arc::clone(&self.checked));
+        Arc::new(move |connection| {
+            let (names, checked) = (Arc::clone(&names), Arc::clone(&checked));
+            let routes = move || checked.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            async move {
+                loop {
+                    let now = routes();
+                    let refusal = check(now.clone(), Arc::clone(&names), options)(connection.clone()).await?;
+                    // Other routes may have come meanwhile.
+                    if now.iter().map(Arc::as_ptr).eq(routes().iter().map(Arc::as_ptr)) {
+                        return Ok(refusal);
+                    }
+                }
+            }
+            .boxed()
+        })
+    }
+
+    fn checked(&self) -> MutexGuard<'_, Vec<Arc<Claiming>>> {
+        self.checked.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Redis {
+    /// Starts to connect, and the tasks of each route. `instance` names the installation.
+    #[must_use]
+    pub fn open(access: &Access, instance: &str, options: Options, routes: &RouteTable, times: RedisTimes) -> Self {
+        let names = Arc::new(Names::of(instance));
+        let (tasks, settlers) = (TaskTracker::new(), TaskTracker::new());
+        let claiming: Vec<_> = routes.routes().iter().map(|route| Arc::new(Claiming::new(route))).collect();
+        let checked = Arc::new(Checked::new(claiming.clone()));
+        let links = Links::new(access.clone(), options.timeout, tasks.clone());
+        let checks = Arc::new(Checks { names: Arc::clone(&names), checked, records: Arc::default() });
+        let links = Arc::new(checks.connect(links, &claiming, options));
+        links.watch();
+        let nobody = Self {
+            links,
+            names,
+            options,
+            times,
+            queues: HashMap::new(),
+            checks,
+            tasks,
+            settlers,
+            closing: CancellationToken::new(),
+        };
+        let queues = claiming.iter().map(|claiming| nobody.start(claiming)).collect();
+        Self { queues, ..nobody }
+    }
+
+    /// The same without any route: what is asked of it needs no claims.
+    #[must_use]
+    pub fn without_routes(&self) -> Self {
+        Self {
+            links: Arc::clone(&self.links),
+            names: Arc::clone(&self.names),
+            options: self.options,
+            times: self.times.clone(),
+            queues: HashMap::new(),
+            checks: Arc::clone(&self.checks),
+            tasks: self.tasks.clone(),
+            settlers: self.settlers.clone(),
+            closing: self.closing.clone(),
+        }
+    }
+
+    /// The same for the routes of another configuration. What is unchanged shares its queues; those of the rest end with the
+    /// last user of `self`. New routes are checked now, if Redis answers, and on each new connection.
+    ///
+    /// # Errors
+    /// What Redis refuses of a new route. Then `self` goes on as before.
+    pub async fn serve(&self, routes: &RouteTable, options: Options) -> Result<Self, StoreError> {
+        let (mut all, mut new) = (Vec::new(), Vec::new());
+        for route in routes.routes() {
+            let before = self.queues.get(route.pending_key()).map(|queues| &queues.claiming);
+            let unchanged = before.filter(|before| before.route == *route).cloned();
+            all.push(unchanged.unwrap_or_else(|| {
+                let claiming = Arc::new(Claiming::new(route));
+                new.push(Arc::clone(&claiming));
+                claiming
+            }));
+        }
+        // Before the present connection is asked: another one may take its place meanwhile.
+        let before = std::mem::replace(&mut *self.checks.checked(), all.clone());
+        if let Err(refusal) = self.check(new, options).await {
+            *self.checks.checked() = before;
+            return Err(refusal);
+        }
+        let next = Self { options, ..self.without_routes() };
+        let queues = all.iter().map(|claiming| {
+            let unchanged = self.queues.get(claiming.route.pending_key());
+            let unchanged =
+                unchanged.filter(|queues| options == self.options && Arc::ptr_eq(&queues.claiming, claiming));
+            let shared = unchanged.map(|queues| (claiming.route.pending_key().to_owned(), Arc::clone(queues)));
+            shared.unwrap_or_else(|| next.start(claiming))
+        });
+        Ok(Self { queues: queues.collect(), ..next })
+    }
+
+    /// Asks for what new routes need. A Redis that is down is asked when it comes back.
+    async fn check(&self, new: Vec<Arc<Claiming>>, options: Options) -> Result<(), StoreError> {
+        if self.links.is_cluster() {
+            return self.check_in_cluster(new, options).await;
+        }
+        if new.is_empty() {
+            return Ok(());
+        }
+        let link = self.links.of(&self.names.routes);
+        let next = tokio::time::timeout(options.timeout, link.current_or_next()).await;
+        let Some(current) = next.unwrap_or(None) else { return Ok(()) };
+        let checked = check(new, Arc::clone(&self.names), options)(current.connection.clone());
+        match tokio::time::timeout(options.timeout * 2, checked).await {
+            Ok(Ok(None)) => Ok(()),
+            Ok(Ok(Some(refusal))) => Err(StoreError::NoWrites(refusal)),
+            Ok(Err(error)) if !error.is_io_error() && !error.is_timeout() => Err(refused(&link, &error)),
+            // The next connection is asked for all of them.
+            Ok(Err(_)) | Err(_) => {
+                link.report_trouble(&current);
+                Ok(())
+            }
+        }
+    }
+
+    /// There a new route gets a connection, which is asked; one that is refused leaves the connections as they were.
+    async fn check_in_cluster(&self, new: Vec<Arc<Claiming>>, options: Options) -> Result<(), StoreError> {
+        let mut before = Vec::new();
+        for claiming in &new {
+            let key = claiming.route.pending_key();
+            before.push((key, self.links.opened(key)));
+            let link = self.links.connect(key, self.checks.of(claiming, true, options));
+            let _down = tokio::time::timeout(options.timeout * 2, link.current_or_next()).await;
+            let contact = link.contact().borrow().clone();
+            let refusal = match contact {
+                Contact::Up | Contact::Unreachable(_) => continue,
+                Contact::NoWrites(refusal) => StoreError::NoWrites(refusal),
+                Contact::Refused(refusal) => StoreError::Refused(refusal),
+            };
+            for (key, link) in before {
+                self.links.put_back(key, link);
+            }
+            return Err(refusal);
+        }
+        Ok(())
+    }
+
+    /// Starts the tasks of a route, which end with its queues.
+    fn start(&self, claiming: &Arc<Claiming>) -> (String, Arc<Queues>) {
+        let Self { links, options, times, checks, tasks, settlers, closing, .. } = self;
+        let route = &claiming.route;
+        let (claims, mut claim_jobs) = mpsc::channel(CLAIM_QUEUE);
+        let (settlements, mut settle_jobs) = mpsc::channel(SETTLE_QUEUE);
+        let link = links.of(route.pending_key());
+        // WAIT speaks of what its own connection wrote, and blocks it: such claims have one for themselves.
+        let own = match options.durability {
+            Durability::None => Arc::clone(&link),
+            Durability::Replica | Durability::Aof => {
+                links.connect_apart(checks.of(claiming, links.is_cluster(), *options))
+            }
+        };
+        let claimer = Claimer {
+            link: own,
+            claiming: Arc::clone(claiming),
+            options: *options,
+            times: times.clone(),
+            warned: AtomicBool::new(false),
+        };
+        let claims_of = format!("the claims of route {route}");
+        tasks.spawn(async move { supervise!(&claims_of, claimer.run(&mut claim_jobs)) });
+        let settler = Settler { link, route: Arc::clone(route), timeout: options.timeout, times: times.clone() };
+        let closing = closing.clone();
+        let settling_of = format!("the settling of route {route}");
+        settlers.spawn(async move { supervise!(&settling_of, settler.run(&mut settle_jobs, &closing)) });
+        (route.pending_key().to_owned(), Arc::new(Queues { claiming: Arc::clone(claiming), claims, settlements }))
+    }
+
+    /// One exchange with Redis, off the path of a claim. All keys in it belong to this one.
     pub(super) async fn ask<T>(
         &self,
+        key: &str,
         operation: Operation,
-        exchange: impl AsyncFnOnce(&mut MultiplexedConnection) -> Result<T, RedisError>,
+        exchange: impl AsyncFnOnce(&mut Connection) -> Result<T, RedisError>,
     ) -> Result<T, StoreError> {
-        let (current, answer) = self.exchange(operation, exchange).await?;
+        let link = self.links.of(key);
+        let (current, answer) = self.exchange(&link, operation, exchange).await?;
         match answer {
             Ok(Ok(answer)) => Ok(answer),
             Ok(Err(error)) => {
                 if wants_another_connection(&error) {
-                    self.link.report_trouble(&current);
+                    link.report_trouble(&current);
                 }
-                Err(refused(&self.link, &error))
+                Err(refused(&link, &error))
             }
             Err(_elapsed) => {
-                self.link.report_trouble(&current);
+                link.report_trouble(&current);
                 Err(self.no_answer())
             }
         }
@@ -152,10 +328,11 @@ impl Redis {
     /// The same for who only looks: whatever comes of it, the connection stays.
     pub(super) async fn look<T>(
         &self,
+        key: &str,
         operation: Operation,
-        exchange: impl AsyncFnOnce(&mut MultiplexedConnection) -> Result<T, RedisError>,
+        exchange: impl AsyncFnOnce(&mut Connection) -> Result<T, RedisError>,
     ) -> Result<T, StoreError> {
-        let (_current, answer) = self.exchange(operation, exchange).await?;
+        let (_current, answer) = self.exchange(&self.links.of(key), operation, exchange).await?;
         match answer {
             Ok(Ok(answer)) => Ok(answer),
             Ok(Err(error)) if error.is_io_error() => Err(StoreError::Unknown(error.to_string())),
@@ -167,24 +344,33 @@ impl Redis {
     /// An exchange on the present connection, timed and within the time-out; what it means is the caller's.
     async fn exchange<T>(
         &self,
+        link: &Link,
         operation: Operation,
-        exchange: impl AsyncFnOnce(&mut MultiplexedConnection) -> Result<T, RedisError>,
+        exchange: impl AsyncFnOnce(&mut Connection) -> Result<T, RedisError>,
     ) -> Result<(Current, Result<Result<T, RedisError>, Elapsed>), StoreError> {
-        let mut current = self.link.current().ok_or_else(|| StoreError::Down(self.link.problem()))?;
-        let answer = tokio::time::timeout(self.timeout, exchange(&mut current.connection));
+        // In a cluster some connections are made when they are needed.
+        let timeout = self.options.timeout;
+        let current = if self.links.is_cluster() {
+            tokio::time::timeout(timeout, link.current_or_next()).await.unwrap_or(None)
+        } else {
+            link.current()
+        };
+        let mut current = current.ok_or_else(|| StoreError::Down(link.problem()))?;
+        let answer = tokio::time::timeout(timeout, exchange(&mut current.connection));
         let answer = self.times.time(operation, answer).await;
         Ok((current, answer))
     }
 
     fn no_answer(&self) -> StoreError {
-        StoreError::Unknown(format!("no answer within {:?}", self.timeout))
+        StoreError::Unknown(format!("no answer within {:?}", self.options.timeout))
     }
 
-    /// The queues of a route of the table this was opened with.
+    /// The queues of a route of the table this is for.
     pub(super) fn queues(&self, route: &Route) -> Result<&Queues, StoreError> {
         self.queues
             .get(route.pending_key())
-            .ok_or_else(|| StoreError::Refused(format!("route {:?} was not known at start", route.name())))
+            .map(|queues| &**queues)
+            .ok_or_else(|| StoreError::Refused(format!("route {:?} is not served", route.name())))
     }
 }
 
@@ -212,7 +398,7 @@ impl PendingStore for Redis {
     }
 
     fn contact(&self) -> watch::Receiver<Contact> {
-        self.link.contact()
+        self.links.contact()
     }
 
     fn close(&self, limit: Duration) -> BoxFuture<'_, ()> {
@@ -288,7 +474,7 @@ impl Claimer {
     /// One script call. If the connection breaks, once more over the next one, with other tokens: the first call may
     /// be carried out at any time, also after its ids were claimed, published and released under another claim.
     async fn claim(&self, proposals: &[&Proposal]) -> Result<Claimed, StoreError> {
-        let Options { timeout, outbox_limit, durability, rests_on_claims } = self.options;
+        let Options { timeout, outbox_limit, durability, rests_on_claims, .. } = self.options;
         let touch = durability != Durability::None;
         let until = Instant::now() + timeout;
         let next = timeout_at(until, self.link.current_or_next()).await.unwrap_or(None);
@@ -310,9 +496,13 @@ impl Claimer {
             let error = match answer {
                 Ok(Ok(answers)) => {
                     let states = script::read_states(&answers, proposals, numbered)?;
+                    // Before another command is carried out elsewhere.
+                    let mut wrote = (durability != Durability::None).then(|| current.connection.used().clone());
                     let elsewhere = self.elsewhere(&mut current, until, &states, number).await?;
-                    let durable = if rests_on_claims || states.contains(&State::Marked) {
-                        self.durable(&mut current).await
+                    let durable = if let Some(wrote) = &mut wrote
+                        && (rests_on_claims || states.contains(&State::Marked))
+                    {
+                        self.durable(&current, wrote).await
                     } else {
                         true
                     };
@@ -327,16 +517,16 @@ impl Claimer {
             if wants_another_connection(&error) {
                 self.link.report_trouble(&current);
             }
-            if !error.is_io_error() {
-                return Err(refused(&self.link, &error));
-            }
-            if again || error.is_timeout() {
-                return Err(StoreError::Unknown(error.to_string()));
+            let failure = || {
+                if error.is_io_error() { StoreError::Unknown(error.to_string()) } else { refused(&self.link, &error) }
+            };
+            if again || error.is_timeout() || !(error.is_io_error() || is_elsewhere(&error)) {
+                return Err(failure());
             }
             again = true;
             current = match timeout_at(until, self.link.connected_after(&current)).await {
                 Ok(Some(next)) => next,
-                Ok(None) | Err(_) => return Err(StoreError::Unknown(error.to_string())),
+                Ok(None) | Err(_) => return Err(failure()),
             };
         }
     }
@@ -364,19 +554,23 @@ impl Claimer {
     }
 
     /// Whether what this connection wrote has reached where `redis.durability` wants it.
-    async fn durable(&self, current: &mut Current) -> bool {
+    async fn durable(&self, current: &Current, wrote: &mut MultiplexedConnection) -> bool {
         // The rest of the time belongs to the answer of the script; this gets half as much again.
         let limit = self.options.timeout / 2;
         let millis = u64::try_from(limit.as_millis()).unwrap_or(u64::MAX).max(1);
+        let wanted = self.options.wait_replicas;
         let call = match self.options.durability {
             Durability::None => return true,
-            Durability::Replica => redis::cmd("WAIT").arg(1).arg(millis).clone(),
+            Durability::Replica => redis::cmd("WAIT").arg(wanted).arg(millis).clone(),
             Durability::Aof => redis::cmd("WAITAOF").arg(1).arg(0).arg(millis).clone(),
         };
-        let answer = tokio::time::timeout(self.options.timeout, call.query_async::<Value>(&mut current.connection));
+        let answer = tokio::time::timeout(self.options.timeout, call.query_async::<Value>(wrote));
         let answer = self.times.time(Operation::Wait, answer).await;
         let problem = match answer {
-            Ok(Ok(Value::Int(copies))) if copies > 0 => None,
+            Ok(Ok(Value::Int(copies))) if usize::try_from(copies).is_ok_and(|copies| copies >= wanted) => None,
+            Ok(Ok(Value::Int(copies))) => {
+                Some(format!("{copies} of {wanted} Redis replicas confirmed within {limit:?}"))
+            }
             Ok(Ok(Value::Array(copies))) if matches!(copies.first(), Some(Value::Int(1))) => None,
             Ok(Ok(_)) => Some(format!("not confirmed within {limit:?}")),
             Ok(Err(error)) => Some(error.to_string()),

@@ -2,9 +2,9 @@
 
 use std::{sync::LazyLock, time::SystemTime};
 
-use redis::{Cmd, ErrorKind, FromRedisValue, RedisError, ServerErrorKind, Value, aio::MultiplexedConnection};
+use redis::{Cmd, ErrorKind, FromRedisValue, RedisError, ServerErrorKind, Value};
 
-use super::address::Claiming;
+use super::{address::Claiming, connection::Connection};
 use crate::{
     delivery::{Proposal, Settlement, State, StoreError},
     event::{Attempt, Token},
@@ -42,7 +42,7 @@ impl Script {
 
     pub(super) async fn call<T: FromRedisValue>(
         &self,
-        connection: &mut MultiplexedConnection,
+        connection: &mut Connection,
         arguments: impl Fn(&mut Cmd),
     ) -> Result<T, RedisError> {
         let mut by_hash = redis::cmd("EVALSHA");

@@ -1,137 +1,30 @@
-//! How the stores are reached: addresses, logins, TLS.
+//! How NATS is reached, and the files of TLS to both stores.
 
-use std::{
-    fmt::Display,
-    net::IpAddr,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
 use super::{
-    ClaimsIn, NatsServers, RedisAddress, SettingsError,
+    NatsServers, SettingsError,
     checks::{Check, in_toml},
-    nats_servers::{NatsUrl, percent_decode},
+    nats_servers::NatsUrl,
     sections,
 };
 use crate::{
     nats_login::{Login, LoginError},
     redaction::without_credentials,
-    secrets::{self, Secret},
+    secrets,
     tls::{TlsFiles, system_has_authorities},
 };
 
-/// Where Redis listens unless the address says otherwise.
-const REDIS_PORT: u16 = 6379;
-
 /// A key and the file it names.
-type FileKey<'a> = (&'static str, &'a Option<PathBuf>);
+pub(super) type FileKey<'a> = (&'static str, &'a Option<PathBuf>);
 
 impl Check {
     fn bad_secret(&self, key: &'static str, path: &Path, problem: std::io::Error) -> SettingsError {
         SettingsError::Secret { source_name: self.origin(key), key, path: path.to_owned(), problem }
     }
 
-    fn secret(&self, key: &'static str, path: &Path) -> Result<String, SettingsError> {
+    pub(super) fn secret(&self, key: &'static str, path: &Path) -> Result<String, SettingsError> {
         secrets::text(path).map_err(|problem| self.bad_secret(key, path, problem))
-    }
-
-    pub(super) fn claims_in(&mut self, redis: &sections::RedisSection) -> Option<ClaimsIn> {
-        let tls = self.note(self.tls_files(
-            ("redis.ca_file", &redis.ca_file),
-            ("redis.client_cert_file", &redis.client_cert_file),
-            ("redis.client_key_file", &redis.client_key_file),
-        ));
-        let known = ["redis://", "rediss://"].iter().any(|scheme| redis.url.starts_with(scheme));
-        if redis.url == "memory:" {
-            return tls.map(|_| ClaimsIn::Memory);
-        }
-        if !known {
-            let problem =
-                "this version of hookgate knows redis://host:port/db, rediss://host:port/db (TLS) and memory:";
-            let shown = format!("{:?}", without_credentials(&redis.url));
-            self.refuse(self.value("redis.url", shown, problem.to_owned()));
-        }
-        let password = self.note(self.redis_password(redis));
-        if !known {
-            return None;
-        }
-        let address = self.redis_address(redis, tls?, password?);
-        self.note(address).map(ClaimsIn::Redis)
-    }
-
-    /// The password in a file of its own.
-    fn redis_password(&self, redis: &sections::RedisSection) -> Result<Option<String>, SettingsError> {
-        let alone = redis.username.is_some() && redis.password_file.is_none();
-        if alone && self.are_read(&["redis.username", "redis.password_file"]) {
-            let problem = "needs redis.password_file beside it".to_owned();
-            return Err(self.value("redis.username", in_toml(&redis.username), problem));
-        }
-        redis.password_file.as_deref().map(|path| self.secret("redis.password_file", path)).transpose()
-    }
-
-    /// Where Redis is, and how to log in.
-    fn redis_address(
-        &self,
-        redis: &sections::RedisSection,
-        tls: TlsFiles,
-        password: Option<String>,
-    ) -> Result<RedisAddress, SettingsError> {
-        const KEY: &str = "redis.url";
-        let shown = format!("{:?}", without_credentials(&redis.url));
-        let wrong = |problem: &dyn Display| {
-            let problem = format!("is not the address of a Redis server ({problem}); write redis://host:6379/1");
-            self.value(KEY, &shown, problem)
-        };
-        let url = url::Url::parse(&redis.url).map_err(|error| wrong(&error))?;
-        if url.fragment().is_some() {
-            return Err(wrong(&"it has something behind a #; certificates are always checked"));
-        }
-        if url.query().is_some() {
-            return Err(wrong(&"it has something behind a ?"));
-        }
-        // An address in brackets is one of IP version 6; what else stands there is a name or an address as it is.
-        let host = match url.host() {
-            Some(url::Host::Domain(name)) => name.to_owned(),
-            Some(url::Host::Ipv4(address)) => address.to_string(),
-            Some(url::Host::Ipv6(address)) => address.to_string(),
-            None => String::new(),
-        };
-        if host.is_empty() {
-            return Err(wrong(&"it names no host"));
-        }
-        if host.parse::<IpAddr>().is_ok_and(|address| address.is_unspecified()) {
-            return Err(wrong(&"it names no host, but any address"));
-        }
-        let database = match url.path().trim_matches('/') {
-            // Consumers of the replaced system look there.
-            "" => 1,
-            number => number.parse::<u32>().map_err(|_not| wrong(&"the database is a number"))?.into(),
-        };
-        if let (Some(path), Some(_)) = (&redis.password_file, url.password()) {
-            let problem = "the url holds a password too; keep one".to_owned();
-            return Err(self.value("redis.password_file", in_toml(path), problem));
-        }
-        let in_url = Some(url.username()).filter(|name| !name.is_empty()).map(percent_decode);
-        let password = password.or_else(|| url.password().map(percent_decode));
-        let tls = if url.scheme() == "rediss" {
-            self.authorities(KEY, &shown, &tls, "redis.ca_file")?;
-            Some(tls)
-        } else {
-            let files = [("redis.ca_file", &redis.ca_file), ("redis.client_cert_file", &redis.client_cert_file)];
-            let useless = files.into_iter().find(|(key, path)| path.is_some() && self.are_read(&[KEY, key]));
-            if let Some((key, path)) = useless {
-                let problem = format!("has no effect without TLS; write rediss:// in redis.url ({shown})");
-                return Err(self.value(key, in_toml(path), problem));
-            }
-            None
-        };
-        Ok(RedisAddress {
-            host,
-            port: url.port().unwrap_or(REDIS_PORT),
-            database,
-            username: redis.username.clone().or(in_url),
-            password: password.as_deref().map(Secret::from),
-            tls,
-        })
     }
 
     pub(super) fn servers(&mut self, nats: &sections::NatsSection) -> Option<NatsServers> {
@@ -199,7 +92,12 @@ impl Check {
     }
 
     /// The files of TLS, each read once.
-    fn tls_files(&self, ca: FileKey<'_>, cert: FileKey<'_>, key: FileKey<'_>) -> Result<TlsFiles, SettingsError> {
+    pub(super) fn tls_files(
+        &self,
+        ca: FileKey<'_>,
+        cert: FileKey<'_>,
+        key: FileKey<'_>,
+    ) -> Result<TlsFiles, SettingsError> {
         let client = match (cert.1, key.1) {
             (Some(cert), Some(key)) => Some((cert.clone(), key.clone())),
             (None, None) => None,
@@ -220,7 +118,13 @@ impl Check {
     }
 
     /// That there is an authority to trust.
-    fn authorities(&self, key: &'static str, shown: &str, files: &TlsFiles, ca_key: &str) -> Result<(), SettingsError> {
+    pub(super) fn authorities(
+        &self,
+        key: &'static str,
+        shown: &str,
+        files: &TlsFiles,
+        ca_key: &str,
+    ) -> Result<(), SettingsError> {
         if files.ca.is_some() || system_has_authorities() {
             return Ok(());
         }

@@ -12,7 +12,8 @@ use crate::delivery::{Durability, WithoutAck, WithoutClaim};
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct RedisSection {
-    /// `redis://host:port/db`, `rediss://` for TLS, or `memory:`.
+    /// `redis://host:port/db`, `redis+sentinel://host:port,host:port/service/db`, `redis+cluster://host:port,host:port`; with
+    /// `rediss` instead of `redis` for TLS; or `memory:`.
     pub url: String,
     /// Of a claim.
     pub timeout: Span,
@@ -20,12 +21,20 @@ pub struct RedisSection {
     pub on_unavailable: WithoutClaim,
     /// What a claim has to survive where an answer rests on it alone.
     pub durability: Durability,
+    /// Redis replicas that have to have a claim before `durability = "replica"` counts it: all that may be promoted.
+    pub wait_replicas: usize,
     /// ACL user.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub username: Option<String>,
     /// File that holds the password.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub password_file: Option<PathBuf>,
+    /// ACL user of the sentinels.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sentinel_username: Option<String>,
+    /// File that holds the password of the sentinels.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sentinel_password_file: Option<PathBuf>,
     /// Authorities to trust; without it those of the system.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ca_file: Option<PathBuf>,
@@ -44,8 +53,11 @@ impl Default for RedisSection {
             timeout: Span::millis(500),
             on_unavailable: WithoutClaim::Publish,
             durability: Durability::None,
+            wait_replicas: 1,
             username: None,
             password_file: None,
+            sentinel_username: None,
+            sentinel_password_file: None,
             ca_file: None,
             client_cert_file: None,
             client_key_file: None,

@@ -152,7 +152,7 @@ fn bad_routes() {
         ("pending_key = \"\"", "pending_key \"\" is 0 bytes long"),
         ("pending_key = \"a b\"", "pending_key \"a b\" has a blank at byte 1"),
         ("pending_key = \"{a}\"", "pending_key \"{a}\" has '{' at byte 0"),
-        ("pending_key = \"hookgate:x\"", "pending_key \"hookgate:x\" begins with 'hookgate:'"),
+        ("pending_key = \"hookgate:x\"", "pending_key \"hookgate:x\" begins like the keys that hookgate has once"),
         ("label = \"\"", "label \"\" is empty"),
         ("label = \"a\\nb\"", "label \"a\\nb\" has '\\n' at byte 1"),
         ("while_pending = \"coalesce\"", "while_pending = \"coalesce\" with redis.durability = \"none\""),
@@ -173,6 +173,17 @@ fn bad_routes() {
     }
     let later = "line 5: routes[0].while_pending = \"later\": unknown variant `later`";
     refused(&route("a", "create", "while_pending = \"later\""), &[later]);
+}
+
+#[test]
+fn routes_that_clash_with_the_instance() {
+    let second = |route: &str| format!("instance = \"second\"\n{route}");
+    let key = second(&route("a", "create", "pending_key = \"second:x\""));
+    refused(&key, &["route \"vmh/a/create\": pending_key \"second:x\" begins like the keys that hookgate has once"]);
+    let flow = second(&route("a", "create", "").replace("vmh", "second"));
+    refused(&flow, &["route \"second/a/create\": flow \"second\" is also the instance"]);
+    let near = second(&route("a", "create", "pending_key = \"secondary:x\""));
+    Trial::new(&[("good.toml", &near)]).check(&["good.toml"]);
 }
 
 #[test]
@@ -224,7 +235,7 @@ fn values_that_make_no_sense() {
         (
             "redis.url",
             "\"http://h\"",
-            "this version of hookgate knows redis://host:port/db, rediss://host:port/db (TLS) and memory:",
+            "this version of hookgate knows redis://host:port/db, redis+sentinel://host:port,host:port/service/db, redis+cluster://host:port,host:port, each with rediss for TLS, and memory:",
         ),
         ("redis.url", "\"\"", "this version of hookgate knows"),
         ("redis.url", "\"redis://h/x\"", "is not the address of a Redis server (the database is a number"),
@@ -234,7 +245,21 @@ fn values_that_make_no_sense() {
             "is not the address of a Redis server (it names no host); write redis://host:6379/1",
         ),
         ("redis.username", "\"u\"", "needs redis.password_file beside it"),
-        ("redis.url", "\"redis+sentinel://h\"", "this version of hookgate knows"),
+        ("redis.url", "\"redis+sentinel://h\"", "it names no service, which is what the sentinels call the primary"),
+        ("redis.url", "\"redis+sentinel://h/main/x\"", "the database is a number"),
+        ("redis.url", "\"redis+sentinel://h,/main\"", "it names no host"),
+        ("redis.url", "\"redis+sentinel://h,h:26379/main\"", "it names h:26379 twice"),
+        ("redis.url", "\"redis+cluster://h:1,h:2/1\"", "a cluster has no database but 0, and this says 1"),
+        ("redis.url", "\"redis+cluster://\"", "is not the address of a Redis Cluster (it names no host)"),
+        ("redis.url", "\"rediss+cluster://h#insecure\"", "certificates are always checked"),
+        (
+            "redis.sentinel_username",
+            "\"u\"",
+            "has no effect without sentinels; redis.url is \"redis://127.0.0.1:6379/1\", not redis+sentinel://",
+        ),
+        ("redis.sentinel_password_file", "\"f\"", "has no effect without sentinels"),
+        ("redis.wait_replicas", "0", "is not between 1 and 100"),
+        ("redis.wait_replicas", "2", "changes nothing unless redis.durability is \"replica\""),
         ("redis.url", "\"rediss://h#insecure\"", "certificates are always checked"),
         ("redis.url", "\"redis://h?x=1\"", "it has something behind a ?"),
         ("redis.url", "\"redis://0.0.0.0\"", "it names no host, but any address"),

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use hookgate::settings::{AuthSecrets, ClaimsIn, DeliveryMode, Layers, RedisAddress, Settings};
+use hookgate::settings::{AuthSecrets, ClaimsIn, DeliveryMode, Layers, RedisAddress, RedisServers, Settings};
 use serde_json::json;
 
 use super::Trial;
@@ -216,9 +216,33 @@ fn the_address_of_redis_is_taken_apart() {
         [("redis://h", "h", 6379), ("redis://[::1]:1/2", "::1", 1), ("redis://10.0.0.1", "10.0.0.1", 6379)]
     {
         let address = redis_address(&format!("redis.url = \"{url}\""));
-        assert_eq!((address.host.as_str(), address.port), (host, port), "{url}");
+        let RedisServers::One(server) = &address.servers else { panic!("{url} is one server") };
+        assert_eq!(*server, (host.to_owned(), port), "{url}");
         assert!(address.tls.is_none());
     }
+}
+
+#[test]
+fn the_addresses_of_sentinels_and_clusters_are_taken_apart() {
+    let servers = |url: &str| {
+        let address = redis_address(&format!("redis.url = \"{url}\""));
+        (address.servers, address.database)
+    };
+    let at = |host: &str, port| (host.to_owned(), port);
+    let (found, database) = servers("redis+sentinel://a,b:1,[::1]:2/main/3");
+    let RedisServers::Sentinel(sentinels) = found else { panic!("they are sentinels") };
+    assert_eq!(sentinels.addresses, [at("a", 26_379), at("b", 1), at("::1", 2)]);
+    assert_eq!((sentinels.service.as_str(), database), ("main", 3));
+    assert_eq!(servers("redis+sentinel://a/main").1, 1, "as with one server");
+    for url in ["redis+cluster://a,b:1", "redis+cluster://a,b:1/", "redis+cluster://a,b:1/0"] {
+        let (found, database) = servers(url);
+        let RedisServers::Cluster(nodes) = found else { panic!("{url} is a cluster") };
+        assert_eq!((nodes, database), (vec![at("a", 6379), at("b", 1)], 0), "{url}");
+    }
+    let address = redis_address("redis.url = \"redis+sentinel://u:p%2Fq@a,b/main\"");
+    assert_eq!((address.username.as_deref(), address.password.is_some()), (Some("u"), true));
+    let RedisServers::Sentinel(sentinels) = address.servers else { panic!("they are sentinels") };
+    assert!(sentinels.username.is_none() && sentinels.password.is_none(), "the login is for Redis");
 }
 
 #[test]

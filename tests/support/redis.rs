@@ -31,6 +31,10 @@ struct Mode {
     users: Option<String>,
     /// A second port, for TLS.
     tls: Option<Port>,
+    /// A second port, for the other nodes of its cluster.
+    bus: Option<Port>,
+    /// The one that tests look into.
+    database: u32,
 }
 
 impl Mode {
@@ -42,6 +46,8 @@ impl Mode {
             arguments: Vec::new(),
             users: None,
             tls: None,
+            bus: None,
+            database: 1,
         }
     }
 }
@@ -80,6 +86,32 @@ impl RedisServer {
         Self::start_as(Mode { arguments: vec!["--aclfile".into(), acl.into()], ..Mode::usual() }).await
     }
 
+    /// A Redis replica of another one, which follows it from the start.
+    pub(crate) async fn replica_of(primary: u16) -> Self {
+        let follow = format!("127.0.0.1 {primary}");
+        Self::start_as(Mode { arguments: vec!["--replicaof".into(), follow.into()], ..Mode::usual() }).await
+    }
+
+    /// A node of a cluster that knows no other yet. One that hears nothing of a node for so long takes it for dead.
+    pub(crate) async fn cluster_node(patience: Duration) -> Self {
+        let bus = Port::reserve();
+        let mut arguments: Vec<OsString> = vec!["--cluster-enabled".into(), "yes".into()];
+        arguments.extend(["--cluster-port".into(), bus.number.to_string().into()]);
+        arguments.extend(["--cluster-node-timeout".into(), patience.as_millis().to_string().into()]);
+        // A slow machine must not keep a replica from being promoted.
+        arguments.extend(["--cluster-replica-validity-factor".into(), "0".into()]);
+        Self::start_as(Mode { arguments, bus: Some(bus), database: 0, ..Mode::usual() }).await
+    }
+
+    pub(crate) const fn port(&self) -> u16 {
+        self.port.number
+    }
+
+    /// Where the other nodes of its cluster reach it.
+    pub(crate) fn bus_port(&self) -> u16 {
+        self.mode.bus.as_ref().expect("it is a node of a cluster").number
+    }
+
     /// The same with the text of such a file, kept beside its data.
     pub(crate) async fn with_users_of(acl: &str) -> Self {
         Self::start_as(Mode { users: Some(acl.to_owned()), ..Mode::usual() }).await
@@ -93,6 +125,27 @@ impl RedisServer {
         arguments.extend(["--tls-key-file".into(), shows.key.clone().into(), "--tls-auth-clients".into()]);
         arguments.push(if wants_certificate { "yes" } else { "no" }.into());
         Self::start_as(Mode { program: speaks_tls(), arguments, tls: Some(tls), ..Mode::usual() }).await
+    }
+
+    /// The same as a cluster of one node.
+    pub(crate) async fn cluster_with_tls(ca: &Path, shows: &Identity) -> Self {
+        let (tls, bus) = (Port::reserve(), Port::reserve());
+        let mut arguments: Vec<OsString> = vec!["--tls-port".into(), tls.number.to_string().into()];
+        arguments.extend(["--tls-ca-cert-file".into(), ca.into(), "--tls-cert-file".into(), shows.cert.clone().into()]);
+        arguments.extend(["--tls-key-file".into(), shows.key.clone().into(), "--tls-auth-clients".into(), "no".into()]);
+        arguments.extend(["--cluster-enabled".into(), "yes".into(), "--tls-cluster".into(), "yes".into()]);
+        arguments.extend(["--cluster-port".into(), bus.number.to_string().into()]);
+        let mode = Mode { arguments, tls: Some(tls), bus: Some(bus), database: 0, ..Mode::usual() };
+        let server = Self::start_as(Mode { program: speaks_tls(), ..mode }).await;
+        let mut connection = server.connection().await;
+        let all = redis::cmd("CLUSTER").arg(&["ADDSLOTSRANGE", "0", "16383"]).exec_async(&mut connection).await;
+        all.expect("it is alone");
+        eventually("the cluster works", async || {
+            let info = redis::cmd("CLUSTER").arg("INFO").query_async::<String>(&mut server.connection().await).await;
+            info.is_ok_and(|info| info.contains("cluster_state:ok")).then_some(())
+        })
+        .await;
+        server
     }
 
     async fn start_as(mut mode: Mode) -> Self {
@@ -141,13 +194,14 @@ impl RedisServer {
         format!("rediss://127.0.0.1:{}", self.mode.tls.as_ref().expect("it was started with TLS").number)
     }
 
-    /// A client for database 1.
+    /// A client for database 1, in a cluster 0.
     pub(crate) fn client(&self) -> Client {
         let login = self.mode.password.map_or_else(String::new, |password| format!(":{password}@"));
-        Client::open(format!("redis://{login}127.0.0.1:{}/1", self.port.number)).expect("the address is well-formed")
+        let (port, database) = (self.port.number, self.mode.database);
+        Client::open(format!("redis://{login}127.0.0.1:{port}/{database}")).expect("the address is well-formed")
     }
 
-    /// A connection to database 1.
+    /// A connection to that database.
     pub(crate) async fn connection(&self) -> MultiplexedConnection {
         // By itself the client waits for a second at most; a busy machine and its disk may take longer.
         let patience = Some(Duration::from_secs(10));
@@ -159,6 +213,11 @@ impl RedisServer {
     /// The ids of a pending SET.
     pub(crate) async fn pending(&self, key: &str) -> BTreeSet<String> {
         self.connection().await.smembers(key).await.expect("the key is a SET").into_iter().collect()
+    }
+
+    /// The same, if this server has the key now.
+    pub(crate) async fn pending_here(&self, key: &str) -> Option<BTreeSet<String>> {
+        Some(self.connection().await.smembers(key).await.ok()?.into_iter().collect())
     }
 
     /// The tokens of an outbox, by id.

@@ -1,0 +1,212 @@
+//! Which server is the primary, as sentinels say.
+//!
+//! All of them are asked at once, and the answer of the newest failover counts once a majority has answered: a sentinel that was cut
+//! off still names the old primary. Where no majority answers, what the others say is taken: they can't have failed over.
+
+use std::{
+    collections::HashMap,
+    time::{Duration, Instant},
+};
+
+use futures_util::{StreamExt, stream::FuturesUnordered};
+use redis::{AsyncConnectionConfig, ErrorKind, RedisError, aio::MultiplexedConnection};
+use tokio::sync::Mutex;
+
+use super::{
+    access::{Access, AccessError, Node},
+    diagnosis::words,
+};
+use crate::{readiness::Contact, tls};
+
+/// How long the others may take once a majority has answered.
+const LATECOMERS: Duration = Duration::from_millis(50);
+
+/// The sentinels of a primary.
+#[derive(Debug)]
+pub(super) struct Sentinels {
+    login: Access,
+    nodes: Vec<Node>,
+    service: String,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    connections: HashMap<Node, MultiplexedConnection>,
+    answer: Option<(Instant, Node)>,
+}
+
+impl std::fmt::Debug for State {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        out.debug_tuple("State").field(&self.answer).finish()
+    }
+}
+
+/// What a sentinel says: the primary, and the number of the failover that made it one.
+type Said = (u64, Node);
+
+impl Sentinels {
+    pub(super) fn new(login: Access, nodes: Vec<Node>, service: String) -> Self {
+        Self { login, nodes, service, state: Mutex::default() }
+    }
+
+    pub(super) fn service(&self) -> &str {
+        &self.service
+    }
+
+    pub(super) fn nodes(&self) -> &[Node] {
+        &self.nodes
+    }
+
+    /// The primary; an answer of so long ago will do.
+    pub(super) async fn primary(&self, timeout: Duration, age: Duration) -> Result<Node, Contact> {
+        let mut state = self.state.lock().await;
+        if let Some((at, node)) = &state.answer
+            && at.elapsed() < age
+        {
+            return Ok(node.clone());
+        }
+        let mut asking: FuturesUnordered<_> = self
+            .nodes
+            .iter()
+            .map(|sentinel| {
+                let open = state.connections.get(sentinel).cloned();
+                async move {
+                    let answer = tokio::time::timeout(timeout, self.ask(sentinel, open, timeout)).await;
+                    let silent = || Contact::Unreachable(format!("sentinel {sentinel}: no answer within {timeout:?}"));
+                    (sentinel, answer.unwrap_or_else(|_elapsed| Err(silent())))
+                }
+            })
+            .collect();
+        let majority = self.nodes.len() / 2 + 1;
+        let (mut said, mut unknown, mut problem) = (Vec::<Said>::new(), false, None::<Contact>);
+        let mut answers = Vec::new();
+        loop {
+            let next = if said.len() >= majority {
+                tokio::time::timeout(LATECOMERS, asking.next()).await.unwrap_or(None)
+            } else {
+                asking.next().await
+            };
+            let Some((sentinel, answer)) = next else { break };
+            match answer {
+                Ok((connection, answer)) => {
+                    answers.push((sentinel, Some(connection)));
+                    unknown |= answer.is_none();
+                    said.extend(answer);
+                }
+                Err(contact) => {
+                    answers.push((sentinel, None));
+                    if !matches!(problem, Some(Contact::Refused(_))) {
+                        problem = Some(contact);
+                    }
+                }
+            }
+        }
+        drop(asking);
+        // One that is silent gets a new connection: questions would pile up on the old one.
+        state.connections =
+            answers.into_iter().filter_map(|(sentinel, open)| Some((sentinel.clone(), open?))).collect();
+        // Two that name one server in two ways don't take turns.
+        if let Some((_, node)) = said.into_iter().max() {
+            state.answer = Some((Instant::now(), node.clone()));
+            return Ok(node);
+        }
+        state.answer = None;
+        if unknown {
+            let service = &self.service;
+            return Err(Contact::Refused(format!(
+                "no sentinel of redis.url knows a primary named {service:?}; check the service in redis.url, and sentinel monitor"
+            )));
+        }
+        Err(problem.unwrap_or_else(|| Contact::Unreachable("redis.url names no sentinel".to_owned())))
+    }
+
+    /// Asks one, over an open connection if there is one; nothing if it does not know the service.
+    async fn ask(
+        &self,
+        sentinel: &Node,
+        open: Option<MultiplexedConnection>,
+        timeout: Duration,
+    ) -> Result<(MultiplexedConnection, Option<Said>), Contact> {
+        if let Some(connection) = open
+            && let Ok(answer) = self.ask_over(sentinel, connection).await
+        {
+            return Ok(answer);
+        }
+        let client = self.login.at(sentinel).client().map_err(|error| match error {
+            AccessError::File(error) => Contact::Refused(format!("redis.{error}")),
+            AccessError::Client(error) => diagnose(sentinel, &error),
+        })?;
+        let config =
+            AsyncConnectionConfig::new().set_connection_timeout(Some(timeout)).set_response_timeout(Some(timeout));
+        let connection = client.get_multiplexed_async_connection_with_config(&config).await;
+        let connection = connection.map_err(|error| diagnose(sentinel, &error))?;
+        self.ask_over(sentinel, connection).await.map_err(|error| diagnose(sentinel, &error))
+    }
+
+    async fn ask_over(
+        &self,
+        sentinel: &Node,
+        mut connection: MultiplexedConnection,
+    ) -> Result<(MultiplexedConnection, Option<Said>), RedisError> {
+        let mut address = redis::cmd("SENTINEL");
+        address.arg("GET-MASTER-ADDR-BY-NAME").arg(&self.service);
+        let address: Option<(String, u16)> = address.query_async(&mut connection).await?;
+        let Some((host, port)) = address else { return Ok((connection, None)) };
+        let mut master = redis::cmd("SENTINEL");
+        master.arg("MASTER").arg(&self.service);
+        let fields: HashMap<String, String> = master.query_async(&mut connection).await?;
+        let epoch = fields.get("config-epoch").and_then(|epoch| epoch.parse().ok()).unwrap_or(0);
+        let host = if host.is_empty() { sentinel.host.clone() } else { host };
+        Ok((connection, Some((epoch, Node { host, port }))))
+    }
+
+    /// The primary's Redis replicas, as the first sentinel that answers knows them, with what it says of each.
+    pub(super) async fn replicas(&self, timeout: Duration) -> Option<Vec<HashMap<String, String>>> {
+        for sentinel in &self.nodes {
+            let ask = async {
+                let client = self.login.at(sentinel).client().ok()?;
+                let mut connection = client.get_multiplexed_async_connection().await.ok()?;
+                redis::cmd("SENTINEL").arg("REPLICAS").arg(&self.service).query_async(&mut connection).await.ok()
+            };
+            if let Ok(Some(replicas)) = tokio::time::timeout(timeout, ask).await {
+                return Some(replicas);
+            }
+        }
+        None
+    }
+}
+
+/// What the error of a sentinel means.
+fn diagnose(sentinel: &Node, error: &RedisError) -> Contact {
+    let said = words(error);
+    if let Some(advice) = tls::advice("redis", &said) {
+        return Contact::Refused(format!("sentinel {sentinel}: {said}; {advice}"));
+    }
+    if error.is_connection_refusal() {
+        return Contact::Unreachable(format!(
+            "nothing listens on {sentinel}; is a sentinel running there? (redis.url)"
+        ));
+    }
+    if error.code() == Some("NOAUTH") || said.contains("Authentication required") {
+        return Contact::Refused(format!(
+            "sentinel {sentinel} requires a password: set redis.sentinel_password_file (and redis.sentinel_username for an ACL user)"
+        ));
+    }
+    if error.kind() == ErrorKind::AuthenticationFailed || error.code() == Some("WRONGPASS") {
+        return Contact::Refused(format!(
+            "sentinel {sentinel} does not take this login: check redis.sentinel_username and redis.sentinel_password_file; a sentinel that has no password wants none"
+        ));
+    }
+    if error.code() == Some("NOPERM") || said.contains("no permissions to") {
+        return Contact::Refused(format!(
+            "sentinel {sentinel} denies a permission ({said}): grant +sentinel|get-master-addr-by-name and +sentinel|master"
+        ));
+    }
+    if said.contains("unknown command") {
+        return Contact::Refused(format!(
+            "what answers on {sentinel} is a Redis and no sentinel; check the ports in redis.url (sentinels mostly listen on 26379)"
+        ));
+    }
+    Contact::Unreachable(format!("sentinel {sentinel}: {said}"))
+}

@@ -1,0 +1,158 @@
+//! Redis Cluster: the primary of the route's slot dies, freezes or is replaced, and the slot moves, with NATS up and with NATS
+//! down.
+
+use std::mem;
+
+use super::{
+    crm::{Crm, PATIENT},
+    redis::refusals,
+    redis_sentinel::on_the_outbox_alone,
+    rig::{Bounds, Report, Rig},
+};
+use crate::{
+    Scenario, scenario,
+    support::{NatsServer, PENDING, RedisCluster, RedisServer, World, eventually},
+};
+
+/// The scenarios of this file.
+pub(crate) fn scenarios() -> Vec<Scenario> {
+    vec![
+        scenario!(redis_cluster_primary_killed),
+        scenario!(redis_cluster_primary_killed_without_nats),
+        scenario!(redis_cluster_primary_frozen),
+        scenario!(redis_cluster_primary_frozen_without_nats),
+        scenario!(redis_cluster_failover_on_request),
+        scenario!(redis_cluster_failover_on_request_without_nats),
+        scenario!(redis_cluster_slot_moved),
+        scenario!(redis_cluster_slot_moved_without_nats),
+    ]
+}
+
+const DURABLE: &str =
+    "nats.on_unavailable = \"accept\"\nredis.durability = \"replica\"\nredis.on_unavailable = \"reject\"\n";
+
+/// What happens to the primary.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fault {
+    Killed,
+    Frozen,
+    Asked,
+    /// Its slot moves to another primary.
+    Moved,
+}
+
+struct Scene {
+    rig: Rig,
+    cluster: RedisCluster,
+}
+
+impl Scene {
+    async fn start() -> Self {
+        let (redis, nats, cluster) = tokio::join!(RedisServer::start(), NatsServer::start(), RedisCluster::start());
+        let settings = format!("redis.url = \"{}\"\n{DURABLE}", cluster.url());
+        Self { rig: Rig::with(World { redis, nats }, 2, &settings).await, cluster }
+    }
+
+    async fn strike(&mut self, fault: Fault, crm: &Crm) {
+        let owner = self.cluster.owner(PENDING).await;
+        if fault == Fault::Moved {
+            self.move_slot(owner, crm).await;
+            return;
+        }
+        let replica = (owner + 3) % 6;
+        match fault {
+            Fault::Killed => self.cluster.nodes[owner].kill(),
+            Fault::Frozen => self.cluster.nodes[owner].freeze(),
+            Fault::Asked => self.cluster.promote(replica).await,
+            Fault::Moved => {}
+        }
+        eventually("the replica is the primary", async || self.cluster.is_primary(replica).await.then_some(())).await;
+        match fault {
+            Fault::Killed => self.cluster.nodes[owner].start_again().await,
+            Fault::Frozen => self.cluster.nodes[owner].thaw(),
+            Fault::Asked | Fault::Moved => {}
+        }
+        eventually("the old primary follows", async || self.cluster.follows(replica).await.then_some(())).await;
+    }
+
+    /// The keys move one by one; while some are here and some there, no node takes a claim.
+    async fn move_slot(&self, from: usize, crm: &Crm) {
+        let slot = self.cluster.slot(PENDING).await;
+        let mut to = from;
+        for place in 0..self.cluster.nodes.len() {
+            if place != from && self.cluster.is_primary(place).await {
+                to = place;
+            }
+        }
+        self.cluster.begin_to_move(slot, from, to).await;
+        self.cluster.move_one_key(slot, from, to).await;
+        refusals(crm, 4).await;
+        while self.cluster.move_keys(slot, from, to).await > 0 {}
+        self.cluster.end_move(slot, to).await;
+    }
+
+    async fn verdict(mut self, crm: Crm) -> Report {
+        let owner = self.cluster.owner(PENDING).await;
+        mem::swap(&mut self.rig.world.redis, &mut self.cluster.nodes[owner]);
+        let duplicates = 4 * PATIENT.workers * PATIENT.batch;
+        self.rig.verdict(crm, Bounds { duplicates, ..Bounds::default() }).await
+    }
+}
+
+async fn with_nats(fault: Fault) -> Report {
+    let mut scene = Scene::start().await;
+    let crm = scene.rig.load(PATIENT);
+    for _ in 0..2 {
+        scene.rig.progress(&crm, 300).await;
+        scene.strike(fault, &crm).await;
+    }
+    scene.rig.progress(&crm, 300).await;
+    scene.verdict(crm).await
+}
+
+async fn without_nats(fault: Fault) -> Report {
+    let mut scene = Scene::start().await;
+    let crm = scene.rig.load(PATIENT);
+    for _ in 0..2 {
+        scene.rig.progress(&crm, 300).await;
+        scene.rig.world.nats.kill();
+        on_the_outbox_alone(&scene.rig, &crm, 320).await;
+        scene.strike(fault, &crm).await;
+        on_the_outbox_alone(&scene.rig, &crm, 100).await;
+        scene.rig.world.nats.start_again().await;
+    }
+    scene.rig.progress(&crm, 300).await;
+    scene.verdict(crm).await
+}
+
+async fn redis_cluster_primary_killed() -> Report {
+    with_nats(Fault::Killed).await
+}
+
+async fn redis_cluster_primary_killed_without_nats() -> Report {
+    without_nats(Fault::Killed).await
+}
+
+async fn redis_cluster_primary_frozen() -> Report {
+    with_nats(Fault::Frozen).await
+}
+
+async fn redis_cluster_primary_frozen_without_nats() -> Report {
+    without_nats(Fault::Frozen).await
+}
+
+async fn redis_cluster_failover_on_request() -> Report {
+    with_nats(Fault::Asked).await
+}
+
+async fn redis_cluster_failover_on_request_without_nats() -> Report {
+    without_nats(Fault::Asked).await
+}
+
+async fn redis_cluster_slot_moved() -> Report {
+    with_nats(Fault::Moved).await
+}
+
+async fn redis_cluster_slot_moved_without_nats() -> Report {
+    without_nats(Fault::Moved).await
+}

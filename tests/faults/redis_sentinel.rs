@@ -1,0 +1,340 @@
+//! Redis by sentinels: the primary dies, freezes, is replaced or cut off, with NATS up and with NATS down.
+//!
+//! With NATS down an answer rests on the outbox alone, so here a failover could lose what was accepted.
+
+use std::time::Duration;
+
+use super::{
+    crm::{Crm, PATIENT},
+    redis::{refusals, tell},
+    rig::{Bounds, Report, Rig, demand},
+    wire::{Mode, Wire},
+};
+use crate::{
+    Scenario, scenario,
+    support::{RedisServer, Sentinels, World, within},
+};
+
+/// The scenarios of this file.
+pub(crate) fn scenarios() -> Vec<Scenario> {
+    vec![
+        scenario!(sentinel_primary_killed),
+        scenario!(sentinel_primary_killed_without_nats),
+        scenario!(sentinel_primary_frozen),
+        scenario!(sentinel_primary_frozen_without_nats),
+        scenario!(sentinel_failover_on_request),
+        scenario!(sentinel_failover_on_request_without_nats),
+        scenario!(sentinel_partition_durable),
+        scenario!(sentinel_partition_fenced),
+        scenario!(sentinel_partition_loses),
+        scenario!(sentinel_loses_what_no_replica_has),
+        scenario!(sentinel_loses_what_only_one_replica_has),
+    ]
+}
+
+/// What it takes to lose nothing: each server that may be promoted has what was accepted.
+const DURABLE: &str = "nats.on_unavailable = \"accept\"\nredis.durability = \"replica\"\nredis.wait_replicas = 2\nredis.on_unavailable = \"reject\"\n";
+/// What one of them has.
+const ONE: &str =
+    "nats.on_unavailable = \"accept\"\nredis.durability = \"replica\"\nredis.on_unavailable = \"reject\"\n";
+/// How long sentinels may take to make everybody a replica of the new primary.
+const FOLLOW: Duration = Duration::from_secs(90);
+/// What the primary has.
+const WEAK: &str = "nats.on_unavailable = \"accept\"\nredis.on_unavailable = \"reject\"\n";
+
+/// Two replicas of hookgate at a Redis with sentinels.
+struct Scene {
+    rig: Rig,
+    sentinels: Sentinels,
+}
+
+/// What happens to the primary.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fault {
+    Killed,
+    Frozen,
+    Asked,
+}
+
+impl Scene {
+    async fn start(settings: &str) -> Self {
+        let world = World::start().await;
+        let sentinels = Sentinels::around(&world.redis).await;
+        let settings = format!("redis.url = \"{}\"\n{settings}", sentinels.url());
+        Self { rig: Rig::with(world, 2, &settings).await, sentinels }
+    }
+
+    /// Another server becomes the primary, and the old one its replica.
+    async fn fail_over(&mut self, fault: Fault) {
+        let redis = &mut self.rig.world.redis;
+        let before = redis.port();
+        match fault {
+            Fault::Killed => redis.kill(),
+            Fault::Frozen => redis.freeze(),
+            Fault::Asked => self.sentinels.fail_over().await,
+        }
+        let now = self.sentinels.failed_over_from(before).await;
+        self.sentinels.swap(redis, now);
+        let old = self.sentinels.replicas.iter_mut().find(|server| server.port() == before);
+        let old = old.expect("it was swapped");
+        match fault {
+            Fault::Killed => old.start_again().await,
+            Fault::Frozen => old.thaw(),
+            Fault::Asked => {}
+        }
+        self.all_follow().await;
+    }
+
+    async fn all_follow(&self) {
+        let follow = within(FOLLOW, async || {
+            let mut connection = self.rig.world.redis.connection().await;
+            let info = redis::cmd("INFO").arg("replication").query_async::<String>(&mut connection).await.ok()?;
+            (info.contains("connected_slaves:2") && info.matches("state=online").count() == 2).then_some(())
+        });
+        follow.await.expect("two replicas follow the new primary");
+    }
+
+    /// Waits until so many ids more were accepted, with NATS down.
+    async fn on_the_outbox_alone(&self, crm: &Crm, ids: usize) {
+        on_the_outbox_alone(&self.rig, crm, ids).await;
+    }
+
+    async fn verdict(self, crm: Crm) -> Report {
+        // The claims that no replica had when the primary failed are forgotten: an id whose webhook is repeated then has two
+        // events.
+        let duplicates = 4 * PATIENT.workers * PATIENT.batch;
+        self.rig.verdict(crm, Bounds { duplicates, ..Bounds::default() }).await
+    }
+}
+
+pub(super) async fn on_the_outbox_alone(rig: &Rig, crm: &Crm, ids: usize) {
+    for gate in &rig.gates {
+        gate.wait_store("nats", "unreachable").await;
+    }
+    rig.progress(crm, PATIENT.workers * PATIENT.batch + ids).await;
+}
+
+async fn with_nats(fault: Fault) -> Report {
+    let mut scene = Scene::start(DURABLE).await;
+    let crm = scene.rig.load(PATIENT);
+    for _ in 0..2 {
+        scene.rig.progress(&crm, 300).await;
+        scene.fail_over(fault).await;
+    }
+    scene.rig.progress(&crm, 300).await;
+    scene.verdict(crm).await
+}
+
+async fn without_nats(fault: Fault) -> Report {
+    let mut scene = Scene::start(DURABLE).await;
+    let crm = scene.rig.load(PATIENT);
+    for _ in 0..2 {
+        scene.rig.progress(&crm, 300).await;
+        scene.rig.world.nats.kill();
+        scene.on_the_outbox_alone(&crm, 320).await;
+        scene.fail_over(fault).await;
+        scene.on_the_outbox_alone(&crm, 100).await;
+        scene.rig.world.nats.start_again().await;
+    }
+    scene.rig.progress(&crm, 300).await;
+    scene.verdict(crm).await
+}
+
+async fn sentinel_primary_killed() -> Report {
+    with_nats(Fault::Killed).await
+}
+
+async fn sentinel_primary_killed_without_nats() -> Report {
+    without_nats(Fault::Killed).await
+}
+
+async fn sentinel_primary_frozen() -> Report {
+    with_nats(Fault::Frozen).await
+}
+
+async fn sentinel_primary_frozen_without_nats() -> Report {
+    without_nats(Fault::Frozen).await
+}
+
+async fn sentinel_failover_on_request() -> Report {
+    with_nats(Fault::Asked).await
+}
+
+async fn sentinel_failover_on_request_without_nats() -> Report {
+    without_nats(Fault::Asked).await
+}
+
+/// hookgate and the primary are on one side of a cut, and replicas and sentinels on the other, so that there are two primaries.
+struct Partition {
+    scene: Scene,
+    wires: Vec<Wire>,
+}
+
+impl Partition {
+    async fn start(settings: &str) -> Self {
+        let world = World::start().await;
+        tell(&world.redis, &["ACL", "SETUSER", "hookgate", "on", "nopass", "~*", "&*", "+@all"]).await;
+        let sentinels = Sentinels::around(&world.redis).await;
+        for replica in &sentinels.replicas {
+            tell(replica, &["ACL", "SETUSER", "hookgate", "on", "nopass", "~*", "&*", "+@all"]).await;
+        }
+        let mut wires = Vec::new();
+        for port in sentinels.ports() {
+            wires.push(Wire::to(port).await);
+        }
+        let hosts: Vec<_> = wires.iter().map(|wire| format!("127.0.0.1:{}", wire.port())).collect();
+        let settings = format!("redis.url = \"redis+sentinel://hookgate:x@{}/main\"\n{settings}", hosts.join(","));
+        Self { scene: Scene { rig: Rig::with(world, 2, &settings).await, sentinels }, wires }
+    }
+
+    /// The old primary lets nobody in but hookgate, which hears nothing of the sentinels.
+    async fn cut(&self) -> u16 {
+        for wire in &self.wires {
+            wire.set(Mode::Stall);
+        }
+        let primary = &self.scene.rig.world.redis;
+        let mut inside = self.inside(primary).await;
+        let cut = [vec!["ACL", "SETUSER", "default", "off"], vec!["CLIENT", "KILL", "USER", "default"]];
+        for words in cut {
+            let mut command = redis::Cmd::new();
+            command.arg(words);
+            command.query_async::<redis::Value>(&mut inside).await.expect("this user may");
+        }
+        self.scene.sentinels.failed_over_from(primary.port()).await
+    }
+
+    /// The cut ends: the old primary becomes a replica of the new one.
+    async fn heal(&mut self, now: u16) {
+        let mut inside = self.inside(&self.scene.rig.world.redis).await;
+        let on = redis::cmd("ACL").arg(&["SETUSER", "default", "on"]).query_async::<()>(&mut inside).await;
+        on.expect("this user may");
+        self.scene.sentinels.swap(&mut self.scene.rig.world.redis, now);
+        for wire in &self.wires {
+            wire.set(Mode::Pass);
+        }
+        self.scene.all_follow().await;
+    }
+
+    async fn inside(&self, primary: &RedisServer) -> redis::aio::MultiplexedConnection {
+        let url = format!("redis://hookgate:x@127.0.0.1:{}/1", primary.port());
+        let client = redis::Client::open(url).expect("the address is well-formed");
+        client.get_multiplexed_async_connection().await.expect("this user may log in")
+    }
+}
+
+/// What was accepted on the side of the old primary has to be confirmed by replicas, and there are none.
+async fn sentinel_partition_durable() -> Report {
+    let mut partition = Partition::start(DURABLE).await;
+    let crm = partition.scene.rig.load(PATIENT);
+    partition.scene.rig.progress(&crm, 300).await;
+    partition.scene.rig.world.nats.kill();
+    partition.scene.on_the_outbox_alone(&crm, 320).await;
+    let now = partition.cut().await;
+    refusals(&crm, 40).await;
+    partition.heal(now).await;
+    partition.scene.rig.world.nats.start_again().await;
+    partition.scene.rig.progress(&crm, 300).await;
+    partition.scene.verdict(crm).await
+}
+
+/// A primary without its replicas takes no claims at all: min-replicas-to-write.
+async fn sentinel_partition_fenced() -> Report {
+    let mut partition = Partition::start(WEAK).await;
+    let scene = &mut partition.scene;
+    for server in scene.sentinels.replicas.iter().chain([&scene.rig.world.redis]) {
+        tell(server, &["CONFIG", "SET", "min-replicas-to-write", "1"]).await;
+        tell(server, &["CONFIG", "SET", "min-replicas-max-lag", "1"]).await;
+    }
+    let crm = scene.rig.load(PATIENT);
+    scene.rig.progress(&crm, 300).await;
+    scene.rig.world.nats.kill();
+    scene.on_the_outbox_alone(&crm, 320).await;
+    let now = partition.cut().await;
+    for gate in &partition.scene.rig.gates {
+        gate.wait_store("redis", "no_writes").await;
+    }
+    partition.heal(now).await;
+    partition.scene.rig.world.nats.start_again().await;
+    partition.scene.rig.progress(&crm, 300).await;
+    let report = partition.scene.verdict(crm).await;
+    // What it took between its last word from a replica and the end of the lag is lost: a second of claims at most.
+    measured(report, None)
+}
+
+/// The old primary goes on taking claims, and forgets them when the cut ends.
+async fn sentinel_partition_loses() -> Report {
+    let mut partition = Partition::start(WEAK).await;
+    let crm = partition.scene.rig.load(PATIENT);
+    partition.scene.rig.progress(&crm, 300).await;
+    partition.scene.rig.world.nats.kill();
+    partition.scene.on_the_outbox_alone(&crm, 320).await;
+    let now = partition.cut().await;
+    partition.scene.rig.progress(&crm, PATIENT.workers * PATIENT.batch + 320).await;
+    partition.heal(now).await;
+    partition.scene.rig.world.nats.start_again().await;
+    partition.scene.rig.progress(&crm, 300).await;
+    measured(partition.scene.verdict(crm).await, Some(320))
+}
+
+/// What is accepted while no replica hears of it is lost with the primary.
+async fn sentinel_loses_what_no_replica_has() -> Report {
+    loses(WEAK, 2).await
+}
+
+/// WAIT 1 is content with one replica, and the other one is promoted.
+async fn sentinel_loses_what_only_one_replica_has() -> Report {
+    loses(ONE, 1).await
+}
+
+/// So many replicas are frozen. The primary dies with those that are not, and then the frozen ones go on.
+async fn loses(settings: &str, frozen: usize) -> Report {
+    let mut scene = Scene::start(settings).await;
+    let crm = scene.rig.load(PATIENT);
+    scene.rig.progress(&crm, 300).await;
+    scene.rig.world.nats.kill();
+    scene.on_the_outbox_alone(&crm, 320).await;
+    for replica in &scene.sentinels.replicas[..frozen] {
+        replica.freeze();
+    }
+    // What is on the way to a frozen one is read later.
+    tell(&scene.rig.world.redis, &["CLIENT", "KILL", "TYPE", "replica"]).await;
+    scene.rig.progress(&crm, PATIENT.workers * PATIENT.batch + 320).await;
+    let before = scene.rig.world.redis.port();
+    scene.rig.world.redis.kill();
+    for replica in &mut scene.sentinels.replicas[frozen..] {
+        replica.kill();
+    }
+    for replica in &scene.sentinels.replicas[..frozen] {
+        replica.thaw();
+    }
+    let now = scene.sentinels.failed_over_from(before).await;
+    scene.sentinels.swap(&mut scene.rig.world.redis, now);
+    for replica in &mut scene.sentinels.replicas {
+        if replica.port() == before || frozen == 1 {
+            replica.start_again().await;
+        }
+    }
+    scene.all_follow().await;
+    scene.rig.world.nats.start_again().await;
+    scene.rig.progress(&crm, 300).await;
+    measured(scene.verdict(crm).await, Some(320))
+}
+
+/// A row that shows what is lost under settings that allow it: at least so many, if that is said, else no more than a second's
+/// worth. Nothing else may be wrong.
+fn measured(mut report: Report, least: Option<usize>) -> Report {
+    let lost = std::mem::take(&mut report.lost);
+    report.statuses = format!("LOST {lost}, as these settings allow; {}", report.statuses);
+    report.violations.retain(|violation| {
+        let words = ["accepted, but not in the stream", "without their event", "claims were answered as new"];
+        !words.iter().any(|words| violation.contains(words))
+    });
+    if let Some(least) = least {
+        demand(
+            &mut report,
+            lost >= least,
+            format!("{lost} lost, and {least} were expected: the scenario shows nothing"),
+        );
+    }
+    report
+}

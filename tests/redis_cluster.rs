@@ -1,0 +1,163 @@
+//! Redis Cluster: three primaries, three Redis replicas, and routes on several of them.
+
+use crate::support::{
+    Authority, Event, Gate, Holds, NatsServer, PATH, PENDING, RedisCluster, RedisServer, batch, eventually, run,
+};
+
+/// Pending keys in slots of all three primaries.
+const ROUTES: &str = "[[routes]]\nflow = \"vmh\"\nentity = \"beteiligte\"\naction = \"create\"\n\
+    [[routes]]\nflow = \"vmh\"\nentity = \"beteiligte\"\naction = \"update\"\n\
+    [[routes]]\nflow = \"vmh\"\nentity = \"beteiligte\"\naction = \"delete\"\n\
+    [[routes]]\nflow = \"vmh\"\nentity = \"aktenzeichen\"\naction = \"create\"\n";
+const PATHS: [&str; 4] =
+    [PATH, "/vmh/webhook/beteiligte/update", "/vmh/webhook/beteiligte/delete", "/vmh/webhook/aktenzeichen/create"];
+
+/// Every command that looks into Redis does its work.
+pub(crate) async fn commands_work(settings: &str) {
+    let route = "vmh/beteiligte/create";
+    let check = run(settings, &["check"]);
+    check.good();
+    eventually("the claim is settled", async || {
+        let story = run(settings, &["why", "a", "--route", route, "--output", "json"]).rows().remove(0);
+        (story["in_flight"] == false).then_some(())
+    })
+    .await;
+    run(settings, &["outbox", "list"]).good();
+    run(settings, &["pending", "count"]).good();
+    let listed = run(settings, &["pending", "list", "--output", "json"]).good();
+    assert!(listed.contains("\"a\""), "{listed}");
+    let letters = eventually("the bad item is kept", async || {
+        let letters = run(settings, &["dead-letters", "list", "--output", "json"]).rows();
+        (!letters.is_empty()).then_some(letters)
+    })
+    .await;
+    assert_eq!(letters.len(), 1, "{letters:?}");
+    run(settings, &["quarantine", "list"]).good();
+    run(settings, &["pending", "release", route, "a", "--yes"]).good();
+    let listed = run(settings, &["pending", "list", "--output", "json"]).rows();
+    assert!(!listed.iter().any(|row| row["entity_id"] == "a" && row["route"] == route), "{listed:?}");
+}
+
+#[tokio::test]
+async fn routes_work_wherever_their_keys_are_and_a_failover_is_followed() {
+    let (mut cluster, nats) = tokio::join!(RedisCluster::start(), NatsServer::start());
+    let settings = format!("redis.url = \"{}\"\nnats.url = \"{}\"\n{ROUTES}", cluster.url(), nats.url());
+    let gate = Gate::start(&settings, "").await;
+    gate.wait_ready().await;
+    let mut owners = std::collections::BTreeSet::new();
+    for key in [
+        "vmh:beteiligte:create_pending",
+        "vmh:beteiligte:update_pending",
+        "vmh:beteiligte:delete_pending",
+        "vmh:aktenzeichen:create_pending",
+    ] {
+        owners.insert(cluster.owner(key).await);
+    }
+    assert!(owners.len() > 1, "routes are on several nodes: {owners:?}");
+    for path in PATHS {
+        assert_eq!(gate.post_to(path, batch(["a", "b"])).await.counts(), (2, 2), "{path}");
+    }
+    for path in [PATHS[0], PATHS[2]] {
+        assert_eq!(gate.post_to(path, batch(["a"])).await.counts(), (0, 1), "{path}: it is pending");
+    }
+    assert_eq!(gate.post("[{\"id\":\"x\"},{\"x\":1}]").await.counts(), (1, 1));
+    commands_work(&settings).await;
+
+    let printed = run(&settings, &["doctor"]).printed;
+    for node in &cluster.nodes {
+        assert!(printed.contains(&format!("redis persistence (127.0.0.1:{})", node.port())), "{printed}");
+    }
+    assert!(printed.contains("redis cluster: all slots have a primary"), "{printed}");
+
+    let owner = cluster.owner(PENDING).await;
+    cluster.nodes[owner].kill();
+    eventually("ids are claimed by the replica that was promoted", async || {
+        let _either = gate.post(batch(["c"])).await;
+        cluster.nodes[(owner + 3) % 6].client().get_multiplexed_async_connection().await.ok()?;
+        cluster.nodes[(owner + 3) % 6].pending_here(PENDING).await?.contains("c").then_some(())
+    })
+    .await;
+    gate.wait_store("redis", "up").await;
+    assert_eq!(gate.post(batch(["b"])).await.counts(), (0, 1), "b is pending there, too");
+    cluster.nodes[owner].start_again().await;
+    let ids: Vec<String> = nats.events().await.iter().map(Event::entity_id).collect();
+    assert!(ids.contains(&"c".to_owned()), "{ids:?}");
+}
+
+#[tokio::test]
+async fn a_slot_that_moves_is_followed() {
+    let (cluster, nats) = tokio::join!(RedisCluster::start(), NatsServer::start());
+    let settings = format!("redis.url = \"{}\"\nnats.url = \"{}\"\n", cluster.url(), nats.url());
+    let gate = Gate::start(&settings, "redis.on_unavailable = \"reject\"\n").await;
+    gate.wait_ready().await;
+    assert_eq!(gate.post(batch(["a"])).await.counts(), (1, 1));
+    let (slot, from) = (cluster.slot(PENDING).await, cluster.owner(PENDING).await);
+    let to = (from + 1) % 3;
+    cluster.begin_to_move(slot, from, to).await;
+    while cluster.move_keys(slot, from, to).await > 0 {}
+    // Some keys of a claim are not there while the slot moves, and then no node takes it.
+    let answer = gate.post(batch(["b"])).await;
+    assert!([200, 503].contains(&answer.status), "{}", answer.text());
+    cluster.end_move(slot, to).await;
+    assert_eq!(gate.deliver(batch(["a", "c"])).await.counts(), (1, 2), "a is pending there, too");
+    let ids = cluster.nodes[to].pending(PENDING).await;
+    assert!(ids.contains("a") && ids.contains("c"), "{ids:?}");
+}
+
+#[tokio::test]
+async fn a_cluster_may_speak_tls() {
+    let ours = Authority::new();
+    let shows = ours.sign("server", "127.0.0.1", Holds::Now);
+    let ca = ours.ca();
+    let (redis, nats) = tokio::join!(RedisServer::cluster_with_tls(&ca, &shows), NatsServer::start());
+    let url = redis.tls_url().replace("rediss:", "rediss+cluster:");
+    let settings =
+        format!("redis.url = \"{url}\"\nnats.url = \"{}\"\nredis.ca_file = \"{}\"\n", nats.url(), ca.display());
+    let gate = Gate::start(&settings, "").await;
+    gate.wait_ready().await;
+    assert_eq!(gate.post(batch(["a"])).await.counts(), (1, 1));
+    assert!(redis.pending(PENDING).await.contains("a"));
+}
+
+/// The lines of k8s/privileges, and what docs/permissions.md adds for a cluster.
+#[tokio::test]
+async fn the_rights_that_a_cluster_needs() {
+    let (cluster, nats) = tokio::join!(RedisCluster::start(), NatsServer::start());
+    let lines = include_str!("../k8s/privileges/redis.acl");
+    let grant = async |user: &str, more: &str| {
+        let line = lines.lines().find(|line| line.starts_with(&format!("user {user} "))).expect("it has the user");
+        let line = format!("{} {more}", line.replace("resetpass", ">right"));
+        for node in &cluster.nodes {
+            let mut connection = node.connection().await;
+            let words: Vec<&str> = line.split_whitespace().skip(1).collect();
+            let set = redis::cmd("ACL").arg("SETUSER").arg(&words).exec_async(&mut connection).await;
+            set.expect("the tests may");
+        }
+    };
+    let settings = |user: &str| {
+        let url = cluster.url().replace("://", &format!("://{user}:right@"));
+        format!("redis.url = \"{url}\"\nnats.url = \"{}\"\n", nats.url())
+    };
+    grant("hookgate", "").await;
+    let gate = Gate::start(&settings("hookgate"), "").await;
+    let problem = gate.wait_store("redis", "refused").await;
+    assert!(problem.contains("cluster|slots"), "{problem}");
+    drop(gate);
+    grant("hookgate", "+cluster|slots").await;
+    let gate = Gate::start(&settings("hookgate"), "").await;
+    gate.wait_ready().await;
+    assert_eq!(gate.post(batch(["a"])).await.counts(), (1, 1));
+
+    // A key that has moved before its slot is only found by ASKING.
+    grant("hookgate-operator", "+cluster|slots").await;
+    let (slot, from) = (cluster.slot(PENDING).await, cluster.owner(PENDING).await);
+    cluster.begin_to_move(slot, from, (from + 1) % 3).await;
+    while cluster.move_keys(slot, from, (from + 1) % 3).await > 0 {}
+    let count = || run(&settings("hookgate-operator"), &["outbox", "count"]);
+    let ran = count();
+    assert!(ran.code == Some(1) && ran.remarks.contains("asking"), "{}{}", ran.printed, ran.remarks);
+    grant("hookgate-operator", "+cluster|slots +asking").await;
+    let ran = count();
+    assert!(ran.remarks.contains("takes no writes now"), "{}", ran.remarks);
+    ran.good();
+}
