@@ -56,12 +56,32 @@ pub struct OnUnavailable {
     pub nats: &'static str,
 }
 
+/// How the last reading of the configuration went.
+#[derive(Debug, Clone, Serialize, schemars::JsonSchema)]
+pub struct ConfigurationStatus {
+    /// Since when what is in force is in force, RFC 3339.
+    pub in_force_since: String,
+    /// Why what the files say now is not; empty if it is.
+    pub problems: Vec<String>,
+    /// Keys whose values in the files are not in force, since only a restart changes them.
+    pub needs_restart: Vec<String>,
+}
+
+impl ConfigurationStatus {
+    /// What was read just now is in force, but for these keys.
+    #[must_use]
+    pub fn read_now(needs_restart: Vec<String>) -> Self {
+        let now = humantime::format_rfc3339_millis(std::time::SystemTime::now()).to_string();
+        Self { in_force_since: now, problems: Vec::new(), needs_restart }
+    }
+}
+
 /// All that is shown.
 pub struct Known {
     /// What the probes look at.
     pub health: Health,
     /// What `/metrics` shows.
-    pub exposition: Exposition,
+    pub exposition: Arc<Exposition>,
     /// What is counted.
     pub metrics: Metrics,
     /// What the store holds.
@@ -82,18 +102,22 @@ pub struct Known {
     pub specifications: Specifications,
     /// Single ids, for operators.
     pub pending_ids: PendingIds,
+    /// The configuration.
+    pub configuration: watch::Receiver<ConfigurationStatus>,
 }
 
 /// `/livez`: the event loop turns. `/readyz`: 200 or 503, with what is known of the stores. `/metrics`:
 /// OpenMetrics. `/v1/status`: the same for programs and people, in JSON. `/`: a page that shows it. `/openapi.json`,
 /// `/asyncapi.json`: what is served and published. `/v1/pending/…`: one id and its release, with a token.
 #[must_use]
-pub fn answers(known: Known) -> impl Filter<Extract = (Response,), Error = Infallible> + Clone {
-    let (known, started) = (Arc::new(known), Instant::now());
+pub fn answers(
+    now: impl Fn() -> Arc<Known> + Clone + Send + Sync + 'static,
+) -> impl Filter<Extract = (Response,), Error = Infallible> + Clone {
+    let started = Instant::now();
     let query = warp::query::raw().or(warp::any().map(String::new)).unify();
     let request = warp::path::full().and(warp::method()).and(query).and(warp::header::headers_cloned());
     request.then(move |path: FullPath, method: Method, query: String, headers: HeaderMap| {
-        let known = Arc::clone(&known);
+        let known = now();
         async move {
             if path.as_str().starts_with(pending_ids::PREFIX) {
                 return known.pending_ids.answer(&method, path.as_str(), &query, &headers).await;

@@ -14,7 +14,7 @@
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicU32, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -64,7 +64,6 @@ pub struct Limits {
     max_body_bytes: usize,
     body_read_timeout: Duration,
     request_deadline: Duration,
-    max_in_flight: u32,
     permits: Arc<Semaphore>,
     /// Requests that have begun, with a permit or without.
     begun: TaskTracker,
@@ -89,17 +88,42 @@ impl Limits {
             max_body_bytes,
             body_read_timeout,
             request_deadline,
-            max_in_flight,
             permits: Arc::new(Semaphore::new(max_in_flight as usize)),
             begun: TaskTracker::new(),
             offload: Arc::new(Semaphore::new(offloaded)),
             budget: Arc::new(Budget {
-                limit: max_buffered_bytes,
+                max_in_flight: AtomicU32::new(max_in_flight),
+                excess: AtomicUsize::new(0),
+                limit: AtomicUsize::new(max_buffered_bytes),
                 taken: AtomicUsize::new(0),
                 waiting: AtomicUsize::new(0),
                 room: Notify::new(),
                 requests: AtomicUsize::new(0),
             }),
+        }
+    }
+
+    /// The limits of another configuration for what is taken now and later. Both sides share permits and memory: requests that
+    /// hold more than is allowed now keep it to their end.
+    #[must_use]
+    pub fn changed_to(&self, next: &Self) -> Self {
+        let (limit, permits) = (next.budget.limit(), next.budget.max_in_flight());
+        let Budget { max_in_flight, excess, limit: bytes, .. } = &*self.budget;
+        let before = max_in_flight.swap(permits, Ordering::SeqCst);
+        let more = permits.saturating_sub(before) as usize;
+        // What is still to be taken back need not be any more.
+        let spared =
+            excess.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |excess| Some(excess.saturating_sub(more)));
+        self.permits.add_permits(more - spared.unwrap_or_default().min(more));
+        let fewer = before.saturating_sub(permits) as usize;
+        excess.fetch_add(fewer - self.permits.forget_permits(fewer), Ordering::SeqCst);
+        bytes.store(limit, Ordering::SeqCst);
+        self.budget.wake_one();
+        Self {
+            max_body_bytes: next.max_body_bytes,
+            body_read_timeout: next.body_read_timeout,
+            request_deadline: next.request_deadline,
+            ..self.clone()
         }
     }
 
@@ -126,9 +150,9 @@ impl Limits {
     pub fn in_use(&self) -> InUse {
         InUse {
             requests: self.requests_in_flight(),
-            max_requests: self.max_in_flight as usize,
+            max_requests: self.budget.max_in_flight() as usize,
             bytes: self.budget.taken.load(Ordering::Relaxed),
-            max_bytes: self.budget.limit,
+            max_bytes: self.budget.limit(),
         }
     }
 
@@ -145,7 +169,7 @@ impl Limits {
         let all = async {
             self.begun.wait().await;
             // A request whose sender hung up goes on with its permit.
-            self.permits.acquire_many(self.max_in_flight).await
+            self.permits.acquire_many(self.budget.max_in_flight()).await
         };
         let all = tokio::time::timeout(limit, all).await;
         // Closed while all permits are held, so that no request takes one in between.
@@ -206,16 +230,16 @@ impl Limits {
     /// The error of a body for which there is no memory.
     #[must_use]
     pub fn no_budget(&self) -> AdmissionError {
-        AdmissionError::NoBudget { limit: self.budget.limit }
+        AdmissionError::NoBudget { limit: self.budget.limit() }
     }
 
     fn count(&self, permit: OwnedSemaphorePermit) -> Permit {
         self.budget.requests.fetch_add(1, Ordering::Relaxed);
-        Permit { budget: Arc::clone(&self.budget), _permit: permit }
+        Permit { budget: Arc::clone(&self.budget), permit: Some(permit) }
     }
 
-    const fn no_permit(&self) -> AdmissionError {
-        AdmissionError::NoPermit { limit: self.max_in_flight }
+    fn no_permit(&self) -> AdmissionError {
+        AdmissionError::NoPermit { limit: self.budget.max_in_flight() }
     }
 }
 
@@ -232,10 +256,13 @@ pub struct InUse {
     pub max_bytes: usize,
 }
 
-/// The memory of all bodies, and how many requests in flight share it.
+/// The memory of all bodies, and how many requests in flight share it. Shared by all configurations of the process.
 #[derive(Debug)]
 struct Budget {
-    limit: usize,
+    max_in_flight: AtomicU32,
+    /// Permits that are held beyond a limit that was lowered.
+    excess: AtomicUsize,
+    limit: AtomicUsize,
     taken: AtomicUsize,
     /// Bytes of small bodies that wait for memory.
     waiting: AtomicUsize,
@@ -245,9 +272,23 @@ struct Budget {
 }
 
 impl Budget {
+    fn limit(&self) -> usize {
+        self.limit.load(Ordering::Relaxed)
+    }
+
+    fn max_in_flight(&self) -> u32 {
+        self.max_in_flight.load(Ordering::Relaxed)
+    }
+
     /// The share of requests that are not authenticated.
-    const fn for_anybody(&self) -> usize {
-        self.limit - self.limit / FOR_VERIFIED
+    fn for_anybody(&self) -> usize {
+        self.limit() - self.limit() / FOR_VERIFIED
+    }
+
+    /// Whether a permit that comes back is one too many.
+    fn is_excess(&self) -> bool {
+        self.excess.load(Ordering::Relaxed) > 0
+            && self.excess.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |excess| excess.checked_sub(1)).is_ok()
     }
 
     fn give_back(&self, bytes: usize) {
@@ -267,12 +308,17 @@ impl Budget {
 #[derive(Debug)]
 pub struct Permit {
     budget: Arc<Budget>,
-    _permit: OwnedSemaphorePermit,
+    permit: Option<OwnedSemaphorePermit>,
 }
 
 impl Drop for Permit {
     fn drop(&mut self) {
         self.budget.requests.fetch_sub(1, Ordering::Relaxed);
+        if let Some(permit) = self.permit.take()
+            && self.budget.is_excess()
+        {
+            permit.forget();
+        }
     }
 }
 
@@ -305,7 +351,7 @@ impl Allowance {
     /// # Errors
     /// If the budget is spent.
     pub fn reserve(&mut self, bytes: usize) -> Result<(), AdmissionError> {
-        self.reserve_within(bytes, self.budget.limit)
+        self.reserve_within(bytes, self.budget.limit())
     }
 
     /// Takes memory for a body, or a long head, before the signature was verified.
@@ -321,14 +367,14 @@ impl Allowance {
     /// # Errors
     /// If the budget is spent, but for the share of small bodies.
     pub fn reserve_for_large(&mut self, bytes: usize) -> Result<(), AdmissionError> {
-        self.reserve_within(bytes, self.budget.limit - self.budget.limit / FOR_SMALL)
+        self.reserve_within(bytes, self.budget.limit() - self.budget.limit() / FOR_SMALL)
     }
 
     fn reserve_within(&mut self, bytes: usize, most: usize) -> Result<(), AdmissionError> {
-        let Budget { limit, taken, .. } = &*self.budget;
-        taken
+        self.budget
+            .taken
             .fetch_update(Ordering::SeqCst, Ordering::Relaxed, |taken| Some(taken + bytes).filter(|sum| *sum <= most))
-            .map_err(|_taken| AdmissionError::NoBudget { limit: *limit })?;
+            .map_err(|_taken| AdmissionError::NoBudget { limit: self.budget.limit() })?;
         self.bytes += bytes;
         Ok(())
     }
@@ -343,9 +389,9 @@ impl Allowance {
     /// that hold a part of what they need would wait for each other.
     #[must_use]
     pub fn wait_for(&self, bytes: usize) -> Option<MemoryWait> {
-        let Budget { limit, waiting, .. } = &*self.budget;
-        let most = limit / FOR_WAITING;
-        waiting
+        let most = self.budget.limit() / FOR_WAITING;
+        self.budget
+            .waiting
             .fetch_update(Ordering::SeqCst, Ordering::Relaxed, |sum| Some(sum + bytes).filter(|sum| *sum <= most))
             .ok()?;
         Some(MemoryWait { budget: Arc::clone(&self.budget), bytes, until: Instant::now() + PATIENCE })
@@ -400,6 +446,32 @@ mod tests {
         assert!(matches!(limits.permit(), Err(AdmissionError::NoPermit { limit: 1 })));
         drop((allowance, permit));
         assert_eq!((limits.in_use().bytes, limits.in_use().requests), (0, 0));
+    }
+
+    #[tokio::test]
+    async fn limits_change_under_requests_that_hold_what_they_have() {
+        let before = limits(1000, 3);
+        let mut held: Vec<_> = (0..3).map(|_| before.permit().expect("one is free")).collect();
+        let fewer = before.changed_to(&limits(500, 1));
+        assert_eq!((fewer.in_use().max_requests, fewer.in_use().max_bytes), (1, 500));
+        for _ in 0..2 {
+            held.pop();
+            assert!(matches!(fewer.permit(), Err(AdmissionError::NoPermit { limit: 1 })), "one is held");
+        }
+        held.pop();
+        held.push(fewer.permit().expect("the last one came back"));
+        assert!(before.permit().is_err(), "both share them");
+        // Raised while some are still to be taken back.
+        let more = fewer.changed_to(&limits(1000, 3));
+        held.extend((0..2).map(|_| more.permit().expect("there are three")));
+        let one = more.changed_to(&limits(1000, 1));
+        let two = one.changed_to(&limits(1000, 2));
+        held.pop();
+        assert!(two.permit().is_err(), "two are held");
+        held.pop();
+        held.push(two.permit().expect("one is free"));
+        held.clear();
+        assert!(two.idle(Duration::from_secs(5)).await, "all came back");
     }
 
     #[tokio::test]

@@ -2,55 +2,49 @@
 
 pub mod crm;
 mod drain;
+mod generation;
 mod nats_monitoring;
 pub mod operator;
 mod parts;
+mod reload;
+mod stores;
 pub mod story;
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use futures_util::FutureExt;
 use hyper_util::service::TowerToHyperService;
 use tokio::{net::TcpListener, sync::watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{info, warn};
 
-use self::{drain::Drain, story::StoryTeller};
+pub use self::reload::InForce;
+use self::{
+    drain::Drain,
+    generation::{Generation, Standing},
+    reload::Reloader,
+    stores::{Broker, Store},
+};
 use crate::{
-    admin::{
-        self, Activity, Health, Known, OnUnavailable, PendingIds,
-        pending_ids::{NotReleased, ReleaseId},
-        specifications::Specifications,
-        store_gauges::StoreGauges,
-    },
+    admin::{self, Activity, ConfigurationStatus, store_gauges::StoreGauges},
     admission::Limits,
-    dead_letters::{DeadLetterStore, DeadLetters, GivenUpLetters},
-    delivery::{Delivery, PendingStore, Policy, Publisher, StoreContents, WithoutAck, WithoutClaim},
-    event::{Token, TokenSeed},
+    delivery::{PendingStore, Publisher},
+    event::TokenSeed,
     files,
-    life::{Answers, Consumers, Keeper, LifeStore, Releases, Sweep},
     listener::{self, BindError, ConnectionLimits, LingerLimits},
-    metrics::{ConnectionMetrics, Exposition, Live, Metrics, ReleasedBy},
-    pending::{memory::Memory, redis::Redis},
+    metrics::{ConnectionMetrics, Live, Metrics},
     publisher::{
-        acks::{Acks, AcksSettings},
-        consumer_watch::ConsumerWatch,
-        core::Core,
-        jetstream::JetStream,
         service::{self, ServiceError},
         timed::Timed,
     },
-    quarantine::{Quarantine, QuarantineStore},
     readiness::{Contact, FirstContact, READY_WITHOUT_STORE, first_contact, replicas, replicas::Replicas},
-    relay::{Outbox, Relay, Repeats},
+    relay::{Relay, Repeats},
     reply,
-    route::Release,
-    secrets,
-    settings::{ClaimsIn, DeliveryMode, Settings},
-    shutdown::{Phase, Shutdown, Signals},
+    route::Route,
+    settings::{DeliveryMode, Settings},
+    shutdown::{Hangups, Phase, Shutdown, Signals},
     traces::Tracer,
-    webhooks::{self, Webhooks},
+    webhooks,
 };
 
 /// Limits of the operator's address: a probe is one small request.
@@ -93,69 +87,21 @@ pub enum Ended {
     CutShort,
 }
 
-/// The store of pending ids, as each of its users sees it.
-struct Stores {
-    pending: Arc<dyn PendingStore>,
-    /// The store in memory has none.
-    life: Option<LifeStores>,
-    outbox: Arc<dyn Outbox>,
-    dead_letters: Arc<dyn DeadLetterStore>,
-    /// If a route keeps bodies whose signature was wrong.
-    quarantine: Option<Arc<dyn QuarantineStore>>,
-    contents: Arc<dyn StoreContents>,
-}
-
-/// What is known of pending ids, and who keeps what was given up.
-struct LifeStores {
-    life: Arc<dyn LifeStore>,
-    letters: Arc<dyn GivenUpLetters>,
-}
-
-impl Stores {
-    fn open(settings: &Settings, metrics: &Metrics) -> Self {
-        let options = parts::claim_options(settings);
-        match &settings.claims_in {
-            ClaimsIn::Redis(address) => {
-                let access = parts::access(address);
-                let redis = Arc::new(Redis::open(&access, options, &settings.routes, metrics.redis()));
-                let quarantine = parts::quarantine(settings, &access);
-                let life = LifeStores { life: Arc::clone(&redis) as _, letters: Arc::clone(&redis) as _ };
-                Self { life: Some(life), quarantine, ..Self::shared(redis) }
-            }
-            ClaimsIn::Memory => {
-                warn!(
-                    "redis.url is \"memory:\": claims are forgotten at exit and not shared with other processes; for trials only"
-                );
-                Self::shared(Arc::new(Memory::new(options.outbox_limit)))
-            }
-        }
-    }
-
-    fn shared(store: Arc<impl PendingStore + Outbox + DeadLetterStore + StoreContents + 'static>) -> Self {
-        Self {
-            pending: Arc::clone(&store) as _,
-            life: None,
-            outbox: Arc::clone(&store) as _,
-            dead_letters: Arc::clone(&store) as _,
-            quarantine: None,
-            contents: store,
-        }
-    }
-}
-
 /// Serves until a signal comes, then drains.
 ///
 /// # Errors
 /// If serving can't begin. Losing a store is no error.
-pub async fn run(mut settings: Settings) -> Result<Ended, AppError> {
+pub async fn run(mut settings: Settings, in_force: InForce) -> Result<Ended, AppError> {
     settings.connections.max_connections = files::for_connections(settings.connections.max_connections, files_beside);
     let mut signals = Signals::new().map_err(AppError::Signals)?;
+    let hangups = Hangups::new().map_err(AppError::Signals)?;
     let (senders, senders_address) = listener::bind("server.listen", settings.listen).await?;
     let (probes, probes_address) = listener::bind("admin.listen", settings.admin_listen).await?;
     announce(&settings, senders_address, probes_address);
-    let drain_delay = settings.drain_delay;
-    let (shutdown, drain) = serve(settings, (senders, senders_address), probes).await?;
+    let serving = serve(settings, in_force, hangups, (senders, senders_address), probes);
+    let (shutdown, drain) = Box::pin(serving).await?;
     let signal = signals.next().await;
+    let drain_delay = drain.now.borrow().settings.drain_delay;
     info!(signal, ?drain_delay, "shutting down: still serving, so that senders can move to other replicas");
     tokio::select! {
         ended = drain.run(&shutdown) => {
@@ -171,263 +117,114 @@ pub async fn run(mut settings: Settings) -> Result<Ended, AppError> {
 
 /// Puts the parts together and starts them.
 async fn serve(
-    settings: Settings,
+    mut settings: Settings,
+    in_force: InForce,
+    hangups: Hangups,
     (senders, address): (TcpListener, SocketAddr),
     probes: TcpListener,
 ) -> Result<(Shutdown, Drain), AppError> {
     let (shutdown, background) = (Shutdown::default(), TaskTracker::new());
     let (connections, dead_letter_tasks, exporting) = (TaskTracker::new(), TaskTracker::new(), TaskTracker::new());
     let tracer = open_tracer(&settings, &shutdown, &exporting)?;
-    let (metrics, exposition) = Metrics::new(&settings.routes, &reply::SHED);
-    let stores = Stores::open(&settings, &metrics);
-    let publisher = open_publisher(&settings, &background).await?;
-    let publisher: Arc<dyn Publisher> = Arc::new(Timed::new(publisher, metrics.publishing()));
+    let (metrics, mut exposition) = Metrics::new(&settings.routes, &reply::SHED);
+    let store = Store::open(&settings, &metrics);
+    let shelves = store.shelves();
+    let broker = Broker::open(&settings, &background).await.map_err(AppError::Nats)?;
+    let publisher: Arc<dyn Publisher> = Arc::new(Timed::new(broker.publisher(), metrics.publishing()));
     let ready = Arc::new(watch::Sender::new(false));
-    Relay::new(
-        Arc::clone(&stores.outbox),
+    let status = watch::Sender::new(ConfigurationStatus::read_now(Vec::new()));
+    let relay = Relay::new(
+        Arc::clone(&shelves.outbox),
         Arc::clone(&publisher),
         settings.relay_after,
         repeats(settings.delivery),
         settings.policy.ack_timeout,
         metrics.clone(),
         tracer.clone(),
-    )
-    .start(&settings.routes, &shutdown.watch(), &background);
-    let (acks, release) = look_after_life(&settings, &stores, &publisher, &metrics, &shutdown, &background).await?;
-    let (routes, verifiers) = (Arc::new(settings.routes.clone()), Arc::new(settings.verifiers.clone()));
-    let specifications = Specifications::new(&routes, &verifiers, address.port());
-    let known =
-        admin(&settings, specifications, &stores, &publisher, &metrics, exposition, &ready, &shutdown, &background);
-    let health = Health { acks: acks.clone(), ..known.health };
-    let known = Known { health, pending_ids: PendingIds { release, ..known.pending_ids }, ..known };
+    );
+    relay.start(&shutdown.watch(), &background);
+    exposition.watch(live(&*shelves.pending, &*publisher, settings.limits.clone()));
+    let (pending, secret_files) = (Arc::clone(&shelves.pending), std::mem::take(&mut settings.secret_files));
+    let replicas = settings.replicas.clone();
+    let standing = Standing {
+        shelves,
+        broker,
+        publisher: Arc::clone(&publisher),
+        relay,
+        exposition: Arc::new(exposition),
+        store_gauges: StoreGauges::default(),
+        activity: Activity::default(),
+        configuration: status.subscribe(),
+        ready: ready.subscribe(),
+        phase: shutdown.watch(),
+        tracer,
+        holder: TokenSeed::now().to_string(),
+        port: address.port(),
+        background: background.clone(),
+        dead_letter_tasks: dead_letter_tasks.clone(),
+    };
+    let first = standing.first(settings, store, metrics.clone()).await.map_err(AppError::Nats)?;
+    standing.start(&first, secret_files, None).await;
+    let acks = first.known.health.acks.clone();
+    let changes = watch::Sender::new(Arc::new(first));
+    let now = changes.subscribe();
+    if now.borrow().releases.is_some() {
+        offer_releases(&now, &shutdown, &background);
+    }
+    let known = now.clone();
     background.spawn(listener::serve(
         probes,
-        TowerToHyperService::new(warp::service(admin::answers(known))),
-        ADMIN_CONNECTIONS,
+        TowerToHyperService::new(warp::service(admin::answers(move || Arc::clone(&known.borrow().known)))),
+        || ADMIN_CONNECTIONS,
         shutdown.watch(),
         connections.clone(),
         ConnectionMetrics::default(),
     ));
-    let quarantine = start_quarantine(&settings, &stores, &publisher, &metrics, &shutdown, &background);
-    let pending = stores.pending;
-    let delivery = Delivery::new(
-        Arc::clone(&pending),
-        Arc::clone(&publisher),
-        settings.policy,
-        &settings.routes,
-        metrics.clone(),
-        tracer.clone(),
-    );
-    let filters = webhooks::webhooks(Webhooks {
-        table: routes,
-        verifiers,
-        delivery: Arc::new(delivery),
-        dead_letters: DeadLetters::start(
-            stores.dead_letters,
-            settings.dead_letters,
-            shutdown.watch(),
-            &dead_letter_tasks,
-        ),
-        quarantine,
-        limits: settings.limits.clone(),
-        phase: shutdown.watch(),
-        metrics: metrics.clone(),
-        tracer,
-    });
+    let (webhooks, limits) = (now.clone(), now.clone());
     background.spawn(listener::serve(
         senders,
-        TowerToHyperService::new(warp::service(filters)),
-        settings.connections,
+        TowerToHyperService::new(warp::service(webhooks::webhooks(move || Arc::clone(&webhooks.borrow().webhooks)))),
+        move || limits.borrow().connections.clone(),
         shutdown.watch(),
         connections.clone(),
         metrics.connections(),
     ));
-    background.spawn(secrets::follow(settings.secret_files, shutdown.watch()));
     background.spawn(become_ready(
         pending.contact(),
         publisher.contact(),
         acks,
-        settings.replicas,
+        replicas,
         Arc::clone(&ready),
         shutdown.watch(),
     ));
-    let drain = Drain {
-        delay: settings.drain_delay,
-        busy_for: settings.request_deadline,
-        limits: settings.limits,
-        ready,
-        pending,
-        dead_letter_tasks,
-        exporting,
-        connections,
-    };
-    Ok((shutdown, drain))
-}
-
-/// Offers the release of ids, and starts what looks after pending ones. Whether acknowledgements can be read, where they release
-/// ids; and what releases ids at the admin address.
-async fn look_after_life(
-    settings: &Settings,
-    stores: &Stores,
-    publisher: &Arc<dyn Publisher>,
-    metrics: &Metrics,
-    shutdown: &Shutdown,
-    background: &TaskTracker,
-) -> Result<(Option<watch::Receiver<Contact>>, Option<ReleaseId>), AppError> {
-    let Some(LifeStores { life, letters }) = &stores.life else { return Ok((None, None)) };
-    let keeper = Keeper::new(
-        Arc::clone(life),
-        Arc::clone(&stores.pending),
-        Arc::clone(publisher),
-        settings.policy.ack_timeout,
-        metrics.clone(),
-    );
-    let releases = Releases::new(keeper.clone(), Arc::new(settings.routes.clone()));
-    let at_admin = release_at_admin(releases.clone());
-    offer_releases(settings, releases, shutdown, background);
-    let acks = follow_life(settings, keeper, Arc::clone(letters), metrics, shutdown, background).await?;
-    Ok((acks, Some(at_admin)))
-}
-
-/// Starts what looks after pending ids. Where acknowledgements release them: whether these can be read.
-async fn follow_life(
-    settings: &Settings,
-    keeper: Keeper,
-    letters: Arc<dyn GivenUpLetters>,
-    metrics: &Metrics,
-    shutdown: &Shutdown,
-    background: &TaskTracker,
-) -> Result<Option<watch::Receiver<Contact>>, AppError> {
-    let lives = || settings.routes.routes().iter().map(|route| route.life());
-    let on_ack = lives().any(|life| life.release == Release::Ack);
-    let mut consumers: Option<Arc<dyn Consumers>> = None;
-    let mut contact = None;
-    if settings.delivery == DeliveryMode::Jetstream && lives().any(|life| !life.consumers.is_empty()) {
-        if let Some(watch) = ConsumerWatch::new(parts::servers(settings), &settings.routes, metrics) {
-            watch.start(background);
-        }
-        let names = AcksSettings { instance: settings.instance.clone(), stream: settings.acks_stream.clone() };
-        let acks = Acks::open(&parts::servers(settings), names, &settings.routes).await;
-        let acks = Arc::new(acks.map_err(|error| AppError::Nats(error.into()))?);
-        if on_ack {
-            contact = Some(acks.contact());
-            let (told, letters) = (Arc::clone(&acks) as _, Arc::clone(&letters));
-            let answers = Answers::new(keeper.clone(), told, letters, settings.dead_letters, &settings.routes);
-            let phase = shutdown.watch();
-            background.spawn(async move { answers.run(phase).await });
-        }
-        consumers = Some(acks);
-    }
-    let holder = TokenSeed::now().to_string();
-    let sweep = Sweep::new(keeper, consumers, letters, settings.dead_letters, metrics.clone(), holder);
-    let (table, phase) = (settings.routes.clone(), shutdown.watch());
-    background.spawn(async move { sweep.run(&table, phase).await });
-    Ok(contact)
-}
-
-/// What keeps bodies whose signature was wrong, if a route wants that, and the task that releases those that prove good.
-fn start_quarantine(
-    settings: &Settings,
-    stores: &Stores,
-    publisher: &Arc<dyn Publisher>,
-    metrics: &Metrics,
-    shutdown: &Shutdown,
-    background: &TaskTracker,
-) -> Option<Quarantine> {
-    let store = stores.quarantine.as_ref()?;
-    let releaser =
-        parts::releaser(settings, Arc::clone(store), &stores.pending, &stores.dead_letters, publisher, metrics);
-    background.spawn(releaser.run(shutdown.watch()));
-    let keeping = settings.routes.routes().iter().filter(|route| route.quarantine());
-    let webhooks = keeping.map(|route| settings.verifiers.webhook_ids(route).count()).sum();
-    Some(Quarantine::new(Arc::clone(store), parts::quarantine_limits(settings), webhooks, metrics.clone()))
+    background.spawn(Reloader::new(standing, changes, status, metrics, in_force).run(hangups, shutdown.watch()));
+    Ok((shutdown, Drain { now, ready, pending, dead_letter_tasks, exporting, connections }))
 }
 
 /// Answers requests to release ids over NATS until the process leaves.
-fn offer_releases(settings: &Settings, releases: Releases, shutdown: &Shutdown, background: &TaskTracker) {
+fn offer_releases(now: &watch::Receiver<Arc<Generation>>, shutdown: &Shutdown, background: &TaskTracker) {
     let (stop, mut phase) = (CancellationToken::new(), shutdown.watch());
+    let (servers, instance) = {
+        let now = now.borrow();
+        (parts::servers(&now.settings), now.settings.instance.clone())
+    };
+    let now = now.clone();
     let answer = move |request: Bytes| {
-        let releases = releases.clone();
+        let releases = now.borrow().releases.clone();
         async move {
+            let releases = releases.expect("a store that knows of pending ids stays one");
             releases
                 .answer(&request)
                 .await
                 .map_err(|error| ServiceError { code: error.code(), text: error.to_string() })
         }
     };
-    let service = service::serve(
-        parts::servers(settings),
-        settings.instance.clone(),
-        "release",
-        "Releases pending ids: their events have been processed",
-        stop.clone(),
-        answer,
-    );
-    background.spawn(service);
+    let description = "Releases pending ids: their events have been processed";
+    background.spawn(service::serve(servers, instance, "release", description, stop.clone(), answer));
     background.spawn(async move {
         let _left = phase.wait_for(|phase| *phase >= Phase::Refusing).await;
         stop.cancel();
     });
-}
-
-/// Releases single ids on the admin address.
-fn release_at_admin(releases: Releases) -> ReleaseId {
-    Arc::new(move |route, id, token| {
-        let releases = releases.clone();
-        async move {
-            let token = token.map(|token| token.parse::<Token>()).transpose();
-            let token = token.map_err(|error| NotReleased::BadToken(error.to_string()))?;
-            let report = releases.release(&route, vec![id], token, ReleasedBy::Admin).await;
-            let report = report.map_err(|error| NotReleased::Store(error.to_string()))?;
-            Ok(serde_json::to_value(report).expect("text always serializes"))
-        }
-        .boxed()
-    })
-}
-
-/// What the admin address shows, and the tasks that keep it up to date.
-#[expect(clippy::too_many_arguments, reason = "it looks at every part of the process")]
-fn admin(
-    settings: &Settings,
-    specifications: Specifications,
-    stores: &Stores,
-    publisher: &Arc<dyn Publisher>,
-    metrics: &Metrics,
-    mut exposition: Exposition,
-    ready: &watch::Sender<bool>,
-    shutdown: &Shutdown,
-    background: &TaskTracker,
-) -> Known {
-    let (pending, contents) = (&stores.pending, Arc::clone(&stores.contents));
-    let store_gauges = StoreGauges::default();
-    background.spawn(store_gauges.clone().run(contents, metrics.clone(), pending.contact(), shutdown.watch()));
-    exposition.watch(live(&**pending, &**publisher, settings.limits.clone()));
-    Known {
-        health: Health { ready: ready.subscribe(), redis: pending.contact(), nats: publisher.contact(), acks: None },
-        exposition,
-        metrics: metrics.clone(),
-        activity: Activity::start(metrics, &store_gauges, shutdown.watch(), background),
-        store_gauges,
-        on_unavailable: on_unavailable(settings.policy),
-        publisher: Arc::clone(publisher),
-        limits: settings.limits.clone(),
-        max_connections: settings.connections.max_connections,
-        phase: shutdown.watch(),
-        specifications,
-        pending_ids: PendingIds {
-            token_file: settings.admin_token_file.clone(),
-            routes: Arc::new(settings.routes.clone()),
-            why: stores.life.as_ref().map(|life| {
-                let teller = StoryTeller {
-                    servers: parts::servers(settings),
-                    life: Arc::clone(&life.life),
-                    dead_letters: Arc::clone(&stores.dead_letters),
-                };
-                teller.why()
-            }),
-            release: None,
-        },
-    }
 }
 
 /// What `/metrics` reads at the moment of looking.
@@ -436,34 +233,24 @@ fn live(pending: &dyn PendingStore, publisher: &dyn Publisher, limits: Limits) -
     Live { redis: pending.contact(), nats: publisher.contact(), requests_in_flight }
 }
 
-/// What this process does while a store is down, in the words of its settings.
-const fn on_unavailable(policy: Policy) -> OnUnavailable {
-    OnUnavailable {
-        redis: match policy.without_claim {
-            WithoutClaim::Publish => "publish",
-            WithoutClaim::Reject => "reject",
-        },
-        nats: match policy.without_ack {
-            WithoutAck::Reject => "reject",
-            WithoutAck::Accept => "accept",
-        },
-    }
-}
-
 /// Says what is served, and how.
 fn announce(settings: &Settings, webhooks: SocketAddr, probes: SocketAddr) {
     for route in settings.routes.routes() {
-        let auth: Vec<_> = settings.verifiers.of(route).schemes().collect();
-        info!(route = %route, path = route.path(), subject = route.subject(), pending_key = route.pending_key(), auth = if auth.is_empty() { "none".to_owned() } else { auth.join(",") }, "route");
-        if auth.is_empty() {
-            warn!(route = %route, "this route takes webhooks from anybody who reaches it: it has no auth");
-        }
+        announce_route(settings, route);
     }
     if settings.delivery == DeliveryMode::Core {
         warn!("nats.delivery is \"core\": an event reaches whoever is subscribed at that moment, and nobody else");
     }
     info!(address = %webhooks, "listening for webhooks");
     info!(address = %probes, "listening for probes");
+}
+
+fn announce_route(settings: &Settings, route: &Route) {
+    let auth: Vec<_> = settings.verifiers.of(route).schemes().collect();
+    info!(route = %route, path = route.path(), subject = route.subject(), pending_key = route.pending_key(), auth = if auth.is_empty() { "none".to_owned() } else { auth.join(",") }, "route");
+    if auth.is_empty() {
+        warn!(route = %route, "this route takes webhooks from anybody who reaches it: it has no auth");
+    }
 }
 
 /// Files of those connections that are no sender's: of both listeners, and those over their limits.
@@ -484,11 +271,7 @@ fn open_tracer(settings: &Settings, shutdown: &Shutdown, tasks: &TaskTracker) ->
 /// # Errors
 /// If the client can't be set up at all.
 pub async fn open_publisher(settings: &Settings, tasks: &TaskTracker) -> Result<Arc<dyn Publisher>, AppError> {
-    let (servers, routes) = (&parts::servers(settings), &settings.routes);
-    Ok(match parts::stream(settings) {
-        Some(stream) => Arc::new(JetStream::open(servers, stream, routes, tasks).await.map_err(AppError::Nats)?),
-        None => Arc::new(Core::open(servers, routes, tasks).await.map_err(AppError::Nats)?),
-    })
+    Ok(Broker::open(settings, tasks).await.map_err(AppError::Nats)?.publisher())
 }
 
 /// What a broker does with an event that comes twice.

@@ -6,6 +6,7 @@ mod dead_letters;
 mod doctor;
 mod outbox;
 mod pending;
+mod progress;
 mod quarantine;
 mod reconcile;
 mod routes;
@@ -22,7 +23,7 @@ use std::{path::PathBuf, process::ExitCode};
 use clap::{Parser, Subcommand, ValueEnum};
 use hookgate::{
     delivery::Durability,
-    settings::{self, AuthSecrets, Settings, SettingsErrors, sections::Configuration},
+    settings::{self, AuthSecrets, Contents, Settings, SettingsErrors, Sources, sections::Configuration},
 };
 
 /// For people who look for a command.
@@ -62,10 +63,21 @@ enum Output {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Take webhooks and publish events, until SIGTERM or Ctrl-C (the default).
+    #[command(after_help = "Examples:
+  hookgate serve --config hookgate.toml
+  HOOKGATE__REDIS__URL=redis://redis:6379/1 hookgate serve")]
     Serve,
     /// Validate the configuration and print what it amounts to, without secrets.
+    #[command(after_help = "Exit code: 0 if it is valid, 1 if NATS is not set up for it, 2 if it is not valid.
+
+Examples:
+  hookgate check --config hookgate.toml
+  hookgate check --config base.toml --config production.toml")]
     Check,
     /// List the webhooks: path, subject, pending key, auth.
+    #[command(after_help = "Examples:
+  hookgate routes
+  hookgate routes --output json | jq -r .path")]
     Routes,
     /// Print events as they are published, like `nats sub`.
     Tail(tail::TailArguments),
@@ -93,15 +105,23 @@ enum Command {
     #[command(subcommand)]
     Consumers(consumers::ConsumersCommand),
     /// Print a commented configuration to start from.
+    #[command(after_help = "Example:
+  hookgate init > hookgate.toml")]
     Init,
     /// Print the JSON Schema of a configuration file, for editors.
+    #[command(after_help = "Example:
+  hookgate config-schema > schema.json        and `#:schema ./schema.json` as the first line of hookgate.toml")]
     ConfigSchema,
     /// Print the completions of a shell.
+    #[command(after_help = "Example:
+  hookgate completions bash > /usr/share/bash-completion/completions/hookgate")]
     Completions {
         /// The shell.
         shell: clap_complete::Shell,
     },
     /// Print the manual page.
+    #[command(after_help = "Example:
+  hookgate man | man -l -")]
     Man,
 }
 
@@ -113,7 +133,8 @@ pub(crate) fn run(arguments: Arguments) -> ExitCode {
         Command::Man => return texts::man(),
         command => command,
     };
-    let configured = match configure(&arguments.config, command.auth_secrets()) {
+    let sources = Sources::new(arguments.config, settings::environment());
+    let configured = match configure(&sources, command.auth_secrets()) {
         Ok(configured) => configured,
         Err(errors) => {
             for error in errors.iter() {
@@ -130,7 +151,7 @@ pub(crate) fn run(arguments: Arguments) -> ExitCode {
     }
     let output = arguments.output;
     let outcome = match command {
-        Command::Serve => serve::run(configured.settings),
+        Command::Serve => serve::run(configured, sources),
         Command::Check => check::run(&configured.configuration, &configured.settings, output),
         Command::Routes => routes::run(&configured.settings, output),
         Command::Send(arguments) => send::run(&arguments, &configured.settings, output),
@@ -178,12 +199,15 @@ const UNSIGNED: &str = "takes webhooks from anybody who reaches it: it has no au
 struct Configured {
     configuration: Configuration,
     settings: Settings,
+    /// What the files held just before they were read.
+    contents: Contents,
 }
 
-fn configure(files: &[PathBuf], secrets: AuthSecrets) -> Result<Configured, SettingsErrors> {
-    let (configuration, layers) = settings::load(files, settings::environment());
+fn configure(sources: &Sources, secrets: AuthSecrets) -> Result<Configured, SettingsErrors> {
+    let contents = sources.contents();
+    let (configuration, layers) = sources.load();
     let settings = Settings::check(&configuration, layers, secrets)?;
-    Ok(Configured { configuration, settings })
+    Ok(Configured { configuration, settings, contents })
 }
 
 fn fail(error: &anyhow::Error, code: u8) -> ExitCode {

@@ -152,7 +152,7 @@ pub struct Delivery {
     publisher: Arc<dyn Publisher>,
     policy: Policy,
     /// One a route, by its name: its stream may be full while another one's is not.
-    breakers: HashMap<String, Breaker>,
+    breakers: HashMap<String, Arc<Breaker>>,
     metrics: Metrics,
     tracer: Tracer,
 }
@@ -168,8 +168,19 @@ impl Delivery {
         metrics: Metrics,
         tracer: Tracer,
     ) -> Self {
-        let breakers = table.routes().iter().map(|route| (route.name().to_owned(), Breaker::default())).collect();
+        let breakers = table.routes().iter().map(|route| (route.name().to_owned(), Arc::default())).collect();
         Self { pending, publisher, policy, breakers, metrics, tracer }
+    }
+
+    /// The same, with what the breakers of an older one know of routes that both have.
+    #[must_use]
+    pub fn continuing(mut self, before: &Self) -> Self {
+        for (name, breaker) in &mut self.breakers {
+            if let Some(known) = before.breakers.get(name) {
+                *breaker = Arc::clone(known);
+            }
+        }
+        self
     }
 
     /// Delivers a batch. The tokens come from `seed`, whose time is that of the events. A caller who may go away wraps this

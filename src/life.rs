@@ -93,7 +93,7 @@ pub enum ReclaimWhy {
     /// It is pending with this journal entry, or none, and its event is settled. The redelivery has a number.
     Redelivery {
         /// The journal entry, as it was read.
-        seen: Option<String>,
+        seen: Option<Vec<u8>>,
         /// The number of the redelivery.
         number: u32,
     },
@@ -110,7 +110,7 @@ pub struct Leftover {
     /// The id.
     pub id: String,
     /// The entry as it was read.
-    pub seen: String,
+    pub seen: Vec<u8>,
 }
 
 /// What the store knows of an id.
@@ -122,8 +122,8 @@ pub struct Known {
     pub pending: bool,
     /// The token in the outbox: its event is not acknowledged.
     pub in_flight: Option<String>,
-    /// Its journal entry, as it is written.
-    pub journal: Option<String>,
+    /// Its journal entry, as it is written; others may have written anything.
+    pub journal: Option<Vec<u8>>,
     /// When a webhook marked it, in milliseconds since 1970.
     pub marked: Option<u64>,
 }
@@ -163,7 +163,7 @@ pub struct Journaled {
     /// The id.
     pub id: String,
     /// Its entry, as it is written.
-    pub entry: String,
+    pub entry: Vec<u8>,
     /// Whether it is pending.
     pub pending: bool,
 }

@@ -126,11 +126,12 @@ pub async fn bind(key: &'static str, address: SocketAddr) -> Result<(TcpListener
     bound.await.map_err(|problem| BindError { address, key, problem })
 }
 
-/// Accepts connections until the process closes. Does not wait for open ones: `connections` owns their tasks.
+/// Accepts connections until the process closes. Does not wait for open ones: `connections` owns their tasks. Each connection has
+/// the limits of the moment it begins, but for the number of connections, which is that of the start.
 pub async fn serve<S>(
     listener: TcpListener,
     service: S,
-    limits: ConnectionLimits,
+    limits: impl Fn() -> ConnectionLimits + Send,
     phase: watch::Receiver<Phase>,
     connections: TaskTracker,
     metrics: ConnectionMetrics,
@@ -139,9 +140,10 @@ pub async fn serve<S>(
     S::Future: Send,
 {
     let name = listener.local_addr().map_or_else(|_| "a listener".to_owned(), |at| format!("the listener at {at}"));
+    let max_connections = limits().max_connections;
     let mut acceptor = Acceptor {
-        permits: Arc::new(Semaphore::new(limits.max_connections)),
-        refusing: Arc::new(Semaphore::new(refusing_beside(limits.max_connections))),
+        permits: Arc::new(Semaphore::new(max_connections)),
+        refusing: Arc::new(Semaphore::new(refusing_beside(max_connections))),
         said: None,
         listener,
         service,
@@ -154,10 +156,10 @@ pub async fn serve<S>(
 }
 
 /// Accepts connections. Keeps its state over a panic.
-struct Acceptor<S> {
+struct Acceptor<S, L> {
     listener: TcpListener,
     service: S,
-    limits: ConnectionLimits,
+    limits: L,
     phase: watch::Receiver<Phase>,
     connections: TaskTracker,
     metrics: ConnectionMetrics,
@@ -169,10 +171,11 @@ struct Acceptor<S> {
     said: Option<(Instant, TokenSeed)>,
 }
 
-impl<S> Acceptor<S>
+impl<S, L> Acceptor<S, L>
 where
     S: Service<Request<Incoming>, Response = Response, Error = Infallible> + Clone + Send + Sync + 'static,
     S::Future: Send,
+    L: Fn() -> ConnectionLimits + Send,
 {
     /// Accepts until the process closes.
     async fn run(&mut self) {
@@ -206,7 +209,7 @@ where
     }
 
     fn serve(&self, stream: TcpStream, permit: OwnedSemaphorePermit) {
-        let (service, limits, phase) = (self.service.clone(), self.limits.clone(), self.phase.clone());
+        let (service, limits, phase) = (self.service.clone(), (self.limits)(), self.phase.clone());
         let metrics = self.metrics.clone();
         self.connections.spawn(async move {
             let _open = metrics.opened();
@@ -217,7 +220,7 @@ where
 
     fn refuse(&mut self, stream: TcpStream, permit: OwnedSemaphorePermit) {
         let trace_id = self.say_that_connections_are_refused();
-        let (limits, metrics) = (self.limits.clone(), self.metrics.clone());
+        let (limits, metrics) = ((self.limits)(), self.metrics.clone());
         self.connections.spawn(async move {
             refuse(stream, &limits, metrics, trace_id).await;
             drop(permit);
@@ -233,7 +236,7 @@ where
         }
         let trace_id = TokenSeed::now();
         self.said = Some((Instant::now(), trace_id));
-        let ConnectionLimits { max_connections: limit, max_connections_setting: setting, .. } = self.limits;
+        let ConnectionLimits { max_connections: limit, max_connections_setting: setting, .. } = (self.limits)();
         let code = Refusal::TooManyConnections { limit, setting }.status().1;
         warn!(limit, code, %trace_id, "connections over {setting} are answered 503; said at most every {SAY_EVERY:?}");
         trace_id

@@ -1,7 +1,7 @@
 //! Counts what happens, and shows it as OpenMetrics. Owns the registry and every name in it. Other modules
 //! call a handle's methods and know nothing of series and labels.
 //!
-//! Cheap where it is hot: the series of every route are made at the start, so that a request costs one look
+//! Cheap where it is hot: the series of every route are made before it is served, so that a request costs one look
 //! into a map and some atomic additions, once a batch and never once an item. What the stores hold is read
 //! from them in the background (`admin::store_gauges`), so that no scrape waits for them. Ids, names and
 //! addresses are never labels.
@@ -11,11 +11,12 @@ mod process;
 pub mod recent_events;
 mod registry;
 mod route;
+mod since;
 mod timing;
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use hashbrown::HashMap;
+use hashbrown::{HashMap, HashSet};
 use prometheus_client::metrics::{counter::Counter, gauge::Gauge};
 
 pub use self::{
@@ -42,16 +43,19 @@ pub const REVISION: &str = match option_env!("HOOKGATE_REVISION") {
     None => "unknown",
 };
 
-/// Where the rooms find their handles.
+/// Where the rooms find their handles: those of the process, and those of the routes of one table.
 #[derive(Debug, Clone)]
-pub struct Metrics(Arc<Handles>);
+pub struct Metrics {
+    process: Arc<Handles>,
+    /// By pending key.
+    routes: Arc<HashMap<String, Arc<RouteMetrics>>>,
+}
 
+/// What is counted whatever the routes are.
 #[derive(Debug)]
 struct Handles {
     families: Families,
-    /// By pending key.
-    routes: HashMap<String, Arc<RouteMetrics>>,
-    elsewhere: Arc<Answers>,
+    elsewhere: Answers,
     shed: Vec<(&'static str, Counter)>,
     connections: Gauge,
     adopted: Mutex<Vec<Arc<Adopted>>>,
@@ -63,24 +67,40 @@ impl Metrics {
     #[must_use]
     pub fn new(routes: &RouteTable, shed: &[&'static str]) -> (Self, Exposition) {
         let (families, exposition) = Families::register();
-        let recent = Arc::<RecentEvents>::default();
-        let known = routes.routes().iter().map(|route| {
-            let metrics = RouteMetrics::new(&families, Arc::clone(route), Arc::clone(&recent));
-            (route.pending_key().to_owned(), Arc::new(metrics))
-        });
         let handles = Handles {
-            routes: known.collect(),
-            elsewhere: Arc::new(Answers::new(&families, ELSEWHERE)),
+            elsewhere: Answers::new(&families, ELSEWHERE),
             shed: shed
                 .iter()
                 .map(|code| (*code, families.shed.get_or_create_owned(&[("reason", (*code).to_owned())])))
                 .collect(),
             connections: families.connections.clone(),
             adopted: Mutex::default(),
-            recent,
+            recent: Arc::default(),
             families,
         };
-        (Self(Arc::new(handles)), exposition)
+        (Self { process: Arc::new(handles), routes: Arc::default() }.of_table(routes), exposition)
+    }
+
+    /// The same for the routes of another table, with their series, at 0 where they are new.
+    #[must_use]
+    pub fn of_table(&self, routes: &RouteTable) -> Self {
+        let known = routes.routes().iter().map(|route| {
+            let metrics =
+                RouteMetrics::new(&self.process.families, Arc::clone(route), Arc::clone(&self.process.recent));
+            (route.pending_key().to_owned(), Arc::new(metrics))
+        });
+        Self { process: Arc::clone(&self.process), routes: Arc::new(known.collect()) }
+    }
+
+    /// Ends the series of routes and consumers of an older table that this one has not, as a restart would.
+    pub fn forget_others_of(&self, before: &Self) {
+        let series = |metrics: &Self| -> HashSet<_> { metrics.routes().flat_map(|route| route.series()).collect() };
+        self.process.families.remove(series(before).difference(&series(self)));
+    }
+
+    /// Whether the configuration could not be read again, so that an older one is in force.
+    pub fn reload_failed(&self, failed: bool) {
+        self.process.families.reload_failed.set(i64::from(failed));
     }
 
     /// The counters of a route of the table.
@@ -89,88 +109,106 @@ impl Metrics {
     /// If the route is in another table: a mistake of the program.
     #[must_use]
     pub fn of(&self, route: &Route) -> &Arc<RouteMetrics> {
-        self.0.routes.get(route.pending_key()).expect("routes are those of the table that the metrics were made for")
+        self.routes.get(route.pending_key()).expect("routes are those of the table that the metrics were made for")
     }
 
     /// The counters of all routes of the table.
     pub fn routes(&self) -> impl Iterator<Item = &Arc<RouteMetrics>> {
-        self.0.routes.values()
+        self.routes.values()
     }
 
     /// The answers to what is no route's.
     #[must_use]
     pub fn elsewhere(&self) -> &Answers {
-        &self.0.elsewhere
+        &self.process.elsewhere
     }
 
     /// A request was refused to protect the process, under one of the codes that the metrics were made with.
     pub fn shed(&self, code: &'static str) {
-        let known = self.0.shed.iter().find(|(known, _)| *known == code);
-        debug_assert!(known.is_some(), "{code} is no code of a request that is shed");
-        if let Some((_, counter)) = known {
-            counter.inc();
-        }
+        self.process.shed(code);
     }
 
     /// The handle of a listener whose connections are counted.
     #[must_use]
     pub fn connections(&self) -> ConnectionMetrics {
-        ConnectionMetrics { open: self.0.connections.clone(), refusals: Some(self.clone()) }
+        ConnectionMetrics { open: self.process.connections.clone(), refusals: Some(Arc::clone(&self.process)) }
     }
 
     /// Connections that are open now.
     #[must_use]
     pub fn open_connections(&self) -> i64 {
-        self.0.connections.get()
+        self.process.connections.get()
     }
 
     /// How many bodies are in quarantine.
     pub fn quarantine_holds(&self, entries: usize) {
-        self.0.families.quarantine_entries.set(i64::try_from(entries).unwrap_or(i64::MAX));
+        self.process.families.quarantine_entries.set(i64::try_from(entries).unwrap_or(i64::MAX));
     }
 
     /// How long Redis takes.
     #[must_use]
     pub fn redis(&self) -> RedisTimes {
-        RedisTimes::new(&self.0.families)
+        RedisTimes::new(&self.process.families)
     }
 
     /// The relay's handle for a route, be it of the table or of an older one.
     #[must_use]
     pub fn relay(&self, route: &Arc<Route>) -> RelayMetrics {
-        let families = &self.0.families;
-        if let Some(known) = self.0.routes.get(route.pending_key()) {
-            return RelayMetrics::new(families, &known.name, known.oldest.clone(), &self.0.recent);
+        let Handles { families, recent, .. } = &*self.process;
+        if let Some(known) = self.routes.get(route.pending_key()) {
+            return RelayMetrics::new(families, &known.name, known.oldest.clone(), recent);
         }
         let adopted = Arc::new(Adopted::new(families, Arc::clone(route)));
-        let relay = RelayMetrics::new(families, &adopted.name, adopted.oldest.clone(), &self.0.recent);
-        self.0.adopted.lock().unwrap_or_else(PoisonError::into_inner).push(adopted);
+        let relay = RelayMetrics::new(families, &adopted.name, adopted.oldest.clone(), recent);
+        self.process.adopted.lock().unwrap_or_else(PoisonError::into_inner).push(adopted);
         relay
+    }
+
+    /// The outbox of a route is not drained for its removal any more: the route is back.
+    pub fn end_adoption(&self, pending_key: &str) {
+        let mut adopted = self.process.adopted.lock().unwrap_or_else(PoisonError::into_inner);
+        adopted.retain(|adopted| {
+            let other = adopted.route.pending_key() != pending_key;
+            if !other {
+                adopted.end(&self.process.families);
+            }
+            other
+        });
     }
 
     /// The outboxes that are still drained although their routes have left the configuration.
     #[must_use]
     pub fn adopted(&self) -> Vec<Arc<Adopted>> {
-        self.0.adopted.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.process.adopted.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// What happened last.
     #[must_use]
     pub fn recent_events(&self) -> &RecentEvents {
-        &self.0.recent
+        &self.process.recent
     }
 
     /// Everything whose outbox and pending ids are counted in the store.
     #[must_use]
     pub fn gauges(&self) -> Vec<RouteGauges> {
-        let known = self.0.routes.values().map(|route| RouteGauges::Known(Arc::clone(route)));
+        let known = self.routes.values().map(|route| RouteGauges::Known(Arc::clone(route)));
         known.chain(self.adopted().into_iter().map(RouteGauges::Adopted)).collect()
     }
 
     /// How long attempts to publish take.
     #[must_use]
     pub fn publishing(&self) -> PublishTimes {
-        PublishTimes::new(self.0.families.publish_seconds.clone())
+        PublishTimes::new(self.process.families.publish_seconds.clone())
+    }
+}
+
+impl Handles {
+    fn shed(&self, code: &'static str) {
+        let known = self.shed.iter().find(|(known, _)| *known == code);
+        debug_assert!(known.is_some(), "{code} is no code of a request that is shed");
+        if let Some((_, counter)) = known {
+            counter.inc();
+        }
     }
 }
 
@@ -178,7 +216,7 @@ impl Metrics {
 #[derive(Debug, Clone, Default)]
 pub struct ConnectionMetrics {
     open: Gauge,
-    refusals: Option<Metrics>,
+    refusals: Option<Arc<Handles>>,
 }
 
 impl ConnectionMetrics {
@@ -192,10 +230,10 @@ impl ConnectionMetrics {
     /// The listener answered a request by itself, with this status code. `shed` is the code under which the request was
     /// shed, if it was.
     pub fn answered(&self, status: u16, shed: Option<&'static str>) {
-        let Some(metrics) = &self.refusals else { return };
-        metrics.elsewhere().answered_at_once(status);
+        let Some(process) = &self.refusals else { return };
+        process.elsewhere.answered_at_once(status);
         if let Some(code) = shed {
-            metrics.shed(code);
+            process.shed(code);
         }
     }
 }

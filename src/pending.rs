@@ -16,6 +16,7 @@ mod life;
 mod link;
 mod links;
 pub mod memory;
+mod names;
 mod nodes;
 mod outbox;
 pub mod quarantine;

@@ -16,11 +16,19 @@ mod publish;
 mod tracked;
 mod walk;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
-use futures_util::future::BoxFuture;
-use tokio::{sync::watch, time::Instant};
-use tokio_util::task::TaskTracker;
+use futures_util::{FutureExt, future::BoxFuture};
+use hashbrown::HashMap;
+use tokio::{
+    sync::{Notify, watch},
+    task::JoinHandle,
+    time::Instant,
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{debug, info, warn};
 
 pub use self::{tracked::Repeats, walk::Walked};
@@ -107,9 +115,27 @@ pub struct Relay {
     after: Duration,
     repeats: Repeats,
     ack_timeout: Duration,
-    metrics: Metrics,
     tracer: Tracer,
     holder: String,
+    walkers: Mutex<Walkers>,
+    /// The routes have changed.
+    changed: Notify,
+}
+
+/// Who walks through which outbox.
+struct Walkers {
+    /// Of the routes that are served.
+    metrics: Metrics,
+    by_key: HashMap<String, Walker>,
+}
+
+/// Walks through one outbox.
+struct Walker {
+    route: Arc<Route>,
+    /// Whether the route is configured; else its outbox is drained.
+    configured: bool,
+    stop: CancellationToken,
+    task: JoinHandle<()>,
 }
 
 /// Why a walk ended before the end of the outbox.
@@ -140,30 +166,87 @@ impl Relay {
         tracer: Tracer,
     ) -> Arc<Self> {
         let holder = uuid::Uuid::now_v7().simple().to_string();
-        Arc::new(Self { outbox, publisher, after, repeats, ack_timeout, metrics, tracer, holder })
+        let walkers = Mutex::new(Walkers { metrics, by_key: HashMap::new() });
+        let changed = Notify::new();
+        Arc::new(Self { outbox, publisher, after, repeats, ack_timeout, tracer, holder, walkers, changed })
     }
 
-    /// Starts a task per route, and one that looks for outboxes of routes that are configured no more.
-    pub fn start(self: &Arc<Self>, routes: &RouteTable, phase: &watch::Receiver<Phase>, tasks: &TaskTracker) {
-        for route in routes.routes() {
-            tasks.spawn(Arc::clone(self).keep_serving(Arc::clone(route), phase.clone()));
-        }
+    /// Starts the task that looks for outboxes of routes that are configured no more.
+    pub fn start(self: &Arc<Self>, phase: &watch::Receiver<Phase>, tasks: &TaskTracker) {
         let (this, phase, all) = (Arc::clone(self), phase.clone(), tasks.clone());
-        let mut known: Vec<String> = routes.routes().iter().map(|route| route.pending_key().to_owned()).collect();
         tasks.spawn(async move {
-            supervise!("the relay of removed routes", this.adopt(&mut known, &phase, &all));
+            supervise!("the relay of removed routes", this.adopt(&phase, &all));
         });
     }
 
-    async fn keep_serving(self: Arc<Self>, route: Arc<Route>, phase: watch::Receiver<Phase>) {
-        let metrics = self.metrics.relay(&route);
+    /// Relays the outboxes of these routes from now on: a task for each. That of a route that has not changed goes on.
+    pub fn serve(
+        self: &Arc<Self>,
+        routes: &RouteTable,
+        metrics: &Metrics,
+        phase: &watch::Receiver<Phase>,
+        tasks: &TaskTracker,
+    ) {
+        let mut walkers = self.walkers();
+        walkers.metrics = metrics.clone();
+        let before = std::mem::take(&mut walkers.by_key);
+        let mut ended: HashMap<String, JoinHandle<()>> = HashMap::new();
+        for (key, walker) in before {
+            let configured = routes.routes().iter().find(|route| route.pending_key() == key);
+            if configured == walker.configured.then_some(&walker.route) {
+                walkers.by_key.insert(key, walker);
+                continue;
+            }
+            walker.stop.cancel();
+            if !walker.configured {
+                metrics.end_adoption(&key);
+            }
+            ended.insert(key, walker.task);
+        }
+        for route in routes.routes() {
+            if !walkers.by_key.contains_key(route.pending_key()) {
+                let before = ended.remove(route.pending_key());
+                let walker = self.walk(route, metrics.relay(route), before, true, phase, tasks);
+                walkers.by_key.insert(route.pending_key().to_owned(), walker);
+            }
+        }
+        drop(walkers);
+        self.changed.notify_one();
+    }
+
+    fn walkers(&self) -> MutexGuard<'_, Walkers> {
+        self.walkers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Starts to walk through an outbox, once who did so `before` has ended.
+    fn walk(
+        self: &Arc<Self>,
+        route: &Arc<Route>,
+        metrics: RelayMetrics,
+        before: Option<JoinHandle<()>>,
+        configured: bool,
+        phase: &watch::Receiver<Phase>,
+        tasks: &TaskTracker,
+    ) -> Walker {
+        let stop = CancellationToken::new();
+        let serving = Arc::clone(self).keep_serving(Arc::clone(route), metrics, phase.clone());
+        let task = stop.clone().run_until_cancelled_owned(async move {
+            if let Some(before) = before {
+                let _ended_or_panicked = before.await;
+            }
+            serving.await;
+        });
+        Walker { route: Arc::clone(route), configured, stop, task: tasks.spawn(task.map(drop)) }
+    }
+
+    async fn keep_serving(self: Arc<Self>, route: Arc<Route>, metrics: RelayMetrics, phase: watch::Receiver<Phase>) {
         let mut tracked = Tracked::new(self.after, self.repeats, MAX_TRACKED);
         let name = format!("the relay of route {route}");
-        supervise!(&name, self.serve(&route, &mut tracked, &metrics, phase.clone()));
+        supervise!(&name, self.walk_again(&route, &mut tracked, &metrics, phase.clone()));
     }
 
     /// Walks through one outbox again and again.
-    async fn serve(
+    async fn walk_again(
         &self,
         route: &Arc<Route>,
         tracked: &mut Tracked,
@@ -192,31 +275,22 @@ impl Relay {
     }
 
     /// Drains the outboxes of routes that were removed or renamed, to the subjects they had.
-    async fn adopt(self: &Arc<Self>, known: &mut Vec<String>, phase: &watch::Receiver<Phase>, tasks: &TaskTracker) {
+    async fn adopt(self: &Arc<Self>, phase: &watch::Receiver<Phase>, tasks: &TaskTracker) {
         let work = async {
             loop {
-                match self.outbox.recorded_routes().await {
+                let pause = match self.outbox.recorded_routes().await {
                     Ok(recorded) => {
                         for route in recorded {
-                            if known.iter().any(|key| key == route.pending_key()) {
-                                continue;
-                            }
-                            let entries = self.outbox.count(&route).await.unwrap_or_default();
-                            if entries == 0 {
-                                continue;
-                            }
-                            warn!(route = %route, pending_key = route.pending_key(), subject = route.subject(), entries,
-                                "this route is configured no more, but its outbox holds entries; the relay publishes each to the subject it was claimed for, and says so when NATS does not take it");
-                            known.push(route.pending_key().to_owned());
-                            tasks.spawn(Arc::clone(self).keep_serving(Arc::new(route), phase.clone()));
+                            self.adopt_one(route, phase, tasks).await;
                         }
-                        tokio::time::sleep(REMOVED_EVERY).await;
+                        REMOVED_EVERY
                     }
                     Err(error) => {
                         debug!(%error, "could not look for removed routes");
-                        tokio::time::sleep(WALK_EVERY).await;
+                        WALK_EVERY
                     }
-                }
+                };
+                let _changed = tokio::time::timeout(pause, self.changed.notified()).await;
             }
         };
         let mut leaving = phase.clone();
@@ -226,6 +300,25 @@ impl Relay {
         }
     }
 
+    /// Drains the outbox of a route, if it is configured no more and holds something.
+    async fn adopt_one(self: &Arc<Self>, route: Route, phase: &watch::Receiver<Phase>, tasks: &TaskTracker) {
+        let is_known = |walkers: &Walkers| walkers.by_key.contains_key(route.pending_key());
+        if is_known(&self.walkers()) {
+            return;
+        }
+        let entries = self.outbox.count(&route).await.unwrap_or_default();
+        let mut walkers = self.walkers();
+        // It may have come back meanwhile.
+        if entries == 0 || is_known(&walkers) {
+            return;
+        }
+        warn!(route = %route, pending_key = route.pending_key(), subject = route.subject(), entries,
+            "this route is configured no more, but its outbox holds entries; the relay publishes each to the subject it was claimed for, and says so when NATS does not take it");
+        let route = Arc::new(route);
+        let walker = self.walk(&route, walkers.metrics.relay(&route), None, false, phase, tasks);
+        walkers.by_key.insert(route.pending_key().to_owned(), walker);
+    }
+
     /// Publishes the whole outbox of a route now, whatever the age of its entries, and without the lease: a stream
     /// drops duplicates. Without one (`core`) an event that a replica publishes at that moment goes out twice.
     ///
@@ -233,7 +326,7 @@ impl Relay {
     /// If the outbox can't be read or NATS takes nothing.
     pub async fn relay_now(&self, route: &Arc<Route>) -> Result<Walked, RelayError> {
         let mut tracked = Tracked::new(Duration::ZERO, self.repeats, usize::MAX);
-        let metrics = self.metrics.relay(route);
+        let metrics = self.walkers().metrics.relay(route);
         let WalkEnded { walked, stopped } =
             Walk::new(self, route, &mut tracked, &metrics, WithoutLease::GoOn).run().await;
         stopped.map_or(Ok(walked), Err)

@@ -12,6 +12,7 @@ mod nats_servers;
 mod reading;
 mod redaction;
 mod redis_servers;
+mod reloading;
 mod route_section;
 pub mod sections;
 mod span;
@@ -21,16 +22,11 @@ mod table;
 mod variables;
 mod wording;
 
-use std::{
-    net::SocketAddr,
-    num::NonZero,
-    path::{Path, PathBuf},
-    sync::Arc,
-    time::Duration,
-};
+use std::{net::SocketAddr, num::NonZero, path::PathBuf, sync::Arc, time::Duration};
 
 use tracing_subscriber::EnvFilter;
 
+pub(crate) use self::reloading::StoreLogins;
 use self::{
     checks::{Check, Surroundings, in_toml},
     sections::Configuration,
@@ -38,6 +34,7 @@ use self::{
 pub use self::{
     error::{SettingsError, SettingsErrors},
     layers::Layers,
+    reloading::{Contents, Sources},
     sections::{DeliveryMode, EspoCrm, Quarantine, Stream},
     variables::{Environment, environment},
 };
@@ -209,28 +206,6 @@ pub enum AuthSecrets {
     Read,
     /// They are left alone: these settings authenticate no request on a route with `auth`.
     Leave,
-}
-
-/// Reads and merges the layers: built-in defaults, files, environment. Without `files` those of the variable
-/// `HOOKGATE_CONFIG` are read, else [`DEFAULT_FILE`] if it exists. What is wrong with them, [`Settings::check`] says.
-#[must_use]
-pub fn load(files: &[PathBuf], environment: Environment) -> (Configuration, Layers) {
-    let named = environment.iter().find(|(name, _)| name == variables::FILES).map_or("", |(_, files)| files);
-    let default = Path::new(DEFAULT_FILE);
-    let mut layers = Layers::default();
-    if !files.is_empty() {
-        for file in files {
-            layers.add_file(file);
-        }
-    } else if !named.is_empty() {
-        for file in named.split(':').filter(|file| !file.is_empty()) {
-            layers.add_file(Path::new(file));
-        }
-    } else if default.exists() {
-        layers.add_file(default);
-    }
-    layers.add_environment(environment);
-    (layers.merge(), layers)
 }
 
 /// The JSON Schema of a configuration file.

@@ -46,6 +46,25 @@ impl Shutdown {
     }
 }
 
+/// SIGHUP, which asks to read the configuration again, from the moment this is made. Without this it ends the process.
+#[derive(Debug)]
+pub struct Hangups(Signal);
+
+impl Hangups {
+    /// Takes over the signal.
+    ///
+    /// # Errors
+    /// If the operating system does not allow that.
+    pub fn new() -> std::io::Result<Self> {
+        Ok(Self(signal(SignalKind::hangup())?))
+    }
+
+    /// Waits for the next signal.
+    pub async fn next(&mut self) {
+        self.0.recv().await;
+    }
+}
+
 /// SIGTERM and SIGINT, from the moment this is made.
 #[derive(Debug)]
 pub struct Signals {

@@ -6,7 +6,9 @@ mod lines;
 use std::{io::IsTerminal, panic::PanicHookInfo};
 
 use tracing::error;
-use tracing_subscriber::{EnvFilter, filter::ParseError, layer::SubscriberExt, util::SubscriberInitExt};
+use tracing_subscriber::{
+    EnvFilter, Registry, filter::ParseError, fmt, layer::SubscriberExt, reload, util::SubscriberInitExt,
+};
 
 use self::{json::Json, lines::Lines};
 
@@ -35,11 +37,35 @@ pub fn parse_filter(directives: &str) -> Result<EnvFilter, ParseError> {
 
 /// The log of the process, to be held until its end: then everything that was said is written.
 #[must_use = "the last lines are written when this is dropped"]
-pub struct Log(Lines);
+pub struct Log {
+    lines: Lines,
+    filter: reload::Handle<EnvFilter, Registry>,
+}
+
+impl Log {
+    /// What is to be logged from now on.
+    #[must_use]
+    pub fn filter(&self) -> LogFilter {
+        LogFilter(self.filter.clone())
+    }
+}
 
 impl Drop for Log {
     fn drop(&mut self) {
-        self.0.flush();
+        self.lines.flush();
+    }
+}
+
+/// Changes what is logged while the process runs.
+#[derive(Debug, Clone)]
+pub struct LogFilter(reload::Handle<EnvFilter, Registry>);
+
+impl LogFilter {
+    /// From now on this is logged.
+    pub fn set(&self, filter: EnvFilter) {
+        if let Err(error) = self.0.reload(filter) {
+            error!(%error, "the log filter can't be changed");
+        }
     }
 }
 
@@ -52,13 +78,15 @@ pub fn init(format: Format, filter: EnvFilter) -> Log {
         Format::Json => true,
         Format::Text => false,
     };
+    let (filter, handle) = reload::Layer::new(filter);
+    let registry = tracing_subscriber::registry().with(filter);
     if json {
-        tracing_subscriber::registry().with(filter).with(Json(lines.clone())).init();
+        registry.with(Json(lines.clone())).init();
     } else {
-        tracing_subscriber::fmt().with_env_filter(filter).with_writer(lines.clone()).with_ansi(terminal).init();
+        registry.with(fmt::layer().with_writer(lines.clone()).with_ansi(terminal)).init();
     }
     std::panic::set_hook(Box::new(log_panic));
-    Log(lines)
+    Log { lines, filter: handle }
 }
 
 /// One line like any other. A message that was put together at that moment may hold what was being worked on

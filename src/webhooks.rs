@@ -1,7 +1,7 @@
 //! The way of a webhook: a chain of named warp filters from a request to its answer.
 //!
 //! Each filter proves one thing and hands it on, or rejects the request with a `RejectedRequest`. The permit
-//! comes after the body: a sender of heads alone holds none. If the sender hangs up, warp drops the chain where it is; from
+//! comes after the body: a sender of heads alone holds none. A request keeps the configuration it began with to its end. If the sender hangs up, warp drops the chain where it is; from
 //! the moment that a large body is offloaded, and for every body from its claim on, the work goes on by itself.
 
 mod answer;
@@ -48,7 +48,7 @@ use crate::{
     route::RouteTable, shutdown::Phase, signature::Verifiers, traces::Tracer,
 };
 
-/// What the filters of all webhooks work with.
+/// What the filters of all webhooks work with, under one configuration.
 pub struct Webhooks {
     /// Paths.
     pub table: Arc<RouteTable>,
@@ -87,15 +87,16 @@ fn now<T>(outcome: Result<T, Rejection>) -> NowOrLater<T> {
     Either::Left(ready(outcome))
 }
 
-/// The filters of all webhooks.
+/// The filters of all webhooks. Each request works with what is in force `now`, when its head is here.
 #[must_use]
-pub fn webhooks(webhooks: Webhooks) -> impl Filter<Extract = (Response,), Error = Infallible> + Clone {
-    let webhooks = Arc::new(webhooks);
-    let (refusing, leaving) = (Arc::clone(&webhooks), Arc::clone(&webhooks));
+pub fn webhooks(
+    now: impl Fn() -> Arc<Webhooks> + Clone + Send + Sync + 'static,
+) -> impl Filter<Extract = (Response,), Error = Infallible> + Clone {
+    let (refusing, leaving) = (now.clone(), now.clone());
     warp::path::full()
         .and(warp::method())
         .and(warp::header::headers_cloned())
-        .and_then(move |path: FullPath, method: Method, headers: HeaderMap| route(&webhooks, &path, &method, headers))
+        .and_then(move |path: FullPath, method: Method, headers: HeaderMap| route(&now(), &path, &method, headers))
         .and_then(precheck)
         .and(warp::body::stream())
         .and_then(body)
@@ -104,7 +105,7 @@ pub fn webhooks(webhooks: Webhooks) -> impl Filter<Extract = (Response,), Error 
         .and_then(decode)
         .and_then(deliver)
         .map(reply)
-        .recover(move |rejection: Rejection| ready(Ok::<_, Infallible>(refuse(&refusing, &rejection))))
+        .recover(move |rejection: Rejection| ready(Ok::<_, Infallible>(refuse(&refusing(), &rejection))))
         .unify()
-        .map(move |response: Response| close_when_leaving(&leaving, response))
+        .map(move |response: Response| close_when_leaving(&leaving(), response))
 }

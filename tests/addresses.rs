@@ -47,7 +47,7 @@ impl Store {
         let table = RouteTable::new(routes.into()).expect("they differ");
         let access = Access::plain(redis.client().get_connection_info().clone());
         let times = Metrics::new(&table, &[]).0.redis();
-        Self { redis: Redis::open(&access, MANY, &table, times), table }
+        Self { redis: Redis::open(&access, "hookgate", MANY, &table, times), table }
     }
 
     async fn connect(redis: &RedisServer, subject: &str) -> Self {

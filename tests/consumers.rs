@@ -108,8 +108,8 @@ async fn the_list_shows_how_far_each_consumer_is_and_which_is_missing() {
             .split_whitespace()
             .collect::<Vec<_>>()
     };
-    assert_eq!(cells("case-sync"), ["case-sync", "HOOKGATE", "vmh/beteiligte/create", "2", "1", "0"]);
-    assert_eq!(cells("missing")[3..], ["?", "?", "?"]);
+    assert_eq!(cells("case-sync"), ["case-sync", "HOOKGATE", "vmh/beteiligte/create", "2", "1", "0", "0"]);
+    assert_eq!(cells("missing")[3..], ["?", "?", "?", "0"]);
 }
 
 #[tokio::test]

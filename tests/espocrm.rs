@@ -66,6 +66,10 @@ async fn failed_items_are_read_page_by_page_and_removed() {
     assert_eq!(crm.state().failed(), ["id-449", "another"]);
     client.remove_items(&ids[..1]).await.expect("one that is gone is no failure");
     assert_eq!(client.count_failed(&[CREATE.to_owned()], 10).await.expect("the CRM answers"), 1);
+    // It removes none at once, so one by one.
+    crm.state().version = "8.4.2";
+    client.remove_items(&ids[440..]).await.expect("the CRM removes it");
+    assert_eq!(crm.state().failed(), ["another"]);
 }
 
 #[tokio::test]

@@ -26,6 +26,7 @@ mod faults {
     pub(crate) mod judge;
     pub(crate) mod late_claims;
     pub(crate) mod life;
+    pub(crate) mod migration;
     pub(crate) mod nats;
     pub(crate) mod oracle;
     pub(crate) mod overload;
@@ -34,6 +35,7 @@ mod faults {
     pub(crate) mod redis_cluster;
     pub(crate) mod redis_sentinel;
     pub(crate) mod redis_takes_no_writes;
+    pub(crate) mod reload;
     pub(crate) mod rig;
     pub(crate) mod rollout;
     pub(crate) mod storm;
@@ -89,7 +91,7 @@ macro_rules! scenario {
 pub(crate) use scenario;
 
 /// Runs a scenario on a thread and a runtime of its own: its processes die with the thread.
-fn to_its_end(scenario: impl Future<Output = Report>) -> Report {
+fn to_its_end<T>(scenario: impl Future<Output = T>) -> T {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     runtime.expect("a runtime can be started").block_on(scenario)
 }
@@ -115,7 +117,9 @@ fn scenarios() -> Vec<Scenario> {
         faults::late_claims::scenarios(),
         faults::addresses::scenarios(),
         faults::rollout::scenarios(),
+        faults::reload::scenarios(),
         faults::given_up::scenarios(),
+        faults::migration::scenarios(),
     ];
     files.into_iter().flatten().collect()
 }
@@ -144,6 +148,11 @@ fn main() -> ExitCode {
                     return ExitCode::from(2);
                 };
                 faults::storm::minutes(minutes);
+            }
+            // A process of `faults/migration.rs`, which kills it.
+            "--step" => {
+                to_its_end(faults::migration::step(&arguments.next().expect("the address of its Redis")));
+                return ExitCode::SUCCESS;
             }
             "--list" => {
                 for scenario in scenarios() {

@@ -7,11 +7,11 @@ use std::{
 
 use async_nats::Message;
 use futures_util::StreamExt;
-use redis::AsyncTypedCommands;
+use redis::{AsyncTypedCommands, aio::MultiplexedConnection};
 use serde_json::json;
 use tokio::io::AsyncWriteExt;
 
-use crate::support::{Answer, Gate, OUTBOX, PENDING, World, batch, eventually, in_time, run, try_exchange, within};
+use crate::support::{Gate, OUTBOX, PENDING, World, batch, eventually, in_time, run, within};
 
 const UPDATES: &str = "vmh:beteiligte:update_pending";
 const UPDATES_OUTBOX: &str = "{vmh:beteiligte:update_pending}:outbox";
@@ -304,6 +304,8 @@ async fn what_a_consumer_gives_up_is_a_dead_letter() {
     assert!(metrics.text().contains(series), "{}", metrics.text());
     let status = gate.probe("/v1/status").await.json();
     assert_eq!(status["routes"][0]["given_up"], 1, "{status}");
+    let consumers = run(&(world.settings() + &settings), &["consumers", "list", "--output", "json"]).rows();
+    assert_eq!(consumers[0]["given_up"], 1, "{consumers:?}");
 }
 
 #[tokio::test]
@@ -374,6 +376,53 @@ async fn a_mark_is_honoured_after_a_plain_srem() {
     world.redis.release(UPDATES, "a").await;
     eventually("it is published once more", async || (world.tokens("a").await.len() == 2).then_some(())).await;
     assert_eq!(link.hlen(MARKS).await.expect("Redis answers"), 0);
+}
+
+/// An entry of the outbox goes to the subject that it was claimed for, also when a mark asks for another event.
+#[tokio::test]
+async fn a_release_of_a_marked_id_leaves_the_event_of_another_address() {
+    let world = World::start().await;
+    let gate = world.gate(&coalesce()).await;
+    change(&gate, "a").await;
+    world.redis.settled(UPDATES_OUTBOX).await;
+    let other = "0197e2c5a0007abc8def0123456789ab-500000000";
+    let address =
+        json!({ "flow": "vmh", "entity": "beteiligte", "action": "update", "subject": "vmh.old" }).to_string();
+    let mut link = world.redis.connection().await;
+    link.hset("{vmh:beteiligte:update_pending}:addresses", "5", address).await.expect("Redis answers");
+    link.hset(UPDATES_OUTBOX, "a", other).await.expect("Redis answers");
+    link.hset(MARKS, "a", "1").await.expect("Redis answers");
+    let answer = service(&world, of_update(&json!({ "entity_id": "a" }))).await;
+    assert_eq!(answer, Ok(json!({ "released": ["a"], "not_pending": [], "republished": [] })));
+    let outbox = async |link: &mut MultiplexedConnection| link.hget(UPDATES_OUTBOX, "a").await.expect("Redis answers");
+    assert_eq!(outbox(&mut link).await.as_deref(), Some(other));
+    assert_eq!(world.tokens("a").await.len(), 1);
+    // As the relay leaves it.
+    link.hdel(UPDATES_OUTBOX, "a").await.expect("Redis answers");
+    eventually("it is published once more", async || (world.tokens("a").await.len() == 2).then_some(())).await;
+    assert_eq!(link.hlen(MARKS).await.expect("Redis answers"), 0);
+}
+
+/// What others wrote in the place of a journal entry is no answer of a consumer.
+#[tokio::test]
+async fn an_entry_that_nobody_can_read_is_published_once_more() {
+    let world = World::start().await;
+    let gate = world.gate_with("sync", "").await;
+    let mut link = world.redis.connection().await;
+    for (id, entry) in [("a", &b"\xff\xfe"[..]), ("b", b"nonsense")] {
+        change(&gate, id).await;
+        world.redis.settled(UPDATES_OUTBOX).await;
+        link.hset(JOURNAL, id, entry).await.expect("Redis answers");
+        let event = world.next("sync").await;
+        world.answer(&event, "+ACK").await;
+    }
+    let again = async || (world.tokens("a").await.len() == 2 && world.tokens("b").await.len() == 2).then_some(());
+    assert_eq!(within(Duration::from_secs(60), again).await, Some(()));
+    for _ in 0..2 {
+        let event = world.next("sync").await;
+        world.answer(&event, "+ACK").await;
+    }
+    world.nothing_is_pending().await;
 }
 
 impl World {
@@ -678,12 +727,15 @@ async fn ids_are_free_when_the_consumer_that_is_waited_for_is_named_no_more() {
     let one = world.next("one").await;
     world.answer(&one, "+ACK").await;
     world.all_is_carried_out().await;
+    // What a killed gate had not settled is the relay's, which rests in these tests.
+    world.redis.settled(UPDATES_OUTBOX).await;
     gate.kill();
     gate.end().await;
     let mut gate = world.gate(&on_ack("\"one\"", "")).await;
     let free = within(PATIENCE, async || world.redis.pending(UPDATES).await.is_empty().then_some(())).await;
     assert_eq!(free, Some(()));
     change(&gate, "b").await;
+    world.redis.settled(UPDATES_OUTBOX).await;
     gate.kill();
     gate.end().await;
     let gate = world.gate_unready(&on_ack("\"one\", \"three\"", "")).await;
@@ -717,6 +769,16 @@ async fn two_installations_may_share_servers() {
     }
     world.nothing_is_pending().await;
     assert_eq!(world.nats.events().await.len(), 4);
+    // Each has dead letters and records of its own.
+    assert_eq!(two.post_to(PATH, "[{}]").await.status, 200);
+    let letters = async |instance: &str| {
+        let mut link = world.redis.connection().await;
+        let records: usize = link.hlen(format!("{instance}:routes")).await.expect("Redis answers");
+        let count = redis::cmd("XLEN").arg(format!("{instance}:dead_letters")).to_owned();
+        let letters: usize = count.query_async(&mut link).await.expect("Redis answers");
+        (records, letters)
+    };
+    assert_eq!((letters("hookgate").await, letters("second").await), ((1, 0), (1, 1)));
 }
 
 /// What others wrote keeps the answers of one route from being carried out.
@@ -928,13 +990,6 @@ async fn an_id_that_nobody_releases_becomes_a_dead_letter() {
     assert_eq!(list.len(), 1, "a claim has one letter");
 }
 
-/// A request to the admin address that shows the token, or none.
-async fn delete(gate: &Gate, path: &str, token: &str) -> Answer {
-    let token = if token.is_empty() { String::new() } else { format!("Authorization: Bearer {token}\r\n") };
-    let request = format!("DELETE {path} HTTP/1.1\r\nHost: hookgate.test\r\n{token}Connection: close\r\n\r\n");
-    try_exchange(gate.probes(), request.as_bytes()).await.expect("there is an answer")
-}
-
 #[tokio::test]
 async fn the_admin_address_releases_ids() {
     let world = World::start().await;
@@ -945,11 +1000,11 @@ async fn the_admin_address_releases_ids() {
     assert_eq!(closed.post_to(PATH, batch(["a/b %", "c", "d"])).await.counts(), (3, 3));
     world.redis.settled(UPDATES_OUTBOX).await;
     let path = "/v1/pending/vmh/beteiligte/update/a%2Fb%20%25";
-    assert_eq!(delete(&closed, path, "s3cret").await.status, 404, "without admin.token_file");
+    assert_eq!(closed.operate("DELETE", path, "s3cret").await.status, 404, "without admin.token_file");
 
     let gate = world.gate(&format!("admin.token_file = \"{}\"\n{}", file.display(), update(""))).await;
     for token in ["", "wrong"] {
-        assert_eq!(delete(&gate, path, token).await.status, 401, "{token:?}");
+        assert_eq!(gate.operate("DELETE", path, token).await.status, 401, "{token:?}");
     }
     for (path, status) in [
         ("/v1/pending/vmh/beteiligte/delete/c", 404),
@@ -958,18 +1013,18 @@ async fn the_admin_address_releases_ids() {
         ("/v1/pending/vmh/beteiligte/update/c?tokn=0197e2c5a0007abc8def0123456789ab-0", 400),
         ("/v1/pending/vmh/beteiligte/update/c?token=0197e2c5a0007abc8def0123456789ab-0&x=1", 400),
     ] {
-        assert_eq!(delete(&gate, path, "s3cret").await.status, status, "{path}");
+        assert_eq!(gate.operate("DELETE", path, "s3cret").await.status, status, "{path}");
     }
     assert_eq!(world.redis.pending(UPDATES).await.len(), 3, "nothing was released by any of these");
 
-    let answer = delete(&gate, path, "s3cret").await;
+    let answer = gate.operate("DELETE", path, "s3cret").await;
     assert_eq!(answer.json(), json!({ "released": ["a/b %"], "not_pending": [], "republished": [] }));
-    let again = delete(&gate, path, "s3cret").await;
+    let again = gate.operate("DELETE", path, "s3cret").await;
     assert_eq!((again.status, &again.json()["not_pending"]), (200, &json!(["a/b %"])), "repeating it is harmless");
 
     let (one, other) = (world.tokens("c").await.remove(0), world.tokens("d").await.remove(0));
     let of = async |token: &str| {
-        delete(&gate, &format!("/v1/pending/vmh/beteiligte/update/c?token={token}"), "s3cret").await.json()
+        gate.operate("DELETE", &format!("/v1/pending/vmh/beteiligte/update/c?token={token}"), "s3cret").await.json()
     };
     assert_eq!(of(&other).await["not_pending"], json!(["c"]), "not under that token");
     assert_eq!(of(&one).await["released"], json!(["c"]));
@@ -978,7 +1033,7 @@ async fn the_admin_address_releases_ids() {
     // An older mark would be honoured by the replica itself.
     let now = std::time::SystemTime::now().duration_since(std::time::SystemTime::UNIX_EPOCH).expect("it is later");
     link.hset(MARKS, "d", now.as_millis().to_string()).await.expect("Redis answers");
-    let answer = delete(&gate, "/v1/pending/vmh/beteiligte/update/d", "s3cret").await;
+    let answer = gate.operate("DELETE", "/v1/pending/vmh/beteiligte/update/d", "s3cret").await;
     assert_eq!(answer.json()["republished"], json!(["d"]), "a webhook had marked it");
     assert_eq!(world.tokens("d").await.len(), 2);
     let metrics = gate.probe("/metrics").await;

@@ -121,6 +121,10 @@ async fn every_series_of_every_route_is_there_from_the_start() {
             assert_is(&samples, name, &[("route", route)], 0.0);
         }
     }
+    for route in [ROUTE, "vmh/akte/delete"] {
+        let age = samples.get("hookgate_last_webhook_age_seconds", &[("route", route)]);
+        assert!((0.0..60.0).contains(&age), "since the start: {age}");
+    }
     assert_eq!(samples.labelled("hookgate_http_requests_total", "route", OTHER), 11);
     for reason in ["too_many_connections", "too_many_requests", "too_many_bytes", "outbox_full", "shutting_down"] {
         assert_is(&samples, "hookgate_shed_total", &[("reason", reason)], 0.0);
@@ -259,4 +263,25 @@ async fn the_process_is_in_it() {
     let files = samples.get("process_open_fds", &[]);
     assert!(files >= 5.0 && files < samples.get("process_max_fds", &[]), "{files} open files");
     assert!(samples.get("process_virtual_memory_bytes", &[]) >= memory);
+}
+
+/// A stranger, or somebody who sends no batch, does not hide that the CRM is silent.
+#[tokio::test]
+async fn the_age_of_the_last_webhook_is_that_of_a_batch_that_was_let_in() {
+    let world = World::start().await;
+    let folder = tempfile::tempdir().expect("a temporary folder can be made");
+    let secret = folder.path().join("secret");
+    std::fs::write(&secret, "0123456789abcdef").expect("the folder is ours");
+    let auth = format!(
+        "[[routes]]\nflow = \"vmh\"\nentity = \"beteiligte\"\naction = \"create\"\nauth = [{{ scheme = \"bearer\", secret_files = [\"{}\"] }}]\n[[routes]]\nflow = \"vmh\"\nentity = \"akte\"\naction = \"create\"\n",
+        secret.display()
+    );
+    let gate = world.gate(&auth).await;
+    let age = async |route: &str| samples(&gate).await.get("hookgate_last_webhook_age_seconds", &[("route", route)]);
+    eventually("both are a second old", async || (age("vmh/akte/create").await > 1.0).then_some(())).await;
+    assert_eq!(gate.post(batch(["a"])).await.status, 401);
+    assert_eq!(gate.post_to("/vmh/webhook/akte/create", "no json").await.status, 400);
+    assert!(age(ROUTE).await > 1.0 && age("vmh/akte/create").await > 1.0, "neither was a webhook");
+    assert_eq!(gate.post_to("/vmh/webhook/akte/create", batch(["a"])).await.status, 200);
+    assert!(age("vmh/akte/create").await < age(ROUTE).await, "only that one");
 }

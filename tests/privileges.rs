@@ -3,6 +3,7 @@
 mod consumer;
 mod files;
 mod job;
+mod reconcile;
 mod release;
 
 use redis::AsyncTypedCommands;
@@ -248,7 +249,7 @@ async fn doctor_looks_on_where_it_may_not_see_the_settings() {
     assert!(said.contains("ok    outbox vmh/beteiligte/create: "), "{said}");
 }
 
-/// hookgate itself has been there before any person.
+/// hookgate itself has been there before anybody else.
 async fn system(acl: &Acl, permissions: &Permissions) -> (World, Access) {
     let (world, access) = Access::start(acl, permissions).await;
     let open = world.gate(&access.everything()).await;

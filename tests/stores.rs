@@ -41,7 +41,7 @@ pub(crate) fn routes() -> RouteTable {
 /// The store of these routes in Redis, which may not be connected yet.
 pub(crate) fn open(redis: &RedisServer, options: Options) -> Redis {
     let access = Access::plain(redis.client().get_connection_info().clone());
-    Redis::open(&access, options, &routes(), Metrics::new(&routes(), &[]).0.redis())
+    Redis::open(&access, "hookgate", options, &routes(), Metrics::new(&routes(), &[]).0.redis())
 }
 
 /// What goes with the store under test.

@@ -22,7 +22,7 @@ pub(crate) use self::{
     certificates::{Authority, Holds, Identity},
     collector::{Collector, Span},
     command::{Ran, run, start},
-    espocrm::{API_KEY, EspoCrm, NAME, Read, crm_time},
+    espocrm::{ADMIN, API_KEY, EspoCrm, NAME, Read, crm_time},
     gate::{Gate, Tail, field},
     http::{Answer, Connection, post, post_and_stay, try_exchange},
     http_server::HttpServer,

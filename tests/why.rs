@@ -5,7 +5,7 @@ use futures_util::StreamExt;
 use redis::AsyncTypedCommands;
 use serde_json::{Value, json};
 
-use crate::support::{Answer, Gate, PENDING, World, batch, eventually, run, try_exchange};
+use crate::support::{PENDING, World, batch, eventually, run};
 
 const ROUTES: &str = "[[routes]]\nflow = \"vmh\"\nentity = \"beteiligte\"\naction = \"create\"\nconsumers = [\"case-sync\", \"audit\"]\n[[routes]]\nflow = \"vmh\"\nentity = \"beteiligte\"\naction = \"update\"\n";
 
@@ -144,12 +144,6 @@ async fn tells_what_was_given_up_and_what_could_not_be_seen() {
     assert!(blind.printed.contains("not seen      the streams: nothing listens on"), "{}", blind.printed);
 }
 
-async fn ask(gate: &Gate, method: &str, path: &str, token: &str) -> Answer {
-    let token = if token.is_empty() { String::new() } else { format!("Authorization: Bearer {token}\r\n") };
-    let request = format!("{method} {path} HTTP/1.1\r\nHost: hookgate.test\r\n{token}Connection: close\r\n\r\n");
-    try_exchange(gate.probes(), request.as_bytes()).await.expect("there is an answer")
-}
-
 #[tokio::test]
 async fn the_admin_address_tells_it_to_who_shows_the_token() {
     let world = World::start().await;
@@ -158,11 +152,11 @@ async fn the_admin_address_tells_it_to_who_shows_the_token() {
     std::fs::write(&file, "s3cret\n").expect("it is ours");
     let path = "/v1/pending/vmh/beteiligte/create/a%2Fb%20%25";
     let closed = world.gate(ROUTES).await;
-    assert_eq!(ask(&closed, "GET", path, "s3cret").await.status, 404, "without a token file");
+    assert_eq!(closed.operate("GET", path, "s3cret").await.status, 404, "without a token file");
     closed.post(batch(["a/b %"])).await;
 
     let gate = world.gate(&format!("admin.token_file = \"{}\"\n{ROUTES}", file.display())).await;
-    let answer = ask(&gate, "GET", path, "s3cret").await;
+    let answer = gate.operate("GET", path, "s3cret").await;
     assert_eq!(answer.status, 200);
     let (told, printed) = (
         answer.json(),
@@ -178,7 +172,7 @@ async fn the_admin_address_tells_it_to_who_shows_the_token() {
     assert_eq!(members(&told), members(&printed));
 
     for (token, status) in [("", 401), ("wrong", 401), ("s3cret2", 401)] {
-        let answer = ask(&gate, "GET", path, token).await;
+        let answer = gate.operate("GET", path, token).await;
         assert_eq!((answer.status, answer.header("www-authenticate")), (status, Some("Bearer")), "{token:?}");
     }
     for (path, status) in [
@@ -189,13 +183,13 @@ async fn the_admin_address_tells_it_to_who_shows_the_token() {
         ("/v1/pending/vmh/beteiligte/create/%00", 400),
         ("/v1/pending/vmh/beteiligte", 400),
     ] {
-        assert_eq!(ask(&gate, "GET", path, "s3cret").await.status, status, "{path}");
+        assert_eq!(gate.operate("GET", path, "s3cret").await.status, status, "{path}");
     }
-    assert_eq!(ask(&gate, "PUT", path, "s3cret").await.status, 405);
+    assert_eq!(gate.operate("PUT", path, "s3cret").await.status, 405);
     // A new token counts at once.
     std::fs::write(&file, "other\n").expect("it is ours");
-    assert_eq!(ask(&gate, "GET", path, "s3cret").await.status, 401);
-    assert_eq!(ask(&gate, "GET", path, "other").await.status, 200);
+    assert_eq!(gate.operate("GET", path, "s3cret").await.status, 401);
+    assert_eq!(gate.operate("GET", path, "other").await.status, 200);
     std::fs::remove_file(&file).expect("it is ours");
-    assert_eq!(ask(&gate, "GET", path, "other").await.status, 503);
+    assert_eq!(gate.operate("GET", path, "other").await.status, 503);
 }

@@ -12,18 +12,19 @@ import tempfile
 import time
 from typing import NamedTuple
 
-from . import experiments, plots, tables, targets
+from . import experiments, plots, replicas, tables, targets
 from .measure import Load, cell, warm_up
 from .processes import Process, RigError, stop_all
 from .systems import NAMES, OTHERS, OURS, System
 
-PARTS = ("start", "matrix", "overload", "pending")
+PARTS = ("start", "matrix", "overload", "pending", "replicas")
 LOADS = [*(Load(connections, batch) for batch in (1, 50) for connections in (1, 16, 64, 256)), Load(64, 1, True),
          Load(64, 50, True)]
 
 # The floor does not know one id from another, and bare is there for the targets only.
 NOT_SENT = {"floor": [load for load in LOADS if load.duplicates],
-            "bare": [load for load in LOADS if load not in (Load(64, 1), Load(64, 50))]}
+            **{name: [load for load in LOADS if load not in (Load(64, 1), Load(64, 50))] for name in ("bare", "hookgate-plain")},
+            "hookgate-durable": [load for load in LOADS if load not in (Load(1, 1), Load(64, 1), Load(64, 50))]}
 
 
 class Paths(NamedTuple):
@@ -38,6 +39,14 @@ class Paths(NamedTuple):
     python: pathlib.Path
     python_app: pathlib.Path
     node_app: pathlib.Path
+
+    @classmethod
+    def built(cls, root, work):
+        """What bench/run has built."""
+        tools, bench = root / "target/tools/bench", root / "target/bench/release"
+        release = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", root / "target")) / "release"
+        return cls(root, work, release / "hookgate", bench / "floor", bench / "bare", bench / "load", tools / "python/bin/python",
+                   root / "bench/baselines/python/app.py", tools / "node/server.mjs")
 
 
 class Plan(NamedTuple):
@@ -96,7 +105,7 @@ def say(text):
 def matrix(paths, opt, turn):
     """All loads of one round: the systems take turns at each, each with stores of its own."""
     plan, cells, starts = opt.plan, [], {}
-    systems = [System(name, paths) for name in NAMES if name in opt.systems]
+    systems = [System(name, paths) for name in NAMES if name in opt.systems and (name != "hookgate-old" or "OLD" in os.environ)]
     for system in systems:
         starts[system.name] = system.start_ms
         warm_up(paths, system, plan.warm_up_first)
@@ -126,7 +135,7 @@ def version(*command):
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip().splitlines()[0]
 
 
-def surroundings(paths, opt):
+def surroundings_of(paths):
     """Where, when and of what this is measured."""
     cpuinfo = pathlib.Path("/proc/cpuinfo").read_text(encoding="utf-8")
     models = {line.split(":", 1)[1].strip() for line in cpuinfo.splitlines() if line.startswith("model name")}
@@ -145,9 +154,16 @@ def surroundings(paths, opt):
                      "nats": version(os.environ.get("HOOKGATE_NATS_SERVER", "nats-server"), "--version"),
                      "python": platform.python_version(), "node": version("node", "--version"),
                      "rust": version("rustc", "--version")},
+        "binary_bytes": paths.hookgate.stat().st_size,
+    }
+
+
+def surroundings(paths, opt):
+    """That, and how much is measured."""
+    return {
+        **surroundings_of(paths),
         "aof": os.environ.get("AOF") == "1",
         "plan": {**opt.plan._asdict(), "loads": [str(load) for load in opt.plan.loads], "quick": opt.quick},
-        "binary_bytes": paths.hookgate.stat().st_size,
     }
 
 
@@ -155,7 +171,7 @@ def measure(paths, opt):
     """Everything that was asked for, as long as there is time."""
     plan = opt.plan
     results = {**surroundings(paths, opt), "rounds": 0, "cells": [], "first_answers_ms": [], "starts_ms": [],
-               "overload": [], "pending": []}
+               "overload": [], "pending": [], "replicas": []}
     if "start" in opt.only:
         first, results["starts_ms"] = experiments.starts(paths, plan.starts)
         results["first_answers_ms"].append({"hookgate": first})
@@ -176,11 +192,17 @@ def measure(paths, opt):
             results["first_answers_ms"].append(starts)
         if "overload" in opt.only:
             for batch in (1, 50):
-                row = experiments.overload(paths, batch, plan.overload_seconds, turn)
-                results["overload"].append(row)
-                say(f"overload, batch {batch}: peak {row['peak_per_s']:.0f}/s, accepted {row['accepted_per_s']:.0f}/s of "
-                    f"{row['offered_per_s']:.0f}/s offered and {row['sent_per_s']:.0f}/s sent"
-                    + (f"; VOID: {row['void']}" if row["void"] else ""))
+                for name in ("floor", "hookgate") if batch == 1 else ("hookgate",):
+                    row = experiments.overload(paths, name, batch, plan.overload_seconds, turn)
+                    results["overload"].append(row)
+                    say(f"overload of {name}, batch {batch}: peak {row['peak_per_s']:.0f}/s, accepted {row['accepted_per_s']:.0f}/s of "
+                        f"{row['offered_per_s']:.0f}/s offered and {row['sent_per_s']:.0f}/s sent"
+                        + (f"; VOID: {row['void']}" if row["void"] else ""))
+        if "replicas" in opt.only:
+            for count in replicas.PROCESSES:
+                rows = replicas.turn(paths, turn, plan.seconds, count)
+                results["replicas"] += rows
+                say(f"{count} processes, µs of proxy CPU an event: " + ", ".join(f"batch {row['batch']} {row['proxy_us_per_event']:.1f}" for row in rows))
         results["rounds"] = turn + 1
         slowest = max(slowest, time.time() - begun)
     return results
@@ -203,15 +225,11 @@ def main():
     """Measure, write, check."""
     opt = arguments()
     root = pathlib.Path(__file__).resolve().parents[2]
-    built = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", root / "target"))
-    tools = root / "target/tools/bench"
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     begun = time.time()
     (root / "target/bench").mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="run-", dir=root / "target/bench") as work:
-        paths = Paths(root, pathlib.Path(work), built / "release/hookgate", root / "target/bench/release/floor", root / "target/bench/release/bare",
-                      root / "target/bench/release/load", tools / "python/bin/python",
-                      root / "bench/baselines/python/app.py", tools / "node/server.mjs")
+        paths = Paths.built(root, pathlib.Path(work))
         try:
             results = measure(paths, opt)
         except RigError as error:

@@ -78,20 +78,23 @@ def _an_event(burst):
             **{f"{part}_us_per_event": burst[part] / burst["events"] * 1e6 for part in SPENT}}
 
 
-def overload(paths, batch, seconds, turn):
+def overload(paths, name, batch, seconds, turn):
     """The peak, then three times as much: falling due whether or not earlier requests are answered."""
-    system = System("hookgate", paths)
+    system = System(name, paths)
+    stores = name != "floor"
     warm_up(paths, system, seconds / 6)
     peak = 0.0
     for connections in (64, 256):
         _, counts = send(paths, system, Load(connections, batch), seconds / 2)
         peak = max(peak, counts["counted"] / counts["counted_over_s"])
-    system.settle()
-    system.stores.forget()
+    if stores:
+        system.settle()
+        system.stores.forget()
     load = Load(CONNECTIONS_OVER_LIMIT, batch)
     _, counts = send(paths, system, load, seconds, rate=3 * peak, settle=seconds / 4)
-    system.settle()
-    messages = system.stores.messages()
+    if stores:
+        system.settle()
+    messages = system.stores.messages() if stores else counts["fresh_accepted"]
     system.stop()
     none = {"count": 0, "p50_us": 0, "p99_us": 0, "max_us": 0}
     done, refused = (counts["statuses"].get(status, none) for status in ("200", "503"))
@@ -103,7 +106,7 @@ def overload(paths, batch, seconds, turn):
     elif others or counts["dead"]:
         void = f"answers of other kinds: {sorted(others)}, connections that could not be made again: {counts['dead']}"
     return {
-        "batch": batch, "round": turn, "void": void, "peak_per_s": peak, "offered_per_s": 3 * peak,
+        "system": name, "batch": batch, "round": turn, "void": void, "peak_per_s": peak, "offered_per_s": 3 * peak,
         "sent_per_s": counts["requests"] / seconds, "accepted_per_s": counts["counted"] / counts["counted_over_s"],
         "unsent": counts["unsent"], "unanswered": counts["unanswered"] + counts["broken"], "accepted": done, "refused": refused,
         "load_busy": counts["cpu_s"] / counts["took_s"],

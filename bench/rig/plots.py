@@ -6,8 +6,8 @@ from .measure import Load
 from .summary import of, pending_cost
 from .systems import NAMES as ALL
 
-# The second one of hookgate is in the tables alone.
-NAMES = {name: title for name, title in ALL.items() if name not in ("bare", "hookgate-three")}
+# The other forms of hookgate are in the tables alone.
+NAMES = {name: title for name, title in ALL.items() if name not in ("bare", "hookgate-plain", "hookgate-old", "hookgate-three", "hookgate-durable")}
 COLOURS = {"floor": "#8a8f98", "hookgate": "#c2410c", "node-honest": "#15803d", "python-honest": "#1d4ed8",
            "node-original": "#86c99b", "python-original": "#8db4f0"}
 PARTS = {"proxy_us": ("proxy", "#c2410c"), "redis_us": ("Redis", "#b91c5c"), "nats_us": ("NATS", "#0f766e")}

@@ -7,6 +7,9 @@ import subprocess
 import time
 
 LOOPBACK = "127.0.0.1"
+# Where the stores are, and how a process is started there: elsewhere only behind a slow network (net.py).
+STORES_HOST = os.environ.get("BENCH_STORES_HOST", LOOPBACK)
+STORES_START = ["ip", "netns", "exec", os.environ["BENCH_STORES_NS"]] if "BENCH_STORES_NS" in os.environ else []
 
 
 class RigError(Exception):
@@ -85,10 +88,10 @@ def stop_all():
         process.stop()
 
 
-def accepts(port):
+def accepts(port, host=LOOPBACK):
     """Whether somebody listens on a port."""
     try:
-        socket.create_connection((LOOPBACK, port), 1).close()
+        socket.create_connection((host, port), 1).close()
     except OSError:
         return False
     return True

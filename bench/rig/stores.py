@@ -1,7 +1,9 @@
 """A Redis and a NATS of one system's own, and what the rig does to them between runs."""
 import asyncio
 import contextlib
+import json
 import os
+import pathlib
 import shutil
 import tempfile
 
@@ -10,11 +12,15 @@ import redis
 from nats.js.api import DiscardPolicy, StorageType, StreamConfig
 from nats.js.errors import NotFoundError
 
-from .processes import LOOPBACK, Process, accepts, free_port
+from .processes import STORES_HOST, STORES_START, Process, accepts, free_port
 
 PENDING = "vmh:beteiligte:create_pending"
 OUTBOX = f"{{{PENDING}}}:outbox"
+JOURNAL = f"{{{PENDING}}}:journal"
 STREAM = "HOOKGATE"
+NATS = os.environ.get("HOOKGATE_NATS_SERVER", "nats-server")
+# One that knows `sync_interval: always` (2.10).
+DURABLE_NATS = os.environ.get("BENCH_DURABLE_NATS") or NATS
 # A thousand members a call of SADD; the members look like EspoCRM's ids.
 FILL = """
 local members = {}
@@ -32,23 +38,26 @@ def aside(size):
 
 
 class Stores:
-    """One pair of servers with empty folders."""
+    """One pair of servers with empty folders; `durable`: what they acknowledge is on disk."""
 
-    def __init__(self, work, name):
+    def __init__(self, work, name, durable=False):
         self.folder = tempfile.mkdtemp(prefix=f"{name}-", dir=work)
         redis_port, nats_port = free_port(), free_port()
         # Without files by default: what an append-only file costs is the same for everybody, and disks are noisy.
-        keep = ["--appendonly", "yes", "--auto-aof-rewrite-percentage", "0"] if os.environ.get("AOF") == "1" else []
+        keep = ["--appendonly", "yes", "--auto-aof-rewrite-percentage", "0"] if durable or os.environ.get("AOF") == "1" else []
+        keep += ["--appendfsync", "always"] if durable else []
+        config = pathlib.Path(self.folder, "nats.conf")
+        config.write_text(f"jetstream {{ store_dir: {json.dumps(self.folder)}{', sync_interval: always' * durable} }}\n", encoding="utf-8")
         self.redis = Process("redis", [
-            os.environ.get("HOOKGATE_REDIS_SERVER", "redis-server"), "--bind", LOOPBACK, "--port", redis_port,
+            *STORES_START, os.environ.get("HOOKGATE_REDIS_SERVER", "redis-server"), "--bind", STORES_HOST, "--port", redis_port,
+            "--protected-mode", "no",
             "--dir", self.folder, "--save", "", "--maxmemory-policy", "noeviction", *keep], self.folder)
         self.nats = Process("nats", [
-            os.environ.get("HOOKGATE_NATS_SERVER", "nats-server"), "-js", "-sd", self.folder, "-a", LOOPBACK,
-            "-p", nats_port], self.folder)
-        self.redis_url = f"redis://{LOOPBACK}:{redis_port}/1"
-        self.nats_url = f"nats://{LOOPBACK}:{nats_port}"
-        self.redis.wait_until(lambda: accepts(redis_port), "listening")
-        self.nats.wait_until(lambda: accepts(nats_port), "listening")
+            *STORES_START, DURABLE_NATS if durable else NATS, "-c", config, "-a", STORES_HOST, "-p", nats_port], self.folder)
+        self.redis_url = f"redis://{STORES_HOST}:{redis_port}/1"
+        self.nats_url = f"nats://{STORES_HOST}:{nats_port}"
+        self.redis.wait_until(lambda: accepts(redis_port, STORES_HOST), "listening")
+        self.nats.wait_until(lambda: accepts(nats_port, STORES_HOST), "listening")
         self.client = redis.Redis.from_url(self.redis_url)
 
     def make_stream(self):
@@ -67,7 +76,7 @@ class Stores:
             self._ask(lambda jetstream: jetstream.purge_stream(STREAM))
         except NotFoundError:
             pass                       # of the floor, which publishes nothing
-        self.client.delete(PENDING)
+        self.client.delete(PENDING, JOURNAL)
 
     def in_flight(self):
         """Claims that are not settled yet."""
@@ -91,7 +100,9 @@ class Stores:
         """Takes the ids of a run out of the pending ones."""
         for start in range(0, count, 1000):
             ids = (f"{nonce:08x}{number:09x}" for number in range(start, min(start + 1000, count)))
+            ids = list(ids)
             self.client.srem(PENDING, *ids)
+            self.client.hdel(JOURNAL, *ids)
 
     def _ask(self, question):
         async def answer():

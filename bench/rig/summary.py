@@ -37,9 +37,25 @@ def of(results, system, load, field):
 
 def ratio(results, over, under, load, field):
     """The spread of one system's field over another's, each ratio within one round: the machine's moods cancel."""
+    return sums(results, over, under, load, (field,))
+
+
+def sums(results, over, under, load, fields):
+    """The same of the sum of some fields."""
     above, below = cells_of(results, over, load), cells_of(results, under, load)
-    return spread([above[turn][field] / below[turn][field] for turn in above
-                   if turn in below and below[turn][field]])
+
+    def total(cell):
+        return sum(cell[field] for field in fields)
+    return spread([total(above[turn]) / total(below[turn]) for turn in above if turn in below and total(below[turn])])
+
+
+def replica_costs(results, batch, count):
+    """The spread of what an event costs so many processes, over what it costs one in the same round."""
+    def costs(processes):
+        return {row["round"]: row["proxy_us_per_event"] for row in results.get("replicas", ())
+                if (row["processes"], row["batch"]) == (processes, batch) and not row["void"]}
+    one, several = costs(1), costs(count)
+    return spread([several[turn] / one[turn] for turn in sorted(one.keys() & several.keys())])
 
 
 def pending_costs(results, system, batch, size):

@@ -19,18 +19,21 @@ def page(results, targets):
         parts.append("**A quick run: it shows that everything works; its figures are noise.**\n")
     parts += ["## Targets\n", _targets(targets)]
     for batch in (1, 50):
-        cpu, requests, ours = (ratio(results, *pair, Load(64, batch), field) for pair, field in (
-            (("bare", "floor"), "proxy_us"), (("bare", "floor"), "requests_per_s"), (("hookgate", "bare"), "proxy_us")))
-        if cpu and ours:
+        cpu, requests, ours, plain = (ratio(results, *pair, Load(64, batch), field) for pair, field in (
+            (("bare", "floor"), "proxy_us"), (("bare", "floor"), "requests_per_s"), (("hookgate", "bare"), "proxy_us"),
+            (("hookgate-plain", "bare"), "proxy_us")))
+        if cpu and ours and plain:
             parts.append(f"At c=64, batch {batch}, claim, publish and settling alone (bare) take {cpu.text(2, 'x')} of the "
                          f"floor's CPU and leave {requests.text(2, 'x')} of its requests/s; hookgate takes "
-                         f"{ours.text(2, 'x')} of bare's CPU.\n")
+                         f"{ours.text(2, 'x')} of bare's CPU, without a journal {plain.text(2, 'x')}.\n")
     if results["cells"]:
         parts += ["## Loads\n", *_loads(results)]
     if results["pending"]:
         parts += ["## Cost over pending ids\n", _pending(results)]
     if results["overload"]:
         parts += ["## Overload\n", _overload(results)]
+    if results.get("replicas"):
+        parts += ["## Several processes\n", _replicas(results)]
     parts += ["## Start and size\n", _starts(results)]
     return "\n".join(parts)
 
@@ -88,15 +91,26 @@ def _pending(results):
 
 
 def _overload(results):
-    rows = [(f"{run['batch']}, round {run['round'] + 1}", f"{run['peak_per_s']:,.0f}", f"{run['offered_per_s']:,.0f}",
+    rows = [(f"{run['system']}, {run['batch']}, round {run['round'] + 1}", f"{run['peak_per_s']:,.0f}", f"{run['offered_per_s']:,.0f}",
              f"{run['sent_per_s']:,.0f}", f"{run['accepted_per_s']:,.0f}", f"{run['refused']['count']:,}",
              f"{run['refused']['p50_us'] / 1000:,.1f} / {run['refused']['p99_us'] / 1000:,.1f}",
              f"{run['accepted']['p99_us'] / 1000:,.0f}",
              f"{max(run['accepted']['max_us'], run['refused']['max_us']) / 1000:,.0f}",
              run["unanswered"], f"{run['load_busy'] * 100:.0f} %", run["void"] or "")
-            for run in sorted(results["overload"], key=lambda run: (run["batch"], run["round"]))]
-    return table(["batch", "peak/s", "due/s", "sent/s", "accepted/s", "503s", "503 p50 / p99 ms", "200 p99 ms",
+            for run in sorted(results["overload"], key=lambda run: (run["system"], run["batch"], run["round"]))]
+    return table(["system, batch", "peak/s", "due/s", "sent/s", "accepted/s", "503s", "503 p50 / p99 ms", "200 p99 ms",
                   "slowest ms", "unanswered", "generator", "void"], rows)
+
+
+def _replicas(results):
+    rows = []
+    for processes, batch in sorted({(row["processes"], row["batch"]) for row in results["replicas"]}):
+        got = {field: spread([row[field] for row in results["replicas"] if (row["processes"], row["batch"]) == (processes, batch)])
+               for field in ("events_per_s", "proxy_us_per_event", "redis_us_per_event", "nats_us_per_event", "busiest")}
+        rows.append((f"{processes}, {batch} records", got["events_per_s"].text(), got["proxy_us_per_event"].text(1),
+                     got["redis_us_per_event"].text(1), got["nats_us_per_event"].text(1), got["busiest"].text(2, "x")))
+    return "64 requests at once, shared by all processes.\n\n" + table(
+        ["processes", "events/s", "proxy CPU µs an event", "Redis", "NATS", "the busiest over an equal share"], rows)
 
 
 def _starts(results):

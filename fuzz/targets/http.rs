@@ -126,16 +126,18 @@ impl World {
             max_age: Duration::from_secs(60),
         };
         let in_use = settings.limits.clone();
-        let webhooks = webhooks::webhooks(Webhooks {
+        let webhooks = Arc::new(Webhooks {
             table: Arc::new(settings.routes),
             verifiers: Arc::new(settings.verifiers),
             delivery: Arc::new(delivery),
             dead_letters: DeadLetters::start(memory, letters, shutdown.watch(), &TaskTracker::new()),
+            quarantine: None,
             limits: settings.limits,
             phase: shutdown.watch(),
             metrics: metrics.clone(),
             tracer: Tracer::default(),
         });
+        let webhooks = webhooks::webhooks(move || Arc::clone(&webhooks));
         drop(guard);
         let (filters, connections) = (webhooks.boxed(), metrics.connections());
         Self { runtime, filters, limits: settings.connections, in_use, shutdown, metrics: connections, inputs: 0 }

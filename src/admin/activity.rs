@@ -12,7 +12,6 @@ use tokio::{
     sync::watch,
     time::{Instant, MissedTickBehavior},
 };
-use tokio_util::task::TaskTracker;
 
 use super::store_gauges::StoreGauges;
 use crate::{
@@ -179,28 +178,17 @@ struct LastHour {
 }
 
 /// What came to each webhook, by the names of the routes.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Activity(Arc<Mutex<HashMap<String, Past>>>);
 
 impl Activity {
-    /// Nothing has come yet. `tasks` owns the task that reads the counters once a second.
-    #[must_use]
-    pub fn start(
-        metrics: &Metrics,
-        store_gauges: &StoreGauges,
-        phase: watch::Receiver<Phase>,
-        tasks: &TaskTracker,
-    ) -> Self {
-        let past = metrics.routes().map(|route| (route.route.name().to_owned(), Past::new(Instant::now())));
-        let this = Self(Arc::new(Mutex::new(past.collect())));
-        let (sampled, metrics, store_gauges) = (this.clone(), metrics.clone(), store_gauges.clone());
-        tasks.spawn(async move {
-            supervise!("the reading of the last minute", sampled.sample(&metrics, &store_gauges, phase.clone()));
-        });
-        this
+    /// Reads the counters of these routes once a second. What is known of routes that are not among them is forgotten.
+    pub async fn run(self, metrics: Metrics, store_gauges: StoreGauges, phase: watch::Receiver<Phase>) {
+        supervise!("the reading of the last minute", self.sample(&metrics, &store_gauges, phase.clone()));
     }
 
     async fn sample(&self, metrics: &Metrics, store_gauges: &StoreGauges, mut phase: watch::Receiver<Phase>) {
+        self.lock().retain(|name, _| metrics.routes().any(|route| route.route.name() == name));
         let work = async {
             let mut seconds = tokio::time::interval(Duration::from_secs(1));
             seconds.set_missed_tick_behavior(MissedTickBehavior::Delay);

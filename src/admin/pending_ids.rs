@@ -59,8 +59,8 @@ pub(super) struct PendingId {
     pub(super) id: String,
 }
 
-#[derive(Serialize)]
-struct Problem<'a> {
+#[derive(Serialize, schemars::JsonSchema)]
+pub(super) struct Problem<'a> {
     status: &'static str,
     error: &'static str,
     message: &'a str,

@@ -19,13 +19,22 @@ pub struct Specifications {
     verifiers: Arc<Verifiers>,
     /// Where webhooks come in.
     port: u16,
+    /// Schemas of an id's story, and of what its release led to.
+    story: Value,
+    released: Value,
 }
 
 impl Specifications {
-    /// Of these webhooks, which come in on this port.
+    /// Of these webhooks, which come in on this port; and of ids whose story is an `S`, and their release an `R`.
     #[must_use]
-    pub fn new(routes: &Arc<RouteTable>, verifiers: &Arc<Verifiers>, port: u16) -> Self {
-        Self { routes: Arc::clone(routes), verifiers: Arc::clone(verifiers), port }
+    pub fn new<S: JsonSchema, R: JsonSchema>(routes: &Arc<RouteTable>, verifiers: &Arc<Verifiers>, port: u16) -> Self {
+        Self {
+            routes: Arc::clone(routes),
+            verifiers: Arc::clone(verifiers),
+            port,
+            story: schema_of::<S>(),
+            released: schema_of::<R>(),
+        }
     }
 }
 
@@ -75,7 +84,11 @@ mod tests {
             (route.name().to_owned(), Verifier::new(entries))
         });
         let verifiers = Verifiers::new(verifiers);
-        Specifications::new(&Arc::new(RouteTable::new(routes).expect("they differ")), &Arc::new(verifiers), 3000)
+        Specifications::new::<(), ()>(
+            &Arc::new(RouteTable::new(routes).expect("they differ")),
+            &Arc::new(verifiers),
+            3000,
+        )
     }
 
     #[test]

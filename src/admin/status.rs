@@ -8,7 +8,7 @@ use std::{
 use schemars::JsonSchema;
 use serde::Serialize;
 
-use super::{Activity, Known, OnUnavailable, Store, activity::Lately};
+use super::{Activity, ConfigurationStatus, Known, OnUnavailable, Store, activity::Lately};
 use crate::{
     metrics::{ConsumerGauges, Items, REVISION, RouteMetrics, VERSION, recent_events::Outcome},
     readiness::Contact,
@@ -27,6 +27,7 @@ pub(super) struct Status {
     redis: ServerStatus,
     nats: ServerStatus,
     on_unavailable: OnUnavailable,
+    configuration: ConfigurationStatus,
     limits: LimitsStatus,
     routes: Vec<OneRoute>,
     orphaned_outboxes: Vec<Orphan>,
@@ -197,6 +198,7 @@ pub(super) fn status(known: &Known, started: Instant) -> Status {
         redis: ServerStatus::new(&health.redis.borrow(), reading.server_version),
         nats: ServerStatus::new(&health.nats.borrow(), publisher.server_version()),
         on_unavailable: known.on_unavailable,
+        configuration: known.configuration.borrow().clone(),
         limits: LimitsStatus {
             requests_in_flight: Share { used: in_use.requests, limit: in_use.max_requests },
             buffered_bytes: Share { used: in_use.bytes, limit: in_use.max_bytes },

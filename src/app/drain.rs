@@ -11,9 +11,8 @@ use tokio::sync::watch;
 use tokio_util::task::TaskTracker;
 use tracing::{error, info, warn};
 
-use super::Ended;
+use super::{Ended, generation::Generation};
 use crate::{
-    admission::Limits,
     delivery::PendingStore,
     shutdown::{Phase, Shutdown},
 };
@@ -25,10 +24,8 @@ const CLOSE_WITHIN: Duration = Duration::from_secs(2);
 
 /// What has to come to its end.
 pub(super) struct Drain {
-    pub(super) delay: Duration,
-    /// Longest time of a request.
-    pub(super) busy_for: Duration,
-    pub(super) limits: Limits,
+    /// What is in force.
+    pub(super) now: watch::Receiver<Arc<Generation>>,
     pub(super) ready: Arc<watch::Sender<bool>>,
     pub(super) pending: Arc<dyn PendingStore>,
     pub(super) dead_letter_tasks: TaskTracker,
@@ -40,10 +37,11 @@ impl Drain {
     pub(super) async fn run(self, shutdown: &Shutdown) -> Ended {
         self.ready.send_replace(false);
         shutdown.enter(Phase::Leaving);
-        tokio::time::sleep(self.delay).await;
+        let now = Arc::clone(&self.now.borrow());
+        tokio::time::sleep(now.settings.drain_delay).await;
         info!("shutting down: finishing what is in flight");
         shutdown.enter(Phase::Refusing);
-        let idle = self.limits.idle(self.busy_for + SETTLE_WITHIN).await;
+        let idle = now.webhooks.limits.idle(now.settings.request_deadline + SETTLE_WITHIN).await;
         if !idle {
             error!("requests are in flight beyond their deadline; leaving without them");
         }

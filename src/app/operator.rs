@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use tokio::sync::watch;
 
-use super::{Stores, nats_monitoring, parts, story::StoryTeller};
+use super::{nats_monitoring, parts, story::StoryTeller};
 use crate::{
     dead_letters::{DeadLetterStore, ReplayNote, ReviewedLetter},
     delivery::{Delivery, PendingStore, Publisher, StoreError, WithoutAck},
@@ -72,11 +72,17 @@ impl OperatorStore {
         let (metrics, _) = Metrics::new(&settings.routes, &[]);
         let options = parts::claim_options(settings);
         let access = parts::access(address);
-        let redis = Arc::new(Redis::open(&access, options, &settings.routes, metrics.redis()));
+        let redis = Arc::new(Redis::open(&access, &settings.instance, options, &settings.routes, metrics.redis()));
         let contact = redis.contact();
-        let Stores { pending, outbox, dead_letters, .. } = Stores::shared(Arc::clone(&redis));
-        let life = Arc::clone(&redis) as _;
-        Ok(Self { outbox, dead_letters, pending, life, contact, redis, access })
+        Ok(Self {
+            outbox: Arc::clone(&redis) as _,
+            dead_letters: Arc::clone(&redis) as _,
+            pending: Arc::clone(&redis) as _,
+            life: Arc::clone(&redis) as _,
+            contact,
+            redis,
+            access,
+        })
     }
 
     /// Dead letters that are older than one with a name, newest first.

@@ -74,10 +74,9 @@ fn info(address: ConnectionAddr) -> ConnectionInfo {
     address.into_connection_info().expect("an address of its parts needs no parsing")
 }
 
-/// The quarantine, if a route keeps bodies whose signature was wrong.
-pub(super) fn quarantine(settings: &Settings, access: &Access) -> Option<Arc<dyn QuarantineStore>> {
-    let wanted = settings.routes.routes().iter().any(|route| route.quarantine());
-    wanted.then(|| Arc::new(RedisQuarantine::open(access, &settings.instance)) as _)
+/// Where bodies are kept whose signature was wrong.
+pub(super) fn quarantine(settings: &Settings, access: &Access) -> Arc<dyn QuarantineStore> {
+    Arc::new(RedisQuarantine::open(access, &settings.instance))
 }
 
 /// Limits of the quarantine.

@@ -35,7 +35,7 @@ const AT_ADMIN: Duration = Duration::from_secs(20);
 const SKEW: Duration = Duration::from_secs(300);
 
 /// What is known of an id on one route.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, schemars::JsonSchema)]
 pub struct Story {
     /// The route.
     pub route: String,
@@ -70,7 +70,7 @@ pub struct Story {
 }
 
 /// An event in a stream.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, schemars::JsonSchema)]
 pub struct StoredEvent {
     /// The stream.
     pub stream: String,
@@ -85,7 +85,7 @@ pub struct StoredEvent {
 }
 
 /// What a consumer did with an event.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, schemars::JsonSchema)]
 pub struct ConsumerStory {
     /// The consumer.
     pub consumer: String,
@@ -96,7 +96,7 @@ pub struct ConsumerStory {
 }
 
 /// How far a consumer is with an event.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, schemars::JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ConsumerState {
     /// It acknowledged the event.
@@ -116,7 +116,7 @@ pub enum ConsumerState {
 }
 
 /// A dead letter that names the id.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, schemars::JsonSchema)]
 pub struct LetterOf {
     /// Its name.
     pub entry: String,

@@ -1,6 +1,6 @@
 //! `hookgate consumers`: durable consumers of the streams.
 
-use std::process::ExitCode;
+use std::{collections::HashMap, process::ExitCode};
 
 use anyhow::{Context, bail};
 use clap::Subcommand;
@@ -13,7 +13,7 @@ use hookgate::{
 use serde::Serialize;
 
 use super::{
-    Output, print, store,
+    Output, dead_letters, print, store,
     table::{Table, counted},
     tell,
 };
@@ -60,6 +60,9 @@ pub(super) fn run(command: &ConsumersCommand, settings: &Settings, output: Outpu
     })
 }
 
+/// Stream and consumer → the events that it gave up.
+type GivenUp = HashMap<(String, String), u64>;
+
 #[derive(Serialize)]
 struct Row<'a> {
     consumer: &'a str,
@@ -69,13 +72,15 @@ struct Row<'a> {
     waiting: Option<u64>,
     unacknowledged: Option<u64>,
     redelivered: Option<u64>,
+    /// As far as their dead letters are kept; unknown while Redis is down.
+    given_up: Option<u64>,
     delivered_sequence: Option<u64>,
     acknowledged_up_to: Option<u64>,
     problems: &'a [String],
 }
 
 impl<'a> Row<'a> {
-    fn new(listed: &'a Listed<'_>) -> Self {
+    fn new(listed: &'a Listed<'_>, given_up: Option<&GivenUp>) -> Self {
         let info = listed.info.as_ref();
         Self {
             consumer: &listed.name,
@@ -85,29 +90,33 @@ impl<'a> Row<'a> {
             waiting: info.map(ConsumerInfo::waiting),
             unacknowledged: info.map(ConsumerInfo::unacknowledged),
             redelivered: info.map(ConsumerInfo::redelivered),
+            given_up: given_up.map(|all| all.get(&(listed.stream.clone(), listed.name.clone())).copied().unwrap_or(0)),
             delivered_sequence: info.map(ConsumerInfo::delivered),
             acknowledged_up_to: info.map(ConsumerInfo::floor),
             problems: &listed.problems,
         }
     }
 
-    fn cells(&self) -> [String; 6] {
+    fn cells(&self) -> [String; 7] {
         let routes = match self.routes.as_slice() {
             [] => "none".to_owned(),
             [one] => (*one).to_owned(),
             several => counted(several.len(), "route", "routes"),
         };
         let number = |number: Option<u64>| number.map_or_else(|| "?".to_owned(), |number| number.to_string());
-        let numbers = [self.waiting, self.unacknowledged, self.redelivered].map(number);
-        let [waiting, unacknowledged, redelivered] = numbers;
-        [self.consumer.to_owned(), self.stream.to_owned(), routes, waiting, unacknowledged, redelivered]
+        let numbers = [self.waiting, self.unacknowledged, self.redelivered, self.given_up].map(number);
+        let [waiting, unacknowledged, redelivered, given_up] = numbers;
+        [self.consumer.to_owned(), self.stream.to_owned(), routes, waiting, unacknowledged, redelivered, given_up]
     }
 }
 
 async fn list(settings: &Settings, output: Output) -> anyhow::Result<ExitCode> {
     let consumers = operator::consumers(settings).await?;
     let listed = consumers.list(&settings.routes).await?;
-    let rows: Vec<_> = listed.iter().map(Row::new).collect();
+    let given_up = given_up(settings).await;
+    let given_up =
+        given_up.inspect_err(|error| tell(&format!("hookgate: what consumers gave up is not known: {error:#}"))).ok();
+    let rows: Vec<_> = listed.iter().map(|listed| Row::new(listed, given_up.as_ref())).collect();
     match output {
         Output::Json => {
             for row in &rows {
@@ -117,7 +126,8 @@ async fn list(settings: &Settings, output: Output) -> anyhow::Result<ExitCode> {
             }
         }
         Output::Text => {
-            let mut table = Table::new(["CONSUMER", "STREAM", "ROUTES", "WAITING", "UNACKNOWLEDGED", "REDELIVERED"]);
+            let columns = ["CONSUMER", "STREAM", "ROUTES", "WAITING", "UNACKNOWLEDGED", "REDELIVERED", "GIVEN UP"];
+            let mut table = Table::new(columns);
             table.rows(&rows.iter().map(Row::cells).collect::<Vec<_>>());
             table.end("no durable consumers");
             for row in &rows {
@@ -128,6 +138,11 @@ async fn list(settings: &Settings, output: Output) -> anyhow::Result<ExitCode> {
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+async fn given_up(settings: &Settings) -> anyhow::Result<GivenUp> {
+    let store = store::open(settings).await?;
+    dead_letters::given_up(&store).await
 }
 
 /// The routes that a new consumer is for.

@@ -2,7 +2,7 @@
 
 mod replay;
 
-use std::process::ExitCode;
+use std::{collections::HashMap, process::ExitCode};
 
 use anyhow::{Context, anyhow};
 use clap::Subcommand;
@@ -20,6 +20,10 @@ use super::{Output, confirm, print, store, table::Table};
 const PAGE: usize = 100;
 
 #[derive(Debug, Subcommand)]
+#[command(after_help = "Examples:
+  hookgate dead-letters list
+  hookgate dead-letters show 1764374400000-0
+  hookgate dead-letters replay --reason gave_up")]
 pub(crate) enum DeadLettersCommand {
     /// The newest ones, newest first: name, time, route, reason, size, and what became of a replay. No contents.
     List {
@@ -49,7 +53,7 @@ pub(crate) enum DeadLettersCommand {
 }
 
 /// Which letters are meant.
-#[derive(Debug, clap::Args)]
+#[derive(Debug, Default, clap::Args)]
 pub(crate) struct Filter {
     /// These, by their names from the list.
     #[arg(value_name = "NAME")]
@@ -96,6 +100,18 @@ impl Filter {
             found.extend(page.into_iter().filter(|letter| self.takes(&letter.kept)));
         }
     }
+}
+
+/// How many events each consumer of each stream gave up, as far as their letters are kept.
+pub(super) async fn given_up(store: &OperatorStore) -> anyhow::Result<HashMap<(String, String), u64>> {
+    let filter = Filter { reason: Some("gave_up".to_owned()), ..Filter::default() };
+    let mut counts = HashMap::new();
+    for found in filter.find(store).await? {
+        let Ok(raw) = serde_json::from_slice::<serde_json::Value>(&found.kept.letter.raw) else { continue };
+        let text = |member: &str| raw[member].as_str().unwrap_or_default().to_owned();
+        *counts.entry((text("stream"), text("consumer"))).or_default() += 1;
+    }
+    Ok(counts)
 }
 
 async fn one(store: &OperatorStore, name: &str) -> anyhow::Result<ReviewedLetter> {

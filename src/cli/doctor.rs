@@ -1,17 +1,24 @@
 //! `hookgate doctor`: are the stores such that nothing is lost.
 
-use std::process::ExitCode;
+use std::{process::ExitCode, time::Duration};
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use hookgate::{
     app::{self, operator},
     delivery::StoreError,
     finding::{Finding, Level},
+    http_client::{HttpClient, RequestLimits},
     route::Route,
     settings::{ClaimsIn, Settings},
+    tls::TlsFiles,
 };
+use http::{Request, header};
+use url::Url;
 
 use super::{Output, UNSIGNED, on_marks, print, store, table::counted, tell};
+
+const PUSH: RequestLimits =
+    RequestLimits { connect: Duration::from_secs(5), total: Duration::from_secs(10), max_answer_bytes: 64 << 10 };
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Exit code: 0 if all is well or only warned about, 1 if something fails.
@@ -31,6 +38,9 @@ pub(crate) struct DoctorArguments {
     /// With --espocrm: print failed items and backlog as metrics, in the text format of Prometheus.
     #[arg(long, requires = "espocrm")]
     metrics: bool,
+    /// With --metrics: put them into the Pushgateway at this address instead of printing them.
+    #[arg(long, requires = "metrics", value_name = "URL")]
+    push_to: Option<Url>,
 }
 
 pub(super) fn run(arguments: &DoctorArguments, settings: &Settings, output: Output) -> anyhow::Result<ExitCode> {
@@ -65,12 +75,34 @@ fn espocrm(arguments: &DoctorArguments, settings: &Settings, output: Output) -> 
     if !arguments.metrics {
         return report(&findings, arguments.strict, output);
     }
-    print(&numbers.prometheus());
+    match &arguments.push_to {
+        Some(gateway) => store::block_on(push(gateway, settings, format!("{}\n", numbers.prometheus())))?,
+        None => {
+            print(&numbers.prometheus());
+        }
+    }
     let failures: Vec<_> = findings.iter().filter(|finding| finding.level == Level::Failure).collect();
     for finding in &failures {
         tell(&format!("hookgate: {}: {}", finding.what, finding.text));
     }
     Ok(if failures.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Replaces the group of these metrics in a Pushgateway.
+async fn push(gateway: &Url, settings: &Settings, metrics: String) -> anyhow::Result<()> {
+    let base = gateway.as_str().trim_end_matches('/');
+    let address = format!("{base}/metrics/job/hookgate-espocrm/instance/{}", settings.instance);
+    let request = Request::put(&address)
+        .header(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")
+        .body(metrics.into())
+        .with_context(|| format!("--push-to {gateway} is no http or https address"))?;
+    let files = TlsFiles { ca: settings.espocrm.ca_file.clone(), client: None };
+    let client = HttpClient::new(&files, PUSH, None).context("read the certificates to trust")?;
+    let answer = client.send(request).await?;
+    if !answer.status().is_success() {
+        bail!("put metrics into {address}: answered {}; check --push-to, which names a Pushgateway", answer.status());
+    }
+    Ok(())
 }
 
 fn report(findings: &[Finding], strict: bool, output: Output) -> anyhow::Result<ExitCode> {

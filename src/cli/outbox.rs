@@ -1,6 +1,6 @@
 //! `hookgate outbox`: claims that NATS has not acknowledged.
 
-use std::{process::ExitCode, sync::Arc};
+use std::{process::ExitCode, sync::Arc, time::Duration};
 
 use anyhow::{Context, bail};
 use clap::Subcommand;
@@ -8,7 +8,7 @@ use hookgate::{
     app,
     event::Token,
     metrics::Metrics,
-    relay::{Outbox, Relay, Walked},
+    relay::{Outbox, Relay, RelayError, Walked},
     route::Route,
     settings::Settings,
     traces::Tracer,
@@ -17,11 +17,20 @@ use serde::Serialize;
 use tokio_util::task::TaskTracker;
 
 use super::{
-    Output, print, store,
+    Output, print,
+    progress::Progress,
+    store,
     table::{Table, counted},
 };
 
+/// Between two looks at how much is left.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+
 #[derive(Debug, Subcommand)]
+#[command(after_help = "Examples:
+  hookgate outbox count
+  hookgate outbox list --output json
+  hookgate outbox relay                        before a downgrade, until it is empty")]
 pub(crate) enum OutboxCommand {
     /// Number of entries of each route, also of routes that are configured no more.
     Count,
@@ -153,11 +162,10 @@ async fn relay(
     let (metrics, _) = Metrics::new(&settings.routes, &[]);
     let repeats = app::repeats(settings.delivery);
     let (after, ack_timeout) = (settings.relay_after, settings.policy.ack_timeout);
-    let relay = Relay::new(outbox, publisher, after, repeats, ack_timeout, metrics, Tracer::default());
+    let relay = Relay::new(Arc::clone(&outbox), publisher, after, repeats, ack_timeout, metrics, Tracer::default());
     let (mut failed, mut unsettled) = (0, 0);
     for route in routes {
-        let walked =
-            relay.relay_now(&Arc::new(route.clone())).await.with_context(|| format!("relay the outbox of {route}"))?;
+        let walked = watched(&*outbox, route, relay.relay_now(&Arc::new(route.clone()))).await?;
         failed += walked.failed + walked.poison;
         unsettled += walked.unsettled;
         print(&match output {
@@ -184,6 +192,31 @@ async fn relay(
         );
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Shows how much of an outbox is left until its relay ends.
+async fn watched(
+    outbox: &dyn Outbox,
+    route: &Route,
+    relay: impl Future<Output = Result<Walked, RelayError>>,
+) -> anyhow::Result<Walked> {
+    let total = outbox.count(route).await.unwrap_or(0);
+    let progress = Progress::new();
+    let bar = progress.count(&format!("outbox of {route}"), total);
+    let watch = async {
+        loop {
+            tokio::time::sleep(LOOK_EVERY).await;
+            if let Ok(left) = outbox.count(route).await {
+                bar.set_position(total.saturating_sub(left) as u64);
+            }
+        }
+    };
+    let walked = tokio::select! {
+        walked = relay => walked,
+        () = watch => unreachable!("it watches for ever"),
+    };
+    progress.end();
+    walked.with_context(|| format!("relay the outbox of {route}"))
 }
 
 #[derive(Serialize)]

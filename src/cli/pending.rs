@@ -22,6 +22,10 @@ use serde::Serialize;
 use super::{Output, print, store, table::Table};
 
 #[derive(Debug, Subcommand)]
+#[command(after_help = "Examples:
+  hookgate pending count
+  hookgate pending list --older-than 1h --sort age
+  hookgate pending release vmh/beteiligte/update 65f0c1")]
 pub(crate) enum PendingCommand {
     /// Number of pending ids of each route, how many are in flight or marked, and the age of the oldest.
     Count,

@@ -19,6 +19,10 @@ use super::{Output, confirm, print, store, table::Table};
 const PAGE: usize = 100;
 
 #[derive(Debug, Subcommand)]
+#[command(after_help = "Examples:
+  hookgate quarantine list
+  hookgate quarantine release                  once the secret is mended
+  hookgate quarantine purge --id 65f0c1        for a client who wants to be forgotten")]
 pub(crate) enum QuarantineCommand {
     /// What is kept, oldest first: name, time, route, webhook id, size. No contents.
     List,

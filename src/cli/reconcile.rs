@@ -18,13 +18,12 @@ use hookgate::{
 };
 use tokio_util::task::TaskTracker;
 
-pub(super) use self::report::Progress;
 use self::{
     report::{Plan, Tally},
     sources::{Found, Source},
     times::Moment,
 };
-use super::{Output, confirm, store, table::counted, tell};
+use super::{Output, confirm, progress::Progress, store, table::counted, tell};
 
 #[derive(Debug, clap::Args)]
 #[command(

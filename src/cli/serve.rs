@@ -4,22 +4,26 @@ use std::{num::NonZero, process::ExitCode};
 
 use anyhow::Context;
 use hookgate::{
-    app::{self, Ended},
+    app::{self, Ended, InForce},
     metrics::{REVISION, VERSION},
-    settings::Settings,
+    settings::Sources,
     telemetry,
 };
 use tokio::runtime::{Builder, Runtime};
 use tracing::{info, warn};
 
-pub(super) fn run(settings: Settings) -> anyhow::Result<ExitCode> {
-    let _log = telemetry::init(settings.log_format, settings.log_filter.clone());
+use super::Configured;
+
+pub(super) fn run(configured: Configured, sources: Sources) -> anyhow::Result<ExitCode> {
+    let Configured { configuration, settings, contents } = configured;
+    let log = telemetry::init(settings.log_format, settings.log_filter.clone());
     info!(version = VERSION, revision = REVISION, "hookgate starts");
     for warning in &settings.warnings {
         warn!("{warning}");
     }
     let runtime = runtime(settings.worker_threads).context("start the runtime")?;
-    let ended = runtime.block_on(app::run(settings))?;
+    let in_force = InForce { configuration, sources, contents, log_filter: log.filter() };
+    let ended = runtime.block_on(app::run(settings, in_force))?;
     // Whatever still runs was logged as given up.
     runtime.shutdown_background();
     Ok(match ended {

@@ -39,7 +39,7 @@ impl Delivery {
             return Published { outcome: Ok(()), attempts: 0 };
         }
         // The breaker says nothing of another address.
-        let breaker = address.is_same_address(&job.route).then(|| &self.breakers[job.route.name()]);
+        let breaker = address.is_same_address(&job.route).then(|| &*self.breakers[job.route.name()]);
         let (total, began) = (claims.len(), Instant::now());
         let (open, reason, attempts) = match may_begin(breaker, began, job.deadline).await {
             Err(reason) => (claims, reason, 0),

@@ -49,6 +49,9 @@ pub struct Webhook {
     /// Whether changes of its own user send nothing.
     #[serde(default)]
     pub skip_own: Option<bool>,
+    /// Whose it is. What that user may not read is never sent; one of nobody sends all.
+    #[serde(default)]
+    pub user_id: Option<String>,
 }
 
 /// A record.
@@ -72,6 +75,13 @@ pub(super) struct ActionRow {
     pub(super) created_at: Option<SystemTime>,
 }
 
+/// What the CRM says of itself.
+#[derive(Deserialize)]
+pub(super) struct AboutAnswer {
+    #[serde(default)]
+    pub(super) version: String,
+}
+
 /// What the CRM says of the user that asks: what it may do with each entity type.
 #[derive(Deserialize)]
 pub(super) struct UserAnswer {
@@ -79,8 +89,9 @@ pub(super) struct UserAnswer {
     acl: Acl,
 }
 
+/// What a user may do.
 #[derive(Deserialize, Default)]
-struct Acl {
+pub(super) struct Acl {
     #[serde(default)]
     table: BTreeMap<String, serde_json::Value>,
 }
@@ -88,7 +99,14 @@ struct Acl {
 impl UserAnswer {
     /// `all`, `team`, `own`, `no`.
     pub(super) fn level(&self, entity_type: &str, action: &str) -> Option<String> {
-        match self.acl.table.get(entity_type)? {
+        self.acl.level(entity_type, action)
+    }
+}
+
+impl Acl {
+    /// The same of any user.
+    pub(super) fn level(&self, entity_type: &str, action: &str) -> Option<String> {
+        match self.table.get(entity_type)? {
             // No access at all is `false`.
             serde_json::Value::Bool(allowed) => Some(if *allowed { "all" } else { "no" }.to_owned()),
             levels => levels.get(action)?.as_str().map(str::to_owned),

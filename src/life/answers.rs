@@ -11,6 +11,7 @@ use std::{
 use futures_util::{StreamExt, stream};
 use hashbrown::HashMap;
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 use super::{Answer, AtSequence, ConsumerAnswer, Consumers, ConsumersError, JournalEntry, Keeper, Listing, Told};
@@ -70,19 +71,19 @@ impl Answers {
         Self { keeper, consumers, letters, limits, routes }
     }
 
-    /// Until the process leaves.
-    pub async fn run(&self, mut phase: watch::Receiver<Phase>) {
+    /// Until the process leaves, or until it is told to stop; then what was read is still carried out: it would be told again
+    /// only after a minute.
+    pub async fn run(&self, mut phase: watch::Receiver<Phase>, stop: CancellationToken) {
         let leaving = async { phase.wait_for(|phase| *phase >= Phase::Refusing).await.is_ok() };
         tokio::select! {
             _ = leaving => {}
-            () = async { supervise!("carrying out what consumers answered", self.read()) } => {}
+            () = async { supervise!("carrying out what consumers answered", self.read(&stop)) } => {}
         }
     }
 
-    async fn read(&self) {
+    async fn read(&self, stop: &CancellationToken) {
         let mut said = false;
-        loop {
-            let telling = self.consumers.told().await;
+        while let Some(telling) = stop.run_until_cancelled(self.consumers.told()).await {
             if let Err(error) = self.carry_out(&telling.told).await {
                 if !said {
                     warn!(%error, answers = telling.told.len(), "what consumers answered can't be carried out now; it is tried again");

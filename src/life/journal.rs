@@ -35,8 +35,8 @@ pub struct JournalEntry {
 impl JournalEntry {
     /// Reads an entry; nothing if it was not written by hookgate.
     #[must_use]
-    pub fn parse(text: &str) -> Option<Self> {
-        let mut parts = text.splitn(5, ';');
+    pub fn parse(written: &[u8]) -> Option<Self> {
+        let mut parts = str::from_utf8(written).ok()?.splitn(5, ';');
         let mut part = || parts.next();
         let token: Token = part()?.parse().ok()?;
         let first = part()?;
@@ -80,11 +80,11 @@ mod tests {
     #[test]
     fn an_entry_is_read_as_it_is_written() {
         let token = TokenSeed::now().token(Attempt::FIRST, 7);
-        let new = JournalEntry::parse(&format!("{token};;;;")).expect("it is an entry");
+        let new = JournalEntry::parse(format!("{token};;;;").as_bytes()).expect("it is an entry");
         let nothing =
             JournalEntry { token, first_claimed: token.time(), sequence: None, redelivered: 0, answers: Vec::new() };
         assert_eq!(new, nothing);
-        let old = JournalEntry::parse(&format!("{token};1000;42;3;a-b:a,c:g")).expect("it is an entry");
+        let old = JournalEntry::parse(format!("{token};1000;42;3;a-b:a,c:g").as_bytes()).expect("it is an entry");
         assert_eq!(old.first_claimed, SystemTime::UNIX_EPOCH + Duration::from_secs(1));
         assert_eq!((old.sequence, old.redelivered), (Some(42), 3));
         assert_eq!(old.answer_of("a-b"), Some(Answer::Acknowledged));
@@ -98,7 +98,8 @@ mod tests {
         for foreign in
             ["", "x", &format!("{token}"), &format!("{token};;;"), &format!("{token};x;;;"), &format!("{token};;;;a:b")]
         {
-            assert_eq!(JournalEntry::parse(foreign), None, "{foreign}");
+            assert_eq!(JournalEntry::parse(foreign.as_bytes()), None, "{foreign}");
         }
+        assert_eq!(JournalEntry::parse(b"\xff"), None);
     }
 }

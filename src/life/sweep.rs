@@ -78,7 +78,7 @@ pub struct Sweep {
 struct Memory {
     next_scan: Option<Instant>,
     /// Ids that miss an answer, with their entry and since when they were seen so.
-    suspects: HashMap<String, (Option<String>, Instant)>,
+    suspects: HashMap<String, (Option<Vec<u8>>, Instant)>,
     /// Ids that were published as often as allowed, with the claim that a letter tells of.
     reported: HashMap<String, Token>,
 }

@@ -12,7 +12,7 @@ use prometheus_client::{
     registry::{Registry, Unit},
 };
 
-use super::{Live, REVISION, VERSION, process::Process};
+use super::{Live, REVISION, VERSION, process::Process, since::Since};
 
 /// Labels are few and known: name and value.
 pub(super) type Labels<const N: usize> = [(&'static str, String); N];
@@ -43,6 +43,7 @@ pub(super) struct Families {
     pub(super) request_seconds: Family<Labels<1>, Histogram, Buckets>,
     pub(super) connections: Gauge,
     pub(super) shed: Family<Labels<1>, Counter>,
+    pub(super) last_webhook: Family<Labels<1>, Since>,
     pub(super) items: Family<Labels<2>, Counter>,
     pub(super) published: Family<Labels<2>, Counter>,
     pub(super) signature_failures: Family<Labels<2>, Counter>,
@@ -62,6 +63,7 @@ pub(super) struct Families {
     pub(super) outbox_age: Family<Labels<1>, Age>,
     pub(super) orphaned: Family<Labels<2>, Gauge>,
     pub(super) orphaned_age: Family<Labels<2>, Age>,
+    pub(super) reload_failed: Gauge,
 }
 
 impl Families {
@@ -112,12 +114,38 @@ impl Families {
         );
     }
 
+    fn register_outboxes(&self, registry: &mut Registry) {
+        registry.register(
+            "hookgate_outbox_entries",
+            "Claims whose event NATS has not acknowledged yet; the same on every replica",
+            self.outbox.clone(),
+        );
+        registry.register_with_unit(
+            "hookgate_outbox_oldest_age",
+            "How long this replica has seen the oldest entry of the outbox",
+            Unit::Seconds,
+            self.outbox_age.clone(),
+        );
+        registry.register(
+            "hookgate_orphaned_outbox_entries",
+            "Entries in the outbox of a route that has left the configuration; drained to the subject it had",
+            self.orphaned.clone(),
+        );
+        registry.register_with_unit(
+            "hookgate_orphaned_outbox_oldest_age",
+            "How long this replica has seen the oldest entry of such an outbox",
+            Unit::Seconds,
+            self.orphaned_age.clone(),
+        );
+    }
+
     pub(super) fn register() -> (Self, Exposition) {
         let this = Self {
             requests: Family::default(),
             request_seconds: Family::new_with_constructor(Buckets(&ANSWER)),
             connections: Gauge::default(),
             shed: Family::default(),
+            last_webhook: Family::default(),
             items: Family::default(),
             published: Family::default(),
             signature_failures: Family::default(),
@@ -137,6 +165,7 @@ impl Families {
             outbox_age: Family::default(),
             orphaned: Family::default(),
             orphaned_age: Family::default(),
+            reload_failed: Gauge::default(),
         };
         let mut registry = Registry::default();
         let build = Info::new([("version", VERSION), ("revision", REVISION)]);
@@ -150,6 +179,12 @@ impl Families {
         );
         registry.register("hookgate_connections", "Open connections of senders", this.connections.clone());
         registry.register("hookgate_shed", "Requests sent away with 503 to protect the process", this.shed.clone());
+        registry.register_with_unit(
+            "hookgate_last_webhook_age",
+            "Since this replica last got a webhook from a sender that may send it, or since its start",
+            Unit::Seconds,
+            this.last_webhook.clone(),
+        );
         registry.register("hookgate_items", "Items of webhooks by what became of them", this.items.clone());
         registry.register("hookgate_events_published", "Events that NATS acknowledged", this.published.clone());
         registry.register(
@@ -182,27 +217,11 @@ impl Families {
         );
         this.register_life(&mut registry);
         this.register_consumers(&mut registry);
+        this.register_outboxes(&mut registry);
         registry.register(
-            "hookgate_outbox_entries",
-            "Claims whose event NATS has not acknowledged yet; the same on every replica",
-            this.outbox.clone(),
-        );
-        registry.register_with_unit(
-            "hookgate_outbox_oldest_age",
-            "How long this replica has seen the oldest entry of the outbox",
-            Unit::Seconds,
-            this.outbox_age.clone(),
-        );
-        registry.register(
-            "hookgate_orphaned_outbox_entries",
-            "Entries in the outbox of a route that has left the configuration; drained to the subject it had",
-            this.orphaned.clone(),
-        );
-        registry.register_with_unit(
-            "hookgate_orphaned_outbox_oldest_age",
-            "How long this replica has seen the oldest entry of such an outbox",
-            Unit::Seconds,
-            this.orphaned_age.clone(),
+            "hookgate_config_reload_failed",
+            "Whether the configuration could not be read again, so that an older one is in force",
+            this.reload_failed.clone(),
         );
         (this, Exposition { registry })
     }

@@ -13,6 +13,7 @@ use prometheus_client::metrics::{counter::Counter, gauge::Gauge, histogram::Hist
 use super::{
     recent_events::{Outcome, RecentEvents},
     registry::{Age, Families},
+    since::Since,
 };
 use crate::{
     batch::{BatchError, Reason, Rejected},
@@ -254,6 +255,7 @@ pub struct RouteMetrics {
     pub answers: Answers,
     pub(super) name: Arc<str>,
     pub(super) oldest: Age,
+    last_webhook: Since,
     items: [Counter; RESULTS.len()],
     published: [PublishedCounter; Via::ALL.len()],
     dead_letters: Vec<(&'static str, Counter)>,
@@ -267,6 +269,73 @@ pub struct RouteMetrics {
     outbox: Gauge,
     quarantine: [Counter; QuarantineResult::ALL.len()],
     recent: Arc<RecentEvents>,
+}
+
+/// Whose series they are.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) enum SeriesOf {
+    /// Of the route with this name.
+    Route(String),
+    /// Of a route's consumer, by their names.
+    Consumer(String, String),
+}
+
+impl Families {
+    /// Ends series. Who still counts for them, counts for nobody.
+    pub(super) fn remove<'a>(&self, series: impl Iterator<Item = &'a SeriesOf>) {
+        for series in series {
+            match series {
+                SeriesOf::Route(name) => self.remove_route(name),
+                SeriesOf::Consumer(name, consumer) => {
+                    let labels = [("route", name.clone()), ("consumer", consumer.clone())];
+                    self.given_up.remove(&labels);
+                    self.consumer_pending.remove(&labels);
+                    self.consumer_ack_pending.remove(&labels);
+                }
+            }
+        }
+    }
+
+    /// All that [`RouteMetrics::new`] makes, but for the consumers.
+    fn remove_route(&self, name: &str) {
+        let one = [("route", name.to_owned())];
+        let with = |label, value: &str| [("route", name.to_owned()), (label, value.to_owned())];
+        for code in CODES.iter().map(ToString::to_string).chain([UNFORESEEN.to_owned()]) {
+            self.requests.remove(&with("code", &code));
+        }
+        self.request_seconds.remove(&one);
+        self.last_webhook.remove(&one);
+        self.outbox_age.remove(&one);
+        for result in RESULTS {
+            self.items.remove(&with("result", result));
+        }
+        for via in Via::ALL {
+            self.published.remove(&with("via", via.code()));
+        }
+        for reason in dead_letter_reasons() {
+            self.dead_letters.remove(&with("reason", reason));
+        }
+        for failure in SignatureFailure::ALL {
+            self.signature_failures.remove(&with("reason", failure.code()));
+        }
+        for result in QuarantineResult::ALL {
+            self.quarantine.remove(&with("result", result.code()));
+        }
+        self.pending.remove(&one);
+        self.pending_age.remove(&one);
+        for by in ReleasedBy::ALL {
+            self.released.remove(&with("by", by.code()));
+        }
+        for why in RepairedWhy::ALL {
+            self.repaired.remove(&with("why", why.code()));
+        }
+        self.outbox.remove(&one);
+    }
+}
+
+/// Why there are dead letters.
+fn dead_letter_reasons() -> impl Iterator<Item = &'static str> {
+    Reason::ALL.into_iter().map(Reason::code).chain(BatchError::CODES)
 }
 
 /// What became of a body whose signature was wrong.
@@ -305,13 +374,13 @@ impl RouteMetrics {
         let route_name = Arc::from(name);
         let one = || [("route", name.to_owned())];
         let with = |label, value: &str| [("route", name.to_owned()), (label, value.to_owned())];
-        let reasons = Reason::ALL.into_iter().map(Reason::code).chain(BatchError::CODES);
         Self {
             answers: Answers::new(families, name),
             oldest: families.outbox_age.get_or_create_owned(&one()),
+            last_webhook: families.last_webhook.get_or_create_owned(&one()),
             items: RESULTS.map(|result| families.items.get_or_create_owned(&with("result", result))),
             published: Via::ALL.map(|via| PublishedCounter::new(families, &route_name, via, &recent)),
-            dead_letters: reasons
+            dead_letters: dead_letter_reasons()
                 .map(|reason| (reason, families.dead_letters.get_or_create_owned(&with("reason", reason))))
                 .collect(),
             signature_failures: SignatureFailure::ALL
@@ -344,6 +413,17 @@ impl RouteMetrics {
             route,
             recent,
         }
+    }
+
+    /// What names its series, and those of its consumers.
+    pub(super) fn series(&self) -> impl Iterator<Item = SeriesOf> + '_ {
+        let of_consumer = |gauges: &ConsumerGauges| SeriesOf::Consumer(self.name.to_string(), gauges.name.clone());
+        std::iter::once(SeriesOf::Route(self.name.to_string())).chain(self.consumers.iter().map(of_consumer))
+    }
+
+    /// A batch came from a sender that may send it.
+    pub fn came(&self) {
+        self.last_webhook.now();
     }
 
     /// A request was not let in.
@@ -514,13 +594,23 @@ pub struct Adopted {
 
 impl Adopted {
     pub(super) fn new(families: &Families, route: Arc<Route>) -> Self {
-        let labels = [("route", route.name().to_owned()), ("pending_key", route.pending_key().to_owned())];
+        let labels = Self::labels(&route);
         Self {
             name: Arc::from(route.name()),
             oldest: families.orphaned_age.get_or_create_owned(&labels),
             outbox: families.orphaned.get_or_create_owned(&labels),
             route,
         }
+    }
+
+    fn labels(route: &Route) -> [(&'static str, String); 2] {
+        [("route", route.name().to_owned()), ("pending_key", route.pending_key().to_owned())]
+    }
+
+    /// Ends its series.
+    pub(super) fn end(&self, families: &Families) {
+        families.orphaned_age.remove(&Self::labels(&self.route));
+        families.orphaned.remove(&Self::labels(&self.route));
     }
 
     /// Its entries, as the store said last, and the age of the oldest in seconds.

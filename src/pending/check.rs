@@ -18,6 +18,7 @@ use super::{
     connection::Connection,
     diagnosis::{is_elsewhere, takes_no_writes, words},
     link::{ConnectionCheck, Link},
+    names::Names,
     outbox,
     redis::{Durability, Options},
     script::{self, CLAIM, PROBE},
@@ -27,22 +28,22 @@ use crate::{event::Attempt, route::Route};
 /// What a new connection has to be able to do: all that keeps events from being lost, on each route's keys. It
 /// also leaves the script of the claim in Redis, and the addresses of the routes. Answers why Redis takes no writes now,
 /// if that is so: what is in the outbox can still be published.
-pub(super) fn check(routes: Vec<Arc<Claiming>>, options: Options) -> ConnectionCheck {
+pub(super) fn check(routes: Vec<Arc<Claiming>>, names: Arc<Names>, options: Options) -> ConnectionCheck {
     Arc::new(move |mut connection| {
-        let routes = routes.clone();
+        let (routes, names) = (routes.clone(), Arc::clone(&names));
         async move {
             // All at the same time: one after the other, many routes would take longer than there is.
             let probes = routes.iter().map(|claiming| check_route(connection.clone(), &claiming.route));
             let mut refusals = try_join_all(probes).await?;
-            let recorded = outbox::recorded(&mut connection, &routes).await?;
+            let recorded = outbox::recorded(&mut connection, &names, &routes).await?;
             let claims = routes.iter().zip(&recorded);
             let claims = claims.map(|(claiming, first)| {
                 let record = Record { first: first.as_deref(), to: first.is_none().then(|| connection.clone()) };
-                check_claim(connection.clone(), claiming, record, options)
+                check_claim(connection.clone(), &names, claiming, record, options)
             });
             refusals.extend(try_join_all(claims).await?);
             check_durability(&mut connection, options).await?;
-            outbox::may_read_records(&mut connection).await?;
+            outbox::may_read_records(&mut connection, &names).await?;
             Ok(refusals.into_iter().find(|refusal| !refusal.is_empty()))
         }
         .boxed()
@@ -51,10 +52,15 @@ pub(super) fn check(routes: Vec<Arc<Claiming>>, options: Options) -> ConnectionC
 
 /// The same for one route in a cluster, where the records of the routes may be on another node. Nothing is claimed before its
 /// record has been written once: without it nobody would find the outbox of a route that leaves the configuration.
-pub(super) fn check_in_cluster(claiming: &Arc<Claiming>, options: Options, records: &Arc<Records>) -> ConnectionCheck {
-    let (claiming, records) = (Arc::clone(claiming), Arc::clone(records));
+pub(super) fn check_in_cluster(
+    claiming: &Arc<Claiming>,
+    names: &Arc<Names>,
+    options: Options,
+    records: &Arc<Records>,
+) -> ConnectionCheck {
+    let (claiming, names, records) = (Arc::clone(claiming), Arc::clone(names), Arc::clone(records));
     Arc::new(move |mut connection| {
-        let (claiming, records) = (Arc::clone(&claiming), Arc::clone(&records));
+        let (claiming, names, records) = (Arc::clone(&claiming), Arc::clone(&names), Arc::clone(&records));
         async move {
             let route = &claiming.route;
             let mut refusal = check_route(connection.clone(), route).await?;
@@ -62,7 +68,7 @@ pub(super) fn check_in_cluster(claiming: &Arc<Claiming>, options: Options, recor
                 (None, None)
             } else {
                 let mut to = records.connection().await?;
-                let recorded = outbox::recorded(&mut to, &[Arc::clone(&claiming)]).await.map_err(of_records)?;
+                let recorded = outbox::recorded(&mut to, &names, &[Arc::clone(&claiming)]).await.map_err(of_records)?;
                 let first = recorded.into_iter().next().flatten();
                 if first.is_some() {
                     records.written(route);
@@ -72,7 +78,7 @@ pub(super) fn check_in_cluster(claiming: &Arc<Claiming>, options: Options, recor
             };
             let writes = to.is_some();
             let record = Record { first: first.as_deref(), to };
-            let claim = check_claim(connection.clone(), &claiming, record, options).await?;
+            let claim = check_claim(connection.clone(), &names, &claiming, record, options).await?;
             if writes && claim.is_empty() {
                 records.written(route);
             }
@@ -88,16 +94,23 @@ pub(super) fn check_in_cluster(claiming: &Arc<Claiming>, options: Options, recor
 
 /// What the connection to the records of the routes has to be able to do. The record of a route that claims is written again if a
 /// failover lost it.
-pub(super) fn check_records(routes: &[Arc<Claiming>], records: &Arc<Records>) -> ConnectionCheck {
-    let (routes, records) = (routes.to_vec(), Arc::clone(records));
+pub(super) fn check_records(
+    routes: impl Fn() -> Vec<Arc<Claiming>> + Send + Sync + 'static,
+    names: &Arc<Names>,
+    records: &Arc<Records>,
+) -> ConnectionCheck {
+    let (names, records) = (Arc::clone(names), Arc::clone(records));
     Arc::new(move |mut connection| {
-        let (routes, records) = (routes.clone(), Arc::clone(&records));
+        let (routes, names, records) = (routes(), Arc::clone(&names), Arc::clone(&records));
         async move {
-            outbox::may_read_records(&mut connection).await?;
-            let recorded = outbox::recorded(&mut connection, &routes).await?;
+            outbox::may_read_records(&mut connection, &names).await?;
+            if routes.is_empty() {
+                return Ok(None);
+            }
+            let recorded = outbox::recorded(&mut connection, &names, &routes).await?;
             for (claiming, recorded) in routes.iter().zip(recorded) {
                 if recorded.is_none() && records.are_written(&claiming.route) {
-                    outbox::record(&mut connection, &claiming.route).await?;
+                    outbox::record(&mut connection, &names, &claiming.route).await?;
                 }
             }
             Ok(None)
@@ -177,6 +190,7 @@ async fn check_route(mut connection: Connection, route: &Route) -> Result<String
 /// Why nothing can be claimed for this route now; empty if it can. The others can go on, and the outbox, too.
 async fn check_claim(
     mut connection: Connection,
+    names: &Names,
     claiming: &Claiming,
     record: Record<'_>,
     options: Options,
@@ -186,7 +200,7 @@ async fn check_claim(
         let (number, zero) = claiming.register(&mut connection, record.first).await?;
         if let Some(mut to) = record.to {
             let owner = address::route(zero.as_bytes(), route.pending_key());
-            outbox::record(&mut to, owner.as_ref().unwrap_or(route)).await.map_err(of_records)?;
+            outbox::record(&mut to, names, owner.as_ref().unwrap_or(route)).await.map_err(of_records)?;
         }
         let arguments = |call: &mut Cmd| {
             script::claim(call, claiming, options.outbox_limit, false, &[], |_| Attempt::FIRST, number);

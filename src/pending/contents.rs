@@ -6,7 +6,7 @@ use std::sync::Arc;
 use futures_util::{FutureExt, future::BoxFuture};
 use redis::Value;
 
-use super::{outbox::ROUTES, redis::Redis};
+use super::redis::Redis;
 use crate::{
     delivery::{RouteContents, StoreContents, StoreError},
     metrics::Operation,
@@ -38,8 +38,9 @@ impl StoreContents for Redis {
     fn server_version(&self) -> BoxFuture<'_, Option<String>> {
         async move {
             let hello = redis::cmd("HELLO");
-            let answer: Result<Vec<Value>, _> =
-                self.look(ROUTES, Operation::Count, async |connection| hello.query_async(connection).await).await;
+            let answer: Result<Vec<Value>, _> = self
+                .look(&self.names.routes, Operation::Count, async |connection| hello.query_async(connection).await)
+                .await;
             let mut words = answer.ok()?.into_iter();
             let text = |value: &Value| match value {
                 Value::BulkString(bytes) => String::from_utf8(bytes.clone()).ok(),

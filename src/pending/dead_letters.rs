@@ -7,6 +7,7 @@ use futures_util::{FutureExt, future::BoxFuture};
 use redis::Cmd;
 
 use super::{
+    names::{Drawer, Names},
     redis::Redis,
     script::{DROP_LETTERS, KEEP_GIVEN_UP, KEEP_LETTERS, NOTE_LETTER},
 };
@@ -18,44 +19,6 @@ use crate::{
     metrics::Operation,
 };
 
-/// Where letters are kept. Those about events that consumers gave up have limits of their own: a flood of bad items must not push
-/// them out.
-struct Drawer {
-    /// The stream.
-    letters: &'static str,
-    /// Its size, in the same cluster slot.
-    bytes: &'static str,
-    /// HASH name of a letter → what became of its last replay.
-    notes: &'static str,
-    /// What its names begin with outside.
-    prefix: &'static str,
-}
-
-const BAD: Drawer = Drawer {
-    letters: "hookgate:dead_letters",
-    bytes: "{hookgate:dead_letters}:bytes",
-    notes: "{hookgate:dead_letters}:notes",
-    prefix: "",
-};
-const GIVEN_UP: Drawer = Drawer {
-    letters: "hookgate:given_up",
-    bytes: "{hookgate:given_up}:bytes",
-    notes: "{hookgate:given_up}:notes",
-    prefix: "g",
-};
-/// HASH event → its letter, of [`GIVEN_UP`].
-const GIVEN_UP_EVENTS: &str = "{hookgate:given_up}:events";
-
-/// A key of each drawer's cluster slot.
-pub(super) const LETTERS: [&str; 2] = [BAD.letters, GIVEN_UP.letters];
-
-impl Drawer {
-    /// The drawer of a letter, and the letter's name there.
-    fn of(entry: &str) -> (&'static Self, &str) {
-        entry.strip_prefix(GIVEN_UP.prefix).map_or((&BAD, entry), |name| (&GIVEN_UP, name))
-    }
-}
-
 type Fields = (String, Vec<(String, Vec<u8>)>);
 
 impl DeadLetterStore for Redis {
@@ -66,16 +29,17 @@ impl DeadLetterStore for Redis {
     ) -> BoxFuture<'a, Result<(), StoreError>> {
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or(Duration::ZERO);
         let oldest = u64::try_from(now.saturating_sub(limits.max_age).as_millis()).unwrap_or(0);
+        let bad = &self.names.bad;
         async move {
             // Should it take long, the connection is still good for claims.
             let _dropped: usize = self
-                .look(BAD.letters, Operation::DeadLetters, async |connection| {
+                .look(&self.names.bad.letters, Operation::DeadLetters, async |connection| {
                     KEEP_LETTERS
                         .call(connection, |call| {
                             call.arg(3)
-                                .arg(BAD.letters)
-                                .arg(BAD.bytes)
-                                .arg(BAD.notes)
+                                .arg(&bad.letters)
+                                .arg(&bad.bytes)
+                                .arg(&bad.notes)
                                 .arg(limits.max_entries)
                                 .arg(limits.max_bytes)
                                 .arg(oldest);
@@ -110,14 +74,15 @@ impl DeadLetterStore for Redis {
         async move {
             let mut dropped = 0;
             // Each on its own: they lie in two cluster slots.
-            for Drawer { letters, bytes, notes, .. } in [&BAD, &GIVEN_UP] {
+            for drawer in self.names.drawers() {
+                let Drawer { letters, bytes, notes, .. } = drawer;
                 let mut together = redis::pipe();
                 together.atomic().cmd("XLEN").arg(letters);
                 for key in [letters, bytes, notes] {
                     together.cmd("DEL").arg(key).ignore();
                 }
-                if *letters == GIVEN_UP.letters {
-                    together.cmd("DEL").arg(GIVEN_UP_EVENTS).ignore();
+                if drawer.is_of_given_up() {
+                    together.cmd("DEL").arg(&self.names.given_up_events).ignore();
                 }
                 let (count,): (usize,) = self
                     .ask(letters, Operation::Operator, async |connection| together.query_async(connection).await)
@@ -138,8 +103,9 @@ impl GivenUpLetters for Redis {
     ) -> BoxFuture<'a, Result<Vec<bool>, StoreError>> {
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or(Duration::ZERO);
         let oldest = u64::try_from(now.saturating_sub(limits.max_age).as_millis()).unwrap_or(0);
+        let (drawer, events) = (&self.names.given_up, &self.names.given_up_events);
         let arguments = move |call: &mut Cmd| {
-            call.arg(4).arg(GIVEN_UP.letters).arg(GIVEN_UP.bytes).arg(GIVEN_UP_EVENTS).arg(GIVEN_UP.notes);
+            call.arg(4).arg(&drawer.letters).arg(&drawer.bytes).arg(events).arg(&drawer.notes);
             call.arg(limits.max_entries).arg(oldest);
             for GivenUp { event, letter: DeadLetter { route, reason, time, raw } } in letters {
                 call.arg(event).arg(route).arg(reason).arg(time).arg(raw.as_ref());
@@ -147,7 +113,7 @@ impl GivenUpLetters for Redis {
         };
         async move {
             let digits: Vec<u8> = self
-                .ask(GIVEN_UP.letters, Operation::DeadLetters, async |connection| {
+                .ask(&self.names.given_up.letters, Operation::DeadLetters, async |connection| {
                     KEEP_GIVEN_UP.call(connection, arguments).await
                 })
                 .await?;
@@ -165,11 +131,11 @@ impl Redis {
     /// If Redis does not say.
     pub async fn review(&self, before: Option<&str>, count: usize) -> Result<Vec<ReviewedLetter>, StoreError> {
         let mut all = Vec::new();
-        for drawer in [&BAD, &GIVEN_UP] {
+        for drawer in self.names.drawers() {
             all.extend(self.review_drawer(drawer, before, count).await?);
         }
         // Newest first; of those of one moment, the ones that were given up.
-        all.sort_by_key(|reviewed| std::cmp::Reverse(order(&reviewed.kept.entry)));
+        all.sort_by_key(|reviewed| std::cmp::Reverse(self.names.order(&reviewed.kept.entry)));
         all.truncate(count);
         Ok(all)
     }
@@ -184,15 +150,15 @@ impl Redis {
         let end = before.map_or_else(
             || "+".to_owned(),
             |before| {
-                let (of, name) = Drawer::of(before);
+                let (of, name) = self.names.drawer_of(before);
                 // Behind a given-up letter comes a bad one of the same name.
-                let included = of.prefix == GIVEN_UP.prefix && drawer.prefix == BAD.prefix;
+                let included = of.is_of_given_up() && !drawer.is_of_given_up();
                 if included { name.to_owned() } else { format!("({name}") }
             },
         );
-        call.arg(drawer.letters).arg(end).arg("-").arg("COUNT").arg(count);
+        call.arg(&drawer.letters).arg(end).arg("-").arg("COUNT").arg(count);
         let found: Vec<Fields> = self
-            .ask(drawer.letters, Operation::Operator, async |connection| call.query_async(connection).await)
+            .ask(&drawer.letters, Operation::Operator, async |connection| call.query_async(connection).await)
             .await?;
         self.with_notes(drawer, found).await
     }
@@ -202,11 +168,11 @@ impl Redis {
     /// # Errors
     /// If Redis does not say.
     pub async fn review_one(&self, entry: &str) -> Result<Option<ReviewedLetter>, StoreError> {
-        let (drawer, name) = Drawer::of(entry);
+        let (drawer, name) = self.names.drawer_of(entry);
         let mut call = redis::cmd("XREVRANGE");
-        call.arg(drawer.letters).arg(name).arg(name).arg("COUNT").arg(1);
+        call.arg(&drawer.letters).arg(name).arg(name).arg("COUNT").arg(1);
         let found: Vec<Fields> = self
-            .ask(drawer.letters, Operation::Operator, async |connection| call.query_async(connection).await)
+            .ask(&drawer.letters, Operation::Operator, async |connection| call.query_async(connection).await)
             .await?;
         Ok(self.with_notes(drawer, found).await?.pop())
     }
@@ -216,9 +182,9 @@ impl Redis {
             return Ok(Vec::new());
         }
         let mut call = redis::cmd("HMGET");
-        call.arg(drawer.notes).arg(found.iter().map(|(entry, _)| entry.as_str()).collect::<Vec<_>>());
+        call.arg(&drawer.notes).arg(found.iter().map(|(entry, _)| entry.as_str()).collect::<Vec<_>>());
         let notes: Vec<Option<String>> = self
-            .ask(drawer.letters, Operation::Operator, async |connection| call.query_async(connection).await)
+            .ask(&drawer.letters, Operation::Operator, async |connection| call.query_async(connection).await)
             .await?;
         let reviewed = found.into_iter().zip(notes).map(|(fields, note)| {
             let mut kept = read(fields);
@@ -234,12 +200,12 @@ impl Redis {
     /// If Redis does not take it.
     pub async fn note_replay(&self, entry: &str, note: &ReplayNote) -> Result<(), StoreError> {
         let note = note.to_string();
-        let (drawer, name) = Drawer::of(entry);
+        let (drawer, name) = self.names.drawer_of(entry);
         let arguments = |call: &mut Cmd| {
-            call.arg(2).arg(drawer.letters).arg(drawer.notes).arg(name).arg(&note);
+            call.arg(2).arg(&drawer.letters).arg(&drawer.notes).arg(name).arg(&note);
         };
         let _noted: usize = self
-            .ask(drawer.letters, Operation::Operator, async |connection| NOTE_LETTER.call(connection, arguments).await)
+            .ask(&drawer.letters, Operation::Operator, async |connection| NOTE_LETTER.call(connection, arguments).await)
             .await?;
         Ok(())
     }
@@ -250,17 +216,18 @@ impl Redis {
     /// If Redis does not take it.
     pub async fn drop_letters(&self, entries: &[String]) -> Result<usize, StoreError> {
         let mut dropped = 0;
-        for drawer in [&BAD, &GIVEN_UP] {
-            let of_drawer = entries.iter().map(|entry| Drawer::of(entry)).filter(|(of, _)| of.prefix == drawer.prefix);
+        for drawer in self.names.drawers() {
+            let all = entries.iter().map(|entry| self.names.drawer_of(entry));
+            let of_drawer = all.filter(|(of, _)| of.prefix == drawer.prefix);
             let names: Vec<&str> = of_drawer.map(|(_, name)| name).collect();
             if names.is_empty() {
                 continue;
             }
             let arguments = |call: &mut Cmd| {
-                call.arg(3).arg(drawer.letters).arg(drawer.bytes).arg(drawer.notes).arg(&names);
+                call.arg(3).arg(&drawer.letters).arg(&drawer.bytes).arg(&drawer.notes).arg(&names);
             };
             dropped += self
-                .ask(drawer.letters, Operation::Operator, async |connection| {
+                .ask(&drawer.letters, Operation::Operator, async |connection| {
                     DROP_LETTERS.call::<usize>(connection, arguments).await
                 })
                 .await?;
@@ -269,11 +236,13 @@ impl Redis {
     }
 }
 
-/// The order of letters in time.
-fn order(entry: &str) -> (u64, u64, &'static str) {
-    let (drawer, name) = Drawer::of(entry);
-    let (millis, number) = name.split_once('-').unwrap_or((name, "0"));
-    (millis.parse().unwrap_or(0), number.parse().unwrap_or(0), drawer.prefix)
+impl Names {
+    /// The order of letters in time.
+    fn order(&self, entry: &str) -> (u64, u64, &'static str) {
+        let (drawer, name) = self.drawer_of(entry);
+        let (millis, number) = name.split_once('-').unwrap_or((name, "0"));
+        (millis.parse().unwrap_or(0), number.parse().unwrap_or(0), drawer.prefix)
+    }
 }
 
 fn read((entry, fields): Fields) -> KeptLetter {

@@ -5,10 +5,7 @@
 
 use std::collections::HashMap;
 
-use super::{
-    outbox::ROUTES,
-    redis::{Durability, Redis},
-};
+use super::redis::{Durability, Redis};
 use crate::{finding::Finding, metrics::Operation};
 
 /// What an answer rests on decides what a lost claim costs.
@@ -51,14 +48,15 @@ impl Redis {
         if let Some(findings) = self.inspect_nodes(demands).await {
             return findings;
         }
-        let info: String =
-            match self.look(ROUTES, Operation::Operator, async |link| redis::cmd("INFO").query_async(link).await).await
-            {
-                Ok(info) => info,
-                Err(error) => return vec![cant_look(&error)],
-            };
+        let info: String = match self
+            .look(&self.names.routes, Operation::Operator, async |link| redis::cmd("INFO").query_async(link).await)
+            .await
+        {
+            Ok(info) => info,
+            Err(error) => return vec![cant_look(&error)],
+        };
         let appendfsync: Option<String> = self
-            .look(ROUTES, Operation::Operator, async |link| {
+            .look(&self.names.routes, Operation::Operator, async |link| {
                 redis::cmd("CONFIG").arg("GET").arg("appendfsync").query_async::<Vec<String>>(link).await
             })
             .await

@@ -247,7 +247,6 @@ impl LifeStore for Redis {
                 let (next, found): (u64, Vec<Field>) = scan.query_async(link).await?;
                 // An id that is not text was not claimed by hookgate.
                 let entries = found.into_iter().filter_map(|(id, entry)| {
-                    let entry = String::from_utf8_lossy(&entry).into_owned();
                     Some(Journaled { id: String::from_utf8(id).ok()?, entry, pending: false })
                 });
                 let mut entries: Vec<_> = entries.collect();
@@ -383,11 +382,18 @@ async fn read_known(link: &mut Connection, route: &Route, ids: &[String]) -> Res
             id: id.clone(),
             pending,
             in_flight: text(&token),
-            journal: text(&entry),
+            journal: bytes(entry),
             // What others wrote is no time; such a mark is as old as can be.
             marked: text(&mark).map(|millis| millis.parse().unwrap_or(0).min(now_millis())),
         })
         .collect())
+}
+
+fn bytes(value: Value) -> Option<Vec<u8>> {
+    match value {
+        Value::BulkString(bytes) => Some(bytes),
+        _ => None,
+    }
 }
 
 /// What is not text was not written by hookgate, and equals nothing.

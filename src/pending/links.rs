@@ -2,7 +2,10 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -32,13 +35,15 @@ pub(super) struct Links {
     one: Option<Arc<Link>>,
     by_tag: Mutex<HashMap<String, Arc<Link>>>,
     report: Reporter,
+    /// How often it was said whom to follow.
+    watched: Arc<AtomicU64>,
 }
 
 impl Links {
     /// In a cluster there are none yet.
     pub(super) fn new(access: Access, timeout: Duration, tasks: TaskTracker) -> Self {
         let report = Reporter::new("redis");
-        Self { access, timeout, tasks, one: None, by_tag: Mutex::default(), report }
+        Self { access, timeout, tasks, one: None, by_tag: Mutex::default(), report, watched: Arc::default() }
     }
 
     pub(super) const fn access(&self) -> &Access {
@@ -94,23 +99,31 @@ impl Links {
         self.report.subscribe()
     }
 
-    /// Follows the connections that were opened so far.
+    /// Follows the connections that were opened so far, in a cluster.
     pub(super) fn watch(&self) {
+        if !self.is_cluster() {
+            return;
+        }
+        let mine = self.watched.fetch_add(1, Ordering::SeqCst) + 1;
+        let watched = Arc::clone(&self.watched);
         let parts: Vec<_> = self.by_tag().values().map(|link| link.contact()).collect();
         let report = self.report.clone();
         self.tasks.spawn(async move {
             let mut parts = parts;
-            supervise!("the contact to the cluster", follow(&mut parts, &report));
+            supervise!(
+                "the contact to the cluster",
+                follow(&mut parts, &report, || watched.load(Ordering::SeqCst) == mine)
+            );
         });
     }
 }
 
-/// Ends with the first connection.
-async fn follow(parts: &mut [watch::Receiver<Contact>], report: &Reporter) {
+/// Ends when others are followed.
+async fn follow(parts: &mut [watch::Receiver<Contact>], report: &Reporter, still: impl Fn() -> bool) {
     if parts.is_empty() {
         return;
     }
-    loop {
+    while still() {
         let worst = parts.iter_mut().map(|part| part.borrow_and_update().clone()).max_by_key(badness);
         report.set(worst.unwrap_or(Contact::Up));
         let changes = select_all(parts.iter_mut().map(|part| part.changed().boxed()));

@@ -10,7 +10,6 @@ use super::{
     connection::Connection,
     diagnosis::{Asked, words},
     inspect::{Demands, cant_look, judge, judge_replica},
-    outbox::ROUTES,
     redis::Redis,
     sentinel::Sentinels,
 };
@@ -26,7 +25,7 @@ impl Redis {
         let access = self.links.access();
         match access.found() {
             Found::Here => None,
-            Found::By(sentinels) => Some(by_sentinels(access, sentinels, self.timeout, demands).await),
+            Found::By(sentinels) => Some(by_sentinels(access, sentinels, self.options.timeout, demands).await),
             Found::In(_) => Some(self.in_cluster(access, demands).await),
         }
     }
@@ -34,7 +33,7 @@ impl Redis {
     async fn in_cluster(&self, access: &Access, demands: Demands) -> Vec<Finding> {
         // Where no host is told it is the one that was asked, which the connection has forgotten.
         let named = access.node().unwrap_or_else(|| Node { host: String::new(), port: 0 });
-        let ranges = self.look(ROUTES, Operation::Operator, async |link| slots(link, &named).await).await;
+        let ranges = self.look(&self.names.routes, Operation::Operator, async |link| slots(link, &named).await).await;
         let ranges = match ranges {
             Ok(ranges) => ranges,
             Err(error) => {
@@ -47,13 +46,13 @@ impl Redis {
         shards.dedup();
         for shard in shards {
             let Some((primary, listed)) = shard.split_first() else { continue };
-            let (found, connected) = inspect(access, primary, false, self.timeout, demands).await;
+            let (found, connected) = inspect(access, primary, false, self.options.timeout, demands).await;
             findings.extend(found);
             // Nodes leave a replica out that has received nothing yet.
             let unlisted = connected.into_iter().filter(|replica| !listed.contains(replica));
             let replicas: Vec<Node> = listed.iter().cloned().chain(unlisted).collect();
             for replica in &replicas {
-                findings.extend(inspect(access, replica, true, self.timeout, demands).await.0);
+                findings.extend(inspect(access, replica, true, self.options.timeout, demands).await.0);
             }
             if replicas.is_empty() {
                 let text = "has no replica: if it fails, nothing can be claimed under its slots until it is back";

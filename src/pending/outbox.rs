@@ -11,6 +11,7 @@ use tracing::warn;
 use super::{
     address::{self, Claiming},
     connection::Connection,
+    names::Names,
     redis::Redis,
     script::{self, LEASE, SETTLE},
 };
@@ -20,9 +21,6 @@ use crate::{
     relay::{Entry, Outbox, PAGE, Page},
     route::{Route, RouteSpec},
 };
-
-/// HASH pending key → [`RouteRecord`].
-pub(super) const ROUTES: &str = "hookgate:routes";
 
 /// What has to be known of a route to publish what is left in its outbox.
 #[derive(Debug, Serialize, Deserialize)]
@@ -37,10 +35,11 @@ struct RouteRecord {
 /// The addresses that are recorded of the pending keys of these routes: those of 0.1.0, if it ever claimed under them.
 pub(super) async fn recorded(
     connection: &mut Connection,
+    names: &Names,
     routes: &[Arc<Claiming>],
 ) -> Result<Vec<Option<String>>, RedisError> {
     let mut call = redis::cmd("HMGET");
-    call.arg(ROUTES);
+    call.arg(&names.routes);
     for claiming in routes {
         call.arg(claiming.route.pending_key());
     }
@@ -53,7 +52,7 @@ pub(super) async fn recorded(
 }
 
 /// Writes a record: where 0.1.0, and who finds no other address, takes the entries of a route that was removed.
-pub(super) async fn record(connection: &mut Connection, route: &Route) -> Result<(), RedisError> {
+pub(super) async fn record(connection: &mut Connection, names: &Names, route: &Route) -> Result<(), RedisError> {
     let record = RouteRecord {
         flow: route.flow().to_owned(),
         entity: route.entity().to_owned(),
@@ -62,19 +61,19 @@ pub(super) async fn record(connection: &mut Connection, route: &Route) -> Result
         subject: route.subject().to_owned(),
     };
     let record = serde_json::to_string(&record).expect("strings always serialize");
-    redis::cmd("HSET").arg(ROUTES).arg(route.pending_key()).arg(record).query_async(connection).await
+    redis::cmd("HSET").arg(&names.routes).arg(route.pending_key()).arg(record).query_async(connection).await
 }
 
 /// Whether they can be read, as the relay does to find what routes left behind that were removed.
-pub(super) async fn may_read_records(connection: &mut Connection) -> Result<(), RedisError> {
+pub(super) async fn may_read_records(connection: &mut Connection, names: &Names) -> Result<(), RedisError> {
     // Bytes: whether the values are text does not matter here.
-    let _records: HashMap<Vec<u8>, Vec<u8>> = redis::cmd("HGETALL").arg(ROUTES).query_async(connection).await?;
+    let _records: HashMap<Vec<u8>, Vec<u8>> = redis::cmd("HGETALL").arg(&names.routes).query_async(connection).await?;
     Ok(())
 }
 
 fn read_record(pending_key: &str, record: &str) -> Option<Route> {
     let RouteRecord { flow, entity, action, path, subject } = serde_json::from_str(record)
-        .inspect_err(|error| warn!(pending_key, %error, "{ROUTES} holds a record that can't be read"))
+        .inspect_err(|error| warn!(pending_key, %error, "the record of a route can't be read"))
         .ok()?;
     let spec = RouteSpec {
         flow: &flow,
@@ -85,7 +84,7 @@ fn read_record(pending_key: &str, record: &str) -> Option<Route> {
         pending_key: Some(pending_key),
         ..RouteSpec::default()
     };
-    Route::new(&spec).inspect_err(|error| warn!(pending_key, %error, "{ROUTES} holds a record of no route")).ok()
+    Route::new(&spec).inspect_err(|error| warn!(pending_key, %error, "the record of a route is of none")).ok()
 }
 
 /// Others may have written anything. A value that is not text has no token, and blocks no other entry.
@@ -159,9 +158,10 @@ impl Outbox for Redis {
     fn recorded_routes(&self) -> BoxFuture<'_, Result<Vec<Route>, StoreError>> {
         async move {
             let mut call = redis::cmd("HGETALL");
-            call.arg(ROUTES);
-            let records: HashMap<Vec<u8>, Vec<u8>> =
-                self.ask(ROUTES, Operation::Relay, async |connection| call.query_async(connection).await).await?;
+            call.arg(&self.names.routes);
+            let records: HashMap<Vec<u8>, Vec<u8>> = self
+                .ask(&self.names.routes, Operation::Relay, async |connection| call.query_async(connection).await)
+                .await?;
             // What is no text is no route either, and is named as what can be shown of it.
             let text = String::from_utf8_lossy;
             Ok(records.iter().filter_map(|(key, record)| read_record(&text(key), &text(record))).collect())

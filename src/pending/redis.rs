@@ -6,7 +6,7 @@
 
 use std::{
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -28,11 +28,10 @@ use super::{
     address::{self, Claiming},
     check::{Records, check, check_in_cluster, check_records},
     connection::Connection,
-    dead_letters::LETTERS,
     diagnosis::{is_elsewhere, takes_no_writes, wants_another_connection, words},
     link::{ConnectionCheck, Current, Link},
     links::{Links, find},
-    outbox::ROUTES,
+    names::Names,
     script::{self, CLAIM},
     settler::Settler,
 };
@@ -52,7 +51,7 @@ const CLAIM_QUEUE: usize = 1024;
 const SETTLE_QUEUE: usize = 8192;
 
 /// How claims are made.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Options {
     /// Limit of a claim, connecting again included.
     pub timeout: Duration,
@@ -66,16 +65,24 @@ pub struct Options {
     pub rests_on_claims: bool,
 }
 
-/// The pending SETs and outboxes of all routes, in Redis.
+/// The pending SETs and outboxes of all routes, in Redis. Those for other routes ([`Redis::serve`]) share its connection.
 pub struct Redis {
-    pub(super) links: Links,
-    pub(super) timeout: Duration,
+    pub(super) links: Arc<Links>,
+    pub(super) names: Arc<Names>,
+    pub(super) options: Options,
     times: RedisTimes,
-    queues: HashMap<String, Queues>,
+    queues: HashMap<String, Arc<Queues>>,
+    /// What a new connection has to be able to do.
+    checked: Arc<Checked>,
+    /// Of the routes, in a cluster.
+    records: Arc<Records>,
     tasks: TaskTracker,
     settlers: TaskTracker,
     closing: CancellationToken,
 }
+
+/// The routes that claim now.
+type Checked = Mutex<Vec<Arc<Claiming>>>;
 
 pub(super) struct Queues {
     pub(super) claiming: Arc<Claiming>,
@@ -89,65 +96,170 @@ struct ClaimJob {
     answer: oneshot::Sender<Result<Claimed, StoreError>>,
 }
 
-/// What a connection for the claims of a route has to be able to do.
-type ClaimCheck = Box<dyn Fn(&Arc<Claiming>) -> ConnectionCheck + Send + Sync>;
-
-/// Starts to connect: for everything, or in a cluster for each route, for the records of all routes, and for dead letters.
-fn connect(links: &mut Links, claiming: &[Arc<Claiming>], options: Options) -> ClaimCheck {
-    if !links.is_cluster() {
-        let check = check(claiming.to_vec(), options);
-        links.connect_all(Arc::clone(&check));
-        return Box::new(move |_of_all| Arc::clone(&check));
-    }
-    let records = Arc::<Records>::default();
-    records.are_at(&links.connect(ROUTES, check_records(claiming, &records)));
-    for claiming in claiming {
-        links.connect(claiming.route.pending_key(), check_in_cluster(claiming, options, &records));
-    }
-    for letters in LETTERS {
-        links.connect(letters, find(letters));
-    }
-    links.watch();
-    Box::new(move |claiming| check_in_cluster(claiming, options, &records))
-}
-
 impl Redis {
-    /// Starts to connect, and the tasks of each route.
+    /// Starts to connect, and the tasks of each route. `instance` names the installation.
     #[must_use]
-    pub fn open(access: &Access, options: Options, routes: &RouteTable, times: RedisTimes) -> Self {
+    pub fn open(access: &Access, instance: &str, options: Options, routes: &RouteTable, times: RedisTimes) -> Self {
+        let names = Arc::new(Names::of(instance));
         let (tasks, settlers) = (TaskTracker::new(), TaskTracker::new());
         let claiming: Vec<_> = routes.routes().iter().map(|route| Arc::new(Claiming::new(route))).collect();
+        let checked = Arc::new(Checked::new(claiming.clone()));
         let mut links = Links::new(access.clone(), options.timeout, tasks.clone());
-        let check = connect(&mut links, &claiming, options);
-        let closing = CancellationToken::new();
-        let start = |claiming: &Arc<Claiming>| {
-            let route = &claiming.route;
-            let (claims, mut claim_jobs) = mpsc::channel(CLAIM_QUEUE);
-            let (settlements, mut settle_jobs) = mpsc::channel(SETTLE_QUEUE);
-            let link = links.of(route.pending_key());
-            // WAIT speaks of what its own connection wrote, and blocks it: such claims have one for themselves.
-            let own = if options.durability == Durability::None {
-                Arc::clone(&link)
-            } else {
-                links.connect_apart(check(claiming))
-            };
-            let claimer = Claimer {
-                link: own,
-                claiming: Arc::clone(claiming),
-                options,
-                times: times.clone(),
-                warned: AtomicBool::new(false),
-            };
-            let claims_of = format!("the claims of route {route}");
-            tasks.spawn(async move { supervise!(&claims_of, claimer.run(&mut claim_jobs)) });
-            let settler = Settler { link, route: Arc::clone(route), timeout: options.timeout, times: times.clone() };
-            let closing = closing.clone();
-            let settling_of = format!("the settling of route {route}");
-            settlers.spawn(async move { supervise!(&settling_of, settler.run(&mut settle_jobs, &closing)) });
-            (route.pending_key().to_owned(), Queues { claiming: Arc::clone(claiming), claims, settlements })
+        let records = Arc::<Records>::default();
+        if links.is_cluster() {
+            let routes = present(&checked);
+            records.are_at(&links.connect(&names.routes, check_records(routes, &names, &records)));
+            for drawer in names.drawers() {
+                links.connect(&drawer.letters, find(&drawer.letters));
+            }
+        } else {
+            links.connect_all(check_all(options, &names, &checked));
+        }
+        let nobody = Self {
+            links: Arc::new(links),
+            names,
+            options,
+            times,
+            queues: HashMap::new(),
+            checked,
+            records,
+            tasks,
+            settlers,
+            closing: CancellationToken::new(),
         };
-        let queues = claiming.iter().map(start).collect();
-        Self { links, timeout: options.timeout, times, queues, tasks, settlers, closing }
+        let queues = claiming.iter().map(|claiming| nobody.start(claiming)).collect();
+        nobody.links.watch();
+        Self { queues, ..nobody }
+    }
+
+    /// The same without any route: what is asked of it needs no claims.
+    #[must_use]
+    pub fn without_routes(&self) -> Self {
+        Self {
+            links: Arc::clone(&self.links),
+            names: Arc::clone(&self.names),
+            options: self.options,
+            times: self.times.clone(),
+            queues: HashMap::new(),
+            checked: Arc::clone(&self.checked),
+            records: Arc::clone(&self.records),
+            tasks: self.tasks.clone(),
+            settlers: self.settlers.clone(),
+            closing: self.closing.clone(),
+        }
+    }
+
+    /// The same for the routes of another configuration. What is unchanged shares its queues; those of the rest end with the
+    /// last user of `self`. New routes are checked now, if Redis answers, and on each new connection.
+    ///
+    /// # Errors
+    /// What Redis refuses of a new route. Then `self` goes on as before.
+    pub async fn serve(&self, routes: &RouteTable, options: Options) -> Result<Self, StoreError> {
+        let (mut all, mut new) = (Vec::new(), Vec::new());
+        for route in routes.routes() {
+            let before = self.queues.get(route.pending_key()).map(|queues| &queues.claiming);
+            let unchanged = before.filter(|before| before.route == *route).cloned();
+            all.push(unchanged.unwrap_or_else(|| {
+                let claiming = Arc::new(Claiming::new(route));
+                new.push(Arc::clone(&claiming));
+                claiming
+            }));
+        }
+        // Before the present connection is asked: another one may take its place meanwhile.
+        let before = std::mem::replace(&mut *self.checked.lock().unwrap_or_else(PoisonError::into_inner), all.clone());
+        if let Err(refusal) = self.check(new, options).await {
+            *self.checked.lock().unwrap_or_else(PoisonError::into_inner) = before;
+            return Err(refusal);
+        }
+        let next = Self { options, ..self.without_routes() };
+        let queues = all.iter().map(|claiming| {
+            let unchanged = self.queues.get(claiming.route.pending_key());
+            let unchanged =
+                unchanged.filter(|queues| options == self.options && Arc::ptr_eq(&queues.claiming, claiming));
+            let shared = unchanged.map(|queues| (claiming.route.pending_key().to_owned(), Arc::clone(queues)));
+            shared.unwrap_or_else(|| next.start(claiming))
+        });
+        let queues = queues.collect();
+        next.links.watch();
+        Ok(Self { queues, ..next })
+    }
+
+    /// Asks for what new routes need. A Redis that is down is asked when it comes back.
+    async fn check(&self, new: Vec<Arc<Claiming>>, options: Options) -> Result<(), StoreError> {
+        if new.is_empty() {
+            return Ok(());
+        }
+        if self.links.is_cluster() {
+            return self.check_in_cluster(&new, options).await;
+        }
+        let link = self.links.of(&self.names.routes);
+        let next = tokio::time::timeout(options.timeout, link.current_or_next()).await;
+        let Some(current) = next.unwrap_or(None) else { return Ok(()) };
+        let checked = check(new, Arc::clone(&self.names), options)(current.connection.clone());
+        match tokio::time::timeout(options.timeout * 2, checked).await {
+            Ok(Ok(None)) => Ok(()),
+            Ok(Ok(Some(refusal))) => Err(StoreError::NoWrites(refusal)),
+            Ok(Err(error)) if !error.is_io_error() && !error.is_timeout() => Err(refused(&link, &error)),
+            // The next connection is asked for all of them.
+            Ok(Err(_)) | Err(_) => {
+                link.report_trouble(&current);
+                Ok(())
+            }
+        }
+    }
+
+    /// Each of them has a connection of its own, which waits for the first claims.
+    async fn check_in_cluster(&self, new: &[Arc<Claiming>], options: Options) -> Result<(), StoreError> {
+        for claiming in new {
+            let link = self.links.connect(claiming.route.pending_key(), self.check_of(claiming, options));
+            let _connected = tokio::time::timeout(options.timeout * 2, link.current_or_next()).await;
+            let refusal = match &*link.contact().borrow() {
+                Contact::Refused(problem) => StoreError::Refused(problem.clone()),
+                Contact::NoWrites(problem) => StoreError::NoWrites(problem.clone()),
+                Contact::Up | Contact::Unreachable(_) => continue,
+            };
+            return Err(refusal);
+        }
+        Ok(())
+    }
+
+    /// What a connection for the claims of a route has to be able to do.
+    fn check_of(&self, claiming: &Arc<Claiming>, options: Options) -> ConnectionCheck {
+        if self.links.is_cluster() {
+            check_in_cluster(claiming, &self.names, options, &self.records)
+        } else {
+            check_all(options, &self.names, &self.checked)
+        }
+    }
+
+    /// Starts the tasks of a route, which end with its queues.
+    fn start(&self, claiming: &Arc<Claiming>) -> (String, Arc<Queues>) {
+        let Self { links, options, times, tasks, settlers, closing, .. } = self;
+        let route = &claiming.route;
+        let (claims, mut claim_jobs) = mpsc::channel(CLAIM_QUEUE);
+        let (settlements, mut settle_jobs) = mpsc::channel(SETTLE_QUEUE);
+        let key = route.pending_key();
+        let link =
+            if links.is_cluster() { links.connect(key, self.check_of(claiming, *options)) } else { links.of(key) };
+        // WAIT speaks of what its own connection wrote, and blocks it: such claims have one for themselves.
+        let own = match options.durability {
+            Durability::None => Arc::clone(&link),
+            Durability::Replica | Durability::Aof => links.connect_apart(self.check_of(claiming, *options)),
+        };
+        let claimer = Claimer {
+            link: own,
+            claiming: Arc::clone(claiming),
+            options: *options,
+            times: times.clone(),
+            warned: AtomicBool::new(false),
+        };
+        let claims_of = format!("the claims of route {route}");
+        tasks.spawn(async move { supervise!(&claims_of, claimer.run(&mut claim_jobs)) });
+        let settler = Settler { link, route: Arc::clone(route), timeout: options.timeout, times: times.clone() };
+        let closing = closing.clone();
+        let settling_of = format!("the settling of route {route}");
+        settlers.spawn(async move { supervise!(&settling_of, settler.run(&mut settle_jobs, &closing)) });
+        (route.pending_key().to_owned(), Arc::new(Queues { claiming: Arc::clone(claiming), claims, settlements }))
     }
 
     /// One exchange with Redis, off the path of a claim. All keys in it belong to this one.
@@ -199,25 +311,26 @@ impl Redis {
     ) -> Result<(Current, Result<Result<T, RedisError>, Elapsed>), StoreError> {
         // In a cluster some connections are made when they are needed.
         let current = if self.links.is_cluster() {
-            tokio::time::timeout(self.timeout, link.current_or_next()).await.unwrap_or(None)
+            tokio::time::timeout(self.options.timeout, link.current_or_next()).await.unwrap_or(None)
         } else {
             link.current()
         };
         let mut current = current.ok_or_else(|| StoreError::Down(link.problem()))?;
-        let answer = tokio::time::timeout(self.timeout, exchange(&mut current.connection));
+        let answer = tokio::time::timeout(self.options.timeout, exchange(&mut current.connection));
         let answer = self.times.time(operation, answer).await;
         Ok((current, answer))
     }
 
     fn no_answer(&self) -> StoreError {
-        StoreError::Unknown(format!("no answer within {:?}", self.timeout))
+        StoreError::Unknown(format!("no answer within {:?}", self.options.timeout))
     }
 
-    /// The queues of a route of the table this was opened with.
+    /// The queues of a route of the table this is for.
     pub(super) fn queues(&self, route: &Route) -> Result<&Queues, StoreError> {
         self.queues
             .get(route.pending_key())
-            .ok_or_else(|| StoreError::Refused(format!("route {:?} was not known at start", route.name())))
+            .map(|queues| &**queues)
+            .ok_or_else(|| StoreError::Refused(format!("route {:?} is not served", route.name())))
     }
 }
 
@@ -260,6 +373,32 @@ impl PendingStore for Redis {
         }
         .boxed()
     }
+}
+
+/// The routes that claim now.
+fn present(checked: &Arc<Checked>) -> impl Fn() -> Vec<Arc<Claiming>> + Send + Sync + 'static {
+    let checked = Arc::clone(checked);
+    move || checked.lock().unwrap_or_else(PoisonError::into_inner).clone()
+}
+
+/// What the one connection has to be able to do, for all routes that claim then.
+fn check_all(options: Options, names: &Arc<Names>, checked: &Arc<Checked>) -> ConnectionCheck {
+    let (names, checked) = (Arc::clone(names), Arc::clone(checked));
+    Arc::new(move |connection| {
+        let (names, checked) = (Arc::clone(&names), Arc::clone(&checked));
+        let routes = move || checked.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        async move {
+            loop {
+                let now = routes();
+                let refusal = check(now.clone(), Arc::clone(&names), options)(connection.clone()).await?;
+                // Other routes may have come meanwhile.
+                if now.iter().map(Arc::as_ptr).eq(routes().iter().map(Arc::as_ptr)) {
+                    return Ok(refusal);
+                }
+            }
+        }
+        .boxed()
+    })
 }
 
 /// What an error that Redis answered means. If it takes no writes now, the keeper of the connection is notified.

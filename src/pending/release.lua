@@ -11,12 +11,13 @@ for place, id in ipairs(ids) do
   local token, now = ARGV[at + 1], known[id]
   if not now.pending or (token ~= '' and token ~= now.token and token ~= now.out) then
     letters[place] = 'n'
-  elseif now.mark then
+  elseif now.mark and (not now.out or now.out == token or own_address(now.out)) then
     claim(id, now, ARGV[at + 2], ';;;;')
     unmark(id, now)
     letters[place] = 'c'
   else
-    -- Without a token its event may still have to be published.
+    -- Without a token its event may still have to be published. A mark of an id whose event goes to another address is honoured
+    -- once that event is settled.
     free(id, now, token ~= '' and token or nil)
     letters[place] = 'r'
   end

@@ -8,7 +8,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     time::{Duration, Instant, SystemTime},
@@ -30,7 +30,7 @@ use futures_util::{
 use hashbrown::HashMap;
 use serde::Deserialize;
 use serde_json::{Value, json};
-use tokio::sync::{Mutex as AsyncMutex, watch};
+use tokio::sync::{Mutex as AsyncMutex, Notify, watch};
 use tracing::{info, warn};
 
 use super::{
@@ -86,14 +86,18 @@ pub struct Acks {
     /// What the server denied since it was asked anew.
     denial: Arc<watch::Sender<Option<String>>>,
     settings: AcksSettings,
-    routes: Vec<Arc<Route>>,
+    routes: Mutex<Vec<Arc<Route>>>,
+    /// The routes are others now.
+    changed: Notify,
     reader: AsyncMutex<Option<Reader>>,
-    /// When it was looked whether that covers everything.
-    looked: Mutex<Instant>,
+    /// When it was looked whether that covers everything, since the routes changed.
+    looked: Mutex<Option<Instant>>,
     /// Streams that are read.
     streams: Mutex<Vec<String>>,
-    /// Streams that hold events of the routes, and when that was asked last.
-    events: AsyncMutex<(BTreeSet<String>, Option<Instant>)>,
+    /// Streams that hold events of the routes.
+    events: AsyncMutex<BTreeSet<String>>,
+    /// When that was asked last, since the routes changed.
+    asked: Mutex<Option<Instant>>,
     tickets: Mutex<HashMap<u64, Vec<Message>>>,
     next_ticket: AtomicU64,
     report: Reporter,
@@ -122,21 +126,34 @@ impl Acks {
             std::future::ready(())
         });
         let client = options.connect(servers.addresses.as_slice()).await?;
-        let on_ack = |route: &&Arc<Route>| route.life().release == Release::Ack;
         Ok(Self {
             history: History::over(client.clone(), denied),
             client,
             denial,
             settings,
-            routes: table.routes().iter().filter(on_ack).cloned().collect(),
+            routes: Mutex::new(released_on_ack(table)),
+            changed: Notify::new(),
             reader: AsyncMutex::new(None),
-            looked: Mutex::new(Instant::now()),
+            looked: Mutex::new(Some(Instant::now())),
             streams: Mutex::default(),
             events: AsyncMutex::default(),
+            asked: Mutex::default(),
             tickets: Mutex::default(),
             next_ticket: AtomicU64::new(0),
             report: Reporter::new("acks"),
         })
+    }
+
+    /// From now on what consumers of these routes tell is read.
+    pub fn serve(&self, table: &RouteTable) {
+        *locked(&self.routes) = released_on_ack(table);
+        *locked(&self.asked) = None;
+        *locked(&self.looked) = None;
+        self.changed.notify_one();
+    }
+
+    fn routes(&self) -> Vec<Arc<Route>> {
+        locked(&self.routes).clone()
     }
 
     /// Whether they can be read.
@@ -151,7 +168,7 @@ impl Acks {
 
     /// Replies to all messages of a ticket; why one of them could not be sent.
     async fn reply(&self, ticket: u64, reply: AckKind) -> Option<async_nats::Error> {
-        let messages = self.tickets.lock().unwrap_or_else(PoisonError::into_inner).remove(&ticket).unwrap_or_default();
+        let messages = locked(&self.tickets).remove(&ticket).unwrap_or_default();
         let replies = messages.iter().map(|message| message.ack_with(reply));
         join_all(replies).await.into_iter().find_map(Result::err)
     }
@@ -159,24 +176,27 @@ impl Acks {
     /// Whether events of the routes are in this stream. A mirror or an archive may have copies of them, and a consumer of the same
     /// name; what those answer says nothing here.
     async fn is_of_events(&self, stream: &str) -> Result<bool, ConsumersError> {
-        let mut events = self.events.lock().await;
-        let (streams, asked) = &mut *events;
-        if !streams.contains(stream) && asked.is_none_or(|asked| asked.elapsed() >= ASK_AGAIN) {
-            for route in &self.routes {
+        let mut streams = self.events.lock().await;
+        let is_due = |asked: Option<Instant>| asked.is_none_or(|asked| asked.elapsed() >= ASK_AGAIN);
+        if !streams.contains(stream) && is_due(*locked(&self.asked)) {
+            *locked(&self.asked) = Some(Instant::now());
+            for route in &self.routes() {
                 let names = stream::names_of_covering(self.api(), route.subject()).await;
-                streams.extend(names.map_err(|error| ConsumersError(error.to_string()))?);
+                streams.extend(names.map_err(|error| {
+                    *locked(&self.asked) = None;
+                    ConsumersError(error.to_string())
+                })?);
             }
-            *asked = Some(Instant::now());
         }
         Ok(streams.contains(stream))
     }
 
     /// Whether what is read covers what is told; where it does not, reading has to begin again.
     async fn is_covered(&self) -> bool {
-        match covering(self.api(), &self.routes, &self.settings).await {
+        match covering(self.api(), &self.routes(), &self.settings).await {
             Ok(covering) => {
                 self.report.set(Contact::Up);
-                let read = self.streams.lock().unwrap_or_else(PoisonError::into_inner);
+                let read = locked(&self.streams);
                 covering.keys().eq(read.iter())
             }
             Err(contact) => {
@@ -191,12 +211,12 @@ impl Acks {
     /// Finds or makes the streams, and begins to read.
     async fn begin(&self) -> Result<Reader, Contact> {
         self.denial.send_replace(None);
-        let covering = covering(self.api(), &self.routes, &self.settings).await?;
+        let covering = covering(self.api(), &self.routes(), &self.settings).await?;
         let mut sources = Vec::new();
         for (stream, info) in &covering {
             sources.push(self.source(stream, info).await?);
         }
-        *self.streams.lock().unwrap_or_else(PoisonError::into_inner) = covering.into_keys().collect();
+        *locked(&self.streams) = covering.into_keys().collect();
         Ok(select_all(sources).ready_chunks(TOGETHER))
     }
 
@@ -249,6 +269,15 @@ impl Acks {
             None => otherwise,
         }
     }
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn released_on_ack(table: &RouteTable) -> Vec<Arc<Route>> {
+    let on_ack = |route: &&Arc<Route>| route.life().release == Release::Ack;
+    table.routes().iter().filter(on_ack).cloned().collect()
 }
 
 /// The streams that keep what the consumers of routes tell, by their names. One that is missing is made.
@@ -376,10 +405,9 @@ impl Consumers for Acks {
         async move {
             let mut reader = self.reader.lock().await;
             loop {
-                if reader.is_some()
-                    && self.looked.lock().unwrap_or_else(PoisonError::into_inner).elapsed() >= LOOK_AGAIN
-                {
-                    *self.looked.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+                let looked = *locked(&self.looked);
+                if reader.is_some() && looked.is_none_or(|looked| looked.elapsed() >= LOOK_AGAIN) {
+                    *locked(&self.looked) = Some(Instant::now());
                     if !self.is_covered().await {
                         *reader = None;
                     }
@@ -398,9 +426,12 @@ impl Consumers for Acks {
                     }
                 }
                 let next = match reader.as_mut() {
-                    Some(reader) => match tokio::time::timeout(LOOK_AGAIN, reader.next()).await {
-                        Ok(next) => next,
-                        Err(_elapsed) => continue,
+                    Some(reader) => tokio::select! {
+                        next = tokio::time::timeout(LOOK_AGAIN, reader.next()) => match next {
+                            Ok(next) => next,
+                            Err(_elapsed) => continue,
+                        },
+                        () = self.changed.notified() => continue,
                     },
                     None => None,
                 };
@@ -419,7 +450,7 @@ impl Consumers for Acks {
                 if !messages.is_empty() {
                     let told = messages.iter().filter_map(read).collect();
                     let ticket = self.next_ticket.fetch_add(1, Ordering::Relaxed);
-                    self.tickets.lock().unwrap_or_else(PoisonError::into_inner).insert(ticket, messages);
+                    locked(&self.tickets).insert(ticket, messages);
                     return Telling { told, ticket };
                 }
                 if reader.is_none() {
@@ -504,7 +535,7 @@ impl Consumers for Acks {
 
     fn told_until(&self) -> BoxFuture<'_, Result<ToldUntil, ConsumersError>> {
         async move {
-            let streams = self.streams.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            let streams = locked(&self.streams).clone();
             if streams.is_empty() {
                 return Err(ConsumersError("what consumers answer is not read yet".to_owned()));
             }

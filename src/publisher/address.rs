@@ -1,6 +1,6 @@
 //! Where the events of a route go, and what their headers say: what is the same for all of them is made once.
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 
 use async_nats::{HeaderMap, HeaderName, HeaderValue, Subject, header::NATS_MESSAGE_ID};
 use hashbrown::HashMap;
@@ -49,16 +49,25 @@ fn plain(text: String) -> HeaderValue {
 }
 
 /// The addresses of all routes, by their names.
-pub(super) struct RouteAddresses(HashMap<String, Arc<Address>>);
+pub(super) struct RouteAddresses(RwLock<HashMap<String, Arc<Address>>>);
 
 impl RouteAddresses {
     pub(super) fn of_all(table: &RouteTable) -> Self {
-        Self(table.routes().iter().map(|route| (route.name().to_owned(), Arc::new(Address::of(route)))).collect())
+        let this = Self(RwLock::default());
+        this.replace(table);
+        this
+    }
+
+    /// From now on those of these routes are at hand.
+    pub(super) fn replace(&self, table: &RouteTable) {
+        let new = table.routes().iter().map(|route| (route.name().to_owned(), Arc::new(Address::of(route))));
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = new.collect();
     }
 
     /// That of a route, which may be none of the table: one that was removed, or had another subject before.
     pub(super) fn of(&self, route: &Route) -> Arc<Address> {
-        let known = self.0.get(route.name()).filter(|address| address.subject.as_str() == route.subject());
-        known.map_or_else(|| Arc::new(Address::of(route)), Arc::clone)
+        let known = self.0.read().unwrap_or_else(PoisonError::into_inner).get(route.name()).map(Arc::clone);
+        let known = known.filter(|address| address.subject.as_str() == route.subject());
+        known.unwrap_or_else(|| Arc::new(Address::of(route)))
     }
 }

@@ -4,7 +4,6 @@
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
-use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
 use super::{
@@ -33,9 +32,9 @@ impl ConsumerWatch {
         named.then(|| Self { servers, routes: Arc::new(routes.clone()), metrics: metrics.clone() })
     }
 
-    /// Begins to look.
-    pub fn start(self, tasks: &TaskTracker) {
-        tasks.spawn(async move { supervise!("the look at consumers", self.run()) });
+    /// Looks again and again.
+    pub async fn keep_looking(self) {
+        supervise!("the look at consumers", self.run());
     }
 
     /// While NATS does not answer, what it said last stays.

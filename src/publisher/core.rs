@@ -42,6 +42,11 @@ impl Core {
         Ok(Self { connection, inbox, addresses: RouteAddresses::of_all(routes), report })
     }
 
+    /// Publishes for these routes from now on.
+    pub fn serve(&self, routes: &RouteTable) {
+        self.addresses.replace(routes);
+    }
+
     async fn publish(&self, route: &Route, events: Vec<Event>, limit: Duration) -> Result<(), PublishError> {
         let until = Instant::now() + limit;
         let epoch = self.connection.usable()?;

@@ -24,7 +24,7 @@ use super::{
     connection::Connection,
     inbox::{Expected, Inbox},
     servers::Servers,
-    stream::StreamSettings,
+    stream::{self, StreamSettings},
     stream_watch::StreamWatch,
 };
 use crate::{
@@ -36,6 +36,9 @@ use crate::{
     supervision::supervise,
 };
 
+/// How long the making of a stream may hold up a configuration.
+const PROVIDE_WITHIN: Duration = Duration::from_secs(5);
+
 /// Publishes with acknowledgement.
 pub struct JetStream {
     connection: Connection,
@@ -44,6 +47,9 @@ pub struct JetStream {
     report: Reporter,
     usable: Arc<AtomicBool>,
     look_again: Arc<Notify>,
+    stream: StreamSettings,
+    /// Looked after by [`StreamWatch`].
+    routes: watch::Sender<Arc<RouteTable>>,
 }
 
 impl JetStream {
@@ -66,6 +72,8 @@ impl JetStream {
             report: Reporter::new("nats"),
             usable: Arc::default(),
             look_again: Arc::default(),
+            stream,
+            routes: watch::Sender::new(Arc::new(routes.clone())),
         };
         let watch = StreamWatch {
             api: Api::over(this.connection.client.clone()),
@@ -74,11 +82,34 @@ impl JetStream {
             report: this.report.clone(),
             usable: Arc::clone(&this.usable),
             look_again: Arc::clone(&this.look_again),
-            stream,
-            routes: routes.clone(),
+            stream: this.stream.clone(),
+            routes: this.routes.subscribe(),
         };
         tasks.spawn(async move { supervise!("the look at the stream", watch.run()) });
         Ok(this)
+    }
+}
+
+impl JetStream {
+    /// Sees to it that a stream covers these subjects, if NATS answers in time; else that is done once it does.
+    ///
+    /// # Errors
+    /// What is in the way, and stays so until somebody mends it.
+    pub async fn provide(&self, routes: &RouteTable) -> Result<(), String> {
+        if self.usable().is_err() {
+            return Ok(());
+        }
+        let api = Api::over(self.connection.client.clone());
+        match tokio::time::timeout(PROVIDE_WITHIN, stream::ensure(&api, &self.stream, routes)).await {
+            Ok(Err(error)) if error.is_refusal() => Err(error.to_string()),
+            Ok(_) | Err(_) => Ok(()),
+        }
+    }
+
+    /// Publishes for these routes from now on, and looks after their streams.
+    pub fn serve(&self, routes: &Arc<RouteTable>) {
+        self.addresses.replace(routes);
+        self.routes.send_replace(Arc::clone(routes));
     }
 }
 

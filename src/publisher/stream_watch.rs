@@ -9,7 +9,10 @@ use std::{
     time::Duration,
 };
 
-use tokio::{sync::Notify, time::Instant};
+use tokio::{
+    sync::{Notify, watch},
+    time::Instant,
+};
 use tracing::{error, info, warn};
 
 use super::{
@@ -40,25 +43,26 @@ pub(super) struct StreamWatch {
     pub(super) usable: Arc<AtomicBool>,
     pub(super) look_again: Arc<Notify>,
     pub(super) stream: StreamSettings,
-    pub(super) routes: RouteTable,
+    pub(super) routes: watch::Receiver<Arc<RouteTable>>,
 }
 
 impl StreamWatch {
     pub(super) async fn run(&self) {
-        let mut status = self.connection.status.clone();
+        let (mut status, mut routes) = (self.connection.status.clone(), self.routes.clone());
         let mut said = Said::default();
         // Whether the next look is at a stream that was well at the last one.
         let mut routine = false;
         loop {
+            let table = Arc::clone(&routes.borrow_and_update());
             let now = status.borrow_and_update().clone();
             let pause = if now.contact != Contact::Up {
                 self.report.set(now.contact);
                 Duration::MAX
             } else if routine {
-                self.look_at_settings(&mut said).await;
+                self.look_at_settings(&table, &mut said).await;
                 WATCH_PAUSE
             } else {
-                let (contact, pause) = self.look(&mut said).await;
+                let (contact, pause) = self.look(&table, &mut said).await;
                 // What the look found may be outdated by the end of the connection.
                 if *status.borrow() == now || contact != Contact::Up {
                     self.report.set(contact);
@@ -69,6 +73,7 @@ impl StreamWatch {
             routine = false;
             let changed = tokio::select! {
                 changed = status.changed() => changed.is_ok(),
+                changed = routes.changed() => changed.is_ok(),
                 () = self.look_again.notified() => {
                     tokio::time::sleep_until(looked + LOOK_PAUSE).await;
                     true
@@ -85,12 +90,12 @@ impl StreamWatch {
     }
 
     /// Whether events can be published now, and when to look again.
-    async fn look(&self, said: &mut Said) -> (Contact, Duration) {
+    async fn look(&self, routes: &RouteTable, said: &mut Said) -> (Contact, Duration) {
         // Most servers that have JetStream take events at once; of the others the answer tells.
         if self.connection.client.server_info().jetstream {
             self.usable.store(true, Ordering::Relaxed);
         }
-        let found = stream::ensure(&self.api, &self.stream, &self.routes).await;
+        let found = stream::ensure(&self.api, &self.stream, routes).await;
         match &found {
             Ok(survey) => {
                 self.usable.store(true, Ordering::Relaxed);
@@ -101,7 +106,7 @@ impl StreamWatch {
             // Whether events can be stored, those that are published find out.
             Err(_) => self.usable.store(true, Ordering::Relaxed),
         }
-        match (found, self.denial()) {
+        match (found, self.denial(routes)) {
             (Ok(_), None) => (Contact::Up, WATCH_PAUSE),
             (_, Some(denial)) => (diagnosis::denied(&self.names, &denial), RETRY_PAUSE),
             (Err(error), None) => {
@@ -115,18 +120,18 @@ impl StreamWatch {
 
     /// What the server denies of what configured routes need. An old entry of the outbox may go to a subject that nobody may
     /// publish to any more; that must not keep a new pod from becoming ready.
-    fn denial(&self) -> Option<String> {
+    fn denial(&self, routes: &RouteTable) -> Option<String> {
         let status = self.connection.status.borrow();
         let names = |denial: &str, subject: &str| denial.contains(&format!("\"{subject}\""));
         let concerns_routes = |denial: &&String| {
-            denial.contains("\"$JS.API.") || self.routes.routes().iter().any(|route| names(denial, route.subject()))
+            denial.contains("\"$JS.API.") || routes.routes().iter().any(|route| names(denial, route.subject()))
         };
         status.inbox_denied.as_ref().or_else(|| status.denied.as_ref().filter(concerns_routes)).cloned()
     }
 
     /// Says what has changed in the settings. Says nothing of the contact: what is published tells that.
-    async fn look_at_settings(&self, said: &mut Said) {
-        if let Ok(survey) = stream::survey(&self.api, &self.routes, said.streams.iter().map(String::as_str)).await {
+    async fn look_at_settings(&self, routes: &RouteTable, said: &mut Said) {
+        if let Ok(survey) = stream::survey(&self.api, routes, said.streams.iter().map(String::as_str)).await {
             said.say(&survey, &self.stream);
         }
     }

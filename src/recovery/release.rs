@@ -177,13 +177,13 @@ impl Releaser {
         if letters.is_empty() { Ok(()) } else { self.dead_letters.keep(&letters, self.letter_limits).await }
     }
 
-    /// Looks at the start, when secrets change, and at what comes meanwhile, until the process leaves.
-    pub async fn run(self, mut phase: watch::Receiver<Phase>) {
-        let holder = uuid::Uuid::new_v4().to_string();
+    /// Looks at the start, when secrets change, and at what comes meanwhile, until the process leaves. `holder` names it among
+    /// the replicas.
+    pub async fn run(self, holder: &str, mut phase: watch::Receiver<Phase>) {
         let mut secrets = self.verifiers.secrets();
         let mut pass = ReleasePass::default();
         loop {
-            let next = match self.once(&holder, &mut pass).await {
+            let next = match self.once(holder, &mut pass).await {
                 Ok(()) => EVERY,
                 Err(ReleaseError::Taken) => PAUSE,
                 Err(ReleaseError::Store(error)) => {

@@ -277,6 +277,10 @@ enum LifeProblem {
         "flow {0:?} is also the instance: requests to release ids would go to a subject of its events; give the route another flow, or set instance"
     )]
     FlowIsInstance(String),
+    #[error(
+        "pending_key {0:?} begins like the keys that hookgate has once for all routes, as instance is {1:?}; choose another key, or set instance"
+    )]
+    KeyOfInstance(String, String),
 }
 
 /// The part of the configuration that a route has to fit to.
@@ -311,8 +315,11 @@ fn life_problem(section: &RouteSection, life: &Life, around: Surroundings<'_>) -
     let coalesces = life.while_pending == WhilePending::Coalesce;
     let bad_name = |name: &&String| !is_stream_name(name) || name.contains([',', ':', ';']) || name.len() > 255;
     let twice = |(at, name): &(usize, &String)| life.consumers[..*at].contains(name);
+    let is_of_instance = |key: &str| key.strip_prefix(around.instance).is_some_and(|rest| rest.starts_with(':'));
     Some(if section.flow == around.instance {
         LifeProblem::FlowIsInstance(section.flow.clone())
+    } else if let Some(key) = section.pending_key.as_ref().filter(|key| is_of_instance(key)) {
+        LifeProblem::KeyOfInstance(key.clone(), around.instance.to_owned())
     } else if let Some(name) = life.consumers.iter().find(bad_name) {
         LifeProblem::ConsumerName(name.clone())
     } else if let Some((_, name)) = life.consumers.iter().enumerate().find(twice) {

@@ -23,13 +23,19 @@ pub struct Layers {
     unread: Vec<String>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Layer {
     name: String,
     table: Table,
 }
 
 impl Layers {
+    /// The same without what is wrong with them: they tell where a value came from.
+    #[must_use]
+    pub fn origins(&self) -> Self {
+        Self { stack: self.stack.clone(), ..Self::default() }
+    }
+
     /// Puts a TOML file on top.
     pub fn add_file(&mut self, path: &Path) {
         match std::fs::read_to_string(path) {

@@ -26,6 +26,7 @@ pub(super) fn deliver((verified, batch): (SenderVerified, Batch)) -> Later<(Arc<
 
 async fn run(verified: SenderVerified, batch: Batch) -> Result<(Arc<Request>, Receipt), Rejection> {
     let SenderVerified { request, allowance, permit, seed, body, offload: _ } = verified;
+    request.metrics.came();
     let rejected = batch.rejected().clone();
     // The body is kept only for the items that become dead letters. What it took of the budget stays taken, for the
     // events, which are not weighed.

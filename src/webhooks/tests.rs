@@ -274,7 +274,8 @@ async fn the_chain_answers_every_request() {
     let fixture = Fixture::new();
     let Fixture { webhooks, shutdown, .. } = fixture;
     let webhooks = Arc::into_inner(webhooks).expect("nobody else has it");
-    let chain = super::webhooks(webhooks);
+    let webhooks = Arc::new(webhooks);
+    let chain = super::webhooks(move || Arc::clone(&webhooks));
     let answer = post(OPEN).body("[]").reply(&chain).await;
     assert_eq!(answer.status(), 200);
     assert_eq!(answer.body(), r#"{"status":"received","action":"create","new_ids_count":0,"total_ids_in_batch":0}"#);

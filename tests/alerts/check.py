@@ -12,12 +12,13 @@ from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.cog.plugins import register_default_plugins
 from grafana_foundation_sdk.models.dashboard import Dashboard
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
+from prometheus_client.parser import text_string_to_metric_families as plain_families
 
-from servers import World, until
+from servers import World, crm_metrics, until
 
 WORK = Path(sys.argv[1])
 NAME = re.compile(r"\b(?:hookgate|process)_\w+")
-STORE_GAUGES = ("hookgate_outbox_", "hookgate_pending_", "hookgate_orphaned_", "hookgate_consumer_")
+STORE_GAUGES = ("hookgate_outbox_", "hookgate_pending_", "hookgate_orphaned_", "hookgate_consumer_", "hookgate_espocrm_")
 SUFFIXES = {"counter": ["_total"], "histogram": ["_bucket", "_sum", "_count"], "info": ["_info"], "gauge": [""]}
 passed = 0
 
@@ -39,6 +40,7 @@ flow = "vmh"
 entity = "beteiligte"
 action = "create"
 consumers = ["case-sync"]
+espocrm_event = "CBeteiligte.create"
 """
 
 
@@ -87,7 +89,14 @@ check("every family says what it is and counts in base units", [
     or ("duration" in family.name or "age" in family.name.split("_")) and family.unit != "seconds"
 ])
 
-known = {family.name + suffix for family in families for suffix in SUFFIXES[family.type]}
+of_crm = list(plain_families(crm_metrics(ROUTES)))
+check("what doctor says of the CRM is Prometheus' text format for a parser of others",
+      [f"{family.name}: {family.type}" for family in of_crm if family.type != "gauge" or not family.documentation or not family.samples]
+      or ([] if of_crm else ["no family"]))
+listed = set(NAME.findall(Path("docs/espocrm.md").read_text().split("## Metrics of the CRM")[1].split("\n## ")[0]))
+check("docs/espocrm.md names each of them, and no other", sorted(listed ^ {family.name for family in of_crm}))
+
+known = {family.name for family in of_crm} | {family.name + suffix for family in families for suffix in SUFFIXES[family.type]}
 rules = yaml.safe_load((WORK / "rules.yaml").read_text())
 manifest = yaml.safe_load(Path("k8s/components/alerts/prometheusrule.yaml").read_text())
 alerts = {rule["alert"]: rule for group in rules["groups"] for rule in group["rules"]}

@@ -5,8 +5,10 @@ import os
 import socket
 import subprocess
 import tempfile
+import threading
 import time
 import urllib.request
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 PATIENCE = 30
@@ -34,6 +36,39 @@ def free_port():
 def listens(port):
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+class EmptyCrm(BaseHTTPRequestHandler):
+    """EspoCRM's API with nothing in it."""
+
+    def do_GET(self):
+        body = json.dumps({"total": -2, "list": []}).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_):
+        pass
+
+
+def crm_metrics(settings):
+    """What `hookgate doctor --espocrm --metrics` prints of such a CRM."""
+    crm = ThreadingHTTPServer(("127.0.0.1", 0), EmptyCrm)
+    threading.Thread(target=crm.serve_forever, daemon=True).start()
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "password").write_text("password")
+        config = Path(folder) / "hookgate.toml"
+        config.write_text(f"""{settings}
+[espocrm]
+url = "http://127.0.0.1:{crm.server_port}"
+user = "admin"
+password_file = "{folder}/password"
+""")
+        command = [os.environ["HOOKGATE"], "--config", str(config), "doctor", "--espocrm", "--metrics"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
+    crm.shutdown()
+    return done.stdout
 
 
 class World:

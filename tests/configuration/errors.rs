@@ -152,7 +152,7 @@ fn bad_routes() {
         ("pending_key = \"\"", "pending_key \"\" is 0 bytes long"),
         ("pending_key = \"a b\"", "pending_key \"a b\" has a blank at byte 1"),
         ("pending_key = \"{a}\"", "pending_key \"{a}\" has '{' at byte 0"),
-        ("pending_key = \"hookgate:x\"", "pending_key \"hookgate:x\" begins with 'hookgate:'"),
+        ("pending_key = \"hookgate:x\"", "pending_key \"hookgate:x\" begins like the keys that hookgate has once"),
         ("label = \"\"", "label \"\" is empty"),
         ("label = \"a\\nb\"", "label \"a\\nb\" has '\\n' at byte 1"),
         ("while_pending = \"coalesce\"", "while_pending = \"coalesce\" with redis.durability = \"none\""),
@@ -173,6 +173,17 @@ fn bad_routes() {
     }
     let later = "line 5: routes[0].while_pending = \"later\": unknown variant `later`";
     refused(&route("a", "create", "while_pending = \"later\""), &[later]);
+}
+
+#[test]
+fn routes_that_clash_with_the_instance() {
+    let second = |route: &str| format!("instance = \"second\"\n{route}");
+    let key = second(&route("a", "create", "pending_key = \"second:x\""));
+    refused(&key, &["route \"vmh/a/create\": pending_key \"second:x\" begins like the keys that hookgate has once"]);
+    let flow = second(&route("a", "create", "").replace("vmh", "second"));
+    refused(&flow, &["route \"second/a/create\": flow \"second\" is also the instance"]);
+    let near = second(&route("a", "create", "pending_key = \"secondary:x\""));
+    Trial::new(&[("good.toml", &near)]).check(&["good.toml"]);
 }
 
 #[test]

@@ -234,7 +234,8 @@ fn help_and_version_need_no_configuration() {
         ]
     );
     for name in &names[..names.len() - 1] {
-        assert!(printed(&trial, &[name, "--help"]).contains("Usage: hookgate"), "{name}");
+        let help = printed(&trial, &[name, "--help"]);
+        assert!(help.contains("Usage: hookgate") && help.contains("\nExample"), "{name}: {help}");
     }
     assert_eq!(printed(&trial, &["--version"]), concat!("hookgate ", env!("CARGO_PKG_VERSION"), "\n"));
 }

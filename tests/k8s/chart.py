@@ -28,6 +28,13 @@ def site(overlay):
     return tomllib.loads((ROOT / f"k8s/overlays/{overlay}/site.toml").read_text())
 
 
+def offered_site():
+    """The production overlay's site.toml with what it says of the CRM in comments, as an operator would switch it on."""
+    before, found, after = (ROOT / "k8s/overlays/production/site.toml").read_text().partition("# [espocrm]\n")
+    assert found, "site.toml has the CRM in comments"
+    return before + re.sub(r"(?m)^# ?", "", found + after)
+
+
 def production(ingress, more=None):
     """The values that stand for the production overlay, and others over them."""
     values = {
@@ -48,6 +55,8 @@ DEV = {
     },
 }
 OFFERED = {
+    "config": tomllib.loads(offered_site()),
+    "espocrm": {"reconcile": {"enabled": True}, "metrics": {"enabled": True}},
     "monitoring": {"podMonitor": True, "alerts": True, "dashboard": True},
     "secrets": {"name": "hookgate-secrets", "external": {"enabled": True}},
 }
@@ -68,6 +77,10 @@ REFUSED = [
     ("fewer at most than at least", {"replicas": {"min": 5, "max": 4}}, "replicas.max"),
     ("out to anybody", {"networkPolicy": {"redisTo": None}}, "networkPolicy"),
     ("no limit of memory", {"resources": {"limits": {"memory": None}}}, "resources/limits"),
+    ("a password in the address of the CRM", {"config": {"espocrm": {"url": "https://admin:secret@crm"}}}, "espocrm/url"),
+    ("the CRM's jobs without a CRM", {"espocrm": {"reconcile": {"enabled": True}}}, "config.espocrm"),
+    ("two runs at once, by a schedule that is none", {"espocrm": {"reconcile": {"schedule": "hourly"}}}, "reconcile/schedule"),
+    ("a flag that reconcile does not have", {"espocrm": {"reconcile": {"args": ["--purge"]}}}, "reconcile/args"),
     ("a Secret without a name", {"secrets": {"external": {"enabled": True}}}, "secrets.name"),
 ]
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import chart
 import rules
 import rules_components
+import rules_espocrm
 import rules_hookgate
 import rules_ingress
 import schemas
@@ -21,7 +22,10 @@ from mistakes import MISTAKES
 TLS = {("Secret", "hookgate-tls"): {"tls.crt", "tls.key"}}
 # The ingress of the production overlay.
 OVERLAYS_INGRESS = "envoy-gateway"
-PRODUCTION = TLS | {("Secret", "hookgate-secrets"): {"redis-password", "nats-password"}}
+PRODUCTION = TLS | {
+    ("Secret", "hookgate-secrets"): {"redis-password", "nats-password"},
+    ("Secret", "hookgate-espocrm"): {"redis-password", "nats-password", "espocrm-password", "ca.crt"},
+}
 
 
 class Report:
@@ -63,8 +67,8 @@ def places(kubectl, scratch):
     yield Place("production with all it offers", render(kubectl, offered(scratch)) + beside, "hookgate", PRODUCTION)
     for kind in ("ingress", "components"):
         for component in sorted((ROOT / "k8s" / kind).iterdir()):
-            # `again` is a part of others, and `doctor` runs the overlay's image.
-            if component.name in ("again", "doctor") or not (component / "kustomization.yaml").exists():
+            # `again` is a part of others; `doctor`, `reconcile` and `espocrm-metrics` run the overlay's image.
+            if component.name in ("again", "doctor", "reconcile", "espocrm-metrics") or not (component / "kustomization.yaml").exists():
                 continue
             overlay = "dev" if kind == "ingress" else "production"
             # Traefik's annotations have the namespace in them, that of production.
@@ -101,7 +105,9 @@ def instead(scratch, ingress):
 
 def offered(scratch):
     """The production overlay with every component that it offers in a comment, as an operator would switch them on."""
-    return production(scratch, "production-offers", lambda text: text.replace("  # - ../../", "  - ../../"))
+    folder = production(scratch, "production-offers", lambda text: text.replace("  # - ../../", "  - ../../"))
+    (folder / "site.toml").write_text(chart.offered_site())
+    return folder
 
 
 def problems(place, hookgate, before=()):
@@ -114,7 +120,7 @@ def problems(place, hookgate, before=()):
         return found
     for rule in rules.RULES:
         found += rule(place)
-    for module in (rules_hookgate, rules_ingress, rules_components):
+    for module in (rules_hookgate, rules_ingress, rules_components, rules_espocrm):
         for rule in module.RULES:
             found += rule(place, hookgate)
     return found

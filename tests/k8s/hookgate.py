@@ -70,9 +70,8 @@ class Hookgate:
                 file.write_text(moved(text))
             arguments = [moved(argument) for argument in container.get("args", [])]
             command = [self.binary, "check", "--output", "json", *arguments]
-            variables = environment(container)
-            if "HOOKGATE_CONFIG" in variables:
-                variables["HOOKGATE_CONFIG"] = moved(variables["HOOKGATE_CONFIG"])
+            own = [v | {"value": moved(v.get("value", ""))} for v in container.get("env", [])]
+            variables = environment({"env": own})
             done = subprocess.run(command, capture_output=True, text=True, timeout=WITHIN, cwd=folder, env=variables)
             if done.returncode != 0:
                 return None, done.stderr.strip().replace(folder, "")

@@ -8,7 +8,9 @@ from pathlib import Path
 import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
-WORKLOADS = ("Deployment", "StatefulSet", "DaemonSet", "Job")
+WORKLOADS = ("Deployment", "StatefulSet", "DaemonSet", "Job", "CronJob")
+# They end, and select their own pods by labels that the cluster makes.
+JOBS = ("Job", "CronJob")
 
 
 class Loader(yaml.SafeLoader):
@@ -92,12 +94,18 @@ def title(document):
     return f"{document['kind']}/{document['metadata']['name']}"
 
 
+def template(workload):
+    """What its pods are made from. A CronJob makes Jobs first."""
+    spec = workload["spec"]
+    return (spec["jobTemplate"]["spec"] if workload["kind"] == "CronJob" else spec)["template"]
+
+
 def pod(workload):
-    return workload["spec"]["template"]["spec"]
+    return template(workload)["spec"]
 
 
 def pod_labels(workload):
-    return at(workload, "spec", "template", "metadata", "labels", default={})
+    return at(template(workload), "metadata", "labels", default={})
 
 
 def containers(workload):

@@ -94,6 +94,9 @@ CLIENTS = ("ClientTrafficPolicy", "hookgate")
 STATUSES = "spec.responseOverride.0.match.statusCodes"
 POD = "spec.template.spec"
 BOX = f"{POD}.containers.0"
+ALL = "production with all it offers"
+RECONCILE, METRICS = ("CronJob", "hookgate-reconcile"), ("CronJob", "hookgate-espocrm-metrics")
+JOB = "spec.jobTemplate.spec.template.spec"
 ANNOTATION = "nginx.ingress.kubernetes.io/"
 
 
@@ -252,4 +255,27 @@ MISTAKES = [
     Mistake("a field the operator does not know", "podmonitor", setting("PodMonitor", "hookgate", "spec.podMetricsEndpoints.0.intervall", "15s"), "unknown to the operator"),
     Mistake("the wrong key from the vault", "external-secret", setting("ExternalSecret", "hookgate-secrets", "spec.data.0.secretKey", "password"), "lacks"),
     Mistake("a Secret that nobody mounts", "external-secret", setting("ExternalSecret", "hookgate-secrets", "spec.target.name", "hookgate"), "nobody mounts"),
+    # The CronJobs that ask EspoCRM.
+    Mistake("a CronJob with a misspelt field", ALL, setting(*RECONCILE, "spec.concurencyPolicy", "Forbid"), "schema"),
+    Mistake("reconcile as hookgate's own user", ALL, without(*RECONCILE, f"{JOB}.containers.0.env.1"), "may not read the stream"),
+    Mistake("reconcile as hookgate's own user of NATS", ALL, without(*RECONCILE, f"{JOB}.containers.0.env.3"), "may not read the stream"),
+    Mistake("reconcile without its password", ALL, setting(*RECONCILE, f"{JOB}.containers.0.env.2.value", "/run/secrets/hookgate-espocrm/password"), "hookgate check refuses"),
+    Mistake("reconcile without the CRM", ALL, config("site.toml", 'url = "https://crm.example.com"', ""), "espocrm.url is not set"),
+    Mistake("reconcile by an API user", ALL, config("site.toml", 'user = "hookgate"\npassword_file = "/run/secrets/hookgate-espocrm/espocrm-password"', 'api_key_file = "/run/secrets/hookgate-espocrm/espocrm-password"'), "for administrators"),
+    Mistake("a password of the CRM that is not mounted", ALL, config("site.toml", "/run/secrets/hookgate-espocrm/espocrm-password", "/run/secrets/hookgate/espocrm-password"), "which is not mounted"),
+    Mistake("no webhook of the CRM", ALL, config("site.toml", 'espocrm_event = "CBeteiligte.create"', ""), "no route has espocrm_event"),
+    Mistake("the CRM's Secret under another name", ALL, setting(*RECONCILE, f"{JOB}.volumes.2.secret.secretName", "hookgate-crm"), "is made by nobody"),
+    Mistake("the CRM's credentials where webhooks come in", ALL, setting(*HOOKGATE, f"{POD}.volumes.-", {"name": "espocrm", "secret": {"secretName": "hookgate-espocrm"}}), "mounts the credentials of the CRM"),
+    Mistake("two runs at once", ALL, setting(*RECONCILE, "spec.concurrencyPolicy", "Allow"), "two runs at once"),
+    Mistake("a run without an end", ALL, without(*METRICS, "spec.jobTemplate.spec.activeDeadlineSeconds"), "a run that hangs"),
+    Mistake("a job that runs as root", ALL, setting(*METRICS, f"{JOB}.securityContext.runAsNonRoot", False), "as root"),
+    Mistake("a job of another version", ALL, setting(*METRICS, f"{JOB}.containers.0.image", "hookgate:0.0.9"), "is not hookgate's"),
+    Mistake("a job without a network policy", ALL, without("NetworkPolicy", "hookgate-reconcile"), "0 network policies"),
+    Mistake("no way to the CRM", ALL, without("NetworkPolicy", "hookgate-espocrm-metrics", "spec.egress.1"), "it needs"),
+    Mistake("no way to a CRM at another port", ALL, config("site.toml", "https://crm.example.com", "https://crm.example.com:8443"), "it needs"),
+    Mistake("no way to the Pushgateway", ALL, setting(*METRICS, f"{JOB}.containers.0.args.3", "--push-to=http://pushgateway.monitoring.svc"), "it needs"),
+    Mistake("the Pushgateway's port to anybody", ALL, without("NetworkPolicy", "hookgate-espocrm-metrics", "spec.egress.2.to"), "to anybody"),
+    Mistake("reconcile is let out to another Redis than hookgate", ALL, setting("NetworkPolicy", "hookgate-reconcile", "spec.egress.1.to", [{"podSelector": {"matchLabels": {"app.kubernetes.io/name": "redis"}}}]), "hookgate's to"),
+    Mistake("somebody comes into a job", ALL, setting("NetworkPolicy", "hookgate-reconcile", "spec.ingress", [{}]), "lets something in"),
+    Mistake("a job's pods behind the Service", ALL, setting(*RECONCILE, "spec.jobTemplate.spec.template.metadata.labels", {"app.kubernetes.io/name": "hookgate"}), "its pods are hookgate's"),
 ]

@@ -1,6 +1,6 @@
 """Rules about manifests of any kind: what belongs together fits together. Each yields what is wrong, in words."""
 
-from manifests import at, containers, named_ports, pod, pod_labels, port_of, quantity, title
+from manifests import JOBS, at, containers, named_ports, pod, pod_labels, port_of, quantity, title
 
 CLUSTER_WIDE = {"Namespace"}
 # Those that are applied beside an object of somebody else's, in its namespace.
@@ -27,8 +27,7 @@ def selectors(place):
     """Whoever selects pods finds the pods of one workload."""
     for workload in place.workloads():
         wanted = at(workload, "spec", "selector", "matchLabels", default={})
-        if workload["kind"] == "Job":
-            # It selects its own pods by labels that the cluster makes.
+        if workload["kind"] in JOBS:
             wanted = pod_labels(workload)
         if not wanted or not wanted.items() <= pod_labels(workload).items():
             yield f"{title(workload)} selects {wanted}, its pods carry {pod_labels(workload)}"
@@ -119,7 +118,7 @@ def ports(place):
                 port = at(container, probe, "httpGet", "port")
                 if port is not None and port_of(workload, port) is None:
                     yield f"{title(workload)}: {probe} asks port {port}, which is none of its own"
-            if "readinessProbe" not in container and workload["kind"] != "Job":
+            if "readinessProbe" not in container and workload["kind"] not in JOBS:
                 yield f"{title(workload)}: container {container['name']} has no readinessProbe"
 
 

@@ -19,6 +19,7 @@ from servers import World
 SECONDS = {"webhooks": 15, "admin": 6}
 VERBOSE = "VERBOSE" in os.environ
 ROUTES = """
+admin.token_file = "SECRET"
 [[routes]]
 flow = "vmh"
 entity = "open"

@@ -26,6 +26,10 @@ impl Acl {
         Self::of("hookgate-operator")
     }
 
+    pub(super) fn reconcile() -> Self {
+        Self::of("hookgate-reconcile")
+    }
+
     fn of(user: &'static str) -> Self {
         let line =
             REDIS.lines().find(|line| line.starts_with(&format!("user {user} "))).expect("the file has the user");
@@ -63,6 +67,10 @@ impl Permissions {
 
     pub(super) fn operator() -> Self {
         Self { user: "hookgate-operator", taken: None }
+    }
+
+    pub(super) fn reconcile() -> Self {
+        Self { user: "hookgate-reconcile", taken: None }
     }
 
     pub(super) fn consumer() -> Self {
@@ -103,6 +111,7 @@ impl Permissions {
         let text = NATS.lines().enumerate().map(line).collect::<Vec<_>>().join("\n");
         text.replace("$HOOKGATE_NATS_PASSWORD", "right")
             .replace("$HOOKGATE_OPERATOR_NATS_PASSWORD", "right")
+            .replace("$HOOKGATE_RECONCILE_NATS_PASSWORD", "right")
             .replace("$CASE_SYNC_NATS_PASSWORD", "right")
             .replace("users = [\n", "users = [\n    { user: tests, password: tests }\n")
     }

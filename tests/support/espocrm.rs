@@ -33,6 +33,8 @@ pub(crate) struct State {
     rows: BTreeMap<String, Vec<Map<String, Value>>>,
     pub(crate) read: Read,
     pub(crate) webhook_role: bool,
+    /// What it calls itself.
+    pub(crate) version: &'static str,
     /// Added to the `Date` of answers.
     pub(crate) clock_ahead: Duration,
     /// Statuses of the next answers.
@@ -70,6 +72,7 @@ impl EspoCrm {
             rows: BTreeMap::new(),
             read: Read::All,
             webhook_role: true,
+            version: "9.3.10",
             clock_ahead: Duration::ZERO,
             failing: Vec::new(),
             meanwhile: Vec::new(),
@@ -211,8 +214,19 @@ impl State {
         if for_admins && !admin {
             return Err((StatusCode::FORBIDDEN, "No access to scope."));
         }
+        let before_9 = self.version.starts_with("8.");
         match (request.method(), parts.as_slice()) {
+            (&Method::GET, ["WebhookEventQueueItem"]) if before_9 => {
+                Err((StatusCode::NOT_FOUND, "Controller 'WebhookEventQueueItem' does not exist."))
+            }
+            (&Method::POST, ["MassAction"]) if before_9 => {
+                Err((StatusCode::FORBIDDEN, "Mass action 'delete' is disabled for 'WebhookQueueItem'."))
+            }
+            (&Method::GET, ["App", "about"]) => Ok(json!({ "text": "EspoCRM", "version": self.version })),
             (&Method::GET, ["App", "user"]) => Ok(self.rights(admin)),
+            (&Method::GET, ["User", "api", "acl"]) => Ok(self.rights(false)["acl"].clone()),
+            (&Method::GET, ["User", _, "acl"]) if !admin => Err((StatusCode::FORBIDDEN, "")),
+            (&Method::GET, ["User", "other", "acl"]) => Ok(self.rights(true)["acl"].clone()),
             (&Method::GET, [kind]) => self.list(kind, request, admin),
             (&Method::DELETE, ["WebhookQueueItem", id]) => {
                 let rows = self.rows.entry("WebhookQueueItem".to_owned()).or_default();

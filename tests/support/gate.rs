@@ -33,7 +33,7 @@ pub(crate) struct Gate {
     webhooks: SocketAddr,
     probes: SocketAddr,
     may_panic: bool,
-    _files: TempDir,
+    files: TempDir,
 }
 
 impl Gate {
@@ -76,7 +76,19 @@ impl Gate {
             Some((address("listening for webhooks")?, address("listening for probes")?))
         });
         let (webhooks, probes) = addresses.await;
-        Self { process, log, webhooks, probes, may_panic: false, _files: files }
+        Self { process, log, webhooks, probes, may_panic: false, files }
+    }
+
+    /// The file of the settings that it was started with.
+    pub(crate) fn file(&self) -> PathBuf {
+        self.files.path().join("layer-2.toml")
+    }
+
+    /// Puts other settings into that file, which it may read at any time.
+    pub(crate) fn configure(&self, settings: &str) {
+        let new = self.files.path().join("new.toml");
+        std::fs::write(&new, settings).expect("the folder is ours");
+        std::fs::rename(&new, self.file()).expect("the folder is ours");
     }
 
     /// A panic is what the test is about.
@@ -139,6 +151,13 @@ impl Gate {
         http::try_exchange(self.probes, request.as_bytes()).await.expect("there is an answer")
     }
 
+    /// A request to the admin address with the token of the operators, if there is one.
+    pub(crate) async fn operate(&self, method: &str, path: &str, token: &str) -> Answer {
+        let token = if token.is_empty() { String::new() } else { format!("Authorization: Bearer {token}\r\n") };
+        let request = format!("{method} {path} HTTP/1.1\r\nHost: hookgate.test\r\n{token}Connection: close\r\n\r\n");
+        http::try_exchange(self.probes, request.as_bytes()).await.expect("there is an answer")
+    }
+
     pub(crate) async fn wait_ready(&self) {
         eventually("hookgate is ready", async || (self.probe("/readyz").await.status == 200).then_some(())).await;
     }
@@ -174,6 +193,11 @@ impl Gate {
     /// A line that holds a text, if it is there by now.
     pub(crate) fn log_line(&self, text: &str) -> Option<String> {
         self.log.lines().into_iter().find(|line| line.contains(text))
+    }
+
+    /// How many lines hold a text by now.
+    pub(crate) fn log_count(&self, text: &str) -> usize {
+        self.log.lines().iter().filter(|line| line.contains(text)).count()
     }
 
     pub(crate) fn signal(&self, signal: &str) {

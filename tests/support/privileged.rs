@@ -24,6 +24,7 @@ pub(super) async fn start() -> (RedisServer, NatsServer) {
     let config = NATS
         .replace("$HOOKGATE_NATS_PASSWORD", "right")
         .replace("$HOOKGATE_OPERATOR_NATS_PASSWORD", "right")
+        .replace("$HOOKGATE_RECONCILE_NATS_PASSWORD", "right")
         .replace("$CASE_SYNC_NATS_PASSWORD", "right")
         .replace("users = [\n", "users = [\n    { user: tests, password: tests }\n");
     let nats = format!("{config}\nno_auth_user: tests\n");

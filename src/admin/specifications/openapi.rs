@@ -5,7 +5,7 @@ use warp::http::StatusCode;
 
 use super::{Specifications, info, is_plain, schema_of};
 use crate::{
-    admin::{Readiness, status::Status},
+    admin::{Readiness, pending_ids::Problem, status::Status},
     metrics::Exposition,
     reply::{REFUSALS, Received, Refused},
     route::Route,
@@ -16,6 +16,7 @@ impl Specifications {
     #[must_use]
     pub fn openapi(&self) -> Value {
         let mut paths = admin_paths();
+        paths.insert("/v1/pending/{flow}/{entity}/{action}/{id}".to_owned(), pending_id());
         for route in self.routes.routes().iter().filter(|route| is_plain(route.path())) {
             paths.insert(route.path().to_owned(), self.webhook(route));
         }
@@ -32,7 +33,7 @@ impl Specifications {
             ],
             "paths": paths,
             "components": {
-                "schemas": schemas(),
+                "schemas": self.schemas(),
                 "responses": responses(),
                 "securitySchemes": security_schemes(),
             },
@@ -73,6 +74,36 @@ impl Specifications {
         });
         json!({ "servers": [server], "post": post })
     }
+
+    fn schemas(&self) -> Value {
+        json!({
+            "Batch": {
+                "description": "Records, or a single one. A retry may hold other records than the first try did.",
+                "type": ["array", "object"],
+                "items": { "anyOf": [
+                    { "$ref": "#/components/schemas/Record" },
+                    { "description": "Anything else is rejected: it becomes a dead letter, and the others go on." },
+                ] },
+            },
+            "Record": {
+                "description": "Other members than the id are neither looked at nor logged.",
+                "type": "object",
+                "required": ["id"],
+                "properties": { "id": {
+                    "description": "1 to 255 bytes without control characters, or an integer.",
+                    "type": ["string", "integer"],
+                    "minLength": 1,
+                    "maxLength": 255,
+                } },
+            },
+            "Received": schema_of::<Received<'_>>(),
+            "Readiness": schema_of::<Readiness<'_>>(),
+            "Status": schema_of::<Status>(),
+            "Story": self.story,
+            "Released": self.released,
+            "Problem": schema_of::<Problem<'_>>(),
+        })
+    }
 }
 
 /// What satisfies a scheme: one of these.
@@ -97,33 +128,7 @@ fn security_schemes() -> Value {
         "standard-webhooks_id": header("webhook-id", "The id of the message."),
         "standard-webhooks_timestamp": header("webhook-timestamp", "Seconds since 1970, at most 5 minutes off."),
         "bearer": { "type": "http", "scheme": "bearer", "description": "The secret itself." },
-    })
-}
-
-fn schemas() -> Value {
-    json!({
-        "Batch": {
-            "description": "Records, or a single one. A retry may hold other records than the first try did.",
-            "type": ["array", "object"],
-            "items": { "anyOf": [
-                { "$ref": "#/components/schemas/Record" },
-                { "description": "Anything else is rejected: it becomes a dead letter, and the others go on." },
-            ] },
-        },
-        "Record": {
-            "description": "Other members than the id are neither looked at nor logged.",
-            "type": "object",
-            "required": ["id"],
-            "properties": { "id": {
-                "description": "1 to 255 bytes without control characters, or an integer.",
-                "type": ["string", "integer"],
-                "minLength": 1,
-                "maxLength": 255,
-            } },
-        },
-        "Received": schema_of::<Received<'_>>(),
-        "Readiness": schema_of::<Readiness<'_>>(),
-        "Status": schema_of::<Status>(),
+        "operator": { "type": "http", "scheme": "bearer", "description": "What is in admin.token_file." },
     })
 }
 
@@ -223,6 +228,57 @@ fn admin_paths() -> Map<String, Value> {
     get("/openapi.json", "This document", document(), crowded());
     get("/asyncapi.json", "The events, as AsyncAPI", document(), crowded());
     paths
+}
+
+/// The text of a token (src/event.rs).
+const TOKEN: &str = "^[0-9a-f]{12}7[0-9a-f]{3}[89ab][0-9a-f]{15}-(0|[1-9][0-9]{0,8})$";
+
+/// One pending id: its story and its release.
+fn pending_id() -> Value {
+    let segment = |name: &str, description: &str, pattern: &str| {
+        json!({
+            "name": name, "in": "path", "required": true, "description": description,
+            "schema": { "type": "string", "minLength": 1, "maxLength": 255, "pattern": pattern },
+        })
+    };
+    let word = "^[A-Za-z0-9_-]+$";
+    let json_of = |schema: Value| json!({ "application/json": { "schema": schema } });
+    let schema = |name: &str| json!({ "$ref": format!("#/components/schemas/{name}") });
+    let operation = |name: &str, summary: &str, answer: &str| {
+        let problem = |description: &str| json!({ "description": description, "content": json_of(schema("Problem")) });
+        let mut unauthorized = problem("Not with the token of admin.token_file.");
+        let challenge = json!({ "required": true, "schema": { "type": "string" } });
+        unauthorized["headers"] = json!({ "WWW-Authenticate": challenge });
+        let unavailable = json!({ "anyOf": [schema("Problem"), refused_schema()] });
+        json!({
+            "operationId": name,
+            "tags": ["admin"],
+            "summary": summary,
+            "security": [{ "operator": [] }],
+            "responses": {
+                "200": { "description": "As of now.", "content": json_of(schema(answer)) },
+                "400": problem("The path names no id, or what is behind the question mark is not token=TOKEN."),
+                "401": unauthorized,
+                "404": problem("There is no such route, or admin.token_file is not set."),
+                "503": { "description": "A store or the token can't be read now.", "content": json_of(unavailable) },
+            },
+        })
+    };
+    let mut delete = operation("admin.release", "Releases the id", "Released");
+    delete["parameters"] = json!([{
+        "name": "token", "in": "query", "required": false, "schema": { "type": "string", "pattern": TOKEN },
+        "description": "Nats-Msg-Id of an event: only the claim that it stands for is released.",
+    }]);
+    json!({
+        "parameters": [
+            segment("flow", "Flow of the route.", word),
+            segment("entity", "Its entity.", word),
+            segment("action", "Its action.", word),
+            segment("id", "The id, percent-encoded; at most 255 bytes.", r"^[^\x00-\x1f\x7f-\x9f]+$"),
+        ],
+        "get": operation("admin.why", "What is known of the id", "Story"),
+        "delete": delete,
+    })
 }
 
 /// The body of a 503 for a connection above `server.max_connections`.

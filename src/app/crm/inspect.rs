@@ -9,8 +9,8 @@ use serde::Serialize;
 use url::{Host, Url};
 
 use crate::{
-    espocrm::{CrmError, EspoCrm, Webhook},
-    finding::Finding,
+    espocrm::{Backlog, CrmError, CrmVersion, EspoCrm, Webhook},
+    finding::{Finding, Level},
     route::Route,
     settings::Settings,
     signature::Verifiers,
@@ -28,8 +28,10 @@ const APART: Duration = Duration::from_secs(300);
 pub struct CrmNumbers {
     /// Failed items of each route.
     pub failed: Vec<(String, usize)>,
-    /// How long the oldest event has waited for the cron job; 0 if none waits.
-    pub backlog_seconds: Option<u64>,
+    /// How long the oldest event of each route has waited for the cron job; 0 if none waits.
+    pub backlog_seconds: Vec<(String, u64)>,
+    /// How many findings are failures: the CRM loses webhooks, or does not answer.
+    pub failures: usize,
 }
 
 impl CrmNumbers {
@@ -37,18 +39,29 @@ impl CrmNumbers {
     #[must_use]
     pub fn prometheus(&self) -> String {
         let mut lines = Vec::new();
-        if !self.failed.is_empty() {
-            let name = "hookgate_espocrm_failed_items";
-            lines.push(format!("# HELP {name} Items of EspoCRM's webhook queue that it gave up on."));
-            lines.push(format!("# TYPE {name} gauge"));
-            lines.extend(self.failed.iter().map(|(route, count)| format!("{name}{{route=\"{route}\"}} {count}")));
-        }
-        if let Some(seconds) = self.backlog_seconds {
-            let name = "hookgate_espocrm_backlog_age_seconds";
-            lines.push(format!("# HELP {name} How long the oldest event of EspoCRM has waited for its cron job."));
-            lines.push(format!("# TYPE {name} gauge"));
-            lines.push(format!("{name} {seconds}"));
-        }
+        let mut gauge = |name: &str, help: &str, series: Vec<(String, u64)>| {
+            if !series.is_empty() {
+                lines.push(format!("# HELP {name} {help}"));
+                lines.push(format!("# TYPE {name} gauge"));
+                lines.extend(series.iter().map(|(labels, value)| format!("{name}{labels} {value}")));
+            }
+        };
+        let of = |route: &str| format!("{{route=\"{route}\"}}");
+        gauge(
+            "hookgate_espocrm_failed_items",
+            "Items of EspoCRM's webhook queue that it gave up on.",
+            self.failed.iter().map(|(route, count)| (of(route), *count as u64)).collect(),
+        );
+        gauge(
+            "hookgate_espocrm_backlog_age_seconds",
+            "How long the oldest event of the route has waited for EspoCRM's cron job.",
+            self.backlog_seconds.iter().map(|(route, seconds)| (of(route), *seconds)).collect(),
+        );
+        gauge(
+            "hookgate_espocrm_failures",
+            "What doctor finds in EspoCRM that loses webhooks, or keeps it from looking.",
+            vec![(String::new(), self.failures as u64)],
+        );
         lines.join("\n")
     }
 }
@@ -57,6 +70,7 @@ impl CrmNumbers {
 pub async fn inspect(settings: &Settings, crm: &EspoCrm, is_admin: bool) -> (Vec<Finding>, CrmNumbers) {
     let (mut findings, mut numbers) = (Vec::new(), CrmNumbers::default());
     let mut looked = false;
+    let version = version(&mut findings, crm).await;
     for route in settings.routes.routes() {
         let Some(event) = route.espocrm_event() else {
             let text = "espocrm_event is not set, so nothing of the CRM is compared with it; set it to the event of its webhook";
@@ -64,30 +78,67 @@ pub async fn inspect(settings: &Settings, crm: &EspoCrm, is_admin: bool) -> (Vec
             continue;
         };
         looked = true;
-        of_route(&mut findings, &settings.verifiers, crm, route, event, is_admin).await;
+        let asking = Asking { crm, is_admin, version };
+        of_route(&mut findings, &settings.verifiers, asking, route, event).await;
         if is_admin {
             failed_items(&mut findings, &mut numbers, crm, route, event).await;
+            backlog(&mut findings, &mut numbers, crm, route, event).await;
         }
     }
     if !looked {
         findings.push(Finding::failure("espocrm", "no route has espocrm_event, so there is nothing to compare"));
-    } else if is_admin {
-        backlog(&mut findings, &mut numbers, crm).await;
-    } else {
+    } else if !is_admin {
         let text = "failed items and backlog are for administrators only; set espocrm.user and espocrm.password_file to see them";
         findings.push(Finding::ok("espocrm queue", text));
     }
     clock(&mut findings, crm);
+    numbers.failures = findings.iter().filter(|finding| finding.level == Level::Failure).count();
     (findings, numbers)
+}
+
+/// Whom to ask, as whom.
+#[derive(Clone, Copy)]
+struct Asking<'a> {
+    crm: &'a EspoCrm,
+    is_admin: bool,
+    version: Option<CrmVersion>,
+}
+
+/// What can be said of the version alone. What has to be true of a webhook because of it is said of the webhook.
+async fn version(findings: &mut Vec<Finding>, crm: &EspoCrm) -> Option<CrmVersion> {
+    let what = "espocrm version";
+    let version = match crm.version().await {
+        Ok(Some(version)) => version,
+        Ok(None) => {
+            findings.push(Finding::ok(what, "the CRM does not name its version; what follows holds for all of them"));
+            return None;
+        }
+        Err(error) => {
+            findings.push(failure(what, &error));
+            return None;
+        }
+    };
+    findings.push(Finding::ok(
+        what,
+        if version >= CrmVersion::REFUSED_IS_FINAL {
+            format!("{version}: a refused connection, an untrusted certificate and a name that does not resolve lose a batch at once; keep two replicas that listen")
+        } else if version >= CrmVersion::DNS_IS_FINAL {
+            format!("{version}: a name that does not resolve loses a batch at once, and /etc/hosts does not count; from 10 on so does a refused connection")
+        } else if version >= CrmVersion::ALLOWED_LIST {
+            format!("{version}: private addresses are called only if webhookAllowedAddressList has them; from 9.3.4 on a name that does not resolve loses a batch at once")
+        } else {
+            format!("{version}: before an upgrade to 9.3.2 or later, list private addresses in webhookAllowedAddressList")
+        },
+    ));
+    Some(version)
 }
 
 async fn of_route(
     findings: &mut Vec<Finding>,
     verifiers: &Verifiers,
-    crm: &EspoCrm,
+    Asking { crm, is_admin, version }: Asking<'_>,
     route: &Route,
     event: &str,
-    is_admin: bool,
 ) {
     let what = format!("espocrm webhook {event}");
     let entity_type = event.split('.').next().unwrap_or(event);
@@ -116,11 +167,16 @@ async fn of_route(
         ));
     }
     for webhook in here.iter().filter(|webhook| webhook.is_active) {
-        of_webhook(findings, verifiers, route, webhook).await;
+        if let (true, Some(user)) = (is_admin, &webhook.user_id) {
+            let what = format!("espocrm user of webhook {}", webhook.id.escape_debug());
+            rights(findings, what, "its user", crm.may_user_read(user, entity_type).await);
+        }
+        of_webhook(findings, verifiers, version, route, webhook).await;
     }
     missing_ids(findings, verifiers, route, &of_event);
     if !is_admin {
-        rights(findings, crm, entity_type).await;
+        let what = format!("espocrm role for {entity_type}");
+        rights(findings, what, "the API user", crm.may_read(entity_type).await);
     }
 }
 
@@ -129,7 +185,13 @@ fn path_of(webhook: &Webhook) -> Option<String> {
     Some(Url::parse(webhook.url.as_deref()?).ok()?.path().to_owned())
 }
 
-async fn of_webhook(findings: &mut Vec<Finding>, verifiers: &Verifiers, route: &Route, webhook: &Webhook) {
+async fn of_webhook(
+    findings: &mut Vec<Finding>,
+    verifiers: &Verifiers,
+    version: Option<CrmVersion>,
+    route: &Route,
+    webhook: &Webhook,
+) {
     let what = format!("espocrm webhook {}", webhook.id.escape_debug());
     let before = findings.len();
     let mut ids = verifiers.webhook_ids(route).peekable();
@@ -140,14 +202,19 @@ async fn of_webhook(findings: &mut Vec<Finding>, verifiers: &Verifiers, route: &
         ));
     }
     let updates = matches!(route.action(), "update" | "fieldUpdate");
-    if updates && webhook.skip_own == Some(false) {
+    if updates && version.is_some_and(|version| version < CrmVersion::SKIP_OWN) {
+        findings.push(Finding::warning(
+            &*what,
+            "if a consumer writes into the CRM, its change sends a webhook again, and this version has no skipOwn: let the consumer compare before it writes, or upgrade to EspoCRM 9.2",
+        ));
+    } else if updates && webhook.skip_own != Some(true) {
         findings.push(Finding::warning(
             &*what,
             "skipOwn is off: if a consumer writes into the CRM, its change sends a webhook again; let it write as the API user that owns this webhook, and set skipOwn (EspoCRM 9.2 and later)",
         ));
     }
     if let Some(url) = webhook.url.as_deref().and_then(|url| Url::parse(url).ok()) {
-        address(findings, &what, &url).await;
+        address(findings, &what, &url, version).await;
     }
     if findings.len() == before {
         findings.push(Finding::ok(what, format!("active, and it sends to route {route}")));
@@ -155,7 +222,7 @@ async fn of_webhook(findings: &mut Vec<Finding>, verifiers: &Verifiers, route: &
 }
 
 /// Whether EspoCRM from 9.3.2 on would call it.
-async fn address(findings: &mut Vec<Finding>, what: &str, url: &Url) {
+async fn address(findings: &mut Vec<Finding>, what: &str, url: &Url, version: Option<CrmVersion>) {
     let Some(host) = url.host() else { return };
     let port = url.port_or_known_default().unwrap_or(80);
     // As the CRM compares it.
@@ -163,28 +230,51 @@ async fn address(findings: &mut Vec<Finding>, what: &str, url: &Url) {
     let addresses: Vec<IpAddr> = match host {
         Host::Ipv4(ip) => vec![ip.into()],
         Host::Ipv6(ip) => vec![ip.into()],
-        Host::Domain(name) => match tokio::net::lookup_host((name, port)).await {
-            Ok(found) => found.map(|address| address.ip()).collect(),
-            Err(error) => {
-                findings.push(Finding::warning(
+        Host::Domain(name) => {
+            match tokio::net::lookup_host((name, port)).await {
+                Ok(found) => found.map(|address| address.ip()).collect(),
+                Err(error) => {
+                    findings.push(Finding::warning(
                     what,
-                    format!("its host {name} does not resolve from here ({error}); for EspoCRM 9.3 and later a name that does not resolve is final for the batch"),
+                    format!("its host {name} does not resolve from here ({error}); if it does not from the CRM either, {}", unresolved(version)),
                 ));
-                return;
+                    return;
+                }
             }
-        },
+        }
     };
     if !matches!(host, Host::Domain(_)) {
-        findings.push(Finding::warning(
-            what,
-            "its URL holds an IP address: on EspoCRM's development branch (10) an allowed one crashes the job that sends all webhooks; use a host name",
-        ));
+        findings.push(if version.is_some_and(|version| version >= CrmVersion::REFUSED_IS_FINAL) {
+            Finding::failure(
+                what,
+                "its URL holds an IP address: this version's job that sends all webhooks crashes if webhookAllowedAddressList has it; use a host name",
+            )
+        } else {
+            Finding::warning(
+                what,
+                "its URL holds an IP address: in EspoCRM 10 an allowed one crashes the job that sends all webhooks; use a host name",
+            )
+        });
     }
     if addresses.iter().copied().any(is_private) {
+        let when = match version {
+            Some(version) if version >= CrmVersion::ALLOWED_LIST => format!("EspoCRM {version} calls it only"),
+            Some(version) => format!("EspoCRM {version} calls it; from 9.3.2 on it is called only"),
+            None => "EspoCRM from 9.3.2 on calls it only".to_owned(),
+        };
         findings.push(Finding::warning(
             what,
-            format!("its host is, or resolves from here to, a private address: EspoCRM from 9.3.2 on calls it only if webhookAllowedAddressList in data/config.php has '{entry}', letter by letter; without it every batch is lost"),
+            format!("its host is, or resolves from here to, a private address: {when} if webhookAllowedAddressList in data/config.php has '{entry}', letter by letter; without it every batch is lost"),
         ));
+    }
+}
+
+/// What a name that does not resolve costs.
+fn unresolved(version: Option<CrmVersion>) -> String {
+    match version {
+        Some(version) if version >= CrmVersion::DNS_IS_FINAL => format!("EspoCRM {version} loses each batch at once"),
+        Some(version) => format!("EspoCRM {version} tries four times; from 9.3.4 on each batch is lost at once"),
+        None => "each batch is lost, from EspoCRM 9.3.4 on at once".to_owned(),
     }
 }
 
@@ -206,17 +296,17 @@ fn missing_ids(findings: &mut Vec<Finding>, verifiers: &Verifiers, route: &Route
     }
 }
 
-async fn rights(findings: &mut Vec<Finding>, crm: &EspoCrm, entity_type: &str) {
-    let what = format!("espocrm role for {entity_type}");
-    match crm.may_read(entity_type).await {
-        Ok(Some(level)) if level == "all" => findings.push(Finding::ok(what, "the API user may read all records")),
-        Ok(Some(level)) => findings.push(Finding::failure(
+/// What a user may read has to be all.
+fn rights(findings: &mut Vec<Finding>, what: String, who: &str, level: Result<Option<String>, CrmError>) {
+    findings.push(match level {
+        Ok(Some(level)) if level == "all" => Finding::ok(what, format!("{who} may read all records")),
+        Ok(Some(level)) => Finding::failure(
             what,
-            format!("the API user may read {level:?}, not all: the CRM drops webhooks for every other record, without a trace; give its role read: all"),
-        )),
-        Ok(None) => findings.push(Finding::warning(what, "the CRM does not say what the API user may read; it has to be all")),
-        Err(error) => findings.push(failure(what, &error)),
-    }
+            format!("{who} may read {level:?}, not all: the CRM drops webhooks for every other record, without a trace; give its role read: all"),
+        ),
+        Ok(None) => Finding::warning(what, format!("the CRM does not say what {who} may read; it has to be all")),
+        Err(error) => failure(what, &error),
+    });
 }
 
 async fn failed_items(
@@ -242,27 +332,30 @@ async fn failed_items(
     }
 }
 
-async fn backlog(findings: &mut Vec<Finding>, numbers: &mut CrmNumbers, crm: &EspoCrm) {
-    let what = "espocrm backlog";
-    match crm.oldest_waiting().await {
-        Ok(oldest) => {
-            let age =
-                oldest.map_or(Duration::ZERO, |oldest| SystemTime::now().duration_since(oldest).unwrap_or_default());
-            numbers.backlog_seconds = Some(age.as_secs());
-            let shown = humantime::format_duration(Duration::from_secs(age.as_secs()));
-            findings.push(if oldest.is_none() {
-                Finding::ok(what, "no event waits")
-            } else if age < BEHIND {
-                Finding::ok(what, format!("the oldest event has waited for {shown}"))
-            } else {
-                Finding::warning(
-                    what,
-                    format!("the oldest event has waited for {shown}: does the cron job \"Process Webhook Queue\" run? It takes 20 events every 2 minutes unless webhookQueueEventPortionSize says more"),
-                )
-            });
+async fn backlog(findings: &mut Vec<Finding>, numbers: &mut CrmNumbers, crm: &EspoCrm, route: &Route, event: &str) {
+    let what = format!("espocrm backlog {event}");
+    let oldest = match crm.backlog(event).await {
+        Ok(Backlog::NotShown) => {
+            let text = "this version of the CRM does not show it, so there is no metric of it either";
+            return findings.push(Finding::ok(what, text));
         }
-        Err(error) => findings.push(failure(what, &error)),
-    }
+        Ok(Backlog::Empty) => None,
+        Ok(Backlog::Since(oldest)) => Some(oldest),
+        Err(error) => return findings.push(failure(what, &error)),
+    };
+    let age = oldest.map_or(Duration::ZERO, |oldest| SystemTime::now().duration_since(oldest).unwrap_or_default());
+    numbers.backlog_seconds.push((route.name().to_owned(), age.as_secs()));
+    let shown = humantime::format_duration(Duration::from_secs(age.as_secs()));
+    findings.push(if oldest.is_none() {
+        Finding::ok(what, "no event waits")
+    } else if age < BEHIND {
+        Finding::ok(what, format!("the oldest event has waited for {shown}"))
+    } else {
+        Finding::warning(
+            what,
+            format!("the oldest event has waited for {shown}: does the cron job \"Process Webhook Queue\" run? It takes 20 events every 2 minutes unless webhookQueueEventPortionSize says more"),
+        )
+    });
 }
 
 fn clock(findings: &mut Vec<Finding>, crm: &EspoCrm) {

@@ -18,13 +18,7 @@ use serde::Serialize;
 use tokio_util::task::TaskTracker;
 
 use super::{
-    super::{
-        Output, print,
-        reconcile::{Progress, read_stream},
-        store,
-        table::counted,
-        tell,
-    },
+    super::{Output, print, progress::Progress, reconcile::read_stream, store, table::counted, tell},
     Filter,
 };
 
@@ -86,16 +80,19 @@ pub(super) async fn run(
     let publisher = app::open_publisher(settings, &tasks).await?;
     store::up("NATS", publisher.contact()).await?;
     let mut bringer = store.bringer(settings, publisher, *rate);
-    let sought = look_for_events(&found, settings).await?;
+    let progress = Progress::new();
+    let sought = look_for_events(&found, settings, &progress).await?;
+    let bar = progress.count("dead letters", found.len());
     let mut replayed = Replayed::default();
     for ReviewedLetter { kept, note } in &found {
+        bar.inc(1);
         if note.as_ref().is_some_and(|note| note.good) && filter.names.is_empty() {
             replayed.before += 1;
             continue;
         }
         let routes = settings.routes.routes();
         let Some(route) = routes.iter().find(|route| route.name() == kept.letter.route) else {
-            tell(&format!("hookgate: {}: its route {:?} is not configured", kept.entry, kept.letter.route));
+            progress.say(&format!("hookgate: {}: its route {:?} is not configured", kept.entry, kept.letter.route));
             replayed.skipped += 1;
             continue;
         };
@@ -121,13 +118,14 @@ pub(super) async fn run(
             }
             Err(failure) => {
                 replayed.failed += 1;
-                tell(&format!("hookgate: {}: {failure}", kept.entry));
+                progress.say(&format!("hookgate: {}: {failure}", kept.entry));
                 noted(false, format!("{} without an event: {failure}", counted(wanted.len(), "id", "ids")))
             }
         };
         // It makes no second letter of it.
         store.note_replay(&kept.entry, &note).await.with_context(|| format!("note the replay of {}", kept.entry))?;
     }
+    progress.end();
     store.pending.close(settings.request_deadline).await;
     let Replayed { letters, published, delivered, failed, skipped, before } = &replayed;
     print(&match output {
@@ -153,7 +151,11 @@ fn want(id: String, given_up: bool, verdict: Verdict) -> Option<Wanted> {
 }
 
 /// Looks for events that were stored after letters came, but for those that are published anyway.
-async fn look_for_events(letters: &[ReviewedLetter], settings: &Settings) -> anyhow::Result<Sought> {
+async fn look_for_events(
+    letters: &[ReviewedLetter],
+    settings: &Settings,
+    progress: &Progress,
+) -> anyhow::Result<Sought> {
     let mut sought = Sought::new(MAX_CLOCK_SKEW);
     for ReviewedLetter { kept, .. } in letters.iter().filter(|letter| letter.kept.letter.reason != GAVE_UP) {
         let routes = settings.routes.routes();
@@ -164,9 +166,7 @@ async fn look_for_events(letters: &[ReviewedLetter], settings: &Settings) -> any
         }
     }
     if settings.delivery == DeliveryMode::Jetstream && !sought.is_empty() {
-        let progress = Progress::new();
-        read_stream(settings, &mut sought, &progress).await?;
-        progress.end();
+        read_stream(settings, &mut sought, progress).await?;
     }
     Ok(sought)
 }

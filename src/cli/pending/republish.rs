@@ -22,7 +22,7 @@ use serde::Serialize;
 use tokio_util::task::TaskTracker;
 
 use super::{
-    super::{Output, confirm, print, store, tell},
+    super::{Output, confirm, print, progress::Progress, store, tell},
     named, rfc3339, since,
 };
 
@@ -141,7 +141,7 @@ pub(super) async fn run(
     let mut outcome = Ok(());
     for route in routes {
         let keeper = keeper.clone();
-        let mut work = Work { route, life, keeper, pause, output, done: &mut done };
+        let mut work = Work { route, life, keeper, pause, output, progress: Progress::new(), done: &mut done };
         outcome = if *not_in_stream {
             work.not_in_stream(settings).await
         } else if let Some(least) = older_than {
@@ -184,6 +184,7 @@ struct Work<'a> {
     keeper: Option<Keeper>,
     pause: Duration,
     output: Output,
+    progress: Progress,
     done: &'a mut Done,
 }
 
@@ -225,15 +226,18 @@ impl Work<'_> {
         let mut cursor = 0;
         loop {
             let mut sought = Sought::default();
+            let bar = self.progress.count(&format!("pending ids of {}", self.route), 0);
             while !sought.is_full() {
                 let page = self.life.known_page(&self.route, Listing::Pending, cursor, PAGE).await;
                 let page = page.with_context(|| format!("read the pending ids of {}", self.route))?;
+                bar.inc(page.ids.len() as u64);
                 page.ids.into_iter().for_each(|known| sought.add(known));
                 cursor = page.next;
                 if cursor == 0 {
                     break;
                 }
             }
+            bar.finish_and_clear();
             let count = sought.ids.len();
             if count > 0 {
                 self.read_stream(settings, &mut sought).await?;
@@ -279,11 +283,14 @@ impl Work<'_> {
                     rfc3339(first)
                 ));
             }
+            let bar = self.progress.count(&format!("stream {stream}"), 0);
             while let Some(event) = pass.next().await.with_context(|| format!("read stream {stream}"))? {
+                bar.inc(1);
                 if event.route().is_none_or(|route| route == self.route.name()) {
                     sought.saw(&event.id, event.token);
                 }
             }
+            bar.finish_and_clear();
         }
         Ok(())
     }
@@ -390,14 +397,15 @@ impl Sought {
     }
 }
 
-/// The claim of a pending id whose event is settled; nothing if it is none, or not hookgate's.
+/// The claim of a pending id whose event is settled; nothing if it is none.
 fn claim_of(known: &Known) -> Option<Claim> {
     if !known.pending || known.in_flight.is_some() {
         return None;
     }
     match &known.journal {
         None => Some(Claim::Unknown),
-        Some(entry) => JournalEntry::parse(entry).map(|entry| Claim::Newest(entry.token)),
+        // What others wrote there says nothing of its claim.
+        Some(entry) => Some(JournalEntry::parse(entry).map_or(Claim::Unknown, |entry| Claim::Newest(entry.token))),
     }
 }
 
@@ -409,21 +417,22 @@ mod tests {
 
     #[test]
     fn an_event_counts_for_its_claim() {
-        let known = |id: &str, journal: Option<String>| Known {
+        let known = |id: &str, journal: Option<&str>| Known {
             id: id.to_owned(),
             pending: true,
             in_flight: None,
-            journal,
+            journal: journal.map(|entry| entry.as_bytes().to_vec()),
             marked: None,
         };
         let (claim, before) = (TokenSeed::now().token(Attempt::FIRST, 0), TokenSeed::now().token(Attempt::FIRST, 0));
         let mut sought = Sought::default();
         sought.add(known("bare", None));
-        sought.add(known("journaled", Some(format!("{claim};;7;;"))));
-        sought.add(known("foreign", Some("x".to_owned())));
+        sought.add(known("journaled", Some(&format!("{claim};;7;;"))));
+        sought.add(known("foreign", Some("x")));
         sought.add(Known { in_flight: Some(claim.to_string()), ..known("in flight", None) });
         sought.add(Known { pending: false, ..known("free", None) });
-        assert_eq!(sought.ids.len(), 2);
+        assert_eq!(sought.ids.len(), 3);
+        sought.saw("foreign", before);
         sought.saw("journaled", before);
         sought.saw("other", claim);
         assert_eq!(sought.ids.len(), 2, "an event of an older claim is not the event of this one");

@@ -1,4 +1,4 @@
-//! What people see: progress on a terminal, the plan of a dry run, and the summary.
+//! What people see: the plan of a dry run, and the summary.
 
 use std::collections::BTreeMap;
 
@@ -7,36 +7,9 @@ use hookgate::{
     recovery::{Brought, Verdict},
     route::Route,
 };
-use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use serde::Serialize;
 
 use super::super::{Output, print as print_line, table::Table};
-
-/// Bars on standard error, if it is a terminal.
-pub(crate) struct Progress(MultiProgress);
-
-impl Progress {
-    pub(crate) fn new() -> Self {
-        Self(MultiProgress::new())
-    }
-
-    /// Counts something; a total of 0 is one that nobody knows.
-    pub(super) fn count(&self, what: &str, total: usize) -> ProgressBar {
-        let bar = if total == 0 { ProgressBar::no_length() } else { ProgressBar::new(total as u64) };
-        let template = if total == 0 { "{msg}: {pos}" } else { "{msg}: {wide_bar} {pos}/{len}, {eta} left" };
-        let style = ProgressStyle::with_template(template).expect("the template is good");
-        self.0.add(bar.with_style(style).with_message(what.to_owned()))
-    }
-
-    /// Says a line beside the bars.
-    pub(super) fn say(&self, line: &str) {
-        self.0.suspend(|| super::super::tell(line));
-    }
-
-    pub(crate) fn end(&self) {
-        let _no_terminal = self.0.clear();
-    }
-}
 
 /// What became of the ids of a route.
 #[derive(Debug, Serialize)]

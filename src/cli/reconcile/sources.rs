@@ -19,7 +19,10 @@ use hookgate::{
 };
 use serde::Deserialize;
 
-use super::{super::tell, report::Progress, times};
+use super::{
+    super::{progress::Progress, tell},
+    times,
+};
 
 /// Where to look.
 pub(super) enum Source {

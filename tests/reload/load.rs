@@ -1,0 +1,93 @@
+//! Reloads again and again while senders post: no request is dropped, no event is lost, nothing is left behind.
+
+use std::{
+    collections::BTreeSet,
+    sync::atomic::{AtomicBool, AtomicUsize, Ordering},
+};
+
+use futures_util::future::join_all;
+
+use super::{NEW_PATH, RELOADED, after, before, create, route, series, serves};
+use crate::support::{Connection, Gate, World, batch, eventually, post_and_stay};
+
+const SENDERS: usize = 6;
+const RELOADS: usize = 12;
+const QUIET: &str = "log.filter = \"info,hookgate::entity=warn\"\n";
+
+/// Posts batches on one connection until it is told to stop; the ids that were accepted.
+async fn sender(gate: &Gate, number: usize, path: &str, stop: &AtomicBool, sent: &AtomicUsize) -> Vec<String> {
+    let mut connection = Connection::open(gate.address()).await.expect("hookgate listens");
+    let mut ids = Vec::new();
+    for round in 0.. {
+        if stop.load(Ordering::Relaxed) {
+            break;
+        }
+        let of_round: Vec<_> = (0..5).map(|item| format!("s{number}-{round}-{item}")).collect();
+        let request = post_and_stay(path, batch(&of_round).as_bytes());
+        connection.send(&request).await.expect("the connection stays");
+        let answer = connection.answer().await.expect("each request is answered");
+        assert_eq!(answer.status, 200, "{}", answer.text());
+        sent.fetch_add(1, Ordering::Relaxed);
+        ids.extend(of_round);
+    }
+    ids
+}
+
+/// Tasks and open files. Both grow with whatever is left behind: a task, a connection to a store.
+async fn held(gate: &Gate) -> (f64, f64) {
+    let of = async |name| series(gate, name).await.expect("it is there");
+    (of("hookgate_tasks").await, of("process_open_fds").await)
+}
+
+#[tokio::test]
+async fn reloads_under_load_drop_nothing_and_leave_nothing_behind() {
+    let world = World::start().await;
+    let ack = "consumers = [\"sync\"]\nrelease = \"ack\"";
+    let smaller = "server.max_in_flight = 64\nserver.max_body_bytes = 100000\n";
+    let variants = [
+        QUIET.to_owned() + &before(),
+        format!("{QUIET}{smaller}{}", after()),
+        format!("{QUIET}{}{}", create(), route("vertrag", "update", ack)),
+        format!("{QUIET}{smaller}{}", route("beteiligte", "create", "label = \"X\"")),
+    ];
+    let gate = world.gate(&variants[0]).await;
+    let (stop, sent) = (AtomicBool::new(false), AtomicUsize::new(0));
+    let senders = join_all((0..SENDERS).map(|number| sender(&gate, number, crate::support::PATH, &stop, &sent)));
+    let reloads = async {
+        let mut first = None;
+        for number in 1..=RELOADS {
+            let before = sent.load(Ordering::Relaxed);
+            gate.configure(&variants[number % variants.len()]);
+            gate.signal("HUP");
+            eventually("it is reloaded, and senders have gone on", async || {
+                let done = gate.log_count(RELOADED) >= number && sent.load(Ordering::Relaxed) > before + SENDERS;
+                done.then_some(())
+            })
+            .await;
+            // The same configuration holds the same.
+            if number == variants.len() {
+                first = Some(held(&gate).await);
+            }
+        }
+        let last = held(&gate).await;
+        stop.store(true, Ordering::Relaxed);
+        (first.expect("there were enough"), last)
+    };
+    let (accepted, (first, last)) = tokio::join!(senders, reloads);
+    let (mut accepted, mut expected) = (accepted.concat(), BTreeSet::new());
+    expected.extend(accepted.drain(..));
+    let events = world.nats.events().await;
+    let published: BTreeSet<_> = events.iter().map(crate::support::Event::entity_id).collect();
+    assert_eq!(published.len(), events.len(), "each id once");
+    assert_eq!(published, expected, "no event is lost");
+    // What is being opened or closed at that moment is not left behind.
+    eventually("tasks and files are as many as after the first round", async || {
+        let now = held(&gate).await;
+        (now.0 <= first.0.min(last.0) && now.1 <= first.1.min(last.1)).then_some(())
+    })
+    .await;
+
+    gate.configure(&variants[1]);
+    serves(&gate, &["vmh/beteiligte/create", "vmh/vertrag/update"]).await;
+    assert_eq!(gate.post_to(NEW_PATH, batch(["n"])).await.counts(), (1, 1));
+}
