@@ -8,7 +8,7 @@ use std::{
 use toml::{Table, Value};
 
 use super::{
-    ClaimsIn, DEFAULT_FILE, Environment, Layers, Settings,
+    ClaimsIn, DEFAULT_FILE, Environment, Layers, RedisServers, Settings,
     sections::{Configuration, LogSection, OutboxSection, ServerSection},
     variables,
 };
@@ -37,6 +37,7 @@ impl Contents {
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) struct StoreLogins {
     redis: Option<Secret>,
+    sentinels: Option<Secret>,
     nats: Login,
 }
 
@@ -44,19 +45,31 @@ impl StoreLogins {
     /// Keys of the secret files that hold something else than `before`.
     pub(crate) fn changed_since(&self, before: &Self, configuration: &Configuration) -> Vec<String> {
         let (redis, nats) = (self.redis != before.redis, self.nats != before.nats);
+        let sentinels = self.sentinels != before.sentinels;
+        let changed = |key: &str| match key {
+            "redis.sentinel_password_file" => sentinels,
+            key if key.starts_with("redis.") => redis,
+            _ => nats,
+        };
         let named = configuration.store_secrets().filter(|(_, file)| file.is_some()).map(|(key, _)| key);
-        named.filter(|key| if key.starts_with("redis.") { redis } else { nats }).map(str::to_owned).collect()
+        named.filter(|key| changed(key)).map(str::to_owned).collect()
     }
 }
 
 impl Settings {
     /// What the stores are logged in with.
     pub(crate) fn store_logins(&self) -> StoreLogins {
-        let redis = match &self.claims_in {
-            ClaimsIn::Redis(address) => address.password.clone(),
-            ClaimsIn::Memory => None,
+        let (redis, sentinels) = match &self.claims_in {
+            ClaimsIn::Redis(address) => {
+                let sentinels = match &address.servers {
+                    RedisServers::Sentinel(sentinels) => sentinels.password.clone(),
+                    RedisServers::One(_) | RedisServers::Cluster(_) => None,
+                };
+                (address.password.clone(), sentinels)
+            }
+            ClaimsIn::Memory => (None, None),
         };
-        StoreLogins { redis, nats: self.nats.login.clone() }
+        StoreLogins { redis, sentinels, nats: self.nats.login.clone() }
     }
 }
 
@@ -133,6 +146,7 @@ impl Configuration {
             ("nats.password_file", self.nats.password_file.as_ref()),
             ("nats.token_file", self.nats.token_file.as_ref()),
             ("redis.password_file", self.redis.password_file.as_ref()),
+            ("redis.sentinel_password_file", self.redis.sentinel_password_file.as_ref()),
         ]
         .into_iter()
     }
