@@ -180,7 +180,8 @@ async fn serve(
         connections.clone(),
         ConnectionMetrics::default(),
     ));
-    let (webhooks, limits) = (now.clone(), now.clone());
+    // Shared: a filter is cloned for each request.
+    let (webhooks, limits) = (Arc::new(now.clone()), now.clone());
     background.spawn(listener::serve(
         senders,
         TowerToHyperService::new(warp::service(webhooks::webhooks(move || Arc::clone(&webhooks.borrow().webhooks)))),

@@ -268,6 +268,9 @@ pub trait LifeStore: Send + Sync {
     /// What the last look through the journal found, by whatever replica, and how far the present one is; nothing if there was none.
     fn scan_result<'a>(&'a self, route: &'a Route) -> BoxFuture<'a, Result<Option<ScanResult>, StoreError>>;
 
+    /// All routes that ever claimed, also those that are configured no more.
+    fn recorded(&self) -> BoxFuture<'_, Result<Vec<Arc<Route>>, StoreError>>;
+
     /// Tells the other replicas what a look found.
     fn keep_scan_result<'a>(
         &'a self,

@@ -106,6 +106,15 @@ pub enum RedisServers {
     Cluster(Vec<HostPort>),
 }
 
+impl RedisServers {
+    fn sentinel_password(&self) -> Option<Secret> {
+        match self {
+            Self::Sentinel(sentinels) => sentinels.password.clone(),
+            Self::One(_) | Self::Cluster(_) => None,
+        }
+    }
+}
+
 /// The sentinels of a primary, and how to log in to them.
 #[derive(Debug, Clone)]
 pub struct RedisSentinels {

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use crate::{
     startup::{ACCOUNTS, in_crm, outsider},
-    support::{NatsServer, Port, RedisServer, World, run},
+    support::{NatsServer, PENDING, Port, RedisServer, World, run},
 };
 
 /// The levels of what was looked at, by name.
@@ -289,4 +289,24 @@ async fn what_the_monitoring_port_says_of_syncing_is_judged() {
     let wrong = format!("{}nats.monitoring_url = \"http://127.0.0.1:1\"\n", world.settings());
     let found = of_sync(&wrong);
     assert!(found[0].0 == "warning" && found[0].1.contains("nats.monitoring_url"), "{found:?}");
+}
+
+/// As 0.1.0 claims them.
+#[tokio::test]
+async fn pending_ids_without_a_journal_entry_are_counted() {
+    let world = World::start().await;
+    let route = |more: &str| {
+        format!("{}[[routes]]\nflow = \"vmh\"\nentity = \"beteiligte\"\naction = \"create\"\n{more}", world.settings())
+    };
+    let found = |settings: &str| {
+        let (_, findings) = examine(settings);
+        findings.into_iter().find(|(_, what, _)| what == "journal vmh/beteiligte/create")
+    };
+    assert_eq!(found(&route("")), None);
+    let mut link = world.redis.connection().await;
+    redis::cmd("SADD").arg(PENDING).arg(&["a", "b"]).exec_async(&mut link).await.expect("Redis takes it");
+    let (level, _, text) = found(&route("")).expect("it is said");
+    assert!(level == "ok" && text.contains("2 pending ids have no entry") && text.contains("before you set"), "{text}");
+    let (level, _, text) = found(&route("release = \"ack\"\nconsumers = [\"sync\"]\n")).expect("it is said");
+    assert!(level == "warning" && text.contains("published once more"), "{text}");
 }

@@ -17,6 +17,7 @@ mod faults {
     pub(crate) mod both_stores;
     pub(crate) mod clock;
     pub(crate) mod cluster;
+    pub(crate) mod consumers;
     pub(crate) mod crm;
     pub(crate) mod disk;
     pub(crate) mod drain_and_disconnect;
@@ -26,6 +27,8 @@ mod faults {
     pub(crate) mod judge;
     pub(crate) mod late_claims;
     pub(crate) mod life;
+    pub(crate) mod life_changes;
+    pub(crate) mod life_storm;
     pub(crate) mod migration;
     pub(crate) mod nats;
     pub(crate) mod oracle;
@@ -69,6 +72,8 @@ pub(crate) struct Scenario {
     long: bool,
     /// Runs replicas of 0.1.0, too.
     older: bool,
+    /// Runs the consumers of examples/.
+    consumers: bool,
     run: fn() -> Report,
 }
 
@@ -82,6 +87,7 @@ macro_rules! scenario {
             alone: false,
             long: false,
             older: false,
+            consumers: false,
             run: || $crate::to_its_end($name()),
         };
         $( scenario.$flag = true; )*
@@ -114,6 +120,8 @@ fn scenarios() -> Vec<Scenario> {
         faults::ingress::scenarios(),
         faults::storm::scenarios(),
         faults::life::scenarios(),
+        faults::life_storm::scenarios(),
+        faults::life_changes::scenarios(),
         faults::late_claims::scenarios(),
         faults::addresses::scenarios(),
         faults::rollout::scenarios(),
@@ -154,6 +162,13 @@ fn main() -> ExitCode {
                 to_its_end(faults::migration::step(&arguments.next().expect("the address of its Redis")));
                 return ExitCode::SUCCESS;
             }
+            "--ids" => {
+                let Some(ids) = arguments.next().and_then(|ids| ids.parse().ok()) else {
+                    eprintln!("faults: --ids wants a number");
+                    return ExitCode::from(2);
+                };
+                faults::life_storm::ids(ids);
+            }
             "--list" => {
                 for scenario in scenarios() {
                     println!("{}{}", scenario.name, if scenario.quick { " (quick)" } else { "" });
@@ -163,7 +178,7 @@ fn main() -> ExitCode {
             name if !name.starts_with('-') => names.push(name.to_owned()),
             other => {
                 eprintln!(
-                    "faults: {other} is none of --quick, --privileges, --jobs N, --seed N, --minutes N, --list, or part of a scenario's name"
+                    "faults: {other} is none of --quick, --privileges, --jobs N, --seed N, --minutes N, --ids N, --list, or part of a scenario's name"
                 );
                 return ExitCode::from(2);
             }
@@ -177,6 +192,9 @@ fn main() -> ExitCode {
     // Outside the time that a scenario has.
     if chosen.iter().any(|scenario| scenario.older) {
         faults::addresses::older_binary();
+    }
+    if chosen.iter().any(|scenario| scenario.consumers) {
+        faults::consumers::prepare();
     }
     let runtime = tokio::runtime::Runtime::new().expect("a runtime can be started");
     let began = Instant::now();
@@ -220,7 +238,8 @@ async fn one(scenario: Scenario) -> bool {
     let began = Instant::now();
     let mut task = JoinSet::new();
     task.spawn_blocking(scenario.run);
-    let limit = LIMIT + faults::storm::length().filter(|_| scenario.long).unwrap_or_default();
+    let longer = faults::storm::length().unwrap_or_default() + faults::life_storm::longer();
+    let limit = if scenario.long { LIMIT + longer } else { LIMIT };
     let outcome = tokio::time::timeout(limit, task.join_next()).await;
     let took = began.elapsed();
     let report = match outcome {

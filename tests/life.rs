@@ -20,6 +20,9 @@ const SCAN: &str = "{vmh:beteiligte:update_pending}:scan";
 const MARKS: &str = "{vmh:beteiligte:update_pending}:marks";
 const PATH: &str = "/vmh/webhook/beteiligte/update";
 
+/// Has the relay publish what is a few seconds old.
+const SOON: &str = "server.request_deadline = \"2s\"\nserver.body_read_timeout = \"1s\"\nnats.ack_timeout = \"1s\"\noutbox.relay_after = \"3s\"";
+
 /// As a mark of a moment ago has it.
 fn now_millis() -> String {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).expect("it is later");
@@ -425,6 +428,25 @@ async fn an_entry_that_nobody_can_read_is_published_once_more() {
     world.nothing_is_pending().await;
 }
 
+/// The route is gone from the configuration before the mark is honoured.
+#[tokio::test]
+async fn a_mark_outlives_its_route() {
+    let world = World::start().await;
+    let mut gate = world.gate(&coalesce()).await;
+    change(&gate, "a").await;
+    world.redis.settled(UPDATES_OUTBOX).await;
+    gate.kill();
+    gate.end().await;
+    let mut link = world.redis.connection().await;
+    link.hset(MARKS, "a", now_millis()).await.expect("Redis answers");
+    world.redis.release(UPDATES, "a").await;
+    let _gate = world.gate(SOON).await;
+    // Removed routes are looked for once a minute.
+    let again = within(Duration::from_secs(150), async || (world.tokens("a").await.len() == 2).then_some(())).await;
+    assert_eq!(again, Some(()));
+    assert_eq!(link.hlen(MARKS).await.expect("Redis answers"), 0);
+}
+
 impl World {
     /// A gate with one consumer, whose acknowledgements release ids.
     async fn gate_with(&self, consumer: &str, more: &str) -> Gate {
@@ -811,8 +833,7 @@ async fn a_route_whose_answers_can_not_be_carried_out_holds_up_no_other() {
 #[tokio::test]
 async fn a_release_without_a_token_leaves_what_is_still_to_be_published() {
     let world = World::start().await;
-    let soon = "server.request_deadline = \"2s\"\nserver.body_read_timeout = \"1s\"\nnats.ack_timeout = \"1s\"\noutbox.relay_after = \"3s\"";
-    let gate = world.gate(&format!("{soon}\n{}", update(""))).await;
+    let gate = world.gate(&format!("{SOON}\n{}", update(""))).await;
     change(&gate, "a").await;
     world.redis.settled(UPDATES_OUTBOX).await;
     // Claimed once more, and the replica died before it published.

@@ -165,3 +165,24 @@ async fn without_redis_it_says_so() {
     let memory = run("redis.url = \"memory:\"", &["outbox", "count"]).bad();
     assert!(memory.contains("memory:"), "{memory}");
 }
+
+/// A version that knows no marks would swallow them.
+#[tokio::test]
+async fn relay_publishes_marked_ids() {
+    let world = World::start().await;
+    let gate = world.gate("").await;
+    gate.deliver(batch(["a", "b"])).await;
+    world.redis.settled(OUTBOX).await;
+    let mut link = world.redis.connection().await;
+    // As a webhook whose mark was confirmed leaves it.
+    let marks = "{vmh:beteiligte:create_pending}:marks";
+    link.hset(marks, "a", "1").await.expect("Redis answers");
+    let relayed = run(&world.settings(), &["outbox", "relay"]).good();
+    let expected = "1 published, 0 not acknowledged, 0 not written by hookgate; 1 marked id was claimed once more";
+    assert_eq!(relayed, format!("{ROUTE}: {expected}\n"));
+    assert_eq!(link.hlen(marks).await.expect("Redis answers"), 0);
+    let ids: Vec<_> = world.nats.events().await.iter().map(Event::entity_id).collect();
+    assert_eq!(ids, ["a", "b", "a"]);
+    assert_eq!(world.redis.pending(PENDING).await.len(), 2, "it waits for the release of that event");
+    world.redis.settled(OUTBOX).await;
+}

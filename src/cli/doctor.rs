@@ -8,7 +8,8 @@ use hookgate::{
     delivery::StoreError,
     finding::{Finding, Level},
     http_client::{HttpClient, RequestLimits},
-    route::Route,
+    life::LifeCounts,
+    route::{Release, Route},
     settings::{ClaimsIn, Settings},
     tls::TlsFiles,
 };
@@ -152,7 +153,29 @@ async fn redis(settings: &Settings) -> Vec<Finding> {
         }
         Err(error) => findings.push(Finding::failure("outboxes", format!("can't list the routes: {error}"))),
     }
+    for route in settings.routes.routes().iter().filter(|route| route.life().journal) {
+        findings.extend(store.life.life_counts(route).await.ok().and_then(|counts| journal(route, counts)));
+    }
     findings
+}
+
+/// Pending ids of which nothing is known: their claims are from before there was a journal, or of a replica of 0.1.0.
+fn journal(route: &Route, counts: LifeCounts) -> Option<Finding> {
+    let LifeCounts { pending, in_flight, journaled, .. } = counts;
+    let unknown = pending.checked_sub(in_flight + journaled).filter(|unknown| *unknown > 0)?;
+    let what = format!("journal {route}");
+    let ids = counted(unknown, "pending id has", "pending ids have");
+    let text = format!("{ids} no entry, as 0.1.0 claims them");
+    Some(if route.life().release == Release::Ack {
+        Finding::warning(
+            what,
+            format!(
+                "{text}: let no replica of 0.1.0 serve beside release = \"ack\"; each of these ids is published once more"
+            ),
+        )
+    } else {
+        Finding::ok(what, format!("{text}; replace every replica of 0.1.0 before you set release = \"ack\""))
+    })
 }
 
 fn outbox(route: &Route, configured: bool, entries: Result<usize, StoreError>) -> Finding {

@@ -1,12 +1,19 @@
 //! `hookgate outbox`: claims that NATS has not acknowledged.
 
-use std::{process::ExitCode, sync::Arc, time::Duration};
+use std::{
+    process::ExitCode,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use anyhow::{Context, bail};
 use clap::Subcommand;
+use hashbrown::HashSet;
 use hookgate::{
-    app,
+    app::{self, operator::OperatorStore},
+    delivery::StoreError,
     event::Token,
+    life::{LifeStore, Listing, Reclaim, ReclaimWhy},
     metrics::Metrics,
     relay::{Outbox, Relay, RelayError, Walked},
     route::Route,
@@ -25,6 +32,8 @@ use super::{
 
 /// Between two looks at how much is left.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// Marked ids that are read at once.
+const PAGE: usize = 1000;
 
 #[derive(Debug, Subcommand)]
 #[command(after_help = "Examples:
@@ -36,13 +45,14 @@ pub(crate) enum OutboxCommand {
     Count,
     /// The entries: route, id, token, time of the claim, subject.
     List,
-    /// Publish all entries now, whatever their age.
+    /// Publish all entries now, whatever their age, and ids that a webhook marked (`while_pending = "coalesce"`).
     Relay,
 }
 
 pub(super) fn run(command: &OutboxCommand, settings: &Settings, output: Output) -> anyhow::Result<ExitCode> {
     store::block_on(async {
-        let outbox = store::open(settings).await?.outbox;
+        let opened = store::open(settings).await?;
+        let outbox = Arc::clone(&opened.outbox);
         let mut routes = outbox.recorded_routes().await.context("read the routes")?;
         for route in &mut routes {
             // The record is of the route that claimed under the key first.
@@ -60,7 +70,7 @@ pub(super) fn run(command: &OutboxCommand, settings: &Settings, output: Output) 
         match command {
             OutboxCommand::Count => count(&*outbox, &routes, output).await,
             OutboxCommand::List => list(&*outbox, &routes, output).await,
-            OutboxCommand::Relay => relay(outbox, &routes, settings, output).await,
+            OutboxCommand::Relay => relay(&opened, &routes, settings, output).await,
         }
     })
 }
@@ -151,7 +161,7 @@ impl EntryRow<'_> {
 }
 
 async fn relay(
-    outbox: Arc<dyn Outbox>,
+    opened: &OperatorStore,
     routes: &[Route],
     settings: &Settings,
     output: Output,
@@ -162,22 +172,37 @@ async fn relay(
     let (metrics, _) = Metrics::new(&settings.routes, &[]);
     let repeats = app::repeats(settings.delivery);
     let (after, ack_timeout) = (settings.relay_after, settings.policy.ack_timeout);
-    let relay = Relay::new(Arc::clone(&outbox), publisher, after, repeats, ack_timeout, metrics, Tracer::default());
-    let (mut failed, mut unsettled) = (0, 0);
+    let outbox = &*opened.outbox;
+    let relay =
+        Relay::new(Arc::clone(&opened.outbox), publisher, after, repeats, ack_timeout, metrics, Tracer::default());
+    let (mut failed, mut unsettled, mut marks_left) = (0, 0, 0);
     for route in routes {
-        let walked = watched(&*outbox, route, relay.relay_now(&Arc::new(route.clone()))).await?;
+        let route = &Arc::new(route.clone());
+        let mut walked = watched(outbox, route, relay.relay_now(route)).await?;
+        let marked = claim_marked(&*opened.life, route).await;
+        let marked = marked.with_context(|| format!("claim the marked ids of {route}"))?;
+        marks_left += marked.left.len();
+        if marked.claimed > 0 {
+            let before = walked.published;
+            walked = watched(outbox, route, relay.relay_now(route)).await?;
+            walked.published += before;
+        }
         failed += walked.failed + walked.poison;
         unsettled += walked.unsettled;
         print(&match output {
-            Output::Json => serde_json::to_string(&Relayed::new(route, &walked)).context("print")?,
+            Output::Json => serde_json::to_string(&Relayed::new(route, &walked, marked.claimed)).context("print")?,
             Output::Text => {
                 let Walked { published, failed, poison, reason, unsettled, refusal } = &walked;
                 let said = reason.as_ref().map_or_else(String::new, |reason| format!(" (NATS: {reason})"));
                 let left = refusal.as_ref().map_or_else(String::new, |refusal| {
                     format!(", {unsettled} published and still in the outbox (Redis: {refusal})")
                 });
+                let marked = match marked.claimed {
+                    0 => String::new(),
+                    claimed => format!("; {} claimed once more", counted(claimed, "marked id was", "marked ids were")),
+                };
                 format!(
-                    "{route}: {published} published, {failed} not acknowledged{said}, {poison} not written by hookgate{left}"
+                    "{route}: {published} published, {failed} not acknowledged{said}, {poison} not written by hookgate{left}{marked}"
                 )
             }
         });
@@ -191,6 +216,13 @@ async fn relay(
             "NATS has {unsettled} events whose entries Redis can't delete now; they leave the outbox once it can, published once more"
         );
     }
+    if marks_left > 0 {
+        bail!(
+            "{} left: their events are not acknowledged yet; repeat this, `hookgate pending count` shows what is marked",
+            counted(marks_left, "marked id is", "marked ids are")
+        );
+    }
+    opened.pending.close(settings.request_deadline).await;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -219,6 +251,37 @@ async fn watched(
     walked.with_context(|| format!("relay the outbox of {route}"))
 }
 
+/// What became of marked ids.
+#[derive(Debug, Default)]
+struct Marked {
+    claimed: usize,
+    left: HashSet<String>,
+}
+
+/// Claims ids that a webhook marked, as if their marks had waited for `coalesce_max_wait`. Their events are in the outbox then.
+async fn claim_marked(life: &dyn LifeStore, route: &Arc<Route>) -> Result<Marked, StoreError> {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let until = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
+    let (mut marked, mut cursor) = (Marked::default(), 0);
+    loop {
+        let page = life.known_page(route, Listing::Marks, cursor, PAGE).await?;
+        // Some come twice: an id that was claimed is marked no more.
+        let due = page.ids.into_iter().filter(|known| !marked.left.contains(&known.id));
+        let due: Vec<_> = due.map(|known| Reclaim { id: known.id, why: ReclaimWhy::Marked { until } }).collect();
+        for (Reclaim { id, .. }, token) in due.iter().zip(life.reclaim(route, &due).await?) {
+            if token.is_some() {
+                marked.claimed += 1;
+            } else {
+                marked.left.insert(id.clone());
+            }
+        }
+        cursor = page.next;
+        if cursor == 0 {
+            return Ok(marked);
+        }
+    }
+}
+
 #[derive(Serialize)]
 struct Relayed<'a> {
     route: &'a str,
@@ -231,10 +294,13 @@ struct Relayed<'a> {
     unsettled: Option<usize>,
     #[serde(skip_serializing_if = "Option::is_none")]
     refusal: Option<String>,
+    /// Marked ids that were claimed once more.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    marked: Option<usize>,
 }
 
 impl<'a> Relayed<'a> {
-    fn new(route: &'a Route, walked: &Walked) -> Self {
+    fn new(route: &'a Route, walked: &Walked, marked: usize) -> Self {
         let Walked { published, failed, poison, reason, unsettled, refusal } = walked;
         let reason = reason.as_ref().map(ToString::to_string);
         let unsettled = Some(*unsettled).filter(|unsettled| *unsettled > 0);
@@ -246,6 +312,7 @@ impl<'a> Relayed<'a> {
             reason,
             unsettled,
             refusal: refusal.clone(),
+            marked: Some(marked).filter(|marked| *marked > 0),
         }
     }
 }

@@ -12,7 +12,7 @@ use std::{
 };
 
 use futures_util::future::join_all;
-use hashbrown::HashMap;
+use hashbrown::{HashMap, HashSet};
 use tokio::{
     sync::watch,
     time::{Instant, MissedTickBehavior},
@@ -20,8 +20,8 @@ use tokio::{
 use tracing::{debug, info, warn};
 
 use super::{
-    Answer, ConsumerAnswer, Consumers, JournalEntry, Journaled, Keeper, Known, Leftover, Listing, Progress, Reclaim,
-    ReclaimWhy, ScanResult,
+    Answer, AtSequence, ConsumerAnswer, Consumers, JournalEntry, Journaled, Keeper, Known, Leftover, Listing, Progress,
+    Reclaim, ReclaimWhy, ScanResult,
 };
 use crate::{
     dead_letters::{DeadLetter, DeadLetterLimits, GivenUp, GivenUpLetters},
@@ -35,6 +35,8 @@ use crate::{
 
 /// How often marks are looked at, and whether it is time for a look through a journal.
 const TICK: Duration = Duration::from_secs(2);
+/// How often marks of routes are looked at that are configured no more.
+const REMOVED_EVERY: Duration = Duration::from_secs(60);
 /// Between the ends and the beginnings of two looks through a journal.
 const SCAN_EVERY: Duration = Duration::from_secs(10);
 /// How long a replica keeps the others from looking through the same journal.
@@ -96,6 +98,8 @@ struct Findings {
     complete: Vec<ConsumerAnswer>,
     /// Published again as often as allowed.
     exhausted: Vec<(String, JournalEntry)>,
+    /// How far the consumers were.
+    progress: Option<Progress>,
 }
 
 /// What has to be done about a pending id.
@@ -140,10 +144,21 @@ impl Sweep {
     async fn look_at_marks(&self, table: &RouteTable) {
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut removed: Option<Instant> = None;
         loop {
             tick.tick().await;
-            let looks = table.routes().iter().map(|route| async move {
-                if let Err(error) = self.marks(route).await {
+            let mut looks = table.routes().to_vec();
+            if removed.is_none_or(|looked| looked.elapsed() >= REMOVED_EVERY)
+                && let Ok(recorded) = self.keeper.store().recorded().await
+            {
+                let key = |route: &Arc<Route>| route.pending_key().to_owned();
+                let configured: HashSet<_> = table.routes().iter().map(key).collect();
+                looks.extend(recorded.into_iter().filter(|route| !configured.contains(route.pending_key())));
+                removed = Some(Instant::now());
+            }
+            let looks = looks.iter().map(|route| async move {
+                let is_configured = table.routes().iter().any(|configured| configured == route);
+                if let Err(error) = self.marks(route, is_configured).await {
                     debug!(%route, %error, "marks can't be looked at now");
                 }
             });
@@ -198,7 +213,7 @@ impl Sweep {
         }
         let old: Vec<_> = found.old.iter().map(Known::redelivery).collect();
         self.reclaim(route, old, RepairedWhy::Old).await?;
-        self.unanswered(route, memory, found.unanswered).await
+        self.unanswered(route, memory, found.unanswered, found.progress.as_ref()).await
     }
 
     /// Says which ids were published as often as allowed: each claim once, as a dead letter.
@@ -223,8 +238,9 @@ impl Sweep {
         Ok(())
     }
 
-    /// Publishes marked ids that are free, or have waited for long, whatever the configuration says now.
-    async fn marks(&self, route: &Arc<Route>) -> Result<(), StoreError> {
+    /// Publishes marked ids that are free, or have waited for long, whatever the configuration says now. Those of a route that is
+    /// configured no more are only claimed: the relay publishes what is in its outbox.
+    async fn marks(&self, route: &Arc<Route>, is_configured: bool) -> Result<(), StoreError> {
         let until = SystemTime::now().checked_sub(route.life().coalesce_max_wait);
         let until = until.unwrap_or(SystemTime::UNIX_EPOCH).duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let until = u64::try_from(until.as_millis()).unwrap_or(0);
@@ -236,7 +252,12 @@ impl Sweep {
                 !known.pending || (is_old && known.in_flight.is_none())
             });
             let due: Vec<_> = due.map(|known| Reclaim { id: known.id, why: ReclaimWhy::Marked { until } }).collect();
-            self.reclaim(route, due, RepairedWhy::Marked).await?;
+            if is_configured {
+                self.reclaim(route, due, RepairedWhy::Marked).await?;
+            } else if !due.is_empty() {
+                self.keeper.store().reclaim(route, &due).await?;
+                info!(%route, ids = due.len(), "marked ids of a route that is configured no more are claimed; the relay publishes them");
+            }
             cursor = page.next;
             if cursor == 0 {
                 return Ok(());
@@ -316,6 +337,7 @@ impl Sweep {
         if on_ack && progress.is_some() && counts.pending > counts.in_flight + found.pending {
             self.without_entries(route, &mut found, memory).await?;
         }
+        found.progress = progress;
         Ok(Some(found))
     }
 
@@ -347,6 +369,7 @@ impl Sweep {
         route: &Arc<Route>,
         memory: &mut Memory,
         unanswered: Vec<Known>,
+        progress: Option<&Progress>,
     ) -> Result<(), StoreError> {
         let now = Instant::now();
         let mut due = Vec::new();
@@ -355,7 +378,7 @@ impl Sweep {
             let before = memory.suspects.remove(&known.id).filter(|(entry, _)| *entry == known.journal);
             let since = before.map_or(now, |(_, since)| since);
             if now - since >= SEEN_FOR {
-                due.push(known.redelivery());
+                due.push(known.clone());
             }
             if suspects.len() < MAX_SUSPECTS {
                 suspects.insert(known.id, (known.journal, since));
@@ -365,12 +388,40 @@ impl Sweep {
         if due.is_empty() {
             return Ok(());
         }
+        let due = self.not_in_the_stream(route, due, progress).await;
+        if due.is_empty() {
+            return Ok(());
+        }
         if self.all_is_carried_out().await {
             self.reclaim(route, due, RepairedWhy::Unanswered).await?;
         } else {
             debug!(%route, ids = due.len(), "what consumers answered is not all carried out; the next look decides");
         }
         Ok(())
+    }
+
+    /// Leaves those out whose event is there: that the stream was made after their claim is what two clocks say.
+    async fn not_in_the_stream(&self, route: &Route, due: Vec<Known>, progress: Option<&Progress>) -> Vec<Reclaim> {
+        let mut lost = Vec::new();
+        for part in due.chunks(TOGETHER) {
+            let there = join_all(part.iter().map(|known| self.is_in_the_stream(route, known, progress))).await;
+            let gone = part.iter().zip(there).filter(|(_, there)| !there);
+            lost.extend(gone.map(|(known, _)| known.redelivery()));
+        }
+        lost
+    }
+
+    /// Whether an event is in the stream, if only a clock says that it is not.
+    async fn is_in_the_stream(&self, route: &Route, known: &Known, progress: Option<&Progress>) -> bool {
+        let entry = known.journal.as_deref().and_then(JournalEntry::parse);
+        let (Some(entry), Some(progress), Some(consumers)) = (entry, progress, &self.consumers) else { return false };
+        let Some(sequence) = rests_on_clocks(&entry, &route.life().consumers, progress) else { return false };
+        match consumers.at(&progress.stream, sequence).await {
+            Ok(AtSequence::Event { token, .. }) => token == entry.token,
+            Ok(AtSequence::Foreign | AtSequence::Gone) => false,
+            // The next look decides.
+            Err(_) => true,
+        }
     }
 
     /// Waits until everything that was told by now has been carried out.
@@ -507,6 +558,14 @@ fn is_lost(entry: &JournalEntry, consumers: &[String], progress: &Progress) -> b
         progress.floors.iter().any(|(name, floor)| name == consumer && (gone || *floor >= sequence))
     };
     missing().any(has_nothing)
+}
+
+/// The sequence of an event that is taken for gone only because its claim seems to be older than its stream.
+fn rests_on_clocks(entry: &JournalEntry, consumers: &[String], progress: &Progress) -> Option<u64> {
+    let sequence = entry.sequence.filter(|sequence| (progress.first..=progress.last).contains(sequence))?;
+    let missing = |name: &String| consumers.contains(name) && entry.answer_of(name).is_none();
+    let passed = progress.floors.iter().any(|(name, floor)| missing(name) && *floor >= sequence);
+    (!passed && progress.is_gone(entry, sequence)).then_some(sequence)
 }
 
 /// Whether a configured consumer still has the event before it.

@@ -20,7 +20,7 @@ use super::{
     link::{ConnectionCheck, Link},
     names::Names,
     outbox,
-    redis::{Durability, Options},
+    redis::{Checked, Durability, Options},
     script::{self, CLAIM, PROBE},
 };
 use crate::{event::Attempt, route::Route};
@@ -94,19 +94,13 @@ pub(super) fn check_in_cluster(
 
 /// What the connection to the records of the routes has to be able to do. The record of a route that claims is written again if a
 /// failover lost it.
-pub(super) fn check_records(
-    routes: impl Fn() -> Vec<Arc<Claiming>> + Send + Sync + 'static,
-    names: &Arc<Names>,
-    records: &Arc<Records>,
-) -> ConnectionCheck {
-    let (names, records) = (Arc::clone(names), Arc::clone(records));
+pub(super) fn check_records(checked: &Arc<Checked>, names: &Arc<Names>, records: &Arc<Records>) -> ConnectionCheck {
+    let (checked, names, records) = (Arc::clone(checked), Arc::clone(names), Arc::clone(records));
     Arc::new(move |mut connection| {
-        let (routes, names, records) = (routes(), Arc::clone(&names), Arc::clone(&records));
+        let (names, records) = (Arc::clone(&names), Arc::clone(&records));
+        let routes = checked.lock().unwrap_or_else(PoisonError::into_inner).clone();
         async move {
             outbox::may_read_records(&mut connection, &names).await?;
-            if routes.is_empty() {
-                return Ok(None);
-            }
             let recorded = outbox::recorded(&mut connection, &names, &routes).await?;
             for (claiming, recorded) in routes.iter().zip(recorded) {
                 if recorded.is_none() && records.are_written(&claiming.route) {

@@ -33,7 +33,7 @@ impl DeadLetterStore for Redis {
         async move {
             // Should it take long, the connection is still good for claims.
             let _dropped: usize = self
-                .look(&self.names.bad.letters, Operation::DeadLetters, async |connection| {
+                .look(&bad.letters, Operation::DeadLetters, async |connection| {
                     KEEP_LETTERS
                         .call(connection, |call| {
                             call.arg(3)
@@ -113,7 +113,7 @@ impl GivenUpLetters for Redis {
         };
         async move {
             let digits: Vec<u8> = self
-                .ask(&self.names.given_up.letters, Operation::DeadLetters, async |connection| {
+                .ask(&drawer.letters, Operation::DeadLetters, async |connection| {
                     KEEP_GIVEN_UP.call(connection, arguments).await
                 })
                 .await?;

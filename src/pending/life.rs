@@ -22,6 +22,7 @@ use crate::{
         Listing, Reclaim, ReclaimWhy, ReleaseRequest, Released, ScanResult,
     },
     metrics::Operation,
+    relay::Outbox,
     route::{OnGiveUp, Route},
 };
 
@@ -32,22 +33,21 @@ type Field = (Vec<u8>, Vec<u8>);
 const CALL: usize = 500;
 
 impl Redis {
-    /// Calls a script on the keys of a route, whose address has this number, and reads the letter for each id.
+    /// Calls a script on the keys of a route, whose address has a number, and reads the letter for each id.
     async fn decide(
         &self,
         route: &Route,
-        number: usize,
+        (claiming, number): &(Arc<Claiming>, usize),
         script: &Script,
         count: usize,
         arguments: impl Fn(&mut Cmd),
     ) -> Result<Vec<u8>, StoreError> {
-        let claiming = self.claiming(route)?;
         let letters: Vec<u8> = self
             .ask(route.pending_key(), Operation::Life, async |link| {
                 script
                     .call(link, |call| {
                         keys(call, route);
-                        call.arg(number).arg(&claiming.address);
+                        call.arg(*number).arg(&claiming.address);
                         arguments(call);
                     })
                     .await
@@ -59,8 +59,17 @@ impl Redis {
         Err(StoreError::Refused(format!("a script gave {} answers for {count} ids", letters.len())))
     }
 
-    fn number_of(&self, route: &Route) -> Result<usize, StoreError> {
-        self.claiming(route)?.number().ok_or_else(no_number)
+    /// The address of a route, and its number. One that is configured no more is given one now.
+    async fn claiming(&self, route: &Route) -> Result<(Arc<Claiming>, usize), StoreError> {
+        if let Ok(queues) = self.queues(route) {
+            let claiming = Arc::clone(&queues.claiming);
+            let number = claiming.number().ok_or_else(no_number)?;
+            return Ok((claiming, number));
+        }
+        let claiming = Arc::new(Claiming::new(&Arc::new(route.clone())));
+        let (number, _zero) =
+            self.ask(route.pending_key(), Operation::Life, async |link| claiming.register(link, None).await).await?;
+        Ok((claiming, number))
     }
 }
 
@@ -90,11 +99,11 @@ impl LifeStore for Redis {
         requests: &'a [ReleaseRequest],
     ) -> BoxFuture<'a, Result<Vec<Released>, StoreError>> {
         async move {
-            let number = self.number_of(route)?;
+            let claiming = self.claiming(route).await?;
             let mut released = Vec::with_capacity(requests.len());
             for part in requests.chunks(CALL) {
-                let next: Vec<Token> = part.iter().map(|_| TokenSeed::now().marked(number)).collect();
-                let letters = self.decide(route, number, &RELEASE, part.len(), |call| {
+                let next: Vec<Token> = part.iter().map(|_| TokenSeed::now().marked(claiming.1)).collect();
+                let letters = self.decide(route, &claiming, &RELEASE, part.len(), |call| {
                     for (request, next) in part.iter().zip(&next) {
                         let token = request.token.map(Token::text).unwrap_or_default();
                         call.arg(&request.id).arg(token).arg(next.text());
@@ -121,11 +130,11 @@ impl LifeStore for Redis {
     ) -> BoxFuture<'a, Result<Vec<Answered>, StoreError>> {
         async move {
             let life = route.life();
-            let number = self.number_of(route)?;
+            let claiming = self.claiming(route).await?;
             let mut answered = Vec::with_capacity(answers.len());
             for part in answers.chunks(CALL) {
-                let next: Vec<Token> = part.iter().map(|_| TokenSeed::now().marked(number)).collect();
-                let letters = self.decide(route, number, &ANSWER, part.len(), |call| {
+                let next: Vec<Token> = part.iter().map(|_| TokenSeed::now().marked(claiming.1)).collect();
+                let letters = self.decide(route, &claiming, &ANSWER, part.len(), |call| {
                     call.arg(life.consumers.join(",")).arg(u8::from(life.on_give_up == OnGiveUp::Keep));
                     for (answer, next) in part.iter().zip(&next) {
                         call.arg(&answer.id).arg(answer.token.text()).arg(&answer.consumer);
@@ -158,15 +167,15 @@ impl LifeStore for Redis {
         reclaims: &'a [Reclaim],
     ) -> BoxFuture<'a, Result<Vec<Option<Token>>, StoreError>> {
         async move {
-            let number = self.number_of(route)?;
+            let claiming = self.claiming(route).await?;
             let mut claimed = Vec::with_capacity(reclaims.len());
             for part in reclaims.chunks(CALL) {
                 let next = part.iter().map(|reclaim| match reclaim.why {
-                    ReclaimWhy::Redelivery { number: count, .. } => TokenSeed::now().redelivery(number, count),
-                    ReclaimWhy::Marked { .. } => TokenSeed::now().marked(number),
+                    ReclaimWhy::Redelivery { number: count, .. } => TokenSeed::now().redelivery(claiming.1, count),
+                    ReclaimWhy::Marked { .. } => TokenSeed::now().marked(claiming.1),
                 });
                 let next: Vec<Token> = next.collect();
-                let letters = self.decide(route, number, &RECLAIM, part.len(), |call| {
+                let letters = self.decide(route, &claiming, &RECLAIM, part.len(), |call| {
                     for (Reclaim { id, why }, next) in part.iter().zip(&next) {
                         match why {
                             ReclaimWhy::Redelivery { seen, number } => {
@@ -193,10 +202,10 @@ impl LifeStore for Redis {
         leftovers: &'a [Leftover],
     ) -> BoxFuture<'a, Result<usize, StoreError>> {
         async move {
-            let number = self.number_of(route)?;
+            let claiming = self.claiming(route).await?;
             let mut dropped = 0;
             for part in leftovers.chunks(CALL) {
-                let letters = self.decide(route, number, &RECLAIM, part.len(), |call| {
+                let letters = self.decide(route, &claiming, &RECLAIM, part.len(), |call| {
                     for Leftover { id, seen } in part {
                         call.arg(id).arg("d").arg(seen).arg("").arg("");
                     }
@@ -307,6 +316,10 @@ impl LifeStore for Redis {
         .boxed()
     }
 
+    fn recorded(&self) -> BoxFuture<'_, Result<Vec<Arc<Route>>, StoreError>> {
+        async move { Ok(self.recorded_routes().await?.into_iter().map(Arc::new).collect()) }.boxed()
+    }
+
     fn scan_result<'a>(&'a self, route: &'a Route) -> BoxFuture<'a, Result<Option<ScanResult>, StoreError>> {
         async move {
             let text: Option<String> = self
@@ -401,12 +414,6 @@ fn text(value: &Value) -> Option<String> {
     match value {
         Value::BulkString(bytes) => Some(String::from_utf8_lossy(bytes).into_owned()),
         _ => None,
-    }
-}
-
-impl Redis {
-    fn claiming(&self, route: &Route) -> Result<&Arc<Claiming>, StoreError> {
-        Ok(&self.queues(route)?.claiming)
     }
 }
 

@@ -326,6 +326,8 @@ impl Keeper {
         };
         loop {
             tokio::select! {
+                // Nobody uses it any more.
+                () = self.current.closed() => return None,
                 () = self.trouble.news.notified() => {
                     if self.trouble.epoch.load(Ordering::SeqCst) >= epoch {
                         return None;

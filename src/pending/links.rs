@@ -2,10 +2,7 @@
 
 use std::{
     collections::HashMap,
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::{Arc, Mutex, PoisonError, Weak},
     time::Duration,
 };
 
@@ -23,8 +20,8 @@ use crate::{
     supervision::supervise,
 };
 
-/// How often a cluster that is down is said to be so, if that is due.
-const REMIND: Duration = Duration::from_secs(5);
+/// How often the connections of a cluster are looked through, and one that is down is said to be so, if that is due.
+const REMIND: Duration = Duration::from_secs(1);
 
 /// The links of a store, by the keys that are asked for.
 pub(super) struct Links {
@@ -35,15 +32,13 @@ pub(super) struct Links {
     one: Option<Arc<Link>>,
     by_tag: Mutex<HashMap<String, Arc<Link>>>,
     report: Reporter,
-    /// How often it was said whom to follow.
-    watched: Arc<AtomicU64>,
 }
 
 impl Links {
     /// In a cluster there are none yet.
     pub(super) fn new(access: Access, timeout: Duration, tasks: TaskTracker) -> Self {
         let report = Reporter::new("redis");
-        Self { access, timeout, tasks, one: None, by_tag: Mutex::default(), report, watched: Arc::default() }
+        Self { access, timeout, tasks, one: None, by_tag: Mutex::default(), report }
     }
 
     pub(super) const fn access(&self) -> &Access {
@@ -99,37 +94,39 @@ impl Links {
         self.report.subscribe()
     }
 
-    /// Follows the connections that were opened so far, in a cluster.
-    pub(super) fn watch(&self) {
+    /// The connection that was opened for a key, if one was.
+    pub(super) fn opened(&self, key: &str) -> Option<Arc<Link>> {
+        self.by_tag().get(tag(key)).cloned()
+    }
+
+    /// Has a key use the connection that it had before, or none.
+    pub(super) fn put_back(&self, key: &str, link: Option<Arc<Link>>) {
+        match link {
+            Some(link) => self.by_tag().insert(tag(key).to_owned(), link),
+            None => self.by_tag().remove(tag(key)),
+        };
+    }
+
+    /// Follows the connections of a cluster.
+    pub(super) fn watch(self: &Arc<Self>) {
         if !self.is_cluster() {
             return;
         }
-        let mine = self.watched.fetch_add(1, Ordering::SeqCst) + 1;
-        let watched = Arc::clone(&self.watched);
-        let parts: Vec<_> = self.by_tag().values().map(|link| link.contact()).collect();
-        let report = self.report.clone();
-        self.tasks.spawn(async move {
-            let mut parts = parts;
-            supervise!(
-                "the contact to the cluster",
-                follow(&mut parts, &report, || watched.load(Ordering::SeqCst) == mine)
-            );
-        });
+        let links = Arc::downgrade(self);
+        self.tasks.spawn(async move { supervise!("the contact to the cluster", follow(&links)) });
     }
 }
 
-/// Ends when others are followed.
-async fn follow(parts: &mut [watch::Receiver<Contact>], report: &Reporter, still: impl Fn() -> bool) {
-    if parts.is_empty() {
-        return;
-    }
-    while still() {
+/// Ends with the links.
+async fn follow(links: &Weak<Links>) {
+    while let Some(links) = links.upgrade() {
+        let mut parts: Vec<_> = links.by_tag().values().map(|link| link.contact()).collect();
         let worst = parts.iter_mut().map(|part| part.borrow_and_update().clone()).max_by_key(badness);
-        report.set(worst.unwrap_or(Contact::Up));
+        links.report.set(worst.unwrap_or(Contact::Up));
+        drop(links);
+        // Others may have been opened meanwhile; and a cluster that is down is to be said to be so again.
         let changes = select_all(parts.iter_mut().map(|part| part.changed().boxed()));
-        if let Ok((Err(_gone), ..)) = tokio::time::timeout(REMIND, changes).await {
-            return;
-        }
+        let _look_again = tokio::time::timeout(REMIND, changes).await;
     }
 }
 

@@ -6,7 +6,7 @@
 
 use std::{
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -73,16 +73,14 @@ pub struct Redis {
     times: RedisTimes,
     queues: HashMap<String, Arc<Queues>>,
     /// What a new connection has to be able to do.
-    checked: Arc<Checked>,
-    /// Of the routes, in a cluster.
-    records: Arc<Records>,
+    checks: Arc<Checks>,
     tasks: TaskTracker,
     settlers: TaskTracker,
     closing: CancellationToken,
 }
 
 /// The routes that claim now.
-type Checked = Mutex<Vec<Arc<Claiming>>>;
+pub(super) type Checked = Mutex<Vec<Arc<Claiming>>>;
 
 pub(super) struct Queues {
     pub(super) claiming: Arc<Claiming>,
@@ -96,6 +94,61 @@ struct ClaimJob {
     answer: oneshot::Sender<Result<Claimed, StoreError>>,
 }
 
+/// What new connections have to be able to do.
+struct Checks {
+    names: Arc<Names>,
+    checked: Arc<Checked>,
+    records: Arc<Records>,
+}
+
+impl Checks {
+    /// Starts to connect: for everything, or in a cluster for each route, for the records of all routes, and for dead letters.
+    fn connect(&self, mut links: Links, claiming: &[Arc<Claiming>], options: Options) -> Links {
+        if !links.is_cluster() {
+            links.connect_all(self.of_all(options));
+            return links;
+        }
+        let Self { names, checked, records } = self;
+        records.are_at(&links.connect(&names.routes, check_records(checked, names, records)));
+        for claiming in claiming {
+            links.connect(claiming.route.pending_key(), self.of(claiming, true, options));
+        }
+        for drawer in names.drawers() {
+            links.connect(&drawer.letters, find(&drawer.letters));
+        }
+        links
+    }
+
+    /// Of a connection for the claims of a route.
+    fn of(&self, claiming: &Arc<Claiming>, in_cluster: bool, options: Options) -> ConnectionCheck {
+        if in_cluster { check_in_cluster(claiming, &self.names, options, &self.records) } else { self.of_all(options) }
+    }
+
+    /// Of a connection for all routes that claim at that time.
+    fn of_all(&self, options: Options) -> ConnectionCheck {
+        let (names, checked) = (Arc::clone(&self.names), Arc::clone(&self.checked));
+        Arc::new(move |connection| {
+            let (names, checked) = (Arc::clone(&names), Arc::clone(&checked));
+            let routes = move || checked.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            async move {
+                loop {
+                    let now = routes();
+                    let refusal = check(now.clone(), Arc::clone(&names), options)(connection.clone()).await?;
+                    // Other routes may have come meanwhile.
+                    if now.iter().map(Arc::as_ptr).eq(routes().iter().map(Arc::as_ptr)) {
+                        return Ok(refusal);
+                    }
+                }
+            }
+            .boxed()
+        })
+    }
+
+    fn checked(&self) -> MutexGuard<'_, Vec<Arc<Claiming>>> {
+        self.checked.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 impl Redis {
     /// Starts to connect, and the tasks of each route. `instance` names the installation.
     #[must_use]
@@ -104,31 +157,22 @@ impl Redis {
         let (tasks, settlers) = (TaskTracker::new(), TaskTracker::new());
         let claiming: Vec<_> = routes.routes().iter().map(|route| Arc::new(Claiming::new(route))).collect();
         let checked = Arc::new(Checked::new(claiming.clone()));
-        let mut links = Links::new(access.clone(), options.timeout, tasks.clone());
-        let records = Arc::<Records>::default();
-        if links.is_cluster() {
-            let routes = present(&checked);
-            records.are_at(&links.connect(&names.routes, check_records(routes, &names, &records)));
-            for drawer in names.drawers() {
-                links.connect(&drawer.letters, find(&drawer.letters));
-            }
-        } else {
-            links.connect_all(check_all(options, &names, &checked));
-        }
+        let links = Links::new(access.clone(), options.timeout, tasks.clone());
+        let checks = Arc::new(Checks { names: Arc::clone(&names), checked, records: Arc::default() });
+        let links = Arc::new(checks.connect(links, &claiming, options));
+        links.watch();
         let nobody = Self {
-            links: Arc::new(links),
+            links,
             names,
             options,
             times,
             queues: HashMap::new(),
-            checked,
-            records,
+            checks,
             tasks,
             settlers,
             closing: CancellationToken::new(),
         };
         let queues = claiming.iter().map(|claiming| nobody.start(claiming)).collect();
-        nobody.links.watch();
         Self { queues, ..nobody }
     }
 
@@ -141,8 +185,7 @@ impl Redis {
             options: self.options,
             times: self.times.clone(),
             queues: HashMap::new(),
-            checked: Arc::clone(&self.checked),
-            records: Arc::clone(&self.records),
+            checks: Arc::clone(&self.checks),
             tasks: self.tasks.clone(),
             settlers: self.settlers.clone(),
             closing: self.closing.clone(),
@@ -166,9 +209,9 @@ impl Redis {
             }));
         }
         // Before the present connection is asked: another one may take its place meanwhile.
-        let before = std::mem::replace(&mut *self.checked.lock().unwrap_or_else(PoisonError::into_inner), all.clone());
+        let before = std::mem::replace(&mut *self.checks.checked(), all.clone());
         if let Err(refusal) = self.check(new, options).await {
-            *self.checked.lock().unwrap_or_else(PoisonError::into_inner) = before;
+            *self.checks.checked() = before;
             return Err(refusal);
         }
         let next = Self { options, ..self.without_routes() };
@@ -179,18 +222,16 @@ impl Redis {
             let shared = unchanged.map(|queues| (claiming.route.pending_key().to_owned(), Arc::clone(queues)));
             shared.unwrap_or_else(|| next.start(claiming))
         });
-        let queues = queues.collect();
-        next.links.watch();
-        Ok(Self { queues, ..next })
+        Ok(Self { queues: queues.collect(), ..next })
     }
 
     /// Asks for what new routes need. A Redis that is down is asked when it comes back.
     async fn check(&self, new: Vec<Arc<Claiming>>, options: Options) -> Result<(), StoreError> {
+        if self.links.is_cluster() {
+            return self.check_in_cluster(new, options).await;
+        }
         if new.is_empty() {
             return Ok(());
-        }
-        if self.links.is_cluster() {
-            return self.check_in_cluster(&new, options).await;
         }
         let link = self.links.of(&self.names.routes);
         let next = tokio::time::timeout(options.timeout, link.current_or_next()).await;
@@ -208,43 +249,41 @@ impl Redis {
         }
     }
 
-    /// Each of them has a connection of its own, which waits for the first claims.
-    async fn check_in_cluster(&self, new: &[Arc<Claiming>], options: Options) -> Result<(), StoreError> {
-        for claiming in new {
-            let link = self.links.connect(claiming.route.pending_key(), self.check_of(claiming, options));
-            let _connected = tokio::time::timeout(options.timeout * 2, link.current_or_next()).await;
-            let refusal = match &*link.contact().borrow() {
-                Contact::Refused(problem) => StoreError::Refused(problem.clone()),
-                Contact::NoWrites(problem) => StoreError::NoWrites(problem.clone()),
+    /// There a new route gets a connection, which is asked; one that is refused leaves the connections as they were.
+    async fn check_in_cluster(&self, new: Vec<Arc<Claiming>>, options: Options) -> Result<(), StoreError> {
+        let mut before = Vec::new();
+        for claiming in &new {
+            let key = claiming.route.pending_key();
+            before.push((key, self.links.opened(key)));
+            let link = self.links.connect(key, self.checks.of(claiming, true, options));
+            let _down = tokio::time::timeout(options.timeout * 2, link.current_or_next()).await;
+            let contact = link.contact().borrow().clone();
+            let refusal = match contact {
                 Contact::Up | Contact::Unreachable(_) => continue,
+                Contact::NoWrites(refusal) => StoreError::NoWrites(refusal),
+                Contact::Refused(refusal) => StoreError::Refused(refusal),
             };
+            for (key, link) in before {
+                self.links.put_back(key, link);
+            }
             return Err(refusal);
         }
         Ok(())
     }
 
-    /// What a connection for the claims of a route has to be able to do.
-    fn check_of(&self, claiming: &Arc<Claiming>, options: Options) -> ConnectionCheck {
-        if self.links.is_cluster() {
-            check_in_cluster(claiming, &self.names, options, &self.records)
-        } else {
-            check_all(options, &self.names, &self.checked)
-        }
-    }
-
     /// Starts the tasks of a route, which end with its queues.
     fn start(&self, claiming: &Arc<Claiming>) -> (String, Arc<Queues>) {
-        let Self { links, options, times, tasks, settlers, closing, .. } = self;
+        let Self { links, options, times, checks, tasks, settlers, closing, .. } = self;
         let route = &claiming.route;
         let (claims, mut claim_jobs) = mpsc::channel(CLAIM_QUEUE);
         let (settlements, mut settle_jobs) = mpsc::channel(SETTLE_QUEUE);
-        let key = route.pending_key();
-        let link =
-            if links.is_cluster() { links.connect(key, self.check_of(claiming, *options)) } else { links.of(key) };
+        let link = links.of(route.pending_key());
         // WAIT speaks of what its own connection wrote, and blocks it: such claims have one for themselves.
         let own = match options.durability {
             Durability::None => Arc::clone(&link),
-            Durability::Replica | Durability::Aof => links.connect_apart(self.check_of(claiming, *options)),
+            Durability::Replica | Durability::Aof => {
+                links.connect_apart(checks.of(claiming, links.is_cluster(), *options))
+            }
         };
         let claimer = Claimer {
             link: own,
@@ -310,13 +349,14 @@ impl Redis {
         exchange: impl AsyncFnOnce(&mut Connection) -> Result<T, RedisError>,
     ) -> Result<(Current, Result<Result<T, RedisError>, Elapsed>), StoreError> {
         // In a cluster some connections are made when they are needed.
+        let timeout = self.options.timeout;
         let current = if self.links.is_cluster() {
-            tokio::time::timeout(self.options.timeout, link.current_or_next()).await.unwrap_or(None)
+            tokio::time::timeout(timeout, link.current_or_next()).await.unwrap_or(None)
         } else {
             link.current()
         };
         let mut current = current.ok_or_else(|| StoreError::Down(link.problem()))?;
-        let answer = tokio::time::timeout(self.options.timeout, exchange(&mut current.connection));
+        let answer = tokio::time::timeout(timeout, exchange(&mut current.connection));
         let answer = self.times.time(operation, answer).await;
         Ok((current, answer))
     }
@@ -373,32 +413,6 @@ impl PendingStore for Redis {
         }
         .boxed()
     }
-}
-
-/// The routes that claim now.
-fn present(checked: &Arc<Checked>) -> impl Fn() -> Vec<Arc<Claiming>> + Send + Sync + 'static {
-    let checked = Arc::clone(checked);
-    move || checked.lock().unwrap_or_else(PoisonError::into_inner).clone()
-}
-
-/// What the one connection has to be able to do, for all routes that claim then.
-fn check_all(options: Options, names: &Arc<Names>, checked: &Arc<Checked>) -> ConnectionCheck {
-    let (names, checked) = (Arc::clone(names), Arc::clone(checked));
-    Arc::new(move |connection| {
-        let (names, checked) = (Arc::clone(&names), Arc::clone(&checked));
-        let routes = move || checked.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        async move {
-            loop {
-                let now = routes();
-                let refusal = check(now.clone(), Arc::clone(&names), options)(connection.clone()).await?;
-                // Other routes may have come meanwhile.
-                if now.iter().map(Arc::as_ptr).eq(routes().iter().map(Arc::as_ptr)) {
-                    return Ok(refusal);
-                }
-            }
-        }
-        .boxed()
-    })
 }
 
 /// What an error that Redis answered means. If it takes no writes now, the keeper of the connection is notified.

@@ -8,7 +8,7 @@ use std::{
 use toml::{Table, Value};
 
 use super::{
-    ClaimsIn, DEFAULT_FILE, Environment, Layers, RedisServers, Settings,
+    ClaimsIn, DEFAULT_FILE, Environment, Layers, Settings,
     sections::{Configuration, LogSection, OutboxSection, ServerSection},
     variables,
 };
@@ -33,6 +33,9 @@ impl Contents {
     }
 }
 
+const REDIS_PASSWORD: &str = "redis.password_file";
+const SENTINEL_PASSWORD: &str = "redis.sentinel_password_file";
+
 /// What the stores are logged in with.
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) struct StoreLogins {
@@ -44,15 +47,13 @@ pub(crate) struct StoreLogins {
 impl StoreLogins {
     /// Keys of the secret files that hold something else than `before`.
     pub(crate) fn changed_since(&self, before: &Self, configuration: &Configuration) -> Vec<String> {
-        let (redis, nats) = (self.redis != before.redis, self.nats != before.nats);
-        let sentinels = self.sentinels != before.sentinels;
-        let changed = |key: &str| match key {
-            "redis.sentinel_password_file" => sentinels,
-            key if key.starts_with("redis.") => redis,
-            _ => nats,
+        let has_changed = |key: &str| match key {
+            SENTINEL_PASSWORD => self.sentinels != before.sentinels,
+            REDIS_PASSWORD => self.redis != before.redis,
+            _ => self.nats != before.nats,
         };
         let named = configuration.store_secrets().filter(|(_, file)| file.is_some()).map(|(key, _)| key);
-        named.filter(|key| changed(key)).map(str::to_owned).collect()
+        named.filter(|key| has_changed(key)).map(str::to_owned).collect()
     }
 }
 
@@ -60,13 +61,7 @@ impl Settings {
     /// What the stores are logged in with.
     pub(crate) fn store_logins(&self) -> StoreLogins {
         let (redis, sentinels) = match &self.claims_in {
-            ClaimsIn::Redis(address) => {
-                let sentinels = match &address.servers {
-                    RedisServers::Sentinel(sentinels) => sentinels.password.clone(),
-                    RedisServers::One(_) | RedisServers::Cluster(_) => None,
-                };
-                (address.password.clone(), sentinels)
-            }
+            ClaimsIn::Redis(address) => (address.password.clone(), address.servers.sentinel_password()),
             ClaimsIn::Memory => (None, None),
         };
         StoreLogins { redis, sentinels, nats: self.nats.login.clone() }
@@ -145,8 +140,8 @@ impl Configuration {
             ("nats.nkey_seed_file", self.nats.nkey_seed_file.as_ref()),
             ("nats.password_file", self.nats.password_file.as_ref()),
             ("nats.token_file", self.nats.token_file.as_ref()),
-            ("redis.password_file", self.redis.password_file.as_ref()),
-            ("redis.sentinel_password_file", self.redis.sentinel_password_file.as_ref()),
+            (REDIS_PASSWORD, self.redis.password_file.as_ref()),
+            (SENTINEL_PASSWORD, self.redis.sentinel_password_file.as_ref()),
         ]
         .into_iter()
     }

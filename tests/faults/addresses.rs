@@ -185,9 +185,13 @@ async fn rollback_to_0_1_0_and_upgrade_again() -> Report {
     report
 }
 
-/// A replica of 0.1.0.
 async fn older(world: &World, settings: &str) -> Gate {
-    let gate = Gate::start_program(older_binary(), &world.settings(), &format!("{SETTINGS}{settings}")).await;
+    version_0_1_0(world, &format!("{SETTINGS}{settings}")).await
+}
+
+/// A replica of 0.1.0 that is ready.
+pub(super) async fn version_0_1_0(world: &World, settings: &str) -> Gate {
+    let gate = Gate::start_program(older_binary(), &world.settings(), settings).await;
     gate.wait_ready().await;
     gate
 }

@@ -25,15 +25,15 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
     vec![scenario!(clock_stepped_back_and_forward)]
 }
 
-const HOUR: i64 = 3600;
+pub(super) const HOUR: i64 = 3600;
 
 /// A clock of the day that can be set.
-struct Clock {
+pub(super) struct Clock {
     files: TempDir,
 }
 
 impl Clock {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let clock = Self { files: tempfile::tempdir().expect("a temporary folder can be made") };
         clock.set(0);
         clock
@@ -44,7 +44,7 @@ impl Clock {
     }
 
     /// Sets the offset in seconds for every process that uses it.
-    fn set(&self, seconds: i64) {
+    pub(super) fn set(&self, seconds: i64) {
         let next = self.files.path().join("next");
         std::fs::write(&next, format!("{seconds:+}\n")).expect("the folder is ours");
         // In one step: it is read all the time.
@@ -52,7 +52,7 @@ impl Clock {
     }
 
     /// For who is to have it.
-    fn environment(&self) -> Vec<(&'static str, OsString)> {
+    pub(super) fn environment(&self) -> Vec<(&'static str, OsString)> {
         vec![
             ("LD_PRELOAD", library()),
             ("FAKETIME_TIMESTAMP_FILE", self.file().into_os_string()),

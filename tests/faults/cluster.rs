@@ -1,10 +1,15 @@
 //! A cluster of three NATS servers and a stream with three replicas: the leader dies, servers enter lame-duck mode, all are
 //! replaced one by one. Two of three always run, so nothing may get lost or doubled.
 
+use std::time::{Duration, SystemTime};
+
 use async_nats::jetstream::{self, stream::Info};
+use serde_json::json;
 
 use super::{
-    crm::{Crm, Load},
+    consumers::{Application, Language},
+    crm::{Crm, Load, Reuse},
+    judge::Span,
     nats::STREAM,
     rig::{Bounds, Report, Rig, demand},
 };
@@ -15,8 +20,15 @@ use crate::{
 
 /// The scenarios of this file.
 pub(crate) fn scenarios() -> Vec<Scenario> {
-    vec![scenario!(cluster_leader_killed), scenario!(cluster_lame_duck), scenario!(cluster_rolling_restart)]
+    vec![
+        scenario!(cluster_leader_killed),
+        scenario!(cluster_lame_duck),
+        scenario!(cluster_rolling_restart),
+        scenario!(life_cluster_leaders_killed, consumers),
+    ]
 }
+
+const HOUR: Duration = Duration::from_secs(3600);
 
 /// Three servers; the first one is the world's.
 struct Cluster {
@@ -30,6 +42,11 @@ struct Cluster {
 impl Cluster {
     /// Servers that know each other, and two replicas that know `known` of them.
     async fn start(known: usize) -> Self {
+        Self::start_with(known, "").await
+    }
+
+    /// The same with more settings.
+    async fn start_with(known: usize, more: &str) -> Self {
         let reserve = || std::iter::repeat_with(Port::reserve).take(3).collect::<Vec<_>>();
         let (routes, monitors) = (reserve(), reserve());
         let all: Vec<_> = routes.iter().map(|port| format!("nats://127.0.0.1:{}", port.number)).collect();
@@ -50,7 +67,7 @@ impl Cluster {
         );
         let (redis, nats, second, third) = servers;
         let urls: Vec<_> = [&nats, &second, &third].into_iter().map(NatsServer::url).collect();
-        let settings = format!("nats.url = \"{}\"\nnats.stream.replicas = 3\n", urls[..known].join(","));
+        let settings = format!("nats.url = \"{}\"\nnats.stream.replicas = 3\n{more}", urls[..known].join(","));
         let rig = Rig::reading(urls, World { redis, nats }, 2, &settings).await;
         Self { rig, others: vec![second, third], monitors, _routes: routes }
     }
@@ -62,11 +79,11 @@ impl Cluster {
         }
     }
 
-    /// What a server that answers says of the stream.
-    async fn stream(&self) -> Option<Info> {
+    /// What a server that answers says of a stream.
+    async fn stream(&self, name: &str) -> Option<Info> {
         for server in [&self.rig.world.nats, &self.others[0], &self.others[1]] {
             let Some(client) = server.try_client().await else { continue };
-            if let Ok(mut stream) = jetstream::new(client).get_stream(STREAM).await
+            if let Ok(mut stream) = jetstream::new(client).get_stream(name).await
                 && let Ok(info) = stream.info().await
             {
                 return Some(info.clone());
@@ -77,8 +94,13 @@ impl Cluster {
 
     /// The server that leads the stream, once all of its copies are up to date.
     async fn leader(&self) -> usize {
+        self.leader_of(STREAM).await
+    }
+
+    /// The same of another stream.
+    async fn leader_of(&self, stream: &str) -> usize {
         eventually("the stream has three good copies", async || {
-            let cluster = self.stream().await?.cluster?;
+            let cluster = self.stream(stream).await?.cluster?;
             let good = cluster.replicas.len() == 2 && cluster.replicas.iter().all(|peer| peer.current && !peer.offline);
             let leader = cluster.leader.filter(|_| good)?;
             let names = [self.rig.world.nats.name(), self.others[0].name(), self.others[1].name()];
@@ -148,4 +170,32 @@ async fn cluster_rolling_restart() -> Report {
     cluster.leader().await;
     cluster.rig.progress(&crm, 200).await;
     cluster.verdict(crm).await
+}
+
+/// Acknowledgements flow while the leaders of the stream, of the consumer and of the stream of answers die. What the dead one had not
+/// reported is published once more.
+async fn life_cluster_leaders_killed() -> Report {
+    const ACKS: &str = "hookgate_acks";
+    let route = "[[routes]]\nflow = \"vmh\"\nentity = \"beteiligte\"\naction = \"create\"\nwhile_pending = \"publish\"\nrelease = \"ack\"\nconsumers = [\"one\"]\n";
+    let mut cluster = Cluster::start_with(3, route).await;
+    cluster.rig.is_released();
+    let urls = [cluster.rig.world.nats.url()];
+    let mut one = Application::new("one", &urls, &[Language::Rust, Language::Rust]);
+    one.make(&cluster.rig.world.nats, &json!({})).await;
+    one.start_all();
+    let load = Load { workers: 4, pause: Duration::from_millis(50), ..Load::default() };
+    let reuse = Reuse { ids: 60, of_a_batch: 4, seed: 3 };
+    let crm = Crm::reusing(cluster.rig.addresses(), load, Some(reuse));
+    for stream in [STREAM, ACKS, STREAM, ACKS] {
+        cluster.rig.progress(&crm, 150).await;
+        let leader = cluster.leader_of(stream).await;
+        cluster.server(leader).kill();
+        cluster.rig.progress(&crm, 150).await;
+        cluster.server(leader).start_again().await;
+    }
+    cluster.leader_of(ACKS).await;
+    cluster.rig.progress(&crm, 150).await;
+    cluster.leader().await;
+    cluster.rig.faults_end();
+    cluster.rig.judge_changes(crm, &[Span { from: SystemTime::UNIX_EPOCH, to: SystemTime::now() + HOUR }]).await
 }

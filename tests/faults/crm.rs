@@ -141,6 +141,8 @@ pub(crate) struct Sent {
     pub(crate) given_up: BTreeSet<String>,
     /// Claims that answers with 200 have counted as new.
     pub(crate) claimed: u64,
+    /// Ids of all requests that were sent, each as often as it was.
+    pub(crate) offered: u64,
     /// Answers by status; 0: none.
     pub(crate) statuses: BTreeMap<u16, u64>,
     /// The longest time to an answer.
@@ -345,6 +347,7 @@ async fn send(shared: &Shared, ids: &[String], body: &str) -> Option<u16> {
     }
     *sent.statuses.entry(status).or_default() += 1;
     sent.claimed += claimed;
+    sent.offered += u64::try_from(ids.len()).expect("few");
     sent.longest = sent.longest.max(began.elapsed());
     Some(status)
 }

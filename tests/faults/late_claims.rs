@@ -21,6 +21,7 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
         scenario!(claim_arrives_after_release_publish, quick),
         scenario!(claim_is_tried_again_after_release_reject, quick),
         scenario!(claim_is_tried_again_after_a_lost_answer, quick),
+        scenario!(life_settled_after_another_claim, quick),
     ]
 }
 
@@ -95,6 +96,54 @@ async fn claim_is_tried_again_after_a_lost_answer() -> Report {
         }
     }
     unreachable!("there is always another id")
+}
+
+/// An event is acknowledged, and its settlement reaches Redis when the id has been claimed again: that claim stays in flight, and the
+/// relay publishes it.
+async fn life_settled_after_another_claim() -> Report {
+    let route =
+        "[[routes]]\nflow = \"vmh\"\nentity = \"beteiligte\"\naction = \"create\"\nwhile_pending = \"publish\"\n";
+    let world = World::start().await;
+    let (redis_wire, nats_wire) = (Wire::to(port(&world.redis)).await, Wire::to(world.nats.port()).await);
+    let (redis, nats) = (redis_wire.port(), nats_wire.port());
+    let mut rig = Rig::with(world, 0, "").await;
+    for wire in
+        [format!("redis.url = \"redis://127.0.0.1:{redis}\"\n"), format!("nats.url = \"nats://127.0.0.1:{nats}\"\n")]
+    {
+        let gate = rig.world.gate(&format!("{wire}{SETTINGS}{route}")).await;
+        rig.gates.push(gate);
+    }
+    let mut other = rig.gates.pop().expect("there are two");
+    rig.world.nats.freeze();
+    let token = async || rig.world.redis.outbox(OUTBOX).await.remove(ID);
+    let meanwhile = async {
+        let first = eventually("it is claimed", token).await;
+        redis_wire.set(Mode::Stall);
+        rig.world.nats.thaw();
+        first
+    };
+    let (answer, first) = tokio::join!(rig.gates[0].post(batch([ID])), meanwhile);
+    assert_eq!(answer.counts(), (1, 1), "acknowledged, and not settled");
+    nats_wire.set(Mode::Cut);
+    let refused = other.post(batch([ID])).await.status;
+    other.kill();
+    let second = token().await;
+    redis_wire.set(Mode::Pass);
+    let comes = async || {
+        let events = rig.oracle.events();
+        events.iter().any(|event| Some(event.token()) == second.as_deref()).then_some(())
+    };
+    let came = within(Duration::from_secs(30), comes).await;
+    let mut report = Report { accepted: 1, statuses: refused.to_string(), ..Report::default() };
+    if second.is_none() || second.as_ref() == Some(&first) || refused != 503 {
+        report.violations.push(format!("no second claim is in flight: {first}, {second:?}"));
+    }
+    if came.is_none() {
+        report.lost = 1;
+        report.violations.push("the second claim was settled as the first one, and its event never came".to_owned());
+    }
+    rig.world.redis.settled(OUTBOX).await;
+    report
 }
 
 /// The token of a claim whose answer is swallowed, with the wire stalled from then on. `None` if the answer that was

@@ -19,6 +19,9 @@
 //!   `life::a_mark_that_has_waited_for_long_is_honoured_whatever_became_of_the_event_before`
 //! - a mark that is not confirmed is published: `life::a_mark_that_nobody_confirms_is_published`
 //! - as many events as `max_redeliveries` allows: `life::a_consumer_that_never_samples_gets_as_many_events_as_allowed`
+//! - a settlement is of its own token: `life_settled_after_another_claim`
+//! - marks are published before a version serves that knows none: `life_upgrade_from_0_1_0_and_back`
+//! - first roll out, then `release = "ack"`: `life_0_1_0_beside_release_on_ack` shows what the other order does
 //! - a mark becomes one event: `life::a_marked_id_is_published_at_its_release`; each consumer has to answer:
 //!   `life::each_consumer_has_to_acknowledge`
 
@@ -232,7 +235,7 @@ async fn make_consumers(client: &Client) {
 }
 
 /// A Redis that follows the world's, so that a mark can be confirmed.
-async fn replica_of(world: &World) -> RedisServer {
+pub(super) async fn replica_of(world: &World) -> RedisServer {
     let replica = RedisServer::start().await;
     let mut link = replica.connection().await;
     let port = world.redis.url().rsplit(':').next().and_then(|rest| rest.split('/').next()).expect("a port").to_owned();

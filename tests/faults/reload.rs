@@ -1,5 +1,7 @@
 //! The configuration is read again and again, while NATS fails and replicas come and go.
 
+use std::time::Duration;
+
 use super::{
     crm::Load,
     rig::{Bounds, Report, Rig, demand, demand_good_end},
@@ -12,6 +14,9 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
 }
 
 const ROUTE: &str = "[[routes]]\nflow = \"vmh\"\nentity = \"beteiligte\"\naction = \"create\"\n";
+
+/// How long NATS is away, beyond a reload: longer than a request tries.
+const FAULT: Duration = Duration::from_secs(4);
 
 /// Each reload changes limits, and adds or removes a route; the route of the load changes its consumers, and with them its tasks.
 async fn reloads_while_nats_fails() -> Report {
@@ -34,6 +39,8 @@ async fn reloads_while_nats_fails() -> Report {
             3 => rig.world.nats.kill(),
             4 => rig.world.nats.start_again().await,
             5 => {
+                // As a Service does: who leaves gets no new connections.
+                crm.aim(rig.addresses().split_off(1));
                 ends.push(rig.gates[0].terminate().await);
                 rig.replace(0).await;
                 crm.aim(rig.addresses());
@@ -51,7 +58,9 @@ async fn reloads_while_nats_fails() -> Report {
             })
             .await;
         }
-        if !matches!(number % 6, 1 | 3) {
+        if matches!(number % 6, 1 | 3) {
+            tokio::time::sleep(FAULT).await;
+        } else {
             rig.progress(&crm, 100).await;
         }
     }

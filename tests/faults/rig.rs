@@ -8,17 +8,18 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use redis::AsyncTypedCommands;
 use tokio::task::JoinSet;
 
 use super::{
     crm::{Crm, Load, Sent},
-    judge::{History, IN_TIME, Span, WhilePending},
+    judge::{History, IN_TIME, Span, Violation, Webhook, WhilePending},
     oracle::Oracle,
 };
 use crate::support::{Gate, OUTBOX, PENDING, World, eventually, within};
 
 /// Shortened so that a scenario takes seconds: the answers have to come within a second beyond the deadline.
-const SETTINGS: &str = "server.request_deadline = \"3s\"\nserver.body_read_timeout = \"2s\"\nnats.ack_timeout = \"1s\"\noutbox.relay_after = \"4s\"\n";
+pub(super) const SETTINGS: &str = "server.request_deadline = \"3s\"\nserver.body_read_timeout = \"2s\"\nnats.ack_timeout = \"1s\"\noutbox.relay_after = \"4s\"\n";
 /// Unless a scenario has another one.
 const LOG: &str = "log.filter = \"info,hookgate::entity=warn\"\n";
 /// Beyond the deadline of the settings above.
@@ -33,6 +34,8 @@ pub(crate) struct Rig {
     /// When the last fault ended, if it did before the load.
     faults_ended: Option<SystemTime>,
     consumers: JoinSet<()>,
+    /// Others release ids, by acknowledgements: in the end nothing may be pending.
+    released: bool,
     settings: String,
 }
 
@@ -97,7 +100,8 @@ impl Rig {
         let log = if settings.contains("log.filter") { "" } else { LOG };
         let settings = format!("{SETTINGS}{log}{settings}");
         let (gates, consumers) = (Vec::new(), JoinSet::new());
-        let mut rig = Self { world, gates, oracle, history, faults_ended: None, consumers, settings };
+        let (faults_ended, released) = (None, false);
+        let mut rig = Self { world, gates, oracle, history, faults_ended, consumers, released, settings };
         for _ in 0..replicas {
             rig.add_replica().await;
         }
@@ -160,6 +164,63 @@ impl Rig {
         });
     }
 
+    /// That consumer releases nothing any more.
+    pub(crate) fn stop_consuming(&mut self) {
+        self.consumers = JoinSet::new();
+    }
+
+    /// Others release ids: in the end nothing may be pending.
+    pub(crate) const fn is_released(&mut self) {
+        self.released = true;
+    }
+
+    /// What is left of ids: how many are pending, and are in the outbox, the journal and among the marks. Nothing without Redis.
+    pub(crate) async fn left(&self) -> Option<[usize; 4]> {
+        let mut link = self.world.redis.client().get_multiplexed_async_connection().await.ok()?;
+        let mut left = [link.scard(PENDING).await.ok()?, 0, 0, 0];
+        for (place, name) in ["outbox", "journal", "marks"].into_iter().enumerate() {
+            left[place + 1] = link.hlen(format!("{{{PENDING}}}:{name}")).await.ok()?;
+        }
+        Some(left)
+    }
+
+    /// Waits until all ids are free and nothing is known of any; demands it.
+    pub(crate) async fn demand_quiet(&self, report: &mut Report, limit: Duration) {
+        let mut left = None;
+        let quiet = within(limit, async || {
+            left = self.left().await;
+            (left == Some([0; 4])).then_some(())
+        });
+        if quiet.await.is_none() {
+            let mut link = self.world.redis.connection().await;
+            let entries = link.hgetall(format!("{{{PENDING}}}:journal")).await.unwrap_or_default();
+            let some: Vec<_> = entries.iter().take(5).collect();
+            report.violations.push(format!(
+                "{left:?} ids are pending, in the outbox, in the journal, marked after {limit:?}; journal: {some:?}"
+            ));
+        }
+    }
+
+    /// Those of these webhooks that have no event of their own. Everything that is in the stream has to be read by now.
+    pub(crate) fn swallowed(&self, webhooks: Vec<Webhook>, faults_ended: SystemTime) -> Vec<Violation> {
+        let mut history = lock(&self.history).clone();
+        for webhook in webhooks {
+            history.webhook(webhook);
+        }
+        history.violations(WhilePending::Publish, faults_ended)
+    }
+
+    /// Waits until everything that is in the stream now has been read; whether it has been.
+    pub(crate) async fn read_to_the_end(&self) -> bool {
+        match self.world.nats.jetstream().await.get_stream("HOOKGATE").await {
+            Ok(mut stream) => {
+                let last = stream.info().await.map_or(0, |info| info.state.last_sequence);
+                self.oracle.catch_up(last).await
+            }
+            Err(_) => true,
+        }
+    }
+
     /// From then until now Redis lost everything.
     pub(crate) fn wiped_since(&self, from: SystemTime) {
         lock(&self.history).wipe(Span { from, to: SystemTime::now() });
@@ -198,7 +259,7 @@ impl Rig {
         for webhook in sent.webhooks.drain(..) {
             lock(&self.history).webhook(webhook);
         }
-        let consumed = !self.consumers.is_empty();
+        let consumed = self.released || !self.consumers.is_empty();
         // What is left in flight is the relay's, and what is pending the consumers'.
         let limit = IN_TIME + ended.duration_since(faults_ended).unwrap_or_default();
         let calm = async || {
@@ -209,11 +270,7 @@ impl Rig {
             (!left && history.violations(WhilePending::Skip, faults_ended).is_empty()).then_some(())
         };
         let _either = within(limit, calm).await;
-        let mut read = true;
-        if let Ok(mut stream) = self.world.nats.jetstream().await.get_stream("HOOKGATE").await {
-            let last = stream.info().await.map_or(0, |info| info.state.last_sequence);
-            read = self.oracle.catch_up(last).await;
-        }
+        let read = self.read_to_the_end().await;
         let stream = self.oracle.ids();
         let pending = self.world.redis.pending(PENDING).await;
         let outbox = self.world.redis.outbox(OUTBOX).await;

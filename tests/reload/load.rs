@@ -47,7 +47,7 @@ async fn reloads_under_load_drop_nothing_and_leave_nothing_behind() {
     let variants = [
         QUIET.to_owned() + &before(),
         format!("{QUIET}{smaller}{}", after()),
-        format!("{QUIET}{}{}", create(), route("vertrag", "update", ack)),
+        format!("{QUIET}{}{}", create(), route("vertrag", "update", &format!("{ack}\nquarantine = true"))),
         format!("{QUIET}{smaller}{}", route("beteiligte", "create", "label = \"X\"")),
     ];
     let gate = world.gate(&variants[0]).await;
@@ -90,4 +90,26 @@ async fn reloads_under_load_drop_nothing_and_leave_nothing_behind() {
     gate.configure(&variants[1]);
     serves(&gate, &["vmh/beteiligte/create", "vmh/vertrag/update"]).await;
     assert_eq!(gate.post_to(NEW_PATH, batch(["n"])).await.counts(), (1, 1));
+}
+
+/// Where a claim waits for replicas of Redis, each route has a connection of its own. So has the quarantine.
+#[tokio::test]
+async fn the_connections_of_a_removed_route_end() {
+    let world = World::start().await;
+    let durable = "redis.durability = \"replica\"\nnats.on_unavailable = \"accept\"\n";
+    let gate = world.gate(&format!("{durable}{}", create())).await;
+    let first = held(&gate).await;
+    for number in 1..=3 {
+        let more = create() + &route("vertrag", "update", "quarantine = true");
+        for (routes, reloads) in [(more, 2 * number - 1), (create(), 2 * number)] {
+            gate.configure(&format!("{durable}{routes}"));
+            gate.signal("HUP");
+            eventually("it is reloaded", async || (gate.log_count(RELOADED) >= reloads).then_some(())).await;
+        }
+    }
+    eventually("tasks and files are as many as at the start", async || {
+        let now = held(&gate).await;
+        (now.0 <= first.0 && now.1 <= first.1).then_some(())
+    })
+    .await;
 }
