@@ -161,3 +161,23 @@ async fn the_rights_that_a_cluster_needs() {
     assert!(ran.remarks.contains("takes no writes now"), "{}", ran.remarks);
     ran.good();
 }
+
+#[tokio::test]
+async fn a_route_that_a_reload_brings_has_a_connection() {
+    let (cluster, nats) = tokio::join!(RedisCluster::start(), NatsServer::start());
+    let servers = format!("redis.url = \"{}\"\nnats.url = \"{}\"\n", cluster.url(), nats.url());
+    let gate = Gate::start(&servers, "redis.on_unavailable = \"reject\"\n").await;
+    gate.wait_ready().await;
+    assert_eq!(gate.post(batch(["a"])).await.counts(), (1, 1));
+    gate.configure(&format!("redis.on_unavailable = \"reject\"\n{ROUTES}"));
+    gate.signal("HUP");
+    eventually("the new routes claim", async || {
+        let answer = gate.post_to(PATHS[3], batch(["a"])).await;
+        (answer.status == 200).then_some(())
+    })
+    .await;
+    assert_eq!(gate.post(batch(["a"])).await.counts(), (0, 1), "the old one goes on");
+    for path in [PATHS[1], PATHS[2]] {
+        assert_eq!(gate.post_to(path, batch(["b"])).await.counts(), (1, 1), "{path}");
+    }
+}

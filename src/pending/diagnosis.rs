@@ -315,18 +315,6 @@ mod tests {
             ),
             (
                 plain,
-                answer("ERR This instance has cluster support disabled"),
-                "refused",
-                "redis.test:6399 is no node of a Redis Cluster (ERR This instance has cluster support disabled); write redis:// in redis.url",
-            ),
-            (
-                plain,
-                answer("CLUSTERDOWN The cluster is down"),
-                "unreachable",
-                "redis.test:6399: CLUSTERDOWN The cluster is down; the cluster has no primary for some slots, or this node is cut off from most others",
-            ),
-            (
-                plain,
                 answer("LOADING Redis is loading the dataset in memory"),
                 "unreachable",
                 "redis.test:6399 still loads its data (LOADING Redis is loading the dataset in memory)",
@@ -353,6 +341,26 @@ mod tests {
         for (url, error, state, expected) in cases {
             let contact = asked(url).diagnose(&error);
             assert_eq!((contact.code(), contact.problem()), (state, Some(expected)), "{error:?}");
+        }
+    }
+
+    #[test]
+    fn errors_of_a_cluster_say_what_it_lacks() {
+        let asked = asked("redis://redis.test:6399");
+        for (line, state, expected) in [
+            (
+                "ERR This instance has cluster support disabled",
+                "refused",
+                "redis.test:6399 is no node of a Redis Cluster (ERR This instance has cluster support disabled); write redis:// in redis.url",
+            ),
+            (
+                "CLUSTERDOWN The cluster is down",
+                "unreachable",
+                "redis.test:6399: CLUSTERDOWN The cluster is down; the cluster has no primary for some slots, or this node is cut off from most others",
+            ),
+        ] {
+            let contact = asked.diagnose(&answer(line));
+            assert_eq!((contact.code(), contact.problem()), (state, Some(expected)));
         }
     }
 
