@@ -29,6 +29,8 @@ use crate::{
 const AT_ONCE: usize = 64;
 /// How much the clocks of two servers of NATS may differ: one says when the event was stored, the other when it was answered.
 const CLOCKS: Duration = Duration::from_secs(5);
+/// How much a clock of hookgate's may differ from that of NATS.
+const OUR_CLOCK: Duration = Duration::from_secs(300);
 /// How often it is looked for the event of an answer that comes before its claim is settled.
 const SETTLING: usize = 10;
 /// Between two such looks.
@@ -198,7 +200,7 @@ impl Answers {
                 let told = entry.sequence.filter(|_| known.in_flight.is_none()).and_then(|it| sought.remove(&it));
                 let told = told.into_iter().flatten();
                 // Given after the event was stored.
-                let later = told.filter(|told| told.time.is_some_and(|time| time + CLOCKS >= entry.token.time()));
+                let later = told.filter(|told| told.time.is_some_and(|time| time + OUR_CLOCK >= entry.token.time()));
                 found.extend(later.map(|told| (name, known.id.clone(), entry.token, told)));
             }
             cursor = page.next;

@@ -241,7 +241,6 @@ mod tests {
     }
 
     #[test]
-    #[expect(clippy::too_many_lines, reason = "a table")]
     fn each_error_says_what_is_wrong_and_what_to_do() {
         let plain = "redis://redis.test:6399/7";
         let user = "redis://bob:secret@redis.test:6399/7";
