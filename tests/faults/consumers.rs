@@ -39,13 +39,13 @@ fn root() -> &'static Path {
 pub(crate) fn prepare() {
     static PREPARED: OnceLock<()> = OnceLock::new();
     PREPARED.get_or_init(|| {
-        let mut build = Command::new(env!("CARGO"));
-        build.args(["build", "--locked", "--quiet", "--examples"]);
+        let mut cargo = Command::new(env!("CARGO"));
+        cargo.args(["build", "--locked", "--quiet", "--examples"]);
         if cfg!(feature = "failpoints") {
             // Else the library would be built once more.
-            build.args(["--features", "failpoints"]);
+            cargo.args(["--features", "failpoints"]);
         }
-        let built = build.current_dir(root()).status().expect("there is a cargo");
+        let built = cargo.current_dir(root()).status().expect("there is a cargo");
         assert!(built.success(), "the consumers in Rust can't be built");
         let installed = Command::new(root().join("tests/consumers/install")).status().expect("there is a bash");
         assert!(installed.success(), "what the consumers in Python and Node.js need can't be installed");

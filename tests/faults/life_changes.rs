@@ -49,10 +49,10 @@ const ANY_NUMBER: usize = usize::MAX;
 /// The route of the tests, as 0.1.0 knows it.
 const OLD: &str = "[[routes]]\nflow = \"vmh\"\nentity = \"beteiligte\"\naction = \"create\"\n";
 /// The route of the tests, released by acknowledgements.
-fn on_ack(mode: &str, consumers: &str, more: &str) -> String {
+fn on_ack(mode: &str, consumers: &str, keys: &str) -> String {
     let durability = if mode == "coalesce" { "redis.durability = \"replica\"\n" } else { "" };
     format!(
-        "{durability}[[routes]]\nflow = \"vmh\"\nentity = \"beteiligte\"\naction = \"create\"\nwhile_pending = \"{mode}\"\nrelease = \"ack\"\nconsumers = [{consumers}]\n{more}"
+        "{durability}[[routes]]\nflow = \"vmh\"\nentity = \"beteiligte\"\naction = \"create\"\nwhile_pending = \"{mode}\"\nrelease = \"ack\"\nconsumers = [{consumers}]\n{keys}"
     )
 }
 
@@ -170,8 +170,8 @@ async fn wiped(mode: &'static str) -> Report {
     let events = rig.oracle.messages();
     let expected = IDS + if mode == "coalesce" { 0 } else { changed.len() } + again.len();
     demand(&mut report, events == expected, format!("{events} events, {expected} are due"));
-    let more = redelivered(&rig);
-    demand(&mut report, more == 0, format!("{more} events that nobody asked for"));
+    let unasked = redelivered(&rig);
+    demand(&mut report, unasked == 0, format!("{unasked} events that nobody asked for"));
     // Nothing is silent: each further change is published.
     let mut webhooks = Vec::new();
     let new = all_accepted(&rig, &ids, &mut webhooks).await;
@@ -360,8 +360,8 @@ async fn life_0_1_0_beside_release_on_ack() -> Report {
     let messages = rig.oracle.messages();
     demand(&mut report, messages == 3, format!("{messages} events of 3 changes"));
     report.accepted = 3;
-    report.statuses =
-        if early { "released by the answer for the claim before" } else { "not released early" }.to_owned();
+    let release = if early { "released by the answer for the claim before" } else { "not released early" };
+    release.clone_into(&mut report.statuses);
     report
 }
 

@@ -289,8 +289,7 @@ async fn a_step_is_replaced_and_put_back() -> Report {
     assert_eq!(step.claims(&["last-1", "back-1"]), 1);
     step.finish().await;
     let gate = scene.world.gate_unready(SETTINGS).await;
-    let tail = scene.follow(&gate, COMMANDS[10], &["--count", "1"]).await;
-    let _read = tail;
+    scene.follow(&gate, COMMANDS[10], &["--count", "1"]).await;
     scene.new_consumers(&mut seen).await;
     scene.old_consumers().await;
 
