@@ -27,7 +27,7 @@ pub(crate) use self::{
     http::{Answer, Connection, post, post_and_stay, try_exchange},
     http_server::HttpServer,
     jwt::Operator,
-    nats::{Event, NatsServer},
+    nats::{Event, NatsServer, recent_servers},
     process::{Port, Process, binary},
     redis::RedisServer,
     redis_cluster::RedisCluster,

@@ -38,7 +38,7 @@ pub(super) fn traps(text: &str, info: &StreamInfo) -> Vec<String> {
     // nats-server issues 6415 and 8106.
     if version < Version::new(2, 11, 0) {
         found.push(format!(
-            "version {text}: when the stream's leader changes, a message can get lost and each repeat of it is refused until the duplicate window is over, so its sender gets 503 for as long; update to 2.12.9, 2.14.1 or newer"
+            "version {text}: when the stream's leader changes, a message can get lost and each repeat of it is refused until the duplicate window is over, so its sender gets 503 for as long; and a leader that stood still and comes back can lose events that were acknowledged; update to 2.12.9, 2.14.1 or newer"
         ));
     } else if version < Version::new(2, 12, 9) || version.is_within(Version::new(2, 13, 0), Version::new(2, 14, 1)) {
         found.push(format!(

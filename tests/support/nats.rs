@@ -1,6 +1,14 @@
 //! A NATS server of the test's own, and a look at what is in its streams.
 
-use std::{collections::BTreeMap, fs::File, path::PathBuf, process::Stdio, sync::Arc, time::Duration};
+use std::{
+    cell::RefCell,
+    collections::BTreeMap,
+    fs::File,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    sync::Arc,
+    time::Duration,
+};
 
 use async_nats::{
     Client, ConnectOptions, HeaderMap,
@@ -25,6 +33,20 @@ use super::{
 const ATTEMPTS: usize = 10;
 /// The stream that hookgate makes if nothing else is configured.
 const STREAM: &str = "HOOKGATE";
+
+thread_local! {
+    /// Of which version the servers of this thread are, if not the usual one.
+    static PROGRAM: RefCell<Option<PathBuf>> = const { RefCell::new(None) };
+}
+
+/// Has this thread start servers of a recent version from now on: older ones lose what they acknowledged.
+pub(crate) fn recent_servers() {
+    let fetch = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/servers/fetch");
+    let fetched = Command::new(fetch).arg("nats").output().expect("there is a bash");
+    assert!(fetched.status.success(), "no recent nats-server: {}", String::from_utf8_lossy(&fetched.stderr));
+    let path = String::from_utf8(fetched.stdout).expect("it prints a path");
+    PROGRAM.set(Some(PathBuf::from(path.trim_end())));
+}
 
 /// How the tests themselves connect, where not everybody is let in.
 pub(crate) type Entrance = Arc<dyn Fn() -> ConnectOptions + Send + Sync>;
@@ -277,7 +299,9 @@ fn write_config(data: &TempDir, text: &str) {
 fn launch(data: &TempDir, port: u16, mode: &Mode) -> Process {
     let log = data.path().join("log");
     let output = File::create(&log).expect("the folder is ours");
-    Process::start(&binary("HOOKGATE_NATS_SERVER", "nats-server"), |command| {
+    let program = PROGRAM.with_borrow(|program| program.clone().map(Into::into));
+    let program = program.unwrap_or_else(|| binary("HOOKGATE_NATS_SERVER", "nats-server"));
+    Process::start(&program, |command| {
         command.args(["-a", "127.0.0.1", "-p", &port.to_string(), "-n", &name(data)]);
         if mode.jetstream && !mode.configured {
             command.arg("-js").arg("-sd").arg(data.path());
