@@ -172,7 +172,7 @@ MISTAKES = [
     Mistake("a file that is not in the ConfigMap", "dev", file("/etc/hookgate/site.toml", "/etc/hookgate/dev.toml"), "hookgate check refuses"),
     Mistake("files that kubectl exec knows nothing of", "dev", setting(*HOOKGATE, f"{BOX}.args", ["--config=/etc/hookgate/default.toml"]), "kubectl exec"),
     Mistake("a secret that is not mounted", "production", config("site.toml", "hookgate/nats-password", "nats-password"), "hookgate check refuses"),
-    Mistake("Sentinel, which this version does not know", "production", config("site.toml", "redis://redis.", "redis+sentinel://redis."), "hookgate check refuses"),
+    Mistake("a kind of Redis that nobody knows", "production", config("site.toml", "redis://redis.", "redis+socket://redis."), "hookgate check refuses"),
     Mistake("a password in the ConfigMap", "dev", config("site.toml", "redis://redis", "redis://hookgate:secret@redis"), "holds a password"),
     Mistake("listening on loopback", "dev", environment("HOOKGATE__ADMIN__LISTEN", "127.0.0.1:9090"), "nobody outside"),
     # Stores.
