@@ -6,11 +6,10 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use hookgate::signature::{Scheme, Secret};
 use serde_json::json;
 use tempfile::TempDir;
 
-use crate::support::{ADMIN, API_KEY, EspoCrm, Event, Gate, NAME, OUTBOX, PATH, Ran, World, batch, eventually, run};
+use crate::support::{ADMIN, API_KEY, EspoCrm, Event, Gate, NAME, OUTBOX, Ran, World, batch, eventually, run, signed};
 
 const ESPOCRM: &str = include_str!("../docs/espocrm.md");
 const OPERATIONS: &str = include_str!("../docs/operations.md");
@@ -231,9 +230,9 @@ async fn a_wrong_secret() {
     );
     let gate = scene.gate().await;
     for ids in [["a", "b"], ["c", "forget-me"]] {
-        assert_eq!(gate.exchange(&signed(WEBHOOK, &batch(ids))).await.status, 401);
+        assert_eq!(gate.exchange(&signed(WEBHOOK, SECRET, &batch(ids))).await.status, 401);
     }
-    assert_eq!(gate.exchange(&signed("a stranger", &batch(["x"]))).await.status, 401);
+    assert_eq!(gate.exchange(&signed("a stranger", SECRET, &batch(["x"]))).await.status, 401);
     for id in ["a", "b", "c"] {
         scene.crm.state().add_failed(EVENT, id, ago(1));
     }
@@ -265,12 +264,4 @@ async fn a_wrong_secret() {
     let name = left[0]["entry"].as_str().expect("it has a name");
     scene.follow(&steps[2].replace("NAME", name), &[]).await.good();
     assert_eq!(scene.follow(&steps[0], &[]).await.good(), "the quarantine is empty\n");
-}
-
-fn signed(id: &str, body: &str) -> Vec<u8> {
-    let scheme = Scheme::EspoCrm { id: id.to_owned() };
-    let headers = scheme.sign(&Secret::from(SECRET), body.as_bytes(), "", SystemTime::now());
-    let signature = String::from_utf8(headers[0].1.clone()).expect("it is base64");
-    let head = format!("POST {PATH} HTTP/1.1\r\nHost: x\r\nSignature: {signature}\r\nConnection: close\r\n");
-    format!("{head}Content-Length: {}\r\n\r\n{body}", body.len()).into_bytes()
 }

@@ -24,7 +24,7 @@ pub(crate) use self::{
     command::{Ran, run, start},
     espocrm::{ADMIN, API_KEY, EspoCrm, NAME, Read, crm_time},
     gate::{Gate, Tail, field},
-    http::{Answer, Connection, post, post_and_stay, try_exchange},
+    http::{Answer, Connection, post, post_and_stay, signed, try_exchange},
     http_server::HttpServer,
     jwt::Operator,
     nats::{Event, NatsServer, recent_servers},

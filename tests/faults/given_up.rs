@@ -8,15 +8,13 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use hookgate::signature::{Scheme, Secret};
-
 use super::{
     crm::{Dice, Load},
     rig::{Report, demand},
 };
 use crate::{
     Scenario, scenario,
-    support::{EspoCrm, Gate, OUTBOX, PATH, World, batch, eventually, run, start, try_exchange},
+    support::{EspoCrm, Gate, OUTBOX, World, batch, eventually, run, signed, start, try_exchange},
 };
 
 pub(crate) fn scenarios() -> Vec<Scenario> {
@@ -171,9 +169,9 @@ async fn a_wrong_secret_loses_nothing() -> Report {
         }
         for (number, ids) in batches.iter().enumerate() {
             // A stranger, who knows no id, sends more than there is room for.
-            let stranger = signed(&format!("stranger-{attempt}-{number}"), &batch(ids));
+            let stranger = signed(&format!("stranger-{attempt}-{number}"), SECRET, &batch(ids));
             let _whatever = try_exchange(gates[number % 3].address(), &stranger).await;
-            let status = send(&gates, number, &signed(WEBHOOK, &batch(ids))).await;
+            let status = send(&gates, number, &signed(WEBHOOK, SECRET, &batch(ids))).await;
             *statuses.entry(status).or_default() += 1;
         }
     }
@@ -216,12 +214,4 @@ async fn send(gates: &[Gate], first: usize, request: &[u8]) -> u16 {
         }
     }
     0
-}
-
-fn signed(id: &str, body: &str) -> Vec<u8> {
-    let scheme = Scheme::EspoCrm { id: id.to_owned() };
-    let headers = scheme.sign(&Secret::from(SECRET), body.as_bytes(), "", SystemTime::now());
-    let signature = String::from_utf8(headers[0].1.clone()).expect("it is base64");
-    let head = format!("POST {PATH} HTTP/1.1\r\nHost: x\r\nSignature: {signature}\r\nConnection: close\r\n");
-    format!("{head}Content-Length: {}\r\n\r\n{body}", body.len()).into_bytes()
 }

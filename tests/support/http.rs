@@ -3,14 +3,17 @@
 use std::{
     io::{Error, ErrorKind, Result},
     net::SocketAddr,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
+use hookgate::signature::{Scheme, Secret};
 use serde_json::Value;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
 };
+
+use super::PATH;
 
 /// `EspoCRM` gives up after 10 s; an answer later than this has failed.
 const DEADLINE: Duration = Duration::from_secs(12);
@@ -176,4 +179,13 @@ impl Connection {
 async fn in_time<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
     let late = |_elapsed| Error::new(ErrorKind::TimedOut, format!("nothing within {DEADLINE:?}"));
     tokio::time::timeout(DEADLINE, work).await.map_err(late)?
+}
+
+/// A webhook as EspoCRM signs it with this secret, on a connection that ends with the answer.
+pub(crate) fn signed(id: &str, secret: &str, body: &str) -> Vec<u8> {
+    let scheme = Scheme::EspoCrm { id: id.to_owned() };
+    let headers = scheme.sign(&Secret::from(secret), body.as_bytes(), "", SystemTime::now());
+    let signature = String::from_utf8(headers[0].1.clone()).expect("it is base64");
+    let head = format!("POST {PATH} HTTP/1.1\r\nHost: x\r\nSignature: {signature}\r\nConnection: close\r\n");
+    format!("{head}Content-Length: {}\r\n\r\n{body}", body.len()).into_bytes()
 }
