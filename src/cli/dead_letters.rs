@@ -9,7 +9,7 @@ use clap::Subcommand;
 use hookgate::{
     app::operator::OperatorStore,
     dead_letters::{KeptLetter, ReviewedLetter},
-    recovery::mentions,
+    recovery::{GAVE_UP, mentions},
     settings::Settings,
 };
 use serde::Serialize;
@@ -104,7 +104,7 @@ impl Filter {
 
 /// How many events each consumer of each stream gave up, as far as their letters are kept.
 pub(super) async fn given_up(store: &OperatorStore) -> anyhow::Result<HashMap<(String, String), u64>> {
-    let filter = Filter { reason: Some("gave_up".to_owned()), ..Filter::default() };
+    let filter = Filter { reason: Some(GAVE_UP.to_owned()), ..Filter::default() };
     let mut counts = HashMap::new();
     for found in filter.find(store).await? {
         let Ok(raw) = serde_json::from_slice::<serde_json::Value>(&found.kept.letter.raw) else { continue };

@@ -51,10 +51,8 @@ impl Links {
     }
 
     /// The only connection.
-    pub(super) fn connect_all(&mut self, check: ConnectionCheck) -> Arc<Link> {
-        let link = self.spawn(check, self.report.clone());
-        self.one = Some(Arc::clone(&link));
-        link
+    pub(super) fn connect_all(&mut self, check: ConnectionCheck) {
+        self.one = Some(self.spawn(check, self.report.clone()));
     }
 
     /// One more, for who must not share.
