@@ -1,0 +1,116 @@
+"""The cluster of KUBECONFIG and what is ours in it: asked, waited for, and signalled."""
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import time
+from base64 import b64decode
+from contextlib import contextmanager
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRATCH = ROOT / "target/e2e"
+NAMESPACE, HOST, STREAM = "hookgate-e2e", "hooks.example.com", "HOOKGATE"
+GATEWAY = ("gateways", "public")
+PENDING = "vmh:beteiligte:create_pending"
+NODE = os.environ.get("E2E_NODE")
+
+
+def run(*command, check=True, **more):
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=600, **more)
+    if check and done.returncode != 0:
+        raise SystemExit(f"{shlex.join(map(str, command))}: {done.stderr.strip() or done.stdout.strip()}")
+    return done.stdout.strip()
+
+
+def kubectl(*arguments, **more):
+    return run("kubectl", *arguments, **more)
+
+
+def here(*arguments, **more):
+    return kubectl("-n", NAMESPACE, *arguments, **more)
+
+
+def objects(*arguments):
+    return json.loads(kubectl("get", *arguments, "-o", "json"))["items"]
+
+
+def eventually(what, condition, within=120):
+    until = time.monotonic() + within
+    while time.monotonic() < until:
+        if found := condition():
+            return found
+        time.sleep(0.2)
+    raise SystemExit(f"{what}: not within {within} s")
+
+
+def addresses():
+    """Each node's address with the port of the Gateway's Service, as a load balancer before them would know them."""
+    [service] = objects("service", "-A", "-l", f"gateway.envoyproxy.io/owning-gateway-name={GATEWAY[1]}")
+    port = next(p["nodePort"] for p in service["spec"]["ports"] if p["port"] == 443)
+    nodes = [a["address"] for n in objects("nodes") for a in n["status"]["addresses"] if a["type"] == "InternalIP"]
+    return [(node, port) for node in nodes]
+
+
+def authority():
+    """The certificate of the Gateway, which the sender trusts."""
+    gateway = json.loads(kubectl("-n", GATEWAY[0], "get", "gateway", GATEWAY[1], "-o", "json"))
+    listener = next(one for one in gateway["spec"]["listeners"] if one["protocol"] == "HTTPS")
+    secret = listener["tls"]["certificateRefs"][0]["name"]
+    return b64decode(kubectl("-n", GATEWAY[0], "get", "secret", secret, "-o", r"jsonpath={.data.tls\.crt}")).decode()
+
+
+def pods():
+    return [p for p in objects("-n", NAMESPACE, "pods", "-l", "app.kubernetes.io/name=hookgate") if "deletionTimestamp" not in p["metadata"]]
+
+
+def is_ready(pod):
+    return any(c["type"] == "Ready" and c["status"] == "True" for c in pod["status"].get("conditions", ()))
+
+
+def status(pod):
+    return pod["status"].get("containerStatuses", [{}])[0]
+
+
+def restarts():
+    return {pod["metadata"]["uid"]: status(pod).get("restartCount", 0) for pod in pods()}
+
+
+def unhealthy():
+    """Probes that failed in pods that stay. One that drains says 503 at /readyz on purpose, and its probes go on."""
+    there = {pod["metadata"]["name"] for pod in pods()}
+    return {
+        f"{event['involvedObject']['name']}: {event['message']}" for event in objects("-n", NAMESPACE, "events")
+        if event.get("reason") == "Unhealthy" and event["involvedObject"]["name"] in there
+    }
+
+
+def ready():
+    here("rollout", "status", "deployment/hookgate", "--timeout=180s")
+    eventually("all pods are ready", lambda: all(is_ready(pod) for pod in pods()))
+
+
+def signal(pod, name):
+    """Sends a signal to hookgate in a pod, from its node: from inside a container its first process can't be killed."""
+    script = f"for p in /proc/[0-9]*; do grep -qs -e '{pod['metadata']['uid']}' -e '{pod['metadata']['uid'].replace('-', '_')}' $p/cgroup " \
+        f"&& [ \"$(tr '\\0' ' ' <$p/cmdline | cut -c1-9)\" = /hookgate ] && kill -{name} ${{p#/proc/}} && echo $p; done; true"
+    if not run(*shlex.split(NODE.format(node=pod["spec"]["nodeName"])), "sh", "-c", script):
+        raise SystemExit(f"no process of {pod['metadata']['name']} was found on {pod['spec']['nodeName']}: does E2E_NODE reach it?")
+
+
+@contextmanager
+def forwarded(pod, port):
+    process = subprocess.Popen(
+        ["kubectl", "-n", NAMESPACE, "port-forward", pod, f":{port}"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    try:
+        yield int(re.search(r"127\.0\.0\.1:(\d+)", process.stdout.readline()).group(1))
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def redis(*command):
+    return here("exec", "redis-0", "--", "redis-cli", "-n", "1", *command)
