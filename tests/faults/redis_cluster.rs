@@ -6,7 +6,7 @@ use std::mem;
 use super::{
     crm::{Crm, PATIENT},
     redis::refusals,
-    redis_sentinel::on_the_outbox_alone,
+    redis_sentinel::{measured, on_the_outbox_alone},
     rig::{Bounds, Report, Rig},
 };
 use crate::{
@@ -25,11 +25,16 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
         scenario!(redis_cluster_failover_on_request_without_nats),
         scenario!(redis_cluster_slot_moved),
         scenario!(redis_cluster_slot_moved_without_nats),
+        scenario!(redis_cluster_partition_durable),
+        scenario!(redis_cluster_partition_loses),
     ]
 }
 
 const DURABLE: &str =
     "nats.on_unavailable = \"accept\"\nredis.durability = \"replica\"\nredis.on_unavailable = \"reject\"\n";
+
+/// What the primary has.
+const WEAK: &str = "nats.on_unavailable = \"accept\"\nredis.on_unavailable = \"reject\"\n";
 
 /// What happens to the primary.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,9 +52,9 @@ struct Scene {
 }
 
 impl Scene {
-    async fn start() -> Self {
+    async fn start(settings: &str) -> Self {
         let (redis, nats, cluster) = tokio::join!(RedisServer::start(), NatsServer::start(), RedisCluster::start());
-        let settings = format!("redis.url = \"{}\"\n{DURABLE}", cluster.url());
+        let settings = format!("redis.url = \"{}\"\n{settings}", cluster.url());
         Self { rig: Rig::with(World { redis, nats }, 2, &settings).await, cluster }
     }
 
@@ -100,7 +105,7 @@ impl Scene {
 }
 
 async fn with_nats(fault: Fault) -> Report {
-    let mut scene = Scene::start().await;
+    let mut scene = Scene::start(DURABLE).await;
     let crm = scene.rig.load(PATIENT);
     for _ in 0..2 {
         scene.rig.progress(&crm, 300).await;
@@ -111,7 +116,7 @@ async fn with_nats(fault: Fault) -> Report {
 }
 
 async fn without_nats(fault: Fault) -> Report {
-    let mut scene = Scene::start().await;
+    let mut scene = Scene::start(DURABLE).await;
     let crm = scene.rig.load(PATIENT);
     for _ in 0..2 {
         scene.rig.progress(&crm, 300).await;
@@ -155,4 +160,39 @@ async fn redis_cluster_slot_moved() -> Report {
 
 async fn redis_cluster_slot_moved_without_nats() -> Report {
     without_nats(Fault::Moved).await
+}
+
+/// The primary of the slot is cut off from the other nodes and its replica, and hookgate is connected to it all the time.
+async fn partition(settings: &str) -> Report {
+    let mut scene = Scene::start(settings).await;
+    let crm = scene.rig.load(PATIENT);
+    scene.rig.progress(&crm, 300).await;
+    scene.rig.world.nats.kill();
+    on_the_outbox_alone(&scene.rig, &crm, 320).await;
+    let owner = scene.cluster.owner(PENDING).await;
+    let replica = (owner + 3) % 6;
+    let mut cut = scene.cluster.cut_off(owner).await;
+    eventually("the replica is a primary, too", async || scene.cluster.is_primary(replica).await.then_some(())).await;
+    eventually("the old primary stops", async || (!scene.cluster.works(&mut cut).await).then_some(())).await;
+    if settings == DURABLE {
+        // The new primary has no replica either before the cut ends.
+        refusals(&crm, 40).await;
+    } else {
+        on_the_outbox_alone(&scene.rig, &crm, 100).await;
+    }
+    scene.cluster.heal(owner, &cut);
+    eventually("the old primary follows", async || scene.cluster.follows(replica).await.then_some(())).await;
+    scene.rig.world.nats.start_again().await;
+    scene.rig.progress(&crm, 300).await;
+    scene.verdict(crm).await
+}
+
+/// What the old primary takes has to be confirmed by its replica, which does not hear of it.
+async fn redis_cluster_partition_durable() -> Report {
+    partition(DURABLE).await
+}
+
+/// The old primary goes on taking claims until it misses the majority, and forgets them when the cut ends.
+async fn redis_cluster_partition_loses() -> Report {
+    measured(partition(WEAK).await, Some(1))
 }

@@ -322,7 +322,7 @@ async fn loses(settings: &str, frozen: usize) -> Report {
 
 /// A row that shows what is lost under settings that allow it: at least so many, if that is said, else no more than a second's
 /// worth. Nothing else may be wrong.
-fn measured(mut report: Report, least: Option<usize>) -> Report {
+pub(super) fn measured(mut report: Report, least: Option<usize>) -> Report {
     let lost = std::mem::take(&mut report.lost);
     report.statuses = format!("LOST {lost}, as these settings allow; {}", report.statuses);
     report.violations.retain(|violation| {
