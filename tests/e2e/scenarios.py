@@ -8,9 +8,11 @@ import time
 from contextlib import contextmanager
 
 from cluster import (
-    GATEWAY, NAMESPACE, NODE, ROOT, eventually, here, is_ready, kubectl, named, objects, pods, ready, restarts, run, signal, status,
+    GATE, GATEWAY, NAMESPACE, NODE, ROOT, WAY, eventually, here, is_ready, kubectl, named, objects, pods, ready, restarts, run,
+    signal, status,
 )
-from install import NEXT, WAY, helm, webhook_of_helm_test
+from install import NEXT, helm, webhook_of_helm_test
+from production import jobs_without_crm
 
 DEATH, RETURN = os.environ.get("E2E_DEATH"), os.environ.get("E2E_RETURN")
 API_DOWN, API_UP = os.environ.get("E2E_API_DOWN"), os.environ.get("E2E_API_UP")
@@ -251,7 +253,8 @@ def helm_upgrade(sender):
 
 SCENARIOS = [
     undisturbed, rolling_restart, rolling_update, scaled, autoscaled, drained, deleted_without_grace, killed, frozen,
-    stores_restarted, stores_away, dns_away, api_server_away, envoys_replaced, bad_configuration, mistyped_addresses, large_bodies, node_dies, helm_upgrade,
+    stores_restarted, stores_away, dns_away, api_server_away, envoys_replaced, bad_configuration, mistyped_addresses,
+    large_bodies, node_dies, helm_upgrade, jobs_without_crm,
 ]
 # In these no probe may fail.
 CALM = {undisturbed, rolling_restart, rolling_update, scaled, autoscaled}
@@ -277,4 +280,8 @@ def left_out(scenario):
         return "E2E_API_DOWN and E2E_API_UP are not set"
     if scenario is helm_upgrade and WAY != "chart":
         return "E2E_WAY is not chart"
+    if scenario is jobs_without_crm and WAY != "production":
+        return "E2E_WAY is not production"
+    if scenario is envoys_replaced and GATE == "nginx":
+        return "E2E_GATE is nginx"
     return None
