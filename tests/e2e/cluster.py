@@ -1,5 +1,6 @@
 """The cluster of KUBECONFIG and what is ours in it: asked, waited for, and signalled."""
 
+import http.client
 import json
 import os
 import re
@@ -132,6 +133,24 @@ def forwarded(pod, port):
     finally:
         process.terminate()
         process.wait()
+
+
+def asked(pod, port, method, path, body=None, headers=()):
+    """Status and body of what a pod answers at a port of its own."""
+    with forwarded(f"pod/{pod['metadata']['name']}", port) as local:
+        connection = http.client.HTTPConnection("127.0.0.1", local, timeout=10)
+        try:
+            connection.request(method, path, body, dict(headers))
+            answer = connection.getresponse()
+            return answer.status, answer.read()
+        finally:
+            connection.close()
+
+
+def apply(thing):
+    done = subprocess.run(["kubectl", "apply", "-f", "-"], input=json.dumps(thing), capture_output=True, text=True, timeout=60)
+    if done.returncode != 0:
+        raise SystemExit(f"kubectl apply: {done.stderr.strip()}")
 
 
 def redis(*command):
