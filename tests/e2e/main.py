@@ -21,6 +21,7 @@ import os
 import sys
 import time
 
+import backup  # noqa: F401 (adds its scenarios)
 from cluster import HOST, PENDING, SCRATCH, STREAM, addresses, authority, eventually, forwarded, redis, unhealthy
 from install import WAY, installed, load_image, prerequisites
 from scenarios import CALM, SCENARIOS, SENDERS, left_out, node_dies, progress
