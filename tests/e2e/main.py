@@ -25,6 +25,7 @@ import os
 import sys
 import time
 
+import backup  # noqa: F401 (adds its scenarios)
 from cluster import (
     HOST, OPERATOR, PENDING, SCRATCH, STREAM, WAY, addresses, authority, eventually, forwarded, killed_by_the_kernel, redis,
     restarts, unhealthy,
