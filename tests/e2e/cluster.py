@@ -41,6 +41,10 @@ def objects(*arguments):
     return json.loads(kubectl("get", *arguments, "-o", "json"))["items"]
 
 
+def named(kind, name, *where):
+    return json.loads(kubectl(*(where or ("-n", NAMESPACE)), "get", kind, name, "-o", "json"))
+
+
 def eventually(what, condition, within=120):
     until = time.monotonic() + within
     while time.monotonic() < until:
@@ -86,6 +90,14 @@ def status(pod):
 
 def restarts():
     return {pod["metadata"]["uid"]: status(pod).get("restartCount", 0) for pod in pods()}
+
+
+def killed_by_the_kernel():
+    """Containers that went beyond their memory limit."""
+    return {
+        f"{pod['metadata']['name']}: OOMKilled" for pod in pods() for state in ("state", "lastState")
+        if status(pod).get(state, {}).get("terminated", {}).get("reason") == "OOMKilled"
+    }
 
 
 def unhealthy():

@@ -11,6 +11,8 @@ What it needs, and says if it is missing: kubectl, a cluster with a default stor
   E2E_DEATH  lets a node die, `{node}` being its name, and E2E_RETURN brings it back. Without them none dies. A dead
              machine answers nothing: where only its processes are killed, its address has to fall silent too, else whoever
              connects is refused, which no load balancer would do
+  E2E_API_DOWN  takes the API server away, and E2E_API_UP brings it back: `kill -STOP` and `-CONT` of its process do.
+             Without them it stays
   E2E_WAY    overlay (default), chart or production; the chart needs helm in PATH, production curl
   E2E_GATE   envoy-gateway (default), or nginx: k8s/ingress/nginx before the overlay, and no Gateway. Its image
              nginxinc/nginx-unprivileged, with the tag of k8s/ingress/nginx, has to be on the nodes
@@ -23,9 +25,13 @@ import os
 import sys
 import time
 
-from cluster import HOST, OPERATOR, PENDING, SCRATCH, STREAM, WAY, addresses, authority, eventually, forwarded, redis, unhealthy
+import backup  # noqa: F401 (adds its scenarios)
+from cluster import (
+    HOST, OPERATOR, PENDING, SCRATCH, STREAM, WAY, addresses, authority, eventually, forwarded, killed_by_the_kernel, redis,
+    restarts, unhealthy,
+)
 from install import installed, load_image, prerequisites
-from scenarios import CALM, SCENARIOS, SENDERS, left_out, node_dies, progress
+from scenarios import CALM, DEADLY, SCENARIOS, SENDERS, left_out, node_dies, progress
 from sender import Sender
 from stream import Reader
 
@@ -67,7 +73,7 @@ def main():
             if why := left_out(scenario):
                 print(f"{name:<24} left out: {why}", flush=True)
                 continue
-            began, probes_before, problems = time.monotonic(), unhealthy(), []
+            began, probes_before, restarts_before, problems = time.monotonic(), unhealthy(), restarts(), []
             # A load balancer sends nothing to a node that is dead, or that is not back yet.
             to = targets[:-1] if scenario is node_dies else targets
             sender = Sender(to, HOST, trusted, name, **SENDERS.get(scenario, {}))
@@ -79,6 +85,9 @@ def main():
             finally:
                 sent = sender.finish()
             missing, stuck = judge(sent)
+            problems += sorted(killed_by_the_kernel())
+            if scenario not in DEADLY:
+                problems += [f"{uid}: started again" for uid, count in restarts().items() if count > restarts_before.get(uid, 0)]
             if scenario in CALM:
                 problems += sorted(unhealthy() - probes_before)
             answers = ", ".join(f"{status}: {count}" for status, count in sorted(sent.answers.items(), key=str))

@@ -1,17 +1,21 @@
 """What is done to hookgate while webhooks come."""
 
 import calendar
+import json
 import os
 import shlex
 import time
+from contextlib import contextmanager
 
 from cluster import (
-    GATE, GATEWAY, NODE, ROOT, eventually, here, is_ready, kubectl, objects, pods, ready, restarts, run, signal, status,
+    GATE, GATEWAY, NAMESPACE, NODE, ROOT, WAY, eventually, here, is_ready, kubectl, named, objects, pods, ready, restarts, run,
+    signal, status,
 )
-from install import NEXT, WAY, helm, webhook_of_helm_test
+from install import NEXT, helm, webhook_of_helm_test
 from production import jobs_without_crm
 
 DEATH, RETURN = os.environ.get("E2E_DEATH"), os.environ.get("E2E_RETURN")
+API_DOWN, API_UP = os.environ.get("E2E_API_DOWN"), os.environ.get("E2E_API_UP")
 # 60 s without a store make ready, and a pod takes some seconds to start.
 NEVER_READY = 80
 
@@ -46,6 +50,29 @@ def scaled(sender):
         eventually(f"{replicas} pods", lambda: len(pods()) == replicas)
         ready()
         progress(sender, 300)
+
+
+def autoscaled(sender):
+    """By its own load: a target that this load exceeds, then the real one without the long patience."""
+    def patch(**spec):
+        here("patch", "hpa/hookgate", "--type=merge", "-p", json.dumps({"spec": spec}))
+
+    def target(percent):
+        resource = {"name": "cpu", "target": {"type": "Utilization", "averageUtilization": percent}}
+        return [{"type": "Resource", "resource": resource}]
+
+    real = named("hpa", "hookgate")["spec"]
+    quick = {"stabilizationWindowSeconds": 0, "policies": [{"type": "Pods", "value": 10, "periodSeconds": 15}]}
+    try:
+        patch(metrics=target(1), maxReplicas=6)
+        eventually("more than 3 replicas", lambda: len(pods()) > 3)
+        ready()
+        progress(sender, 300)
+        patch(metrics=target(100), behavior={"scaleDown": quick})
+        eventually("3 replicas again", lambda: len(pods()) == 3)
+        ready()
+    finally:
+        patch(**{key: real[key] for key in ("metrics", "maxReplicas", "behavior")})
 
 
 def drained(sender):
@@ -99,6 +126,56 @@ def stores_restarted(sender):
         progress(sender, 300)
     if restarts() != before:
         raise SystemExit("containers of hookgate were restarted while a store was")
+
+
+@contextmanager
+def without(what, *where):
+    """Scaled to nothing, and back."""
+    replicas = named(*what, *where)["spec"]["replicas"]
+    labels = named(*what, *where)["spec"]["selector"]["matchLabels"]
+    selector = ",".join(f"{key}={value}" for key, value in labels.items())
+    scale = (*where, "scale", "/".join(what))
+    kubectl(*scale, "--replicas=0")
+    try:
+        eventually(f"{what[1]} is gone", lambda: not objects(*where, "pods", "-l", selector))
+        yield
+    finally:
+        kubectl(*scale, f"--replicas={replicas}")
+        kubectl(*where, "rollout", "status", "/".join(what), "--timeout=120s")
+
+
+def waited(seconds):
+    until = time.monotonic() + seconds
+    eventually(f"{seconds} s have passed", lambda: time.monotonic() > until)
+
+
+def stores_away(sender):
+    """Both at once: every webhook gets 503 and comes back."""
+    where = ("-n", NAMESPACE)
+    with without(("statefulset", "redis"), *where), without(("statefulset", "nats"), *where):
+        waited(25)
+
+
+def dns_away(sender):
+    """No name resolves, and a pod is replaced meanwhile: it may not get ready before the others would have to."""
+    [dns] = objects("-n", "kube-system", "deployments", "-l", "k8s-app=kube-dns")
+    with without(("deployment", dns["metadata"]["name"]), "-n", "kube-system"):
+        here("delete", "pod", pods()[0]["metadata"]["name"], "--wait=false")
+        waited(60)
+        progress(sender, 300)
+    ready()
+
+
+def api_server_away(sender):
+    """Nothing in hookgate asks it, and what the nodes know stays."""
+    run(*shlex.split(API_DOWN))
+    try:
+        waited(40)
+        progress(sender, 300)
+    finally:
+        run(*shlex.split(API_UP))
+    eventually("the API server answers", lambda: kubectl("get", "--raw=/readyz", check=False) == "ok")
+    ready()
 
 
 def envoys_replaced(sender):
@@ -175,15 +252,19 @@ def helm_upgrade(sender):
 
 
 SCENARIOS = [
-    undisturbed, rolling_restart, rolling_update, scaled, drained, deleted_without_grace, killed, frozen, stores_restarted,
-    envoys_replaced, bad_configuration, mistyped_addresses, large_bodies, node_dies, helm_upgrade, jobs_without_crm,
+    undisturbed, rolling_restart, rolling_update, scaled, autoscaled, drained, deleted_without_grace, killed, frozen,
+    stores_restarted, stores_away, dns_away, api_server_away, envoys_replaced, bad_configuration, mistyped_addresses,
+    large_bodies, node_dies, helm_upgrade, jobs_without_crm,
 ]
 # In these no probe may fail.
-CALM = {undisturbed, rolling_restart, rolling_update, scaled}
+CALM = {undisturbed, rolling_restart, rolling_update, scaled, autoscaled}
+# In these a container may end without being told to.
+DEADLY = {killed, node_dies, bad_configuration}
 # How they are sent, where it is another way.
 SENDERS = {
     # The pauses of EspoCRM are ten minutes: a store that is restarted has returned by then.
     stores_restarted: {"pause": 20},
+    stores_away: {"pause": 30},
     node_dies: {"pause": 45},
     large_bodies: {"workers": 2, "large": 15 << 20, "large_every": 10},
 }
@@ -195,6 +276,8 @@ def left_out(scenario):
         return "E2E_NODE is not set"
     if scenario is node_dies and not (DEATH and RETURN):
         return "E2E_DEATH and E2E_RETURN are not set"
+    if scenario is api_server_away and not (API_DOWN and API_UP):
+        return "E2E_API_DOWN and E2E_API_UP are not set"
     if scenario is helm_upgrade and WAY != "chart":
         return "E2E_WAY is not chart"
     if scenario is jobs_without_crm and WAY != "production":
