@@ -9,6 +9,7 @@ import time
 from base64 import b64decode
 from contextlib import contextmanager
 from pathlib import Path
+from secrets import token_hex
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRATCH = ROOT / "target/e2e"
@@ -16,6 +17,9 @@ NAMESPACE, HOST, STREAM = "hookgate-e2e", "hooks.example.com", "HOOKGATE"
 GATEWAY = ("gateways", "public")
 PENDING = "vmh:beteiligte:create_pending"
 NODE = os.environ.get("E2E_NODE")
+WAY, GATE = os.environ.get("E2E_WAY", "overlay"), os.environ.get("E2E_GATE", "envoy-gateway")
+# Whom the stores let in to look: production's ask who it is. A value that begins with a digit is a number to NATS.
+OPERATOR = ("hookgate-operator", f"o{token_hex(16)}") if WAY == "production" else None
 
 
 def run(*command, check=True, **more):
@@ -47,19 +51,25 @@ def eventually(what, condition, within=120):
 
 
 def addresses():
-    """Each node's address with the port of the Gateway's Service, as a load balancer before them would know them."""
-    [service] = objects("service", "-A", "-l", f"gateway.envoyproxy.io/owning-gateway-name={GATEWAY[1]}")
+    """Each node's address with the port of the ingress's Service, as a load balancer before them would know them."""
+    of_gateway = ("service", "-A", "-l", f"gateway.envoyproxy.io/owning-gateway-name={GATEWAY[1]}")
+    [service] = objects(*(("-n", NAMESPACE, "service", "-l", "app.kubernetes.io/name=hookgate-nginx") if GATE == "nginx" else of_gateway))
     port = next(p["nodePort"] for p in service["spec"]["ports"] if p["port"] == 443)
     nodes = [a["address"] for n in objects("nodes") for a in n["status"]["addresses"] if a["type"] == "InternalIP"]
     return [(node, port) for node in nodes]
 
 
 def authority():
-    """The certificate of the Gateway, which the sender trusts."""
+    """The certificate of the ingress, which the sender trusts."""
+    if GATE == "nginx":
+        return certificate(NAMESPACE, "hookgate-tls")
     gateway = json.loads(kubectl("-n", GATEWAY[0], "get", "gateway", GATEWAY[1], "-o", "json"))
     listener = next(one for one in gateway["spec"]["listeners"] if one["protocol"] == "HTTPS")
-    secret = listener["tls"]["certificateRefs"][0]["name"]
-    return b64decode(kubectl("-n", GATEWAY[0], "get", "secret", secret, "-o", r"jsonpath={.data.tls\.crt}")).decode()
+    return certificate(GATEWAY[0], listener["tls"]["certificateRefs"][0]["name"])
+
+
+def certificate(namespace, secret):
+    return b64decode(kubectl("-n", namespace, "get", "secret", secret, "-o", r"jsonpath={.data.tls\.crt}")).decode()
 
 
 def pods():
@@ -113,4 +123,5 @@ def forwarded(pod, port):
 
 
 def redis(*command):
-    return here("exec", "redis-0", "--", "redis-cli", "-n", "1", *command)
+    who = ("--user", OPERATOR[0], "--pass", OPERATOR[1], "--no-auth-warning") if OPERATOR else ()
+    return here("exec", "redis-0", "--", "redis-cli", *who, "-n", "1", *command)

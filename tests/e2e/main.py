@@ -1,5 +1,5 @@
-"""hookgate on the cluster of KUBECONFIG, behind Envoy Gateway, disturbed under load, then counted: the dev overlay, or the
-chart beside the overlay's stores.
+"""hookgate on the cluster of KUBECONFIG, behind Envoy Gateway or nginx, disturbed under load, then counted: the dev overlay,
+the chart beside the overlay's stores, or production by its checklist, beside stores with users.
 
 What it needs, and says if it is missing: kubectl, a cluster with a default storage class, Envoy Gateway with a Gateway
 `public` in the namespace `gateways` that has an https listener for hooks.example.com, and the images of the overlay.
@@ -11,7 +11,9 @@ What it needs, and says if it is missing: kubectl, a cluster with a default stor
   E2E_DEATH  lets a node die, `{node}` being its name, and E2E_RETURN brings it back. Without them none dies. A dead
              machine answers nothing: where only its processes are killed, its address has to fall silent too, else whoever
              connects is refused, which no load balancer would do
-  E2E_WAY    overlay (default) or chart; the chart needs helm in PATH
+  E2E_WAY    overlay (default), chart or production; the chart needs helm in PATH, production curl
+  E2E_GATE   envoy-gateway (default), or nginx: k8s/ingress/nginx before the overlay, and no Gateway. Its image
+             nginxinc/nginx-unprivileged, with the tag of k8s/ingress/nginx, has to be on the nodes
   E2E_NEXT   another image of hookgate, to roll out (default hookgate:next, which E2E_LOAD brings too)
   E2E_ONLY   parts of scenarios' names, separated by spaces
 
@@ -22,8 +24,8 @@ import sys
 import time
 
 import backup  # noqa: F401 (adds its scenarios)
-from cluster import HOST, PENDING, SCRATCH, STREAM, addresses, authority, eventually, forwarded, redis, unhealthy
-from install import WAY, installed, load_image, prerequisites
+from cluster import HOST, OPERATOR, PENDING, SCRATCH, STREAM, WAY, addresses, authority, eventually, forwarded, redis, unhealthy
+from install import installed, load_image, prerequisites
 from scenarios import CALM, SCENARIOS, SENDERS, left_out, node_dies, progress
 from sender import Sender
 from stream import Reader
@@ -36,7 +38,7 @@ def judge(sent):
     """(missing, stuck): accepted without an event, and pending without one, once the outbox is empty."""
     eventually("the outbox is empty", lambda: redis("HLEN", "{%s}:outbox" % PENDING) == "0", within=BOUND)
     with forwarded("pod/nats-0", 4222) as port:
-        events = {event["entity_id"] for event in Reader(port).events(STREAM)}
+        events = {event["entity_id"] for event in Reader(port, OPERATOR).events(STREAM)}
     return len(sent.accepted - events), len(set(redis("SMEMBERS", PENDING).split()) - events)
 
 

@@ -6,9 +6,10 @@ import shlex
 import time
 
 from cluster import (
-    GATEWAY, NODE, ROOT, eventually, here, is_ready, kubectl, objects, pods, ready, restarts, run, signal, status,
+    GATE, GATEWAY, NODE, ROOT, eventually, here, is_ready, kubectl, objects, pods, ready, restarts, run, signal, status,
 )
 from install import NEXT, WAY, helm, webhook_of_helm_test
+from production import jobs_without_crm
 
 DEATH, RETURN = os.environ.get("E2E_DEATH"), os.environ.get("E2E_RETURN")
 # 60 s without a store make ready, and a pod takes some seconds to start.
@@ -175,7 +176,7 @@ def helm_upgrade(sender):
 
 SCENARIOS = [
     undisturbed, rolling_restart, rolling_update, scaled, drained, deleted_without_grace, killed, frozen, stores_restarted,
-    envoys_replaced, bad_configuration, mistyped_addresses, large_bodies, node_dies, helm_upgrade,
+    envoys_replaced, bad_configuration, mistyped_addresses, large_bodies, node_dies, helm_upgrade, jobs_without_crm,
 ]
 # In these no probe may fail.
 CALM = {undisturbed, rolling_restart, rolling_update, scaled}
@@ -196,4 +197,8 @@ def left_out(scenario):
         return "E2E_DEATH and E2E_RETURN are not set"
     if scenario is helm_upgrade and WAY != "chart":
         return "E2E_WAY is not chart"
+    if scenario is jobs_without_crm and WAY != "production":
+        return "E2E_WAY is not production"
+    if scenario is envoys_replaced and GATE == "nginx":
+        return "E2E_GATE is nginx"
     return None
