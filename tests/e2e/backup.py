@@ -10,7 +10,7 @@ import textwrap
 from contextlib import ExitStack
 from shutil import which
 
-from cluster import NAMESPACE, PENDING, ROOT, SCRATCH, STREAM, forwarded, ready, redis, run
+from cluster import NAMESPACE, PENDING, ROOT, SCRATCH, STREAM, WAY, forwarded, ready, redis, run
 from scenarios import SCENARIOS, SENDERS, progress
 from stream import Reader
 
@@ -98,7 +98,9 @@ def stream_restored(sender):
     ready()
 
 
-if absent := [tool for tool in ("nats", "redis-cli") if not which(tool)]:
+if WAY == "production":
+    pass  # its stores ask who one is
+elif absent := [tool for tool in ("nats", "redis-cli") if not which(tool)]:
     print(f"redis_restored, stream_restored: left out: {', '.join(absent)} is not in PATH", flush=True)
 else:
     SCENARIOS += [redis_restored, stream_restored]
