@@ -350,7 +350,7 @@ def wrong_passwords(sender):
 
 def connects(address, port):
     """Whether a pod in another namespace gets a connection. What answers is no Redis, which redis-cli says."""
-    said = tried("-n", OUTSIDE, "exec", "outside", "--", "timeout", "3", "redis-cli", "-h", address, "-p", str(port), "ping")
+    said = tried("timeout", "5", "kubectl", "-n", OUTSIDE, "exec", "outside", "--", "redis-cli", "-h", address, "-p", str(port), "ping")
     return "PONG" in said or "Protocol error" in said
 
 
@@ -388,13 +388,14 @@ def locked_out(sender):
 def outgoing(url):
     """What hookgate says that it asks an address."""
     pod = pods()[-1]["metadata"]["name"]
-    return tried("-n", NAMESPACE, "exec", pod, "--", "/hookgate", "send", "vmh/beteiligte/create", "--id", "locked-out", "--url", url)
+    hookgate = ("kubectl", "-n", NAMESPACE, "exec", pod, "--", "/hookgate")
+    return tried(*hookgate, "send", "vmh/beteiligte/create", "--id", "locked-out", "--url", url)
 
 
 def tried(*arguments):
     """What a command says that may fail."""
     try:
-        return kubectl(*arguments)
+        return run(*arguments)
     except SystemExit as problem:
         return str(problem).partition(": ")[2]
 
