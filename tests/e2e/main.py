@@ -19,6 +19,8 @@ What it needs, and says if it is missing: kubectl, a cluster with a default stor
   E2E_NEXT   another image of hookgate, to roll out (default hookgate:next, which E2E_LOAD brings too)
   E2E_ONLY   parts of scenarios' names, separated by spaces
 
+What is restored from a backup needs `nats` and `redis-cli` in PATH, and the image busybox:1.37 on the nodes.
+
 It works in a namespace of its own and leaves nothing behind."""
 
 import os
