@@ -84,6 +84,13 @@ REFUSED = [
     ("a Secret without a name", {"secrets": {"external": {"enabled": True}}}, "secrets.name"),
 ]
 
+# Addresses of Redis, and the ports that a replica needs for them.
+REDIS_PORTS = [
+    ("redis://redis:6380/1", [6380]),
+    ("redis+sentinel://s-0:26379,s-1:26379,s-2:26379/main/1", [26379, 6379]),
+    ("rediss+cluster://n-0:7000,n-1:7000", [7000]),
+]
+
 
 class Chart:
     """The chart under one helm."""
@@ -134,10 +141,24 @@ def checks(chart):
         values = production(ingress, OFFERED if offered else None) | {"networkPolicy": {"enabled": policy}}
         found = [problem for document in chart.render(values) for problem in against_schemas(document, (KUBERNETES,))]
         yield f"{ingress}{', all it offers' if offered else ''}{'' if policy else ', no network policy'}", found
+    for url, ports in REDIS_PORTS:
+        yield f"the way to {url}", ways_to_redis(chart, url, ports)
     yield "TOML of every kind of value", toml(chart)
     _, text, _ = chart.run("template", RELEASE, FOLDER, "--kube-version", KUBERNETES, values=production("none", OFFERED))
     early = [title(d) for d in yaml.load_all(text, Loader) if d and d["metadata"]["name"] == "hookgate-doctor"]
     yield "an installation waits for no Secret that it makes itself", [f"{name} is a hook" for name in early]
+
+
+def ways_to_redis(chart, url, ports):
+    """Every network policy that lets out to Redis lets out to these ports."""
+    values = production("none", OFFERED)
+    values["config"] = values["config"] | {"redis": values["config"]["redis"] | {"url": url}}
+    for document in chart.render(values):
+        if document["kind"] == "NetworkPolicy" and document["metadata"]["name"] in ("hookgate", "hookgate-reconcile"):
+            found = [port["port"] for port in document["spec"]["egress"][1]["ports"]]
+            if found != ports:
+                return [f"{title(document)}: {found}, not {ports}"]
+    return []
 
 
 def packed(chart):

@@ -101,6 +101,14 @@ site.toml: {{ printf "%s%s" (include "hookgate.scalars" .Values.config) (include
 {{- regexFind ":[0-9]+$" $server | trimPrefix ":" | default (index . 1) -}}
 {{- end -}}
 
+{{/* Where sentinels know the servers, the way to these, too: (list $rule $url) */}}
+{{- define "hookgate.servers" -}}
+{{- if regexMatch "^rediss?[+]sentinel://" (index . 1) -}}
+{{- $rule := index . 0 -}}
+{{- $_ := set $rule "ports" (append $rule.ports (dict "port" 6379 "protocol" "TCP")) -}}
+{{- end -}}
+{{- end -}}
+
 {{- define "hookgate.image" -}}
 {{ .Values.image.repository }}:{{ .Values.image.tag | default .Chart.AppVersion }}
 {{- end -}}
