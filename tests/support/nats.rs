@@ -209,8 +209,10 @@ impl NatsServer {
         answer.unwrap_or_else(|error| panic!("{request}: {error}"))
     }
 
-    /// Makes or changes a stream. Servers up to 2.11 ignore a field that they don't know, and 2.12 refuses it: it is left out then.
-    async fn configured_as(&self, request: &str, mut config: Value) -> Value {
+    /// Makes or changes a stream, with these settings over the others. Servers up to 2.11 ignore a field that they don't know, and 2.12 refuses it: it is left out then.
+    async fn configured_as(&self, request: &str, mut config: Value, settings: &Value) -> Value {
+        let settings = settings.as_object().expect("settings are an object").clone();
+        config.as_object_mut().expect("it is one").extend(settings);
         loop {
             let answer = self.api(request, &config).await;
             if answer["error"].is_null() {
@@ -225,18 +227,14 @@ impl NatsServer {
 
     /// Makes a stream of raw settings; what the server made of them.
     pub(crate) async fn create_raw(&self, name: &str, settings: &Value) -> Value {
-        let mut config = serde_json::json!({ "name": name, "duplicate_window": 900_000_000_000_u64 });
-        let settings = settings.as_object().expect("settings are an object").clone();
-        config.as_object_mut().expect("it is one").extend(settings);
-        self.configured_as(&format!("STREAM.CREATE.{name}"), config).await
+        let config = serde_json::json!({ "name": name, "duplicate_window": 900_000_000_000_u64 });
+        self.configured_as(&format!("STREAM.CREATE.{name}"), config, settings).await
     }
 
     /// Changes settings of a stream and leaves all others as they are.
     pub(crate) async fn update_raw(&self, name: &str, settings: &Value) -> Value {
-        let mut config = self.api(&format!("STREAM.INFO.{name}"), &Value::Null).await["config"].clone();
-        let settings = settings.as_object().expect("settings are an object").clone();
-        config.as_object_mut().expect("it is one").extend(settings);
-        self.configured_as(&format!("STREAM.UPDATE.{name}"), config).await
+        let config = self.api(&format!("STREAM.INFO.{name}"), &Value::Null).await["config"].clone();
+        self.configured_as(&format!("STREAM.UPDATE.{name}"), config, settings).await
     }
 
     /// What is in hookgate's stream, oldest first; nothing if there is no stream.
