@@ -10,12 +10,11 @@ import textwrap
 from contextlib import ExitStack
 from shutil import which
 
-from cluster import NAMESPACE, PENDING, ROOT, SCRATCH, STREAM, WAY, forwarded, ready, redis, run
-from scenarios import SCENARIOS, SENDERS, progress
-from stream import Reader
+from cluster import NAMESPACE, PENDING, ROOT, SCRATCH, STREAM, forwarded, progress, published, ready, redis, run
 
 PAGE = ROOT / "docs/operations.md"
 PLACE = SCRATCH / "backup"
+NEEDED = ("nats", "redis-cli")
 # What the page says by `hookgate` and `redis-cli`, by the ports that lead to the stores. `nats` knows NATS_URL.
 TOOLS = {
     "hookgate": f'exec kubectl -n {NAMESPACE} exec deploy/hookgate -- /hookgate "$@"',
@@ -57,11 +56,6 @@ def follow(block):
     return done.stdout
 
 
-def events():
-    with forwarded("pod/nats-0", 4222) as port:
-        return [event["entity_id"] for event in Reader(port).events(STREAM)]
-
-
 def redis_restored(sender):
     """Ids are released after the backup, and pending again after it; once the page was followed, each is an event again."""
     prepare()
@@ -77,10 +71,10 @@ def redis_restored(sender):
         raise SystemExit("Redis came back without what the backup held")
     follow(relay)
     follow(release)
-    before = events()
+    before = published()
     if sender.send(done) != "delivered":
         raise SystemExit("ids of the backup are not taken")
-    after = events()
+    after = published()
     if swallowed := [i for i in done if after.count(i) <= before.count(i)]:
         raise SystemExit(f"{len(swallowed)} ids of the backup are swallowed")
 
@@ -96,13 +90,3 @@ def stream_restored(sender):
     for block in blocks("The stream"):
         follow(block)
     ready()
-
-
-if WAY == "production":
-    pass  # its stores ask who one is
-elif absent := [tool for tool in ("nats", "redis-cli") if not which(tool)]:
-    print(f"redis_restored, stream_restored: left out: {', '.join(absent)} is not in PATH", flush=True)
-else:
-    SCENARIOS += [redis_restored, stream_restored]
-# While hookgate is stopped the gateway answers 503: the pauses are longer than that.
-SENDERS |= {redis_restored: {"pause": 20}, stream_restored: {"pause": 45}}

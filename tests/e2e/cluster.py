@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from secrets import token_hex
 
+from stream import Reader
+
 ROOT = Path(__file__).resolve().parents[2]
 SCRATCH = ROOT / "target/e2e"
 NAMESPACE, HOST, STREAM = "hookgate-e2e", "hooks.example.com", "HOOKGATE"
@@ -23,8 +25,8 @@ WAY, GATE = os.environ.get("E2E_WAY", "overlay"), os.environ.get("E2E_GATE", "en
 OPERATOR = ("hookgate-operator", f"o{token_hex(16)}") if WAY == "production" else None
 
 
-def run(*command, check=True, **more):
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=600, **more)
+def run(*command, check=True, input="", **more):
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, input=input, timeout=600, **more)
     if check and done.returncode != 0:
         raise SystemExit(f"{shlex.join(map(str, command))}: {done.stderr.strip() or done.stdout.strip()}")
     return done.stdout.strip()
@@ -55,6 +57,12 @@ def eventually(what, condition, within=120):
     raise SystemExit(f"{what}: not within {within} s")
 
 
+def progress(sender, ids):
+    """Waits until so many more were accepted."""
+    goal = len(sender.sent.accepted) + ids
+    eventually(f"{ids} more ids are accepted", lambda: len(sender.sent.accepted) >= goal)
+
+
 def addresses():
     """Each node's address with the port of the ingress's Service, as a load balancer before them would know them."""
     of_gateway = ("service", "-A", "-l", f"gateway.envoyproxy.io/owning-gateway-name={GATEWAY[1]}")
@@ -68,7 +76,7 @@ def authority():
     """The certificate of the ingress, which the sender trusts."""
     if GATE == "nginx":
         return certificate(NAMESPACE, "hookgate-tls")
-    gateway = json.loads(kubectl("-n", GATEWAY[0], "get", "gateway", GATEWAY[1], "-o", "json"))
+    gateway = named("gateway", GATEWAY[1], "-n", GATEWAY[0])
     listener = next(one for one in gateway["spec"]["listeners"] if one["protocol"] == "HTTPS")
     return certificate(GATEWAY[0], listener["tls"]["certificateRefs"][0]["name"])
 
@@ -148,11 +156,20 @@ def asked(pod, port, method, path, body=None, headers=()):
 
 
 def apply(thing):
-    done = subprocess.run(["kubectl", "apply", "-f", "-"], input=json.dumps(thing), capture_output=True, text=True, timeout=60)
-    if done.returncode != 0:
-        raise SystemExit(f"kubectl apply: {done.stderr.strip()}")
+    kubectl("apply", "-f", "-", input=json.dumps(thing))
 
 
 def redis(*command):
     who = ("--user", OPERATOR[0], "--pass", OPERATOR[1], "--no-auth-warning") if OPERATOR else ()
     return here("exec", "redis-0", "--", "redis-cli", *who, "-n", "1", *command)
+
+
+def published():
+    """The ids of all events that the stream has, oldest first. A forwarded connection can stall, and the stream can be read again."""
+    for last in (False, False, True):
+        try:
+            with forwarded("pod/nats-0", 4222) as port:
+                return [event["entity_id"] for event in Reader(port, OPERATOR).events(STREAM)]
+        except OSError:
+            if last:
+                raise

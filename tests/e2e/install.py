@@ -95,8 +95,9 @@ def installed():
         here("rollout", "status", "deployment/hookgate", "--timeout=180s")
         if GATE == "nginx":
             here("rollout", "status", "deployment/hookgate-nginx", "--timeout=180s")
-        for kind in () if GATE == "nginx" else ("httproute", "backendtrafficpolicy"):
-            eventually(f"{kind} is accepted", lambda: '"Accepted"' in here("get", kind, "hookgate", "-o", "json"))
+        else:
+            for kind in ("httproute", "backendtrafficpolicy"):
+                eventually(f"{kind} is accepted", lambda: '"Accepted"' in here("get", kind, "hookgate", "-o", "json"))
         yield
     finally:
         if WAY == "chart":

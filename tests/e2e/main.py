@@ -27,35 +27,21 @@ import os
 import sys
 import time
 
-import backup  # noqa: F401 (adds its scenarios)
 from cluster import (
-    HOST, OPERATOR, PENDING, SCRATCH, STREAM, WAY, addresses, authority, eventually, forwarded, killed_by_the_kernel, redis,
-    restarts, unhealthy,
+    HOST, PENDING, SCRATCH, WAY, addresses, authority, eventually, killed_by_the_kernel, progress, published, redis, restarts, unhealthy,
 )
 from install import installed, load_image, prerequisites
-from scenarios import CALM, DEADLY, SCENARIOS, SENDERS, left_out, node_dies, progress
+from scenarios import CALM, DEADLY, SCENARIOS, SENDERS, left_out, node_dies
 from sender import Sender
-from stream import Reader
 
 # Seconds after the last answer within which every accepted id has its event.
 BOUND = 45
 
 
-def published():
-    """The ids that the stream has. A forwarded connection can stall, and the stream can be read again."""
-    for last in (False, False, True):
-        try:
-            with forwarded("pod/nats-0", 4222) as port:
-                return {event["entity_id"] for event in Reader(port, OPERATOR).events(STREAM)}
-        except OSError:
-            if last:
-                raise
-
-
 def judge(sent):
     """(missing, stuck): accepted without an event, and pending without one, once the outbox is empty."""
     eventually("the outbox is empty", lambda: redis("HLEN", "{%s}:outbox" % PENDING) == "0", within=BOUND)
-    events = published()
+    events = set(published())
     return len(sent.accepted - events), len(set(redis("SMEMBERS", PENDING).split()) - events)
 
 

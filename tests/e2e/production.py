@@ -7,9 +7,7 @@ import shutil
 import subprocess
 from secrets import token_hex
 
-from cluster import (
-    GATEWAY, HOST, NAMESPACE, OPERATOR, PENDING, ROOT, SCRATCH, addresses, authority, eventually, here, kubectl, redis, run,
-)
+from cluster import HOST, NAMESPACE, OPERATOR, PENDING, ROOT, SCRATCH, addresses, authority, eventually, here, redis, run
 from stores import stores
 
 PAGE = ROOT / "docs/operations.md"
@@ -56,15 +54,20 @@ include nats.conf
 
 def as_written(command, check=True):
     """Runs a command of the page, whose lines have to be there, in the folder of the site."""
-    page = {line.strip() for line in re.split(r"\n|`", PAGE.read_text())}
+    page = {bare(line) for line in re.split(r"\n|`", PAGE.read_text())}
     for line in command.strip().splitlines():
-        if line.split(" #")[0].strip() not in {there.split(" #")[0].strip() for there in page}:
+        if bare(line) not in page:
             raise SystemExit(f"docs/operations.md does not have this command: {line}")
     command = re.sub(r"-n hookgate\b", f"-n {NAMESPACE}", command)
     done = subprocess.run(["bash", "-c", command], cwd=SITE, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=300)
     if check and done.returncode:
         raise SystemExit(f"{command}: {done.stderr.strip()}\n{done.stdout.strip()}")
     return done.stdout + done.stderr
+
+
+def bare(line):
+    """Without what a comment says of it."""
+    return line.split(" #")[0].strip()
 
 
 def expect(what, seen):

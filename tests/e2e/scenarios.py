@@ -7,10 +7,12 @@ import shlex
 import time
 from base64 import b64encode
 from contextlib import contextmanager
+from shutil import which
 
+from backup import NEEDED, redis_restored, stream_restored
 from cluster import (
-    GATE, GATEWAY, NAMESPACE, NODE, ROOT, WAY, apply, asked, eventually, here, is_ready, kubectl, named, objects, pods, ready,
-    restarts, run, signal, status,
+    GATE, GATEWAY, NAMESPACE, NODE, ROOT, WAY, apply, asked, eventually, here, is_ready, kubectl, named, objects, pods, progress,
+    ready, restarts, run, signal, status,
 )
 from install import NEXT, helm, webhook_of_helm_test
 from production import jobs_without_crm
@@ -21,12 +23,6 @@ DEATH, RETURN = os.environ.get("E2E_DEATH"), os.environ.get("E2E_RETURN")
 API_DOWN, API_UP = os.environ.get("E2E_API_DOWN"), os.environ.get("E2E_API_UP")
 # 60 s without a store make ready, and a pod takes some seconds to start.
 NEVER_READY = 80
-
-
-def progress(sender, ids):
-    """Waits until so many more were accepted."""
-    goal = len(sender.sent.accepted) + ids
-    eventually(f"{ids} more ids are accepted", lambda: len(sender.sent.accepted) >= goal)
 
 
 def undisturbed(sender):
@@ -197,7 +193,11 @@ def configurations():
 def in_place(configmap, data):
     """Another content for the files of the running pods, which the kubelet swaps the next time that it looks at them."""
     here("patch", f"configmap/{configmap}", "--type=merge", "-p", json.dumps({"data": data}))
-    # Else it looks once a minute.
+    files_are_looked_at()
+
+
+def files_are_looked_at():
+    """By the kubelet, at once: a pod that changed is one that it looks at. Else it does once a minute."""
     here("annotate", "pods", "-l", "app.kubernetes.io/name=hookgate", f"e2e={time.time()}", "--overwrite")
 
 
@@ -258,7 +258,7 @@ def rotated_secret(sender):
         here("patch", "secret/espo", "--type=json", "-p", json.dumps([{"op": "replace", "path": "/data", "value": {
             name: b64encode(key.encode()).decode() for name, key in data.items()
         }}]))
-        here("annotate", "pods", "-l", "app.kubernetes.io/name=hookgate", f"e2e={time.time()}", "--overwrite")
+        files_are_looked_at()
 
     sender.key = (WEBHOOK_ID, old)
     here("create", "secret", "generic", "espo", f"--from-literal=current={old}")
@@ -435,6 +435,7 @@ SCENARIOS = [
     undisturbed, rolling_restart, rolling_update, scaled, autoscaled, drained, deleted_without_grace, killed, frozen,
     stores_restarted, stores_away, dns_away, api_server_away, envoys_replaced, changed_configuration, rotated_secret, bad_configuration,
     mistyped_addresses, wrong_passwords, locked_out, large_bodies, node_dies, helm_upgrade, jobs_without_crm,
+    redis_restored, stream_restored,
 ]
 # In these no probe may fail.
 CALM = {undisturbed, rolling_restart, rolling_update, scaled, autoscaled}
@@ -447,6 +448,9 @@ SENDERS = {
     stores_away: {"pause": 30},
     node_dies: {"pause": 45},
     large_bodies: {"workers": 2, "large": 15 << 20, "large_every": 10},
+    # While hookgate is stopped the gateway answers 503: the pauses are longer than that.
+    redis_restored: {"pause": 20},
+    stream_restored: {"pause": 45},
 }
 
 
@@ -466,4 +470,9 @@ def left_out(scenario):
         return "E2E_WAY is not overlay"
     if scenario is envoys_replaced and GATE == "nginx":
         return "E2E_GATE is nginx"
+    if scenario in (redis_restored, stream_restored):
+        if WAY == "production":
+            return "E2E_WAY is production, whose stores ask who one is"
+        if absent := [tool for tool in NEEDED if not which(tool)]:
+            return f"{', '.join(absent)} is not in PATH"
     return None
