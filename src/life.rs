@@ -8,10 +8,12 @@
 
 mod answers;
 mod consumers;
+mod findings;
 mod journal;
 mod keeper;
 mod service;
 mod sweep;
+mod verdict;
 
 use std::{
     sync::Arc,

@@ -20,15 +20,15 @@ use tokio::{
 use tracing::{debug, info, warn};
 
 use super::{
-    Answer, AtSequence, ConsumerAnswer, Consumers, JournalEntry, Journaled, Keeper, Known, Leftover, Listing, Progress,
-    Reclaim, ReclaimWhy, ScanResult,
+    AtSequence, Consumers, JournalEntry, Keeper, Known, Leftover, Listing, Progress, Reclaim, ReclaimWhy, ScanResult,
+    findings::{Findings, MAX_SUSPECTS, Memory},
+    verdict::rests_on_clocks,
 };
 use crate::{
     dead_letters::{DeadLetter, DeadLetterLimits, GivenUp, GivenUpLetters},
     delivery::StoreError,
-    event::Token,
     metrics::{Metrics, RepairedWhy},
-    route::{OnGiveUp, Release, Route, RouteTable},
+    route::{Release, Route, RouteTable},
     shutdown::Phase,
     supervision::supervise,
 };
@@ -52,8 +52,6 @@ const PAGE_PAUSE: Duration = Duration::from_millis(50);
 const REST_OF_A_PAGE: Duration = Duration::from_millis(240);
 /// An id has to be seen without its answer twice, at least so far apart: a sample needs its time.
 const SEEN_FOR: Duration = Duration::from_secs(5);
-/// Ids that are remembered from one look to the next.
-const MAX_SUSPECTS: usize = 100_000;
 /// Ids that are claimed again with one call.
 const TOGETHER: usize = 100;
 /// Between two such calls: a thousand a second.
@@ -73,47 +71,6 @@ pub struct Sweep {
     limits: DeadLetterLimits,
     metrics: Metrics,
     holder: String,
-}
-
-/// What this replica remembers of a route.
-#[derive(Default)]
-struct Memory {
-    next_scan: Option<Instant>,
-    /// Ids that miss an answer, with their entry and since when they were seen so.
-    suspects: HashMap<String, (Option<Vec<u8>>, Instant)>,
-    /// Ids that were published as often as allowed, with the claim that a letter tells of.
-    reported: HashMap<String, Token>,
-}
-
-/// What came of a look through a journal.
-#[derive(Default)]
-struct Findings {
-    oldest: Option<SystemTime>,
-    pending: usize,
-    pages: u32,
-    leftovers: usize,
-    unanswered: Vec<Known>,
-    old: Vec<Known>,
-    /// Answers of ids that all consumers have answered.
-    complete: Vec<ConsumerAnswer>,
-    /// Published again as often as allowed.
-    exhausted: Vec<(String, JournalEntry)>,
-    /// How far the consumers were.
-    progress: Option<Progress>,
-}
-
-/// What has to be done about a pending id.
-enum Verdict {
-    /// Nothing.
-    Fine,
-    /// All consumers have answered, and nobody has released it.
-    Complete,
-    /// An answer is missing that will never come.
-    Lost,
-    /// It has been pending for too long.
-    Old,
-    /// It was published again as often as allowed.
-    Exhausted,
 }
 
 impl Sweep {
@@ -440,85 +397,6 @@ impl Sweep {
     }
 }
 
-impl Findings {
-    /// Counts a pending id. Whether it wants a closer look.
-    fn note(&mut self, route: &Route, journaled: &Journaled, progress: Option<&Progress>, memory: &Memory) -> bool {
-        self.pending += 1;
-        let Some(entry) = JournalEntry::parse(&journaled.entry) else {
-            // What others wrote there says nothing, not even that its event was answered; `doctor` and `why` show it.
-            return route.life().release == Release::Ack && progress.is_some();
-        };
-        self.oldest = Some(self.oldest.map_or(entry.first_claimed, |oldest| oldest.min(entry.first_claimed)));
-        match verdict(route, &entry, progress) {
-            Verdict::Fine => false,
-            Verdict::Exhausted if memory.reported.get(&journaled.id) == Some(&entry.token) => {
-                self.exhausted.push((journaled.id.clone(), entry));
-                false
-            }
-            Verdict::Exhausted | Verdict::Complete | Verdict::Lost | Verdict::Old => true,
-        }
-    }
-
-    /// Looks closer. What is in flight is the relay's.
-    fn judge(&mut self, route: &Route, known: Known, progress: Option<&Progress>, memory: &Memory) {
-        if !known.pending || known.in_flight.is_some() {
-            return;
-        }
-        let Some(entry) = known.journal.as_deref().and_then(JournalEntry::parse) else {
-            if route.life().release == Release::Ack && progress.is_some() {
-                self.suspect(known, memory);
-            }
-            return;
-        };
-        match verdict(route, &entry, progress) {
-            Verdict::Fine => {}
-            Verdict::Complete => {
-                let consumer = route.life().consumers[0].clone();
-                let answer = entry.answer_of(&consumer).unwrap_or(Answer::Acknowledged);
-                self.complete.push(ConsumerAnswer { id: known.id, token: entry.token, consumer, answer });
-            }
-            Verdict::Lost => self.suspect(known, memory),
-            Verdict::Old => self.old.push(known),
-            Verdict::Exhausted => {
-                // Those that were reported come first when there are too many.
-                if self.exhausted.len() < MAX_SUSPECTS || memory.reported.contains_key(&known.id) {
-                    self.exhausted.push((known.id, entry));
-                }
-            }
-        }
-    }
-
-    fn suspect(&mut self, known: Known, memory: &Memory) {
-        // Those that are remembered come first when there are too many.
-        if self.unanswered.len() < MAX_SUSPECTS || memory.suspects.contains_key(&known.id) {
-            self.unanswered.push(known);
-        }
-    }
-}
-
-/// What its journal entry says of a pending id whose event is settled.
-fn verdict(route: &Route, entry: &JournalEntry, progress: Option<&Progress>) -> Verdict {
-    let life = route.life();
-    let (on_ack, consumers) = (life.release == Release::Ack, life.consumers.as_slice());
-    if on_ack && consumers.iter().all(|consumer| entry.answer_of(consumer).is_some()) {
-        // It is kept, or other consumers were in force when the last of them answered.
-        let gave_up = |consumer: &String| entry.answer_of(consumer) == Some(Answer::GaveUp);
-        let kept = life.on_give_up == OnGiveUp::Keep && consumers.iter().any(gave_up);
-        return if kept { Verdict::Fine } else { Verdict::Complete };
-    }
-    let lost = on_ack && progress.is_some_and(|progress| is_lost(entry, consumers, progress));
-    let old = life.redeliver_after.is_some_and(|after| is_old(entry, after));
-    if !lost && (!old || still_waits(entry, consumers, progress)) {
-        Verdict::Fine
-    } else if entry.redelivered >= life.max_redeliveries {
-        Verdict::Exhausted
-    } else if lost {
-        Verdict::Lost
-    } else {
-        Verdict::Old
-    }
-}
-
 fn letter(route: &Route, id: &str, entry: &JournalEntry) -> GivenUp {
     let raw = serde_json::json!({
         "entity_id": id,
@@ -536,47 +414,4 @@ fn letter(route: &Route, id: &str, entry: &JournalEntry) -> GivenUp {
             raw: raw.to_string().into(),
         },
     }
-}
-
-/// Whether an id has been pending for longer than `after` since its first claim. Each event is given a time of its own: after a webhook
-/// a tenth of it, after a redelivery all of it.
-fn is_old(entry: &JournalEntry, after: Duration) -> bool {
-    let aged = |since: SystemTime, least: Duration| since.elapsed().is_ok_and(|age| age >= least);
-    let own = if entry.redelivered == 0 { after / 10 } else { after };
-    aged(entry.first_claimed, after) && aged(entry.token.time(), own)
-}
-
-/// Whether an answer is missing that will never come, as far as the consumers say.
-fn is_lost(entry: &JournalEntry, consumers: &[String], progress: &Progress) -> bool {
-    let missing = || consumers.iter().filter(|consumer| entry.answer_of(consumer).is_none());
-    let Some(sequence) = entry.sequence else {
-        // Settled by an older replica, which writes none.
-        return true;
-    };
-    let gone = progress.is_gone(entry, sequence);
-    let has_nothing = |consumer: &String| {
-        progress.floors.iter().any(|(name, floor)| name == consumer && (gone || *floor >= sequence))
-    };
-    missing().any(has_nothing)
-}
-
-/// The sequence of an event that is taken for gone only because its claim seems to be older than its stream.
-fn rests_on_clocks(entry: &JournalEntry, consumers: &[String], progress: &Progress) -> Option<u64> {
-    let sequence = entry.sequence.filter(|sequence| (progress.first..=progress.last).contains(sequence))?;
-    let missing = |name: &String| consumers.contains(name) && entry.answer_of(name).is_none();
-    let passed = progress.floors.iter().any(|(name, floor)| missing(name) && *floor >= sequence);
-    (!passed && progress.is_gone(entry, sequence)).then_some(sequence)
-}
-
-/// Whether a configured consumer still has the event before it.
-fn still_waits(entry: &JournalEntry, consumers: &[String], progress: Option<&Progress>) -> bool {
-    if consumers.is_empty() {
-        return false;
-    }
-    let (Some(progress), Some(sequence)) = (progress, entry.sequence) else {
-        // Nothing is known of the consumers: rather later than too often. Without a sequence nobody can tell.
-        return progress.is_none();
-    };
-    let gone = progress.is_gone(entry, sequence);
-    !gone && progress.floors.iter().any(|(_, floor)| *floor < sequence)
 }

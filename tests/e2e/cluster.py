@@ -1,5 +1,6 @@
 """The cluster of KUBECONFIG and what is ours in it: asked, waited for, and signalled."""
 
+import http.client
 import json
 import os
 import re
@@ -9,6 +10,9 @@ import time
 from base64 import b64decode
 from contextlib import contextmanager
 from pathlib import Path
+from secrets import token_hex
+
+from stream import Reader
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRATCH = ROOT / "target/e2e"
@@ -16,10 +20,13 @@ NAMESPACE, HOST, STREAM = "hookgate-e2e", "hooks.example.com", "HOOKGATE"
 GATEWAY = ("gateways", "public")
 PENDING = "vmh:beteiligte:create_pending"
 NODE = os.environ.get("E2E_NODE")
+WAY, GATE = os.environ.get("E2E_WAY", "overlay"), os.environ.get("E2E_GATE", "envoy-gateway")
+# Whom the stores let in to look: production's ask who it is. A value that begins with a digit is a number to NATS.
+OPERATOR = ("hookgate-operator", f"o{token_hex(16)}") if WAY == "production" else None
 
 
-def run(*command, check=True, **more):
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=600, **more)
+def run(*command, check=True, input="", **more):
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, input=input, timeout=600, **more)
     if check and done.returncode != 0:
         raise SystemExit(f"{shlex.join(map(str, command))}: {done.stderr.strip() or done.stdout.strip()}")
     return done.stdout.strip()
@@ -37,6 +44,10 @@ def objects(*arguments):
     return json.loads(kubectl("get", *arguments, "-o", "json"))["items"]
 
 
+def named(kind, name, *where):
+    return json.loads(kubectl(*(where or ("-n", NAMESPACE)), "get", kind, name, "-o", "json"))
+
+
 def eventually(what, condition, within=120):
     until = time.monotonic() + within
     while time.monotonic() < until:
@@ -46,20 +57,32 @@ def eventually(what, condition, within=120):
     raise SystemExit(f"{what}: not within {within} s")
 
 
+def progress(sender, ids):
+    """Waits until so many more were accepted."""
+    goal = len(sender.sent.accepted) + ids
+    eventually(f"{ids} more ids are accepted", lambda: len(sender.sent.accepted) >= goal)
+
+
 def addresses():
-    """Each node's address with the port of the Gateway's Service, as a load balancer before them would know them."""
-    [service] = objects("service", "-A", "-l", f"gateway.envoyproxy.io/owning-gateway-name={GATEWAY[1]}")
+    """Each node's address with the port of the ingress's Service, as a load balancer before them would know them."""
+    of_gateway = ("service", "-A", "-l", f"gateway.envoyproxy.io/owning-gateway-name={GATEWAY[1]}")
+    [service] = objects(*(("-n", NAMESPACE, "service", "-l", "app.kubernetes.io/name=hookgate-nginx") if GATE == "nginx" else of_gateway))
     port = next(p["nodePort"] for p in service["spec"]["ports"] if p["port"] == 443)
     nodes = [a["address"] for n in objects("nodes") for a in n["status"]["addresses"] if a["type"] == "InternalIP"]
     return [(node, port) for node in nodes]
 
 
 def authority():
-    """The certificate of the Gateway, which the sender trusts."""
-    gateway = json.loads(kubectl("-n", GATEWAY[0], "get", "gateway", GATEWAY[1], "-o", "json"))
+    """The certificate of the ingress, which the sender trusts."""
+    if GATE == "nginx":
+        return certificate(NAMESPACE, "hookgate-tls")
+    gateway = named("gateway", GATEWAY[1], "-n", GATEWAY[0])
     listener = next(one for one in gateway["spec"]["listeners"] if one["protocol"] == "HTTPS")
-    secret = listener["tls"]["certificateRefs"][0]["name"]
-    return b64decode(kubectl("-n", GATEWAY[0], "get", "secret", secret, "-o", r"jsonpath={.data.tls\.crt}")).decode()
+    return certificate(GATEWAY[0], listener["tls"]["certificateRefs"][0]["name"])
+
+
+def certificate(namespace, secret):
+    return b64decode(kubectl("-n", namespace, "get", "secret", secret, "-o", r"jsonpath={.data.tls\.crt}")).decode()
 
 
 def pods():
@@ -76,6 +99,14 @@ def status(pod):
 
 def restarts():
     return {pod["metadata"]["uid"]: status(pod).get("restartCount", 0) for pod in pods()}
+
+
+def killed_by_the_kernel():
+    """Containers that went beyond their memory limit."""
+    return {
+        f"{pod['metadata']['name']}: OOMKilled" for pod in pods() for state in ("state", "lastState")
+        if status(pod).get(state, {}).get("terminated", {}).get("reason") == "OOMKilled"
+    }
 
 
 def unhealthy():
@@ -112,5 +143,33 @@ def forwarded(pod, port):
         process.wait()
 
 
+def asked(pod, port, method, path, body=None, headers=()):
+    """Status and body of what a pod answers at a port of its own."""
+    with forwarded(f"pod/{pod['metadata']['name']}", port) as local:
+        connection = http.client.HTTPConnection("127.0.0.1", local, timeout=10)
+        try:
+            connection.request(method, path, body, dict(headers))
+            answer = connection.getresponse()
+            return answer.status, answer.read()
+        finally:
+            connection.close()
+
+
+def apply(thing):
+    kubectl("apply", "-f", "-", input=json.dumps(thing))
+
+
 def redis(*command):
-    return here("exec", "redis-0", "--", "redis-cli", "-n", "1", *command)
+    who = ("--user", OPERATOR[0], "--pass", OPERATOR[1], "--no-auth-warning") if OPERATOR else ()
+    return here("exec", "redis-0", "--", "redis-cli", *who, "-n", "1", *command)
+
+
+def published():
+    """The ids of all events that the stream has, oldest first. A forwarded connection can stall, and the stream can be read again."""
+    for last in (False, False, True):
+        try:
+            with forwarded("pod/nats-0", 4222) as port:
+                return [event["entity_id"] for event in Reader(port, OPERATOR).events(STREAM)]
+        except OSError:
+            if last:
+                raise

@@ -6,9 +6,10 @@ import re
 import shlex
 from contextlib import contextmanager
 
-from cluster import GATEWAY, HOST, NAMESPACE, ROOT, SCRATCH, eventually, here, kubectl, run
+from cluster import GATE, GATEWAY, HOST, NAMESPACE, ROOT, SCRATCH, WAY, eventually, here, kubectl, run
+from production import production
+from stores import kustomization, stores
 
-WAY = os.environ.get("E2E_WAY", "overlay")
 NEXT = os.environ.get("E2E_NEXT", "hookgate:next")
 
 
@@ -16,7 +17,9 @@ def prerequisites():
     """Says what is missing, before anything is changed."""
     if run("kubectl", "version", "-o", "json", check=False).find("serverVersion") < 0:
         raise SystemExit("e2e: no cluster answers; KUBECONFIG names none, or it is down")
-    if not kubectl("-n", GATEWAY[0], "get", "gateway", GATEWAY[1], "--ignore-not-found", check=False):
+    if GATE == "nginx" and WAY != "overlay":
+        raise SystemExit("e2e: E2E_GATE=nginx goes with E2E_WAY=overlay")
+    if GATE != "nginx" and not kubectl("-n", GATEWAY[0], "get", "gateway", GATEWAY[1], "--ignore-not-found", check=False):
         raise SystemExit(f"e2e: no Gateway {GATEWAY[1]} in namespace {GATEWAY[0]}: install Envoy Gateway, and make one with an https listener for {HOST}")
     if kubectl("get", "namespace", NAMESPACE, "--ignore-not-found"):
         raise SystemExit(f"e2e: namespace {NAMESPACE} is there already: another run, or what one left; kubectl delete namespace {NAMESPACE}")
@@ -39,20 +42,17 @@ def load_image():
             run(*shlex.split(command), archive)
 
 
-def kustomization(name, text):
-    folder = SCRATCH / name
-    folder.mkdir(parents=True, exist_ok=True)
-    to = os.path.relpath(ROOT / "k8s", folder)
-    head = f"apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\nnamespace: {NAMESPACE}\n"
-    (folder / "kustomization.yaml").write_text(head + text.format(k8s=to))
-    return folder
-
-
 def overlay(had):
-    """The dev overlay and Envoy Gateway's part, unchanged but for the namespace."""
-    if not had:
+    """The dev overlay and the ingress's part, unchanged but for the namespace."""
+    if GATE == "nginx":
+        key, certificate = SCRATCH / "tls.key", SCRATCH / "tls.crt"
+        run("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2",
+            "-subj", f"/CN={HOST}", "-addext", f"subjectAltName=DNS:{HOST}", "-keyout", key, "-out", certificate)
+        kubectl("create", "namespace", NAMESPACE)
+        here("create", "secret", "tls", "hookgate-tls", f"--cert={certificate}", f"--key={key}")
+    elif not had:
         kubectl("apply", "-k", ROOT / "k8s/ingress/envoy-gateway/gateway")
-    kubectl("apply", "-k", kustomization("place", "resources: [{k8s}/overlays/dev]\ncomponents: [{k8s}/ingress/envoy-gateway]\n"))
+    kubectl("apply", "-k", kustomization("place", f"resources: [{{k8s}}/overlays/dev]\ncomponents: [{{k8s}}/ingress/{GATE}]\n"))
 
 
 def values(had):
@@ -81,31 +81,23 @@ def webhook_of_helm_test():
 
 
 def chart(had):
-    # A chart brings no stores and no namespace.
-    stores = "\n".join(
-        "- patch: |-\n    {{apiVersion: %s, kind: %s, metadata: {{name: %s}}, $patch: delete}}" % one for one in (
-            ("apps/v1", "Deployment", "hookgate"), ("autoscaling/v2", "HorizontalPodAutoscaler", "hookgate"),
-            ("policy/v1", "PodDisruptionBudget", "hookgate"), ("networking.k8s.io/v1", "NetworkPolicy", "hookgate"),
-            ("networking.k8s.io/v1", "Ingress", "hookgate"), ("v1", "Service", "hookgate"),
-            ("v1", "Service", "hookgate-replicas"), ("v1", "ServiceAccount", "hookgate"),
-        )
-    )
-    kubectl("apply", "-k", kustomization("stores", "resources: [{k8s}/overlays/dev]\npatches:\n" + stores + "\n"))
-    for store in ("redis", "nats"):
-        here("rollout", "status", f"statefulset/{store}", "--timeout=120s")
+    stores()
     helm("install", "hookgate", ROOT / "k8s/chart", "-f", values(had), "--wait", "--timeout", "4m")
     webhook_of_helm_test()
 
 
 @contextmanager
 def installed():
-    """One of the two ways; all of it is taken away at the end."""
-    had = kubectl("-n", GATEWAY[0], "get", "clienttrafficpolicy", "-o", "name")
+    """One of the ways; all of it is taken away at the end."""
+    had = GATE == "nginx" or kubectl("-n", GATEWAY[0], "get", "clienttrafficpolicy", "-o", "name")
     try:
-        {"overlay": overlay, "chart": chart}[WAY](bool(had))
+        {"overlay": overlay, "chart": chart, "production": production}[WAY](bool(had))
         here("rollout", "status", "deployment/hookgate", "--timeout=180s")
-        for kind in ("httproute", "backendtrafficpolicy"):
-            eventually(f"{kind} is accepted", lambda: '"Accepted"' in here("get", kind, "hookgate", "-o", "json"))
+        if GATE == "nginx":
+            here("rollout", "status", "deployment/hookgate-nginx", "--timeout=180s")
+        else:
+            for kind in ("httproute", "backendtrafficpolicy"):
+                eventually(f"{kind} is accepted", lambda: '"Accepted"' in here("get", kind, "hookgate", "-o", "json"))
         yield
     finally:
         if WAY == "chart":

@@ -1,5 +1,5 @@
-"""hookgate on the cluster of KUBECONFIG, behind Envoy Gateway, disturbed under load, then counted: the dev overlay, or the
-chart beside the overlay's stores.
+"""hookgate on the cluster of KUBECONFIG, behind Envoy Gateway or nginx, disturbed under load, then counted: the dev overlay,
+the chart beside the overlay's stores, or production by its checklist, beside stores with users.
 
 What it needs, and says if it is missing: kubectl, a cluster with a default storage class, Envoy Gateway with a Gateway
 `public` in the namespace `gateways` that has an https listener for hooks.example.com, and the images of the overlay.
@@ -11,9 +11,15 @@ What it needs, and says if it is missing: kubectl, a cluster with a default stor
   E2E_DEATH  lets a node die, `{node}` being its name, and E2E_RETURN brings it back. Without them none dies. A dead
              machine answers nothing: where only its processes are killed, its address has to fall silent too, else whoever
              connects is refused, which no load balancer would do
-  E2E_WAY    overlay (default) or chart; the chart needs helm in PATH
+  E2E_API_DOWN  takes the API server away, and E2E_API_UP brings it back: `kill -STOP` and `-CONT` of its process do.
+             Without them it stays
+  E2E_WAY    overlay (default), chart or production; the chart needs helm in PATH, production curl
+  E2E_GATE   envoy-gateway (default), or nginx: k8s/ingress/nginx before the overlay, and no Gateway. Its image
+             nginxinc/nginx-unprivileged, with the tag of k8s/ingress/nginx, has to be on the nodes
   E2E_NEXT   another image of hookgate, to roll out (default hookgate:next, which E2E_LOAD brings too)
   E2E_ONLY   parts of scenarios' names, separated by spaces
+
+What is restored from a backup needs `nats` and `redis-cli` in PATH, and the image busybox:1.37 on the nodes.
 
 It works in a namespace of its own and leaves nothing behind."""
 
@@ -21,11 +27,12 @@ import os
 import sys
 import time
 
-from cluster import HOST, PENDING, SCRATCH, STREAM, addresses, authority, eventually, forwarded, redis, unhealthy
-from install import WAY, installed, load_image, prerequisites
-from scenarios import CALM, SCENARIOS, SENDERS, left_out, node_dies, progress
+from cluster import (
+    HOST, PENDING, SCRATCH, WAY, addresses, authority, eventually, killed_by_the_kernel, progress, published, redis, restarts, unhealthy,
+)
+from install import installed, load_image, prerequisites
+from scenarios import CALM, DEADLY, SCENARIOS, SENDERS, left_out, node_dies
 from sender import Sender
-from stream import Reader
 
 # Seconds after the last answer within which every accepted id has its event.
 BOUND = 45
@@ -34,8 +41,7 @@ BOUND = 45
 def judge(sent):
     """(missing, stuck): accepted without an event, and pending without one, once the outbox is empty."""
     eventually("the outbox is empty", lambda: redis("HLEN", "{%s}:outbox" % PENDING) == "0", within=BOUND)
-    with forwarded("pod/nats-0", 4222) as port:
-        events = {event["entity_id"] for event in Reader(port).events(STREAM)}
+    events = set(published())
     return len(sent.accepted - events), len(set(redis("SMEMBERS", PENDING).split()) - events)
 
 
@@ -55,7 +61,7 @@ def main():
             if why := left_out(scenario):
                 print(f"{name:<24} left out: {why}", flush=True)
                 continue
-            began, probes_before, problems = time.monotonic(), unhealthy(), []
+            began, probes_before, restarts_before, problems = time.monotonic(), unhealthy(), restarts(), []
             # A load balancer sends nothing to a node that is dead, or that is not back yet.
             to = targets[:-1] if scenario is node_dies else targets
             sender = Sender(to, HOST, trusted, name, **SENDERS.get(scenario, {}))
@@ -67,6 +73,9 @@ def main():
             finally:
                 sent = sender.finish()
             missing, stuck = judge(sent)
+            problems += sorted(killed_by_the_kernel())
+            if scenario not in DEADLY:
+                problems += [f"{uid}: started again" for uid, count in restarts().items() if count > restarts_before.get(uid, 0)]
             if scenario in CALM:
                 problems += sorted(unhealthy() - probes_before)
             answers = ", ".join(f"{status}: {count}" for status, count in sorted(sent.answers.items(), key=str))

@@ -1,24 +1,28 @@
 """What is done to hookgate while webhooks come."""
 
 import calendar
+import json
 import os
 import shlex
 import time
+from base64 import b64encode
+from contextlib import contextmanager
+from shutil import which
 
+from backup import NEEDED, redis_restored, stream_restored
 from cluster import (
-    GATEWAY, NODE, ROOT, eventually, here, is_ready, kubectl, objects, pods, ready, restarts, run, signal, status,
+    GATE, GATEWAY, NAMESPACE, NODE, ROOT, WAY, apply, asked, eventually, here, is_ready, kubectl, named, objects, pods, progress,
+    ready, restarts, run, signal, status,
 )
-from install import NEXT, WAY, helm, webhook_of_helm_test
+from install import NEXT, helm, webhook_of_helm_test
+from production import jobs_without_crm
+from sender import PATH, signature
+from stores import kustomization
 
 DEATH, RETURN = os.environ.get("E2E_DEATH"), os.environ.get("E2E_RETURN")
+API_DOWN, API_UP = os.environ.get("E2E_API_DOWN"), os.environ.get("E2E_API_UP")
 # 60 s without a store make ready, and a pod takes some seconds to start.
 NEVER_READY = 80
-
-
-def progress(sender, ids):
-    """Waits until so many more were accepted."""
-    goal = len(sender.sent.accepted) + ids
-    eventually(f"{ids} more ids are accepted", lambda: len(sender.sent.accepted) >= goal)
 
 
 def undisturbed(sender):
@@ -45,6 +49,29 @@ def scaled(sender):
         eventually(f"{replicas} pods", lambda: len(pods()) == replicas)
         ready()
         progress(sender, 300)
+
+
+def autoscaled(sender):
+    """By its own load: a target that this load exceeds, then the real one without the long patience."""
+    def patch(**spec):
+        here("patch", "hpa/hookgate", "--type=merge", "-p", json.dumps({"spec": spec}))
+
+    def target(percent):
+        resource = {"name": "cpu", "target": {"type": "Utilization", "averageUtilization": percent}}
+        return [{"type": "Resource", "resource": resource}]
+
+    real = named("hpa", "hookgate")["spec"]
+    quick = {"stabilizationWindowSeconds": 0, "policies": [{"type": "Pods", "value": 10, "periodSeconds": 15}]}
+    try:
+        patch(metrics=target(1), maxReplicas=6)
+        eventually("more than 3 replicas", lambda: len(pods()) > 3)
+        ready()
+        progress(sender, 300)
+        patch(metrics=target(100), behavior={"scaleDown": quick})
+        eventually("3 replicas again", lambda: len(pods()) == 3)
+        ready()
+    finally:
+        patch(**{key: real[key] for key in ("metrics", "maxReplicas", "behavior")})
 
 
 def drained(sender):
@@ -100,12 +127,165 @@ def stores_restarted(sender):
         raise SystemExit("containers of hookgate were restarted while a store was")
 
 
+@contextmanager
+def without(what, *where):
+    """Scaled to nothing, and back."""
+    replicas = named(*what, *where)["spec"]["replicas"]
+    labels = named(*what, *where)["spec"]["selector"]["matchLabels"]
+    selector = ",".join(f"{key}={value}" for key, value in labels.items())
+    scale = (*where, "scale", "/".join(what))
+    kubectl(*scale, "--replicas=0")
+    try:
+        eventually(f"{what[1]} is gone", lambda: not objects(*where, "pods", "-l", selector))
+        yield
+    finally:
+        kubectl(*scale, f"--replicas={replicas}")
+        kubectl(*where, "rollout", "status", "/".join(what), "--timeout=120s")
+
+
+def waited(seconds):
+    until = time.monotonic() + seconds
+    eventually(f"{seconds} s have passed", lambda: time.monotonic() > until)
+
+
+def stores_away(sender):
+    """Both at once: every webhook gets 503 and comes back."""
+    where = ("-n", NAMESPACE)
+    with without(("statefulset", "redis"), *where), without(("statefulset", "nats"), *where):
+        waited(25)
+
+
+def dns_away(sender):
+    """No name resolves, and a pod is replaced meanwhile: it may not get ready before the others would have to."""
+    [dns] = objects("-n", "kube-system", "deployments", "-l", "k8s-app=kube-dns")
+    with without(("deployment", dns["metadata"]["name"]), "-n", "kube-system"):
+        here("delete", "pod", pods()[0]["metadata"]["name"], "--wait=false")
+        waited(60)
+        progress(sender, 300)
+    ready()
+
+
+def api_server_away(sender):
+    """Nothing in hookgate asks it, and what the nodes know stays."""
+    run(*shlex.split(API_DOWN))
+    try:
+        waited(40)
+        progress(sender, 300)
+    finally:
+        run(*shlex.split(API_UP))
+    eventually("the API server answers", lambda: kubectl("get", "--raw=/readyz", check=False) == "ok")
+    ready()
+
+
 def envoys_replaced(sender):
     [deployment] = objects("deployment", "-A", "-l", f"gateway.envoyproxy.io/owning-gateway-name={GATEWAY[1]}")
     where, name = deployment["metadata"]["namespace"], deployment["metadata"]["name"]
     kubectl("-n", where, "rollout", "restart", f"deployment/{name}")
     kubectl("-n", where, "rollout", "status", f"deployment/{name}", "--timeout=300s")
     progress(sender, 300)
+
+
+def configurations():
+    """What each pod says of its configuration."""
+    return [json.loads(asked(pod, 9090, "GET", "/v1/status")[1])["configuration"] for pod in pods()]
+
+
+def in_place(configmap, data):
+    """Another content for the files of the running pods, which the kubelet swaps the next time that it looks at them."""
+    here("patch", f"configmap/{configmap}", "--type=merge", "-p", json.dumps({"data": data}))
+    files_are_looked_at()
+
+
+def files_are_looked_at():
+    """By the kubelet, at once: a pod that changed is one that it looks at. Else it does once a minute."""
+    here("annotate", "pods", "-l", "app.kubernetes.io/name=hookgate", f"e2e={time.time()}", "--overwrite")
+
+
+def changed_configuration(sender):
+    """In place: a good one, a bad one, which every pod refuses and goes on, and the old one. Then by another ConfigMap."""
+    name = next(v["configMap"]["name"] for v in named("deployment", "hookgate")["spec"]["template"]["spec"]["volumes"] if v["name"] == "config")
+    site = named("configmap", name)["data"]["site.toml"]
+    same = {pod["metadata"]["uid"] for pod in pods()}
+    began = [one["in_force_since"] for one in configurations()]
+    in_place(name, {"site.toml": f"{site}\n[log]\nfilter = \"info,hookgate::entity=warn\"\n"})
+    eventually("it is in force everywhere", lambda: not set(began) & {one["in_force_since"] for one in configurations()})
+    good = [one["in_force_since"] for one in configurations()]
+    in_place(name, {"site.toml": f"{site}\n[log]\nmistyped = \"info\"\n"})
+    eventually("every pod refuses it", lambda: all("mistyped" in str(one["problems"]) for one in configurations()))
+    if [one["in_force_since"] for one in configurations()] != good:
+        raise SystemExit("a configuration that was refused is in force")
+    progress(sender, 300)
+    in_place(name, {"site.toml": site})
+    eventually("the old one is in force everywhere", lambda: all(
+        not one["problems"] and one["in_force_since"] not in good for one in configurations()
+    ))
+    if {pod["metadata"]["uid"] for pod in pods()} != same:
+        raise SystemExit("a configuration changed in place replaced pods")
+    if WAY == "overlay":
+        another_configmap(name, site)
+
+
+def another_configmap(name, site):
+    """As `apply -k` makes it: under another name, so that the pods are replaced; and back."""
+    folder = kustomization("changed", "resources: [../place]\nconfigMapGenerator: [{{name: hookgate-config, behavior: merge, files: [site.toml]}}]\n")
+    (folder / "site.toml").write_text(f"{site}\n[log]\nfilter = \"info,hookgate::entity=warn\"\n")
+    for again in (folder, folder.parent / "place"):
+        kubectl("apply", "-k", again)
+        ready()
+        volumes = named("deployment", "hookgate")["spec"]["template"]["spec"]["volumes"]
+        if (volumes[0]["configMap"]["name"] == name) != (again != folder):
+            raise SystemExit(f"after apply -k {again} the pods have {volumes[0]['configMap']['name']}")
+
+
+WEBHOOK_ID = "65f0c1d2e3a4b5c6d"
+
+
+def rotated_secret(sender):
+    """The new key beside the old one, then the sender, then the old one away. Nothing is refused meanwhile."""
+    old, new = "old-key-of-the-webhook", "new-key-of-the-webhook"
+    files = [f"/run/secrets/espo/{name}" for name in ("current", "previous")]
+    route = {"flow": "vmh", "entity": "beteiligte", "action": "create"}
+    auth = [{"scheme": "espocrm", "id": WEBHOOK_ID, "secret_files": files}]
+    template = {
+        "containers": [{
+            "name": "hookgate", "env": [{"name": "HOOKGATE__ROUTES", "value": json.dumps([route | {"auth": auth}])}],
+            "volumeMounts": [{"name": "espo", "mountPath": "/run/secrets/espo", "readOnly": True}],
+        }],
+        "volumes": [{"name": "espo", "secret": {"secretName": "espo"}}],
+    }
+
+    def keys(**data):
+        here("patch", "secret/espo", "--type=json", "-p", json.dumps([{"op": "replace", "path": "/data", "value": {
+            name: b64encode(key.encode()).decode() for name, key in data.items()
+        }}]))
+        files_are_looked_at()
+
+    sender.key = (WEBHOOK_ID, old)
+    here("create", "secret", "generic", "espo", f"--from-literal=current={old}")
+    try:
+        here("patch", "deployment/hookgate", "-p", json.dumps({"spec": {"template": {"spec": template}}}))
+        ready()
+        keys(current=new, previous=old)
+        eventually("every pod takes the new key", lambda: all(accepts(pod, (WEBHOOK_ID, new)) for pod in pods()))
+        progress(sender, 300)
+        sender.key = (WEBHOOK_ID, new)
+        # What was signed before is on its way for ten seconds at most.
+        waited(10)
+        keys(current=new)
+        eventually("no pod takes the old key", lambda: not any(accepts(pod, (WEBHOOK_ID, old)) for pod in pods()))
+        progress(sender, 300)
+    finally:
+        here("rollout", "undo", "deployment/hookgate")
+        ready()
+        here("delete", "secret", "espo")
+    if 401 in sender.sent.answers:
+        raise SystemExit("a webhook with a key of that time was refused")
+
+
+def accepts(pod, key):
+    """Whether a pod takes an empty batch that is signed with that key."""
+    headers = {"Signature": signature(key, b"[]")}
+    return asked(pod, 3000, "POST", PATH, b"[]", headers)[0] != 401
 
 
 def refused_rollout(sender, variables, seen):
@@ -127,19 +307,97 @@ def bad_configuration(sender):
     refused_rollout(sender, ["HOOKGATE__REDIS__URI=redis://redis"], lambda pod: status(pod).get("restartCount", 0) > 0)
 
 
+def waits(pod):
+    """Whether it would be ready by now, if a time without a store were enough."""
+    began = status(pod).get("state", {}).get("running", {}).get("startedAt")
+    age = time.time() - calendar.timegm(time.strptime(began, "%Y-%m-%dT%H:%M:%SZ")) if began else 0
+    return age > NEVER_READY
+
+
 def mistyped_addresses(sender):
     """A name that does not resolve, a port where nobody listens, and both stores at once."""
-    def waits(pod):
-        began = status(pod).get("state", {}).get("running", {}).get("startedAt")
-        age = time.time() - calendar.timegm(time.strptime(began, "%Y-%m-%dT%H:%M:%SZ")) if began else 0
-        return age > NEVER_READY
-
     for variables in (
         ["HOOKGATE__REDIS__URL=redis://redis-mistyped:6379/1"],
         ["HOOKGATE__NATS__URL=nats://nats:4223"],
         ["HOOKGATE__REDIS__URL=redis://redis:6380/1", "HOOKGATE__NATS__URL=nats://nats-mistyped:4222"],
     ):
         refused_rollout(sender, variables, waits)
+
+
+def wrong_passwords(sender):
+    """A user whom Redis does not know; and one whom a NATS with users does not, which asks each of its clients."""
+    refused_rollout(sender, ["HOOKGATE__REDIS__URL=redis://nobody:wrong@redis:6379/1"], waits)
+    image = named("statefulset", "nats")["spec"]["template"]["spec"]
+    server = image["containers"][0] | {"args": ["--port", "4222", "--user", "somebody", "--pass", "right"], "volumeMounts": []}
+    for probe in ("startupProbe", "readinessProbe"):
+        server.pop(probe, None)
+    # The network policy lets hookgate out to it by its label; the gate keeps it out of the Service of that label.
+    spec = {
+        "containers": [server], "securityContext": image["securityContext"], "automountServiceAccountToken": False,
+        "readinessGates": [{"conditionType": "example.com/never"}],
+    }
+    labels = {"app.kubernetes.io/name": "nats"}
+    apply({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "strict", "namespace": NAMESPACE, "labels": labels}, "spec": spec})
+    try:
+        strict = eventually("a NATS with users runs", lambda: (pod := named("pod", "strict"))["status"]["phase"] == "Running" and pod)
+        # Any file with one line is a wrong password.
+        variables = [f"HOOKGATE__NATS__URL=nats://{strict['status']['podIP']}:4222", "HOOKGATE__NATS__USER=nobody",
+                     "HOOKGATE__NATS__PASSWORD_FILE=/etc/hostname"]
+        refused_rollout(sender, variables, waits)
+    finally:
+        here("delete", "pod", "strict", "--grace-period=0", "--force")
+
+
+def connects(address, port):
+    """Whether a pod in another namespace gets a connection. What answers is no Redis, which redis-cli says."""
+    said = tried("timeout", "5", "kubectl", "-n", OUTSIDE, "exec", "outside", "--", "redis-cli", "-h", address, "-p", str(port), "ping")
+    return "PONG" in said or "Protocol error" in said
+
+
+OUTSIDE = f"{NAMESPACE}-outside"
+
+
+def locked_out(sender):
+    """The ports of hookgate from another namespace, and whom hookgate itself may not ask: the API server, another's port."""
+    image = named("statefulset", "redis")["spec"]["template"]["spec"]["containers"][0]["image"]
+    kubectl("create", "namespace", OUTSIDE)
+    try:
+        for name in ("outside", "target"):
+            kubectl("-n", OUTSIDE, "run", name, f"--image={image}", "--command", "--", "redis-server", "--protected-mode", "no")
+        kubectl("-n", OUTSIDE, "wait", "--for=condition=Ready", "pod/outside", "pod/target", "--timeout=60s")
+        target = named("pod", "target", "-n", OUTSIDE)["status"]["podIP"]
+        eventually("a pod reaches another", lambda: connects(target, 6379))
+        apply({"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": {"name": "none", "namespace": OUTSIDE},
+               "spec": {"podSelector": {"matchLabels": {"run": "target"}}, "policyTypes": ["Ingress"]}})
+        try:
+            eventually("a policy binds", lambda: not connects(target, 6379), within=30)
+        except SystemExit:
+            print("    locked_out: passed over: this cluster does not enforce network policies", flush=True)
+            return
+        reached = [f"{pod['status']['podIP']}:{port}" for pod in pods() for port in (3000, 9090) if connects(pod["status"]["podIP"], port)]
+        for url in ("http://kubernetes.default.svc:443", f"http://{pods()[0]['status']['podIP']}:3000"):
+            said = outgoing(url)
+            reached += [f"{url} from hookgate ({said})"] if "connect" not in said.lower() and "timed out" not in said.lower() else []
+        if reached:
+            raise SystemExit(f"the network policy lets through: {', '.join(reached)}")
+        progress(sender, 300)
+    finally:
+        kubectl("delete", "namespace", OUTSIDE, "--wait=false")
+
+
+def outgoing(url):
+    """What hookgate says that it asks an address."""
+    pod = pods()[-1]["metadata"]["name"]
+    hookgate = ("kubectl", "-n", NAMESPACE, "exec", pod, "--", "/hookgate")
+    return tried(*hookgate, "send", "vmh/beteiligte/create", "--id", "locked-out", "--url", url)
+
+
+def tried(*arguments):
+    """What a command says that may fail."""
+    try:
+        return run(*arguments)
+    except SystemExit as problem:
+        return str(problem).partition(": ")[2]
 
 
 def large_bodies(sender):
@@ -174,17 +432,25 @@ def helm_upgrade(sender):
 
 
 SCENARIOS = [
-    undisturbed, rolling_restart, rolling_update, scaled, drained, deleted_without_grace, killed, frozen, stores_restarted,
-    envoys_replaced, bad_configuration, mistyped_addresses, large_bodies, node_dies, helm_upgrade,
+    undisturbed, rolling_restart, rolling_update, scaled, autoscaled, drained, deleted_without_grace, killed, frozen,
+    stores_restarted, stores_away, dns_away, api_server_away, envoys_replaced, changed_configuration, rotated_secret, bad_configuration,
+    mistyped_addresses, wrong_passwords, locked_out, large_bodies, node_dies, helm_upgrade, jobs_without_crm,
+    redis_restored, stream_restored,
 ]
 # In these no probe may fail.
-CALM = {undisturbed, rolling_restart, rolling_update, scaled}
+CALM = {undisturbed, rolling_restart, rolling_update, scaled, autoscaled}
+# In these a container may end without being told to.
+DEADLY = {killed, node_dies, bad_configuration}
 # How they are sent, where it is another way.
 SENDERS = {
     # The pauses of EspoCRM are ten minutes: a store that is restarted has returned by then.
     stores_restarted: {"pause": 20},
+    stores_away: {"pause": 30},
     node_dies: {"pause": 45},
     large_bodies: {"workers": 2, "large": 15 << 20, "large_every": 10},
+    # While hookgate is stopped the gateway answers 503: the pauses are longer than that.
+    redis_restored: {"pause": 20},
+    stream_restored: {"pause": 45},
 }
 
 
@@ -194,6 +460,19 @@ def left_out(scenario):
         return "E2E_NODE is not set"
     if scenario is node_dies and not (DEATH and RETURN):
         return "E2E_DEATH and E2E_RETURN are not set"
+    if scenario is api_server_away and not (API_DOWN and API_UP):
+        return "E2E_API_DOWN and E2E_API_UP are not set"
     if scenario is helm_upgrade and WAY != "chart":
         return "E2E_WAY is not chart"
+    if scenario is jobs_without_crm and WAY != "production":
+        return "E2E_WAY is not production"
+    if scenario in (rotated_secret, wrong_passwords) and WAY != "overlay":
+        return "E2E_WAY is not overlay"
+    if scenario is envoys_replaced and GATE == "nginx":
+        return "E2E_GATE is nginx"
+    if scenario in (redis_restored, stream_restored):
+        if WAY == "production":
+            return "E2E_WAY is production, whose stores ask who one is"
+        if absent := [tool for tool in NEEDED if not which(tool)]:
+            return f"{', '.join(absent)} is not in PATH"
     return None

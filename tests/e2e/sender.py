@@ -1,5 +1,6 @@
 """A model of EspoCRM's webhook queue: batches, attempts, and what each answer means to it (version 10's rules)."""
 
+import hmac
 import http.client
 import itertools
 import json
@@ -7,6 +8,7 @@ import socket
 import ssl
 import threading
 import time
+from base64 import b64encode
 from dataclasses import dataclass, field
 
 PATH = "/vmh/webhook/beteiligte/create"
@@ -16,6 +18,13 @@ ATTEMPTS = 4
 PAUSE = 5
 BATCH = 10
 AGAIN = {401, 403, 404, 405, 408, 500, 503}
+
+
+def signature(key, body):
+    """EspoCRM's, for (webhook's id, secret)."""
+    number, secret = key
+    mac = hmac.new(secret.encode(), body, "sha256").hexdigest()
+    return b64encode(f"{number}:{mac}".encode()).decode()
 
 
 @dataclass
@@ -35,6 +44,8 @@ class Sender:
         self.targets, self.host, self.name = targets, host, name
         self.large_every, self.large, self.pause = large_every, large, pause
         self.tls = ssl.create_default_context(cadata=authority)
+        # (webhook's id, secret) to sign with, if any.
+        self.key = None
         self.sent, self.lock = Sent(), threading.Lock()
         self.numbers, self.turns = itertools.count(), itertools.count()
         self.stopping = threading.Event()
@@ -96,7 +107,8 @@ class Sender:
         with socket.create_connection(target, timeout=CONNECT) as plain:
             plain.settimeout(TOTAL)
             with self.tls.wrap_socket(plain, server_hostname=self.host) as connection:
-                head = f"POST {PATH} HTTP/1.1\r\nHost: {self.host}\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+                head = f"POST {PATH} HTTP/1.1\r\nHost: {self.host}\r\nContent-Length: {len(body)}\r\nConnection: close\r\n"
+                head += f"Signature: {signature(key, body)}\r\n\r\n" if (key := self.key) else "\r\n"
                 connection.sendall(head.encode() + body)
                 connection.settimeout(max(0.1, began + TOTAL - time.monotonic()))
                 answer = http.client.HTTPResponse(connection)

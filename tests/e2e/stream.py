@@ -8,13 +8,14 @@ import socket
 class Reader:
     """A connection to NATS."""
 
-    def __init__(self, port):
+    def __init__(self, port, who=None):
         self.socket = socket.create_connection(("127.0.0.1", port), timeout=30)
         self.lines = self.socket.makefile("rb")
         self.lines.readline()  # INFO
         # Of its own: the consumer of a reader before it would deliver to the same subject once more.
-        self.inbox = f"_INBOX.{secrets.token_hex(8)}"
-        self.say(f'CONNECT {{"verbose":false,"headers":true}}\r\nSUB {self.inbox}.answers 1\r\nSUB {self.inbox}.events 2')
+        self.inbox = f"_INBOX.hookgate.{secrets.token_hex(8)}"
+        login = dict(zip(("user", "pass"), who or ()))
+        self.say(f'CONNECT {json.dumps({"verbose": False, "headers": True, **login})}\r\nSUB {self.inbox}.answers 1\r\nSUB {self.inbox}.events 2')
 
     def say(self, text):
         self.socket.sendall(f"{text}\r\n".encode())

@@ -101,10 +101,19 @@ site.toml: {{ printf "%s%s" (include "hookgate.scalars" .Values.config) (include
 {{- regexFind ":[0-9]+$" $server | trimPrefix ":" | default (index . 1) -}}
 {{- end -}}
 
-{{/* Where sentinels know the servers, the way to these, too: (list $rule $url) */}}
-{{- define "hookgate.servers" -}}
-{{- if regexMatch "^rediss?[+]sentinel://" (index . 1) -}}
-{{- $rule := index . 0 -}}
+{{/* The way to the stores, in the second and third rule of what a policy lets out to: (list $ $egress). Where sentinels know
+     Redis' servers, the way to these, too. */}}
+{{- define "hookgate.stores" -}}
+{{- $values := (index . 0).Values -}}
+{{- $egress := index . 1 -}}
+{{- $redis := ($values.config.redis).url -}}
+{{- range $i, $store := list (list $values.networkPolicy.redisTo $redis "6379") (list $values.networkPolicy.natsTo ($values.config.nats).url "4222") -}}
+{{- $rule := index $egress (add $i 1 | int) -}}
+{{- $_ := set $rule "to" (index $store 0 | required "networkPolicy.redisTo and natsTo say where the stores are") -}}
+{{- $_ := set (first $rule.ports) "port" (include "hookgate.port" (list (index $store 1) (index $store 2)) | int) -}}
+{{- end -}}
+{{- if regexMatch "^rediss?[+]sentinel://" $redis -}}
+{{- $rule := index $egress 1 -}}
 {{- $_ := set $rule "ports" (append $rule.ports (dict "port" 6379 "protocol" "TCP")) -}}
 {{- end -}}
 {{- end -}}
