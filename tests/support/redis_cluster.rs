@@ -173,11 +173,23 @@ impl RedisCluster {
         if keys.is_empty() {
             return 0;
         }
+        self.move_these(&keys, from, to).await;
+        keys.len()
+    }
+
+    /// Moves these keys of a slot.
+    pub(crate) async fn move_these(&self, keys: &[impl AsRef<str>], from: usize, to: usize) {
         let port = self.nodes[to].port().to_string();
         let mut words = vec!["MIGRATE", "127.0.0.1", &port, "", "0", "5000", "KEYS"];
-        words.extend(keys.iter().map(String::as_str));
+        words.extend(keys.iter().map(AsRef::as_ref));
         say::<redis::Value>(&self.nodes[from], &words).await;
-        keys.len()
+    }
+
+    /// Moves a slot at once.
+    pub(crate) async fn move_slot(&self, slot: u16, from: usize, to: usize) {
+        self.begin_to_move(slot, from, to).await;
+        while self.move_keys(slot, from, to).await > 0 {}
+        self.end_move(slot, to).await;
     }
 
     /// Tells all that a slot has moved.
