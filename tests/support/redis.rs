@@ -182,7 +182,7 @@ impl RedisServer {
     pub(crate) fn limit_sockets(&self, most: &str) -> String {
         let prlimit = |arguments: &[&str]| {
             let run = Command::new("prlimit").arg(format!("--pid={}", self.process.id())).args(arguments).output();
-            let run = run.expect("prlimit is installed");
+            let run = run.unwrap_or_else(|error| panic!("prlimit can't be run (Debian: util-linux): {error}"));
             assert!(run.status.success(), "prlimit {arguments:?}: {}", String::from_utf8_lossy(&run.stderr));
             String::from_utf8_lossy(&run.stdout).trim().to_owned()
         };
@@ -315,6 +315,8 @@ fn launch(data: &TempDir, port: u16, mode: &Mode) -> Process {
             std::fs::write(&file, users).expect("the folder is ours");
             command.arg("--aclfile").arg(file);
         }
-        command.stdin(Stdio::null()).stdout(log).stderr(Stdio::null());
+        // An option that it does not know is said on the other pipe.
+        let errors = log.try_clone().expect("a file can be shared");
+        command.stdin(Stdio::null()).stdout(log).stderr(errors);
     })
 }
