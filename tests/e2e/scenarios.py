@@ -12,7 +12,7 @@ from shutil import which
 from backup import NEEDED, redis_restored, stream_restored
 from cluster import (
     GATE, GATEWAY, NAMESPACE, NODE, ROOT, WAY, apply, asked, eventually, here, is_ready, kubectl, named, objects, pods, progress,
-    ready, restarts, run, signal, status,
+    ready, restarts, run, signal, started_again, status,
 )
 from install import NEXT, helm, webhook_of_helm_test
 from production import jobs_without_crm
@@ -95,9 +95,8 @@ def deleted_without_grace(sender):
 def killed(sender):
     for pod in pods():
         signal(pod, "KILL")
-        before = pod["status"]["containerStatuses"][0]["restartCount"]
         eventually("the container is started again", lambda: any(
-            p["metadata"]["name"] == pod["metadata"]["name"] and p["status"]["containerStatuses"][0]["restartCount"] > before for p in pods()
+            now["metadata"]["uid"] == pod["metadata"]["uid"] and started_again(now) > started_again(pod) for now in pods()
         ))
         ready()
 
@@ -177,12 +176,32 @@ def api_server_away(sender):
     ready()
 
 
-def envoys_replaced(sender):
+def gateway():
+    """(program, where, Deployment, label) of the ingress's pods."""
+    if GATE == "nginx":
+        return "nginx", ("-n", NAMESPACE), "hookgate-nginx", "hookgate-nginx"
     [deployment] = objects("deployment", "-A", "-l", f"gateway.envoyproxy.io/owning-gateway-name={GATEWAY[1]}")
-    where, name = deployment["metadata"]["namespace"], deployment["metadata"]["name"]
-    kubectl("-n", where, "rollout", "restart", f"deployment/{name}")
-    kubectl("-n", where, "rollout", "status", f"deployment/{name}", "--timeout=300s")
+    return "envoy", ("-n", deployment["metadata"]["namespace"]), deployment["metadata"]["name"], "envoy"
+
+
+def gateway_replaced(sender):
+    """One by one, told to leave."""
+    _, where, name, _ = gateway()
+    kubectl(*where, "rollout", "restart", f"deployment/{name}")
+    kubectl(*where, "rollout", "status", f"deployment/{name}", "--timeout=300s")
     progress(sender, 300)
+
+
+def gateway_killed(sender):
+    """One by one. What it had in hand breaks off: nobody is left who could answer, and only the sender can send it again."""
+    program, where, name, label = gateway()
+    for pod in pods(label, where):
+        signal(pod, "KILL", program)
+        eventually(f"{program} is started again", lambda: any(
+            now["metadata"]["uid"] == pod["metadata"]["uid"] and started_again(now) > started_again(pod) for now in pods(label, where)
+        ))
+        kubectl(*where, "rollout", "status", f"deployment/{name}", "--timeout=120s")
+        progress(sender, 300)
 
 
 def configurations():
@@ -433,7 +452,7 @@ def helm_upgrade(sender):
 
 SCENARIOS = [
     undisturbed, rolling_restart, rolling_update, scaled, autoscaled, drained, deleted_without_grace, killed, frozen,
-    stores_restarted, stores_away, dns_away, api_server_away, envoys_replaced, changed_configuration, rotated_secret, bad_configuration,
+    stores_restarted, stores_away, dns_away, api_server_away, gateway_replaced, gateway_killed, changed_configuration, rotated_secret, bad_configuration,
     mistyped_addresses, wrong_passwords, locked_out, large_bodies, node_dies, helm_upgrade, jobs_without_crm,
     redis_restored, stream_restored,
 ]
@@ -443,6 +462,8 @@ CALM = {undisturbed, rolling_restart, rolling_update, scaled, autoscaled}
 DEADLY = {killed, node_dies, bad_configuration}
 # How they are sent, where it is another way.
 SENDERS = {
+    # Version 10 takes a broken connection as final; the answers say how many there were.
+    gateway_killed: {"version": 9},
     # The pauses of EspoCRM are ten minutes: a store that is restarted has returned by then.
     stores_restarted: {"pause": 20},
     stores_away: {"pause": 30},
@@ -456,7 +477,7 @@ SENDERS = {
 
 def left_out(scenario):
     """Why a scenario is not run here, if it is not."""
-    if scenario in (killed, frozen) and not NODE:
+    if scenario in (killed, frozen, gateway_killed) and not NODE:
         return "E2E_NODE is not set"
     if scenario is node_dies and not (DEATH and RETURN):
         return "E2E_DEATH and E2E_RETURN are not set"
@@ -468,8 +489,6 @@ def left_out(scenario):
         return "E2E_WAY is not production"
     if scenario in (rotated_secret, wrong_passwords) and WAY != "overlay":
         return "E2E_WAY is not overlay"
-    if scenario is envoys_replaced and GATE == "nginx":
-        return "E2E_GATE is nginx"
     if scenario in (redis_restored, stream_restored):
         if WAY == "production":
             return "E2E_WAY is production, whose stores ask who one is"
