@@ -14,6 +14,7 @@ from cluster import (
     GATE, GATEWAY, NAMESPACE, NODE, ROOT, WAY, apply, asked, eventually, here, is_ready, kubectl, named, objects, pods, progress,
     ready, restarts, run, signal, started_again, status,
 )
+from consumers import IMAGES, consumers_acknowledge, consumers_release, emptied
 from install import NEXT, helm, webhook_of_helm_test
 from production import jobs_without_crm
 from sender import PATH, signature
@@ -451,17 +452,22 @@ def helm_upgrade(sender):
 
 
 SCENARIOS = [
-    undisturbed, rolling_restart, rolling_update, scaled, autoscaled, drained, deleted_without_grace, killed, frozen,
+    undisturbed, consumers_acknowledge, consumers_release, rolling_restart, rolling_update, scaled, autoscaled, drained, deleted_without_grace, killed, frozen,
     stores_restarted, stores_away, dns_away, api_server_away, gateway_replaced, gateway_killed, changed_configuration, rotated_secret, bad_configuration,
     mistyped_addresses, wrong_passwords, locked_out, large_bodies, node_dies, helm_upgrade, jobs_without_crm,
     redis_restored, stream_restored,
 ]
+# What has to be done before the load comes.
+BEFORE = {consumers_acknowledge: emptied, consumers_release: emptied}
 # In these no probe may fail.
 CALM = {undisturbed, rolling_restart, rolling_update, scaled, autoscaled}
 # In these a container may end without being told to.
 DEADLY = {killed, node_dies, bad_configuration}
 # How they are sent, where it is another way.
 SENDERS = {
+    # Consumers sync a file for each event.
+    consumers_acknowledge: {"workers": 2},
+    consumers_release: {"workers": 2},
     # Version 10 takes a broken connection as final; the answers say how many there were.
     gateway_killed: {"version": 9},
     # The pauses of EspoCRM are ten minutes: a store that is restarted has returned by then.
@@ -479,6 +485,8 @@ def left_out(scenario):
     """Why a scenario is not run here, if it is not."""
     if scenario in (killed, frozen, gateway_killed) and not NODE:
         return "E2E_NODE is not set"
+    if scenario in (consumers_acknowledge, consumers_release) and not IMAGES:
+        return "no E2E_CONSUMER_… is set"
     if scenario is node_dies and not (DEATH and RETURN):
         return "E2E_DEATH and E2E_RETURN are not set"
     if scenario is api_server_away and not (API_DOWN and API_UP):
