@@ -16,7 +16,8 @@ from cluster import (
 )
 from consumers import IMAGES, consumers_acknowledge, consumers_release, emptied
 from install import NEXT, helm, webhook_of_helm_test
-from production import jobs_without_crm
+from operated import edited_streams, first_steps, operated
+from production import as_written, jobs_without_crm
 from sender import PATH, signature
 from stores import kustomization
 
@@ -447,14 +448,15 @@ def helm_upgrade(sender):
     helm("upgrade", "hookgate", ROOT / "k8s/chart", "--reuse-values", "--set-string", filter, "--wait", "--timeout", "4m")
     ready()
     webhook_of_helm_test()
-    helm("rollback", "hookgate", "--wait")
+    as_written("helm -n hookgate rollback hookgate")
     ready()
 
 
 SCENARIOS = [
     undisturbed, consumers_acknowledge, consumers_release, rolling_restart, rolling_update, scaled, autoscaled, drained, deleted_without_grace, killed, frozen,
     stores_restarted, stores_away, dns_away, api_server_away, gateway_replaced, gateway_killed, changed_configuration, rotated_secret, bad_configuration,
-    mistyped_addresses, wrong_passwords, locked_out, large_bodies, node_dies, helm_upgrade, jobs_without_crm,
+    mistyped_addresses, wrong_passwords, locked_out, large_bodies, node_dies, helm_upgrade, first_steps, operated, edited_streams,
+    jobs_without_crm,
     redis_restored, stream_restored,
 ]
 # What has to be done before the load comes.
@@ -493,12 +495,12 @@ def left_out(scenario):
         return "E2E_API_DOWN and E2E_API_UP are not set"
     if scenario is helm_upgrade and WAY != "chart":
         return "E2E_WAY is not chart"
-    if scenario is jobs_without_crm and WAY != "production":
+    if scenario in (jobs_without_crm, operated) and WAY != "production":
         return "E2E_WAY is not production"
-    if scenario in (rotated_secret, wrong_passwords) and WAY != "overlay":
+    if scenario in (rotated_secret, wrong_passwords, first_steps) and WAY != "overlay":
         return "E2E_WAY is not overlay"
-    if scenario in (redis_restored, stream_restored):
-        if WAY == "production":
+    if scenario in (redis_restored, stream_restored, edited_streams, operated):
+        if WAY == "production" and scenario is not operated:
             return "E2E_WAY is production, whose stores ask who one is"
         if absent := [tool for tool in NEEDED if not which(tool)]:
             return f"{', '.join(absent)} is not in PATH"
