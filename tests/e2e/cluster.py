@@ -16,7 +16,7 @@ from stream import Reader
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRATCH = ROOT / "target/e2e"
-NAMESPACE, HOST, STREAM = "hookgate-e2e", "hooks.example.com", "HOOKGATE"
+NAMESPACE, HOST, STREAM = os.environ.get("E2E_NAMESPACE", "hookgate-e2e"), "hooks.example.com", "HOOKGATE"
 GATEWAY = ("gateways", "public")
 PENDING = "vmh:beteiligte:create_pending"
 NODE = os.environ.get("E2E_NODE")

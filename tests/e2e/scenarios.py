@@ -468,8 +468,8 @@ DEADLY = {killed, node_dies, bad_configuration}
 # How they are sent, where it is another way.
 SENDERS = {
     # Consumers sync a file for each event.
-    consumers_acknowledge: {"workers": 2},
-    consumers_release: {"workers": 2},
+    consumers_acknowledge: {"workers": 1},
+    consumers_release: {"workers": 1},
     # Version 10 takes a broken connection as final; the answers say how many there were.
     gateway_killed: {"version": 9},
     # The pauses of EspoCRM are ten minutes: a store that is restarted has returned by then.
