@@ -17,9 +17,11 @@ What it needs, and says if it is missing: kubectl, a cluster with a default stor
   E2E_GATE   envoy-gateway (default), or nginx: k8s/ingress/nginx before the overlay, and no Gateway. Its image
              nginxinc/nginx-unprivileged, with the tag of k8s/ingress/nginx, has to be on the nodes
   E2E_NEXT   another image of hookgate, to roll out (default hookgate:next, which E2E_LOAD brings too)
+  E2E_CONSUMER_PYTHON, E2E_CONSUMER_NODE, E2E_CONSUMER_RUST
+             images for the consumers of examples/, as tests/e2e/Containerfile makes them; those without one are left out
   E2E_ONLY   parts of scenarios' names, separated by spaces
 
-What is restored from a backup needs `nats` and `redis-cli` in PATH, and the image busybox:1.37 on the nodes.
+What is restored from a backup needs `nats` and `redis-cli` in PATH; that and the consumers need the image busybox:1.37 on the nodes.
 
 It works in a namespace of its own and leaves nothing behind."""
 
@@ -31,7 +33,7 @@ from cluster import (
     HOST, PENDING, SCRATCH, WAY, addresses, authority, eventually, killed_by_the_kernel, progress, published, redis, restarts, unhealthy,
 )
 from install import installed, load_image, prerequisites
-from scenarios import CALM, DEADLY, SCENARIOS, SENDERS, left_out, node_dies
+from scenarios import BEFORE, CALM, DEADLY, SCENARIOS, SENDERS, left_out, node_dies
 from sender import Sender
 
 # Seconds after the last answer within which every accepted id has its event.
@@ -68,10 +70,12 @@ def main():
             probes_before, restarts_before, problems = unhealthy(), restarts(), []
             # A load balancer sends nothing to a node that is dead, or that is not back yet.
             to = targets[:-1] if scenario is node_dies else targets
+            BEFORE.get(scenario, lambda: None)()
             sender = Sender(to, HOST, trusted, name, **SENDERS.get(scenario, {}))
             try:
                 scenario(sender)
-                progress(sender, 200)
+                if not sender.stopping.is_set():
+                    progress(sender, 200)
             except SystemExit as problem:
                 problems.append(str(problem))
             finally:

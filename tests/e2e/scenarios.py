@@ -12,10 +12,12 @@ from shutil import which
 from backup import NEEDED, redis_restored, stream_restored
 from cluster import (
     GATE, GATEWAY, NAMESPACE, NODE, ROOT, WAY, apply, asked, eventually, here, is_ready, kubectl, named, objects, pods, progress,
-    ready, restarts, run, signal, status,
+    ready, restarts, run, signal, started_again, status,
 )
+from consumers import IMAGES, consumers_acknowledge, consumers_release, emptied
 from install import NEXT, helm, webhook_of_helm_test
-from production import jobs_without_crm
+from operated import edited_streams, first_steps, operated
+from production import as_written, jobs_without_crm
 from sender import PATH, signature
 from stores import kustomization
 
@@ -95,9 +97,8 @@ def deleted_without_grace(sender):
 def killed(sender):
     for pod in pods():
         signal(pod, "KILL")
-        before = pod["status"]["containerStatuses"][0]["restartCount"]
         eventually("the container is started again", lambda: any(
-            p["metadata"]["name"] == pod["metadata"]["name"] and p["status"]["containerStatuses"][0]["restartCount"] > before for p in pods()
+            now["metadata"]["uid"] == pod["metadata"]["uid"] and started_again(now) > started_again(pod) for now in pods()
         ))
         ready()
 
@@ -177,12 +178,32 @@ def api_server_away(sender):
     ready()
 
 
-def envoys_replaced(sender):
+def gateway():
+    """(program, where, Deployment, label) of the ingress's pods."""
+    if GATE == "nginx":
+        return "nginx", ("-n", NAMESPACE), "hookgate-nginx", "hookgate-nginx"
     [deployment] = objects("deployment", "-A", "-l", f"gateway.envoyproxy.io/owning-gateway-name={GATEWAY[1]}")
-    where, name = deployment["metadata"]["namespace"], deployment["metadata"]["name"]
-    kubectl("-n", where, "rollout", "restart", f"deployment/{name}")
-    kubectl("-n", where, "rollout", "status", f"deployment/{name}", "--timeout=300s")
+    return "envoy", ("-n", deployment["metadata"]["namespace"]), deployment["metadata"]["name"], "envoy"
+
+
+def gateway_replaced(sender):
+    """One by one, told to leave."""
+    _, where, name, _ = gateway()
+    kubectl(*where, "rollout", "restart", f"deployment/{name}")
+    kubectl(*where, "rollout", "status", f"deployment/{name}", "--timeout=300s")
     progress(sender, 300)
+
+
+def gateway_killed(sender):
+    """One by one. What it had in hand breaks off: nobody is left who could answer, and only the sender can send it again."""
+    program, where, name, label = gateway()
+    for pod in pods(label, where):
+        signal(pod, "KILL", program)
+        eventually(f"{program} is started again", lambda: any(
+            now["metadata"]["uid"] == pod["metadata"]["uid"] and started_again(now) > started_again(pod) for now in pods(label, where)
+        ))
+        kubectl(*where, "rollout", "status", f"deployment/{name}", "--timeout=120s")
+        progress(sender, 300)
 
 
 def configurations():
@@ -445,22 +466,30 @@ def helm_upgrade(sender):
     helm("upgrade", "hookgate", ROOT / "k8s/chart", "--reuse-values", "--set-string", filter, "--wait", "--timeout", "4m")
     ready()
     webhook_of_helm_test()
-    helm("rollback", "hookgate", "--wait")
+    as_written("helm -n hookgate rollback hookgate")
     ready()
 
 
 SCENARIOS = [
-    undisturbed, rolling_restart, rolling_update, scaled, autoscaled, drained, deleted_without_grace, killed, frozen,
-    stores_restarted, stores_away, dns_away, api_server_away, envoys_replaced, changed_configuration, rotated_secret, bad_configuration,
-    unusable_stores, locked_out, large_bodies, node_dies, helm_upgrade, jobs_without_crm,
+    undisturbed, consumers_acknowledge, consumers_release, rolling_restart, rolling_update, scaled, autoscaled, drained, deleted_without_grace,
+    killed, frozen, stores_restarted, stores_away, dns_away, api_server_away, gateway_replaced, gateway_killed, changed_configuration,
+    rotated_secret, bad_configuration, unusable_stores, locked_out, large_bodies, node_dies, helm_upgrade, first_steps, operated,
+    edited_streams, jobs_without_crm,
     redis_restored, stream_restored,
 ]
+# What has to be done before the load comes.
+BEFORE = {consumers_acknowledge: emptied, consumers_release: emptied}
 # In these no probe may fail.
 CALM = {undisturbed, rolling_restart, rolling_update, scaled, autoscaled}
 # In these a container may end without being told to.
 DEADLY = {killed, node_dies, bad_configuration}
 # How they are sent, where it is another way.
 SENDERS = {
+    # Consumers sync a file for each event.
+    consumers_acknowledge: {"workers": 1},
+    consumers_release: {"workers": 1},
+    # Version 10 takes a broken connection as final; the answers say how many there were.
+    gateway_killed: {"version": 9},
     # The pauses of EspoCRM are ten minutes: a store that is restarted has returned by then.
     stores_restarted: {"pause": 20},
     stores_away: {"pause": 30},
@@ -474,22 +503,22 @@ SENDERS = {
 
 def left_out(scenario):
     """Why a scenario is not run here, if it is not."""
-    if scenario in (killed, frozen) and not NODE:
+    if scenario in (killed, frozen, gateway_killed) and not NODE:
         return "E2E_NODE is not set"
+    if scenario in (consumers_acknowledge, consumers_release) and not IMAGES:
+        return "no E2E_CONSUMER_… is set"
     if scenario is node_dies and not (DEATH and RETURN):
         return "E2E_DEATH and E2E_RETURN are not set"
     if scenario is api_server_away and not (API_DOWN and API_UP):
         return "E2E_API_DOWN and E2E_API_UP are not set"
     if scenario is helm_upgrade and WAY != "chart":
         return "E2E_WAY is not chart"
-    if scenario is jobs_without_crm and WAY != "production":
+    if scenario in (jobs_without_crm, operated) and WAY != "production":
         return "E2E_WAY is not production"
-    if scenario is rotated_secret and WAY != "overlay":
+    if scenario in (rotated_secret, first_steps) and WAY != "overlay":
         return "E2E_WAY is not overlay"
-    if scenario is envoys_replaced and GATE == "nginx":
-        return "E2E_GATE is nginx"
-    if scenario in (redis_restored, stream_restored):
-        if WAY == "production":
+    if scenario in (redis_restored, stream_restored, edited_streams, operated):
+        if WAY == "production" and scenario is not operated:
             return "E2E_WAY is production, whose stores ask who one is"
         if absent := [tool for tool in NEEDED if not which(tool)]:
             return f"{', '.join(absent)} is not in PATH"
