@@ -86,8 +86,13 @@ impl Scene {
         self.all_follow().await;
     }
 
-    async fn all_follow(&self) {
+    /// On a busy machine sentinels may fail over once more: then to that one.
+    async fn all_follow(&mut self) {
         let follow = within(FOLLOW, async || {
+            let now = self.sentinels.primary().await.filter(|now| *now != self.rig.world.redis.port());
+            if let Some(now) = now {
+                self.sentinels.swap(&mut self.rig.world.redis, now);
+            }
             let mut connection = self.rig.world.redis.connection().await;
             let info = redis::cmd("INFO").arg("replication").query_async::<String>(&mut connection).await.ok()?;
             (info.contains("connected_slaves:2") && info.matches("state=online").count() == 2).then_some(())
