@@ -106,7 +106,7 @@ def consumed(sender, form, durables):
         for durable in sorted(set(durables.values())):
             eventually(f"{durable} has processed each accepted id", lambda: sent.accepted <= processed(f"{durable}/*"), within=SETTLED)
             print(f"    {form}: {durable} has processed {len(processed(f'{durable}/*'))} ids", flush=True)
-        settled()
+        settled(set(durables.values()))
     except SystemExit as problem:
         said = here("logs", "-l", f"{LABEL}={form}", "--tail=5", "--prefix", check=False)
         raise SystemExit(f"{problem}; consumers: {said}; {hookgate('consumers', 'list')}") from None
@@ -170,14 +170,15 @@ def processed(where):
     return set(re.findall(r'"entity_id": ?"([^"]*)"', text))
 
 
-def settled():
+def settled(durables):
     """What hookgate says of it: the commands, the pages of all pods, and Redis."""
     eventually("no id is pending", lambda: redis("SCARD", PENDING) == "0", within=SETTLED)
     [counted] = (json.loads(line) for line in hookgate("pending", "count", "--output", "json").splitlines())
     if counted["pending"]:
         raise SystemExit(f"hookgate pending count: {counted}")
     eventually("no consumer has an event before it", lambda: not any(
-        one["waiting"] or one["unacknowledged"] for one in map(json.loads, hookgate("consumers", "list", "--output", "json").splitlines())
+        one["consumer"] in durables and (one["waiting"] or one["unacknowledged"])
+        for one in map(json.loads, hookgate("consumers", "list", "--output", "json").splitlines())
     ), within=60)
     eventually("every pod's status says so", lambda: not any(
         route["pending_ids"] for pod in pods() for route in json.loads(asked(pod, 9090, "GET", "/v1/status")[1])["routes"]
