@@ -86,8 +86,9 @@ def certificate(namespace, secret):
 
 
 def pods(name="hookgate", where=("-n", NAMESPACE)):
-    """Those that stay."""
-    return [p for p in objects(*where, "pods", "-l", f"app.kubernetes.io/name={name}") if "deletionTimestamp" not in p["metadata"]]
+    """Those of its deployment that stay."""
+    labels = f"app.kubernetes.io/name={name},pod-template-hash"
+    return [p for p in objects(*where, "pods", "-l", labels) if "deletionTimestamp" not in p["metadata"]]
 
 
 def is_ready(pod):
@@ -179,12 +180,13 @@ def redis(*command):
     return here("exec", "redis-0", "--", "redis-cli", *who, "-n", "1", *command)
 
 
-def published():
-    """The ids of all events that the stream has, oldest first. A forwarded connection can stall, and the stream can be read again."""
+def published(since=None):
+    """The ids of the events that the stream has, of all or of those since a time, oldest first. A forwarded connection can stall
+    or end, and the stream can be read again."""
     for last in (False, False, True):
         try:
             with forwarded("pod/nats-0", 4222) as port:
-                return [event["entity_id"] for event in Reader(port, OPERATOR).events(STREAM)]
+                return [event["entity_id"] for event in Reader(port, OPERATOR).events(STREAM, since)]
         except OSError:
             if last:
                 raise
