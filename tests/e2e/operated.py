@@ -175,7 +175,7 @@ def edited_streams(sender):
     progress(sender, 100)
     expect("HOOKGATE", as_operator("nats stream info HOOKGATE"))
     expect("30d", as_operator("nats stream edit HOOKGATE --max-age 30d", "--force"))
-    follow("hookgate consumers add edited --filter 'vmh.>'")
+    follow("hookgate consumers add edited --route vmh/beteiligte/create")
     expect("100", as_operator("nats consumer edit HOOKGATE NAME --sample 100", "--force", NAME="edited"))
     expect("edited", as_operator("nats consumer info", "HOOKGATE edited"))
     follow("nats consumer rm HOOKGATE edited --force")
