@@ -11,7 +11,7 @@ from shutil import which
 
 from backup import NEEDED, redis_restored, stream_restored
 from cluster import (
-    GATE, GATEWAY, NAMESPACE, NODE, ROOT, WAY, apply, asked, eventually, here, is_ready, kubectl, named, objects, pods, progress,
+    GATE, GATEWAY, NAMESPACE, NODE, ROOT, WAY, apply, asked, configmap, configurations, eventually, files_are_looked_at, here, in_place, is_ready, kubectl, named, objects, pods, progress,
     ready, restarts, run, signal, started_again, status,
 )
 from consumers import IMAGES, consumers_acknowledge, consumers_release, emptied
@@ -206,25 +206,9 @@ def gateway_killed(sender):
         progress(sender, 300)
 
 
-def configurations():
-    """What each pod says of its configuration."""
-    return [json.loads(asked(pod, 9090, "GET", "/v1/status")[1])["configuration"] for pod in pods()]
-
-
-def in_place(configmap, data):
-    """Another content for the files of the running pods, which the kubelet swaps the next time that it looks at them."""
-    here("patch", f"configmap/{configmap}", "--type=merge", "-p", json.dumps({"data": data}))
-    files_are_looked_at()
-
-
-def files_are_looked_at():
-    """By the kubelet, at once: a pod that changed is one that it looks at. Else it does once a minute."""
-    here("annotate", "pods", "-l", "app.kubernetes.io/name=hookgate", f"e2e={time.time()}", "--overwrite")
-
-
 def changed_configuration(sender):
     """In place: a good one, a bad one, which every pod refuses and goes on, and the old one. Then by another ConfigMap."""
-    name = next(v["configMap"]["name"] for v in named("deployment", "hookgate")["spec"]["template"]["spec"]["volumes"] if v["name"] == "config")
+    name = configmap()
     site = named("configmap", name)["data"]["site.toml"]
     same = {pod["metadata"]["uid"] for pod in pods()}
     began = [one["in_force_since"] for one in configurations()]
