@@ -16,7 +16,7 @@ from stream import Reader
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRATCH = ROOT / "target/e2e"
-NAMESPACE, HOST, STREAM = "hookgate-e2e", "hooks.example.com", "HOOKGATE"
+NAMESPACE, HOST, STREAM = os.environ.get("E2E_NAMESPACE", "hookgate-e2e"), "hooks.example.com", "HOOKGATE"
 GATEWAY = ("gateways", "public")
 PENDING = "vmh:beteiligte:create_pending"
 NODE = os.environ.get("E2E_NODE")
@@ -25,8 +25,11 @@ WAY, GATE = os.environ.get("E2E_WAY", "overlay"), os.environ.get("E2E_GATE", "en
 OPERATOR = ("hookgate-operator", f"o{token_hex(16)}") if WAY == "production" else None
 
 
-def run(*command, check=True, input="", **more):
+def run(*command, check=True, said=False, input="", **more):
+    """What a command prints; with `said` also what it complains of, whether it fails or not."""
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, input=input, timeout=600, **more)
+    if said:
+        return f"{done.stdout}{done.stderr}".strip()
     if check and done.returncode != 0:
         raise SystemExit(f"{shlex.join(map(str, command))}: {done.stderr.strip() or done.stdout.strip()}")
     return done.stdout.strip()
@@ -132,12 +135,14 @@ def signal(pod, name):
 
 
 @contextmanager
-def forwarded(pod, port):
+def forwarded(pod, port, namespace=NAMESPACE):
     process = subprocess.Popen(
-        ["kubectl", "-n", NAMESPACE, "port-forward", pod, f":{port}"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        ["kubectl", "-n", namespace, "port-forward", pod, f":{port}"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     )
     try:
-        yield int(re.search(r"127\.0\.0\.1:(\d+)", process.stdout.readline()).group(1))
+        if not (found := re.search(r"127\.0\.0\.1:(\d+)", process.stdout.readline())):
+            raise ConnectionError(f"port {port} of {pod} is not forwarded")
+        yield int(found.group(1))
     finally:
         process.terminate()
         process.wait()
@@ -173,3 +178,40 @@ def published():
         except OSError:
             if last:
                 raise
+
+
+@contextmanager
+def without(what, *where):
+    """Scaled to nothing, and back."""
+    replicas = named(*what, *where)["spec"]["replicas"]
+    labels = named(*what, *where)["spec"]["selector"]["matchLabels"]
+    selector = ",".join(f"{key}={value}" for key, value in labels.items())
+    scale = (*where, "scale", "/".join(what))
+    kubectl(*scale, "--replicas=0")
+    try:
+        eventually(f"{what[1]} is gone", lambda: not objects(*where, "pods", "-l", selector))
+        yield
+    finally:
+        kubectl(*scale, f"--replicas={replicas}")
+        kubectl(*where, "rollout", "status", "/".join(what), "--timeout=120s")
+
+
+def waited(seconds):
+    until = time.monotonic() + seconds
+    eventually(f"{seconds} s have passed", lambda: time.monotonic() > until)
+
+
+def configurations():
+    """What each pod says of its configuration."""
+    return [json.loads(asked(pod, 9090, "GET", "/v1/status")[1])["configuration"] for pod in pods()]
+
+
+def in_place(configmap, data):
+    """Another content for the files of the running pods, which the kubelet swaps the next time that it looks at them."""
+    here("patch", f"configmap/{configmap}", "--type=merge", "-p", json.dumps({"data": data}))
+    files_are_looked_at()
+
+
+def files_are_looked_at():
+    """By the kubelet, at once: a pod that changed is one that it looks at. Else it does once a minute."""
+    here("annotate", "pods", "-l", "app.kubernetes.io/name=hookgate", f"e2e={time.time()}", "--overwrite")

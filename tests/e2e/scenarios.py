@@ -6,15 +6,16 @@ import os
 import shlex
 import time
 from base64 import b64encode
-from contextlib import contextmanager
 from shutil import which
 
+from alerts import alerts
 from backup import NEEDED, redis_restored, stream_restored
 from cluster import (
-    GATE, GATEWAY, NAMESPACE, NODE, ROOT, WAY, apply, asked, eventually, here, is_ready, kubectl, named, objects, pods, progress,
-    ready, restarts, run, signal, status,
+    GATE, GATEWAY, NAMESPACE, NODE, ROOT, WAY, apply, asked, configurations, eventually, files_are_looked_at, here, in_place, is_ready,
+    kubectl, named, objects, pods, progress, ready, restarts, run, signal, status, waited, without,
 )
 from install import NEXT, helm, webhook_of_helm_test
+from monitoring import PROMETHEUS, PUSHGATEWAY
 from production import jobs_without_crm
 from sender import PATH, signature
 from stores import kustomization
@@ -127,27 +128,6 @@ def stores_restarted(sender):
         raise SystemExit("containers of hookgate were restarted while a store was")
 
 
-@contextmanager
-def without(what, *where):
-    """Scaled to nothing, and back."""
-    replicas = named(*what, *where)["spec"]["replicas"]
-    labels = named(*what, *where)["spec"]["selector"]["matchLabels"]
-    selector = ",".join(f"{key}={value}" for key, value in labels.items())
-    scale = (*where, "scale", "/".join(what))
-    kubectl(*scale, "--replicas=0")
-    try:
-        eventually(f"{what[1]} is gone", lambda: not objects(*where, "pods", "-l", selector))
-        yield
-    finally:
-        kubectl(*scale, f"--replicas={replicas}")
-        kubectl(*where, "rollout", "status", "/".join(what), "--timeout=120s")
-
-
-def waited(seconds):
-    until = time.monotonic() + seconds
-    eventually(f"{seconds} s have passed", lambda: time.monotonic() > until)
-
-
 def stores_away(sender):
     """Both at once: every webhook gets 503 and comes back."""
     where = ("-n", NAMESPACE)
@@ -183,22 +163,6 @@ def envoys_replaced(sender):
     kubectl("-n", where, "rollout", "restart", f"deployment/{name}")
     kubectl("-n", where, "rollout", "status", f"deployment/{name}", "--timeout=300s")
     progress(sender, 300)
-
-
-def configurations():
-    """What each pod says of its configuration."""
-    return [json.loads(asked(pod, 9090, "GET", "/v1/status")[1])["configuration"] for pod in pods()]
-
-
-def in_place(configmap, data):
-    """Another content for the files of the running pods, which the kubelet swaps the next time that it looks at them."""
-    here("patch", f"configmap/{configmap}", "--type=merge", "-p", json.dumps({"data": data}))
-    files_are_looked_at()
-
-
-def files_are_looked_at():
-    """By the kubelet, at once: a pod that changed is one that it looks at. Else it does once a minute."""
-    here("annotate", "pods", "-l", "app.kubernetes.io/name=hookgate", f"e2e={time.time()}", "--overwrite")
 
 
 def changed_configuration(sender):
@@ -350,7 +314,7 @@ def wrong_passwords(sender):
 
 def connects(address, port):
     """Whether a pod in another namespace gets a connection. What answers is no Redis, which redis-cli says."""
-    said = tried("timeout", "5", "kubectl", "-n", OUTSIDE, "exec", "outside", "--", "redis-cli", "-h", address, "-p", str(port), "ping")
+    said = run("timeout", "5", "kubectl", "-n", OUTSIDE, "exec", "outside", "--", "redis-cli", "-h", address, "-p", port, "ping", said=True)
     return "PONG" in said or "Protocol error" in said
 
 
@@ -389,15 +353,7 @@ def outgoing(url):
     """What hookgate says that it asks an address."""
     pod = pods()[-1]["metadata"]["name"]
     hookgate = ("kubectl", "-n", NAMESPACE, "exec", pod, "--", "/hookgate")
-    return tried(*hookgate, "send", "vmh/beteiligte/create", "--id", "locked-out", "--url", url)
-
-
-def tried(*arguments):
-    """What a command says that may fail."""
-    try:
-        return run(*arguments)
-    except SystemExit as problem:
-        return str(problem).partition(": ")[2]
+    return run(*hookgate, "send", "vmh/beteiligte/create", "--id", "locked-out", "--url", url, said=True)
 
 
 def large_bodies(sender):
@@ -435,7 +391,7 @@ SCENARIOS = [
     undisturbed, rolling_restart, rolling_update, scaled, autoscaled, drained, deleted_without_grace, killed, frozen,
     stores_restarted, stores_away, dns_away, api_server_away, envoys_replaced, changed_configuration, rotated_secret, bad_configuration,
     mistyped_addresses, wrong_passwords, locked_out, large_bodies, node_dies, helm_upgrade, jobs_without_crm,
-    redis_restored, stream_restored,
+    redis_restored, stream_restored, alerts,
 ]
 # In these no probe may fail.
 CALM = {undisturbed, rolling_restart, rolling_update, scaled, autoscaled}
@@ -451,6 +407,7 @@ SENDERS = {
     # While hookgate is stopped the gateway answers 503: the pauses are longer than that.
     redis_restored: {"pause": 20},
     stream_restored: {"pause": 45},
+    alerts: {"pause": 45},
 }
 
 
@@ -468,6 +425,10 @@ def left_out(scenario):
         return "E2E_WAY is not production"
     if scenario in (rotated_secret, wrong_passwords) and WAY != "overlay":
         return "E2E_WAY is not overlay"
+    if scenario is alerts and WAY != "overlay":
+        return "E2E_WAY is not overlay"
+    if scenario is alerts and not (PROMETHEUS and PUSHGATEWAY):
+        return "E2E_PROMETHEUS and E2E_PUSHGATEWAY are not set"
     if scenario is envoys_replaced and GATE == "nginx":
         return "E2E_GATE is nginx"
     if scenario in (redis_restored, stream_restored):

@@ -33,6 +33,11 @@ class Reader:
 
     def message(self):
         """(subscription, body) of the next message."""
+        subscription, _, body = self.delivered()
+        return subscription, body
+
+    def delivered(self):
+        """(subscription, where to answer if anywhere, body) of the next message."""
         while True:
             words = self.lines.readline().decode().split()
             if not words:
@@ -41,7 +46,9 @@ class Reader:
                 self.say("PONG")
             elif words[0] in ("MSG", "HMSG"):
                 body = self.lines.read(int(words[-1]) + 2)[:-2]
-                return words[2], body[int(words[-2]):] if words[0] == "HMSG" else body
+                headers = words[0] == "HMSG"
+                reply = words[3] if len(words) == (6 if headers else 5) else None
+                return words[2], reply, body[int(words[-2]):] if headers else body
             elif words[0] == "-ERR":
                 raise RuntimeError(" ".join(words))
 

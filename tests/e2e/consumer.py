@@ -1,0 +1,65 @@
+"""Durable consumers of the stream, as the ones that release ids by their acknowledgements."""
+
+import json
+import threading
+
+from cluster import STREAM, forwarded
+from stream import Reader
+
+
+def consumer_api(operation, name, **question):
+    with forwarded("pod/nats-0", 4222) as port:
+        return Reader(port).ask(f"$JS.API.CONSUMER.{operation}.{STREAM}.{name}", question)
+
+
+def configured(name, subject, sample, **more):
+    """Made, or changed. Of its acknowledgements hookgate learns what is sampled."""
+    config = {"durable_name": name, "filter_subject": subject, "ack_policy": "explicit", "ack_wait": 30_000_000_000,
+              "max_ack_pending": 1000, **({"sample_freq": sample} if sample else {}), **more}
+    consumer_api("DURABLE.CREATE", name, stream_name=STREAM, config=config)
+
+
+def last_sequence():
+    with forwarded("pod/nats-0", 4222) as port:
+        return Reader(port).ask(f"$JS.API.STREAM.INFO.{STREAM}", {})["state"]["last_seq"]
+
+
+class Worker:
+    """Answers what a consumer gets until it is stopped; paused it gets nothing."""
+
+    AT_ONCE = 200
+
+    def __init__(self, name, answer=lambda event: b"+ACK"):
+        self.name, self.answer = name, answer
+        self.paused, self.stopping = threading.Event(), threading.Event()
+        self.thread = threading.Thread(target=self.work, daemon=True)
+        self.thread.start()
+
+    def stop(self):
+        self.stopping.set()
+        self.thread.join()
+
+    def work(self):
+        while not self.stopping.is_set():
+            try:
+                with forwarded("pod/nats-0", 4222) as port:
+                    reader = Reader(port)
+                    while not self.stopping.is_set():
+                        if self.paused.is_set():
+                            self.stopping.wait(0.2)
+                        else:
+                            self.pull(reader)
+            # NATS is away, or its forwarded port is; the next try may find it.
+            except (OSError, RuntimeError):
+                self.stopping.wait(0.5)
+
+    def pull(self, reader):
+        ask = json.dumps({"batch": self.AT_ONCE, "expires": 1_000_000_000})
+        reader.say(f"PUB $JS.API.CONSUMER.MSG.NEXT.{STREAM}.{self.name} {reader.inbox}.events {len(ask)}\r\n{ask}")
+        for _ in range(self.AT_ONCE):
+            _, reply, body = reader.delivered()
+            # Without a reply it is a status: the time is up.
+            if not reply:
+                return
+            answer = self.answer(json.loads(body)).decode()
+            reader.say(f"PUB {reply} {len(answer)}\r\n{answer}")
