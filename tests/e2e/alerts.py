@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager
 from cluster import (
     NAMESPACE, PENDING, asked, configurations, eventually, here, in_place, named, pods, progress, ready, redis, waited, without,
 )
-from consumer import Worker, configured, last_sequence
+from consumer import Worker, changed, deleted, made
 from monitoring import COMPONENTS, JOB, MONITORING, SCRAPED_EVERY, groups, look_at_crm, monitored
 from sender import signature
 
@@ -154,7 +154,7 @@ def mistakes(trial, releasing):
     trial.configure("mistyped", mistyped=True)
     yield
     releasing.paused.clear()
-    configured("unsampled", subject(UPDATE), "100")
+    changed("unsampled", sample_freq="100")
     trial.configure(SECRET)
     look_at_crm("well")
 
@@ -213,8 +213,9 @@ def alerts(sender):
     # What others have left pending: nobody will release it.
     redis("EVAL", "for _, id in ipairs(redis.call('SMEMBERS', KEYS[1])) do if id:sub(1, #ARGV[1]) ~= ARGV[1] then redis.call('SREM', KEYS[1], id) end end",
           "1", PENDING, f"{sender.name}-")
-    configured("releasing", subject(CREATE), "100", deliver_policy="by_start_sequence", opt_start_seq=max(1, last_sequence() - 5000))
-    configured("unsampled", subject(UPDATE), None)
+    # hookgate learns of an acknowledgement if it is sampled.
+    made("releasing", subject(CREATE), sample_freq="100")
+    made("unsampled", subject(UPDATE))
     workers = releasing, _ = Worker("releasing"), Worker("unsampled", lambda event: b"+TERM" if event["entity_id"].startswith("given-up") else b"+ACK")
     try:
         with monitored(SHORTER) as prometheus:
@@ -238,6 +239,7 @@ def alerts(sender):
     finally:
         for worker in workers:
             worker.stop()
+            deleted(worker.name)
         in_place(configmap, {"site.toml": base, "secret": None})
         ready()
     if trial.problems:

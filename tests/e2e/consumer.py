@@ -12,11 +12,20 @@ def consumer_api(operation, name, **question):
         return Reader(port).ask(f"$JS.API.CONSUMER.{operation}.{STREAM}.{name}", question)
 
 
-def configured(name, subject, sample, **more):
-    """Made, or changed. Of its acknowledgements hookgate learns what is sampled."""
-    config = {"durable_name": name, "filter_subject": subject, "ack_policy": "explicit", "ack_wait": 30_000_000_000,
-              "max_ack_pending": 1000, **({"sample_freq": sample} if sample else {}), **more}
-    consumer_api("DURABLE.CREATE", name, stream_name=STREAM, config=config)
+def made(name, subject, **more):
+    """A durable consumer of what comes from now on, and of the last of what came before."""
+    config = {"durable_name": name, "filter_subject": subject, "ack_policy": "explicit", "ack_wait": 30_000_000_000, "max_ack_pending": 1000,
+              "deliver_policy": "by_start_sequence", "opt_start_seq": max(1, last_sequence() - 5000)}
+    consumer_api("DURABLE.CREATE", name, stream_name=STREAM, config=config | more)
+
+
+def changed(name, **more):
+    config = consumer_api("INFO", name)["config"]
+    consumer_api("DURABLE.CREATE", name, stream_name=STREAM, config=config | more)
+
+
+def deleted(name):
+    consumer_api("DELETE", name)
 
 
 def last_sequence():

@@ -93,7 +93,7 @@ def crm_files():
         return f"location = /api/v1/{path} {{ default_type application/json; return 200 '{answer}'; }}"
 
     return {"crm.conf": "\n".join(
-        f"server {{ listen 443; server_name crm-{state};\n" + "\n".join(location(*one) for one in of.items()) + "\n}"
+        f"server {{ listen 443; server_name crm-{state}.{MONITORING}.svc;\n" + "\n".join(location(*one) for one in of.items()) + "\n}"
         for state, of in answers.items()
     )}
 
@@ -160,7 +160,8 @@ def monitored(shorter):
 def metrics_job():
     """The component, unchanged but for names. Nobody waits ten minutes: it is started by hand."""
     folder = kustomization("espocrm-metrics", "resources: [../place]\ncomponents: [{k8s}/components/espocrm-metrics]\n")
-    text = kubectl("kustomize", folder)
+    [container] = named("deployment", "hookgate")["spec"]["template"]["spec"]["containers"]
+    text = kubectl("kustomize", folder).replace("image: hookgate\n", f"image: {container['image']}\n")
     text = text.replace("prometheus-pushgateway.monitoring.svc", f"prometheus-pushgateway.{MONITORING}.svc")
     text = text.replace("kubernetes.io/metadata.name: monitoring", f"kubernetes.io/metadata.name: {MONITORING}")
     rendered = SCRATCH / "espocrm-metrics.yaml"

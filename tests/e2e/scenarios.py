@@ -407,7 +407,7 @@ SENDERS = {
     # While hookgate is stopped the gateway answers 503: the pauses are longer than that.
     redis_restored: {"pause": 20},
     stream_restored: {"pause": 45},
-    alerts: {"pause": 45},
+    alerts: {"workers": 2, "pause": 45},
 }
 
 
