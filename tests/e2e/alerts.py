@@ -120,7 +120,10 @@ class Trial:
             ))
 
     def quiet(self):
-        eventually(f"no alert fires ({self.prometheus.firing()})", lambda: not self.prometheus.firing())
+        try:
+            eventually("no alert fires", lambda: not self.prometheus.firing(), within=180)
+        except SystemExit as problem:
+            raise SystemExit(f"{problem}: {', '.join(sorted(self.prometheus.firing()))}") from None
 
     def fires(self, wanted, cause, may=(), within=150):
         """Waits until all of them have fired, and says when."""
@@ -177,7 +180,7 @@ def undisturbed(trial):
     waited(UNDISTURBED)
     if fired := {labels["alertname"] for labels in trial.prometheus.fired(began)}:
         trial.problems.append(f"fired while nothing was wrong: {', '.join(sorted(fired))}")
-    print(f"    {UNDISTURBED} s of load: {len(fired)} alerts fired", flush=True)
+    print(f"    {UNDISTURBED} s of load: {', '.join(sorted(fired)) or 'no alert'} fired", flush=True)
 
 
 def dashboard(prometheus, since):
