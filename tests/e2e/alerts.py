@@ -27,7 +27,7 @@ SHORTER = {
     "HookgateQuarantine": {"5m": "10s"},
     "HookgateQuarantineFull": {"[15m]": "[30s]"},
     "HookgatePendingGrows": {"offset 1h": "offset 30s", "[1h]": "[30s]", "30m": "15s"},
-    "HookgateConsumerLags": {"30m": "20s"},
+    "HookgateConsumerLags": {"30m": "30s"},
     "HookgatePendingOld": {"> 86400": "> 45", "30m": "5s"},
     "HookgateGivenUp": {"[15m]": "[30s]"},
     "HookgateAnswersLost": {"[1h]": "[40s]", "15m": "10s"},

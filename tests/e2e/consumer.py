@@ -36,7 +36,7 @@ def last_sequence():
 class Worker:
     """Answers what a consumer gets until it is stopped; paused it gets nothing."""
 
-    AT_ONCE = 200
+    AT_ONCE = 1000
 
     def __init__(self, name, answer=lambda event: b"+ACK"):
         self.name, self.answer = name, answer
@@ -63,7 +63,7 @@ class Worker:
                 self.stopping.wait(0.5)
 
     def pull(self, reader):
-        ask = json.dumps({"batch": self.AT_ONCE, "expires": 1_000_000_000})
+        ask = json.dumps({"batch": self.AT_ONCE, "expires": 2_000_000_000})
         reader.say(f"PUB $JS.API.CONSUMER.MSG.NEXT.{STREAM}.{self.name} {reader.inbox}.events {len(ask)}\r\n{ask}")
         for _ in range(self.AT_ONCE):
             _, reply, body = reader.delivered()
