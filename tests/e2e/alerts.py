@@ -219,7 +219,7 @@ def alerts(sender):
     # hookgate learns of an acknowledgement if it is sampled.
     made("releasing", subject(CREATE), sample_freq="100")
     made("unsampled", subject(UPDATE))
-    workers = releasing, _ = Worker("releasing"), Worker("unsampled", lambda event: b"+TERM" if event["entity_id"].startswith("given-up") else b"+ACK")
+    workers = releasing, _ = Worker("releasing"), Worker("unsampled", lambda event: "+TERM" if event["entity_id"].startswith("given-up") else "+ACK")
     try:
         with monitored(SHORTER) as prometheus:
             trial = Trial(prometheus, configmap, base)

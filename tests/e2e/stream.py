@@ -39,13 +39,17 @@ class Reader:
     def delivered(self):
         """(subscription, where to answer if anywhere, body) of the next message."""
         while True:
-            words = self.lines.readline().decode().split()
-            if not words:
+            line = self.lines.readline()
+            if not line.endswith(b"\n"):
                 raise ConnectionError("NATS ended the connection")
+            words = line.decode().split()
             if words[0] == "PING":
                 self.say("PONG")
             elif words[0] in ("MSG", "HMSG"):
-                body = self.lines.read(int(words[-1]) + 2)[:-2]
+                body = self.lines.read(int(words[-1]) + 2)
+                if not body.endswith(b"\r\n"):
+                    raise ConnectionError("NATS ended the connection")
+                body = body[:-2]
                 headers = words[0] == "HMSG"
                 reply = words[3] if len(words) == (6 if headers else 5) else None
                 return words[2], reply, body[int(words[-2]):] if headers else body
