@@ -216,34 +216,35 @@ def alerts(sender):
     # What others have left pending: nobody will release it.
     redis("EVAL", "for _, id in ipairs(redis.call('SMEMBERS', KEYS[1])) do if id:sub(1, #ARGV[1]) ~= ARGV[1] then redis.call('SREM', KEYS[1], id) end end",
           "1", PENDING, f"{sender.name}-")
-    # hookgate learns of an acknowledgement if it is sampled.
-    made("releasing", subject(CREATE), sample_freq="100")
-    made("unsampled", subject(UPDATE))
-    workers = releasing, _ = Worker("releasing"), Worker("unsampled", lambda event: "+TERM" if event["entity_id"].startswith("given-up") else "+ACK")
-    try:
-        with monitored(SHORTER) as prometheus:
-            trial = Trial(prometheus, configmap, base)
-            trial.configure("mistyped")
-            look_at_crm("well")
-            eventually("each pod is scraped", lambda: len(prometheus.query(f'up{{job="{JOB}"}} == 1')) == len(pods()))
+    with ExitStack() as afterwards:
+        afterwards.callback(ready)
+        afterwards.callback(in_place, configmap, {"site.toml": base, "secret": None})
+        workers = []
+        # hookgate learns of an acknowledgement if it is sampled.
+        for name, route, answer, more in (
+            ("releasing", CREATE, lambda event: "+ACK", {"sample_freq": "100"}),
+            ("unsampled", UPDATE, lambda event: "+TERM" if event["entity_id"].startswith("given-up") else "+ACK", {}),
+        ):
+            made(name, subject(route), **more)
+            afterwards.callback(deleted, name)
+            workers.append(Worker(name, answer))
+            afterwards.callback(workers[-1].stop)
+        trial = Trial(afterwards.enter_context(monitored(SHORTER)), configmap, base)
+        trial.configure("mistyped")
+        look_at_crm("well")
+        eventually("each pod is scraped", lambda: len(trial.prometheus.query(f'up{{job="{JOB}"}} == 1')) == len(pods()))
+        trial.quiet()
+        undisturbed(trial)
+        for wanted, cause, may in (
+            (MISTAKES, mistakes(trial, workers[0]), NOT_RELEASED),
+            (NATS_AWAY, nats_away(trial), NOT_RELEASED),
+            (REDIS_AWAY, without(("statefulset", "redis"), "-n", NAMESPACE), ()),
+            (NOBODY_THERE, without(("deployment", "hookgate"), "-n", NAMESPACE), ()),
+        ):
+            trial.fires(wanted, cause, may)
+            ready()
             trial.quiet()
-            undisturbed(trial)
-            for wanted, cause, may in (
-                (MISTAKES, mistakes(trial, releasing), NOT_RELEASED),
-                (NATS_AWAY, nats_away(trial), NOT_RELEASED),
-                (REDIS_AWAY, without(("statefulset", "redis"), "-n", NAMESPACE), ()),
-                (NOBODY_THERE, without(("deployment", "hookgate"), "-n", NAMESPACE), ()),
-            ):
-                trial.fires(wanted, cause, may)
-                ready()
-                trial.quiet()
-            progress(sender, 300)
-            trial.problems += dashboard(prometheus, time.monotonic() - began)
-    finally:
-        for worker in workers:
-            worker.stop()
-            deleted(worker.name)
-        in_place(configmap, {"site.toml": base, "secret": None})
-        ready()
+        progress(sender, 300)
+        trial.problems += dashboard(trial.prometheus, time.monotonic() - began)
     if trial.problems:
         raise SystemExit("; ".join(trial.problems))

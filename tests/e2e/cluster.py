@@ -4,6 +4,7 @@ import http.client
 import json
 import os
 import re
+import select
 import shlex
 import subprocess
 import time
@@ -140,7 +141,9 @@ def forwarded(pod, port, namespace=NAMESPACE):
         ["kubectl", "-n", namespace, "port-forward", pod, f":{port}"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     )
     try:
-        if not (found := re.search(r"127\.0\.0\.1:(\d+)", process.stdout.readline())):
+        # It waits for ever for an API server that has gone.
+        said = process.stdout.readline() if select.select([process.stdout], [], [], 30)[0] else ""
+        if not (found := re.search(r"127\.0\.0\.1:(\d+)", said)):
             raise ConnectionError(f"port {port} of {pod} is not forwarded")
         yield int(found.group(1))
     finally:
