@@ -159,6 +159,8 @@ def mistakes(trial, releasing):
     releasing.paused.clear()
     changed("unsampled", sample_freq="100")
     trial.configure(SECRET)
+    # What was kept is published now, and no consumer releases it.
+    eventually("what was in quarantine is pending", lambda: redis("SREM", f"{DELETE.replace('/', ':')}_pending", "signed-0-0") == "1")
     look_at_crm("well")
 
 

@@ -2,6 +2,7 @@
 
 import json
 import threading
+import time
 
 from cluster import STREAM, forwarded
 from stream import Reader
@@ -34,11 +35,9 @@ def last_sequence():
 
 
 class Worker:
-    """Answers what a consumer gets until it is stopped; paused it gets nothing."""
+    """Answers what a consumer gets until it is stopped; paused it asks for nothing."""
 
-    AT_ONCE = 1000
-
-    def __init__(self, name, answer=lambda event: "+ACK"):
+    def __init__(self, name, answer):
         self.name, self.answer = name, answer
         self.paused, self.stopping = threading.Event(), threading.Event()
         self.thread = threading.Thread(target=self.work, daemon=True)
@@ -54,25 +53,26 @@ class Worker:
                 with forwarded("pod/nats-0", 4222) as port:
                     reader = Reader(port)
                     while not self.stopping.is_set():
-                        if self.paused.is_set():
-                            self.stopping.wait(0.2)
-                        else:
-                            self.pull(reader)
+                        self.pull(reader)
+                        self.stopping.wait(0.2)
             # NATS is away, or its forwarded port is; the next try may find it.
             except (OSError, RuntimeError):
                 self.stopping.wait(0.5)
 
     def pull(self, reader):
-        """What comes within a second, answered together: each write through a forwarded port costs more than a message."""
-        ask = json.dumps({"batch": self.AT_ONCE, "expires": 1_000_000_000})
-        reader.say(f"PUB $JS.API.CONSUMER.MSG.NEXT.{STREAM}.{self.name} {reader.inbox}.events {len(ask)}\r\n{ask}")
-        answers = []
-        for _ in range(self.AT_ONCE):
+        """Until it is paused. It asks again before the time of what it asked is up, so that nothing waits for it. Answers go together:
+        each write through a forwarded port costs more than a message."""
+        asked, answers = 0, []
+        while not (self.stopping.is_set() or self.paused.is_set()):
+            if time.monotonic() - asked > 1 or len(answers) > 200:
+                ask = json.dumps({"batch": 100_000, "expires": 2_000_000_000})
+                answers.append(f"PUB $JS.API.CONSUMER.MSG.NEXT.{STREAM}.{self.name} {reader.inbox}.events {len(ask)}\r\n{ask}")
+                reader.say("\r\n".join(answers))
+                asked, answers = time.monotonic(), []
             _, reply, body = reader.delivered()
             # Without a reply it is a status: the time is up.
-            if not reply:
-                break
-            answer = self.answer(json.loads(body))
-            answers.append(f"PUB {reply} {len(answer)}\r\n{answer}")
+            if reply:
+                answer = self.answer(json.loads(body))
+                answers.append(f"PUB {reply} {len(answer)}\r\n{answer}")
         if answers:
             reader.say("\r\n".join(answers))
