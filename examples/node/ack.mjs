@@ -1,12 +1,14 @@
 // A consumer of a route with `release = "ack"`: it processes each event and acknowledges it. Nothing else to do.
 
-import { access, mkdir, open, rename } from "node:fs/promises";
+import { access, mkdir, open, readFile, rename } from "node:fs/promises";
 import { setTimeout as sleep } from "node:timers/promises";
 import { jetstream } from "@nats-io/jetstream";
 import { connect } from "@nats-io/transport-node";
 
 const {
   NATS_URL = "nats://127.0.0.1:4222",
+  NATS_USER, // and its password, which is in a file, where NATS asks for one
+  NATS_PASSWORD_FILE,
   STREAM = "HOOKGATE",
   CONSUMER = "case-sync",
   RESULTS = "results",
@@ -44,7 +46,7 @@ async function handle(message, ackWait) {
 async function consume(connection) {
   const consumer = await jetstream(connection).consumers.get(STREAM, CONSUMER);
   const ackWait = (await consumer.info(true)).config.ack_wait / 1e6;
-  for (;;) {
+  while (!leaving) {
     const handled = [];
     for await (const message of await consumer.fetch({ max_messages: 10, expires: 5000 })) {
       handled.push(handle(message, ackWait));
@@ -54,15 +56,22 @@ async function consume(connection) {
 }
 
 await mkdir(RESULTS, { recursive: true });
+// What is in hand is finished first. As the first process of a container it would not hear the signal else.
+let leaving = false;
+process.on("SIGTERM", () => (leaving = true));
 const connection = await connect({
   servers: NATS_URL,
   maxReconnectAttempts: -1,
   reconnectTimeWait: 500,
   waitOnFirstConnect: true,
   inboxPrefix: `_INBOX.${CONSUMER}`,
+  ...(NATS_USER && { user: NATS_USER, pass: (await readFile(NATS_PASSWORD_FILE, "utf8")).trim() }),
 });
-for (;;) {
+while (!leaving) {
   // No such consumer yet, or NATS is away.
-  await consume(connection).catch((error) => console.log(`consume ${CONSUMER} of ${STREAM}: ${error}`));
-  await sleep(1000);
+  await consume(connection).catch(async (error) => {
+    console.log(`consume ${CONSUMER} of ${STREAM}: ${error}`);
+    await sleep(1000);
+  });
 }
+await connection.close();

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import signal
 from contextlib import suppress
 from pathlib import Path
 
@@ -12,6 +13,10 @@ URL = os.environ.get("NATS_URL", "nats://127.0.0.1:4222")
 STREAM = os.environ.get("STREAM", "HOOKGATE")
 CONSUMER = os.environ.get("CONSUMER", "case-sync")
 INSTANCE = os.environ.get("INSTANCE", "hookgate")
+# The user and its password, which is in a file, where NATS asks for one.
+LOGIN = {}
+if "NATS_USER" in os.environ:
+    LOGIN = {"user": os.environ["NATS_USER"], "password": Path(os.environ["NATS_PASSWORD_FILE"]).read_text().strip()}
 RESULTS = Path(os.environ.get("RESULTS", "results"))
 WORK_SECONDS = float(os.environ.get("WORK_SECONDS", "0"))
 
@@ -62,10 +67,10 @@ async def handle(connection, message, ack_wait):
         progress.cancel()
 
 
-async def consume(connection):
+async def consume(connection, leaving):
     events = await connection.jetstream().pull_subscribe_bind(CONSUMER, STREAM)
     ack_wait = (await events.consumer_info()).config.ack_wait
-    while True:
+    while not leaving.is_set():
         with suppress(asyncio.TimeoutError):  # no event came
             messages = await events.fetch(10, timeout=5)
             await asyncio.gather(*(handle(connection, message, ack_wait) for message in messages))
@@ -73,12 +78,15 @@ async def consume(connection):
 
 async def main():
     RESULTS.mkdir(parents=True, exist_ok=True)
+    # What is in hand is finished first. As the first process of a container it would not hear the signal else.
+    leaving = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, leaving.set)
     connection = await nats.connect(
-        URL, max_reconnect_attempts=-1, reconnect_time_wait=0.5, inbox_prefix=f"_INBOX.{CONSUMER}".encode()
+        URL, max_reconnect_attempts=-1, reconnect_time_wait=0.5, inbox_prefix=f"_INBOX.{CONSUMER}".encode(), **LOGIN
     )
-    while True:
+    while not leaving.is_set():
         try:
-            await consume(connection)
+            await consume(connection, leaving)
         except Exception as error:  # no such consumer yet, or NATS is away
             print(f"consume {CONSUMER} of {STREAM}: {error!r}", flush=True)
             await asyncio.sleep(1)

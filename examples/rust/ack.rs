@@ -1,6 +1,12 @@
 //! A consumer of a route with `release = "ack"`: it processes each event and acknowledges it. Nothing else to do.
 
-use std::{env, fs, io::Write, path::PathBuf, time::Duration};
+use std::{
+    env, fs,
+    io::Write,
+    path::PathBuf,
+    sync::atomic::{AtomicBool, Ordering::Relaxed},
+    time::Duration,
+};
 
 use anyhow::Context;
 use async_nats::{
@@ -8,7 +14,12 @@ use async_nats::{
     jetstream::{self, AckKind, Message, consumer::PullConsumer},
 };
 use futures_util::StreamExt;
-use tokio::time::sleep;
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    time::sleep,
+};
+
+static LEAVING: AtomicBool = AtomicBool::new(false);
 
 #[expect(clippy::disallowed_methods, reason = "the ban is hookgate's own")]
 fn setting(name: &str, default: &str) -> String {
@@ -63,7 +74,7 @@ async fn handle(message: &Message, ack_wait: Duration) {
 async fn consume(stream: &jetstream::Context, durable: &str) -> anyhow::Result<()> {
     let consumer: PullConsumer = stream.get_consumer_from_stream(durable, setting("STREAM", "HOOKGATE")).await?;
     let ack_wait = consumer.cached_info().config.ack_wait;
-    loop {
+    while !LEAVING.load(Relaxed) {
         let events = consumer.batch().max_messages(10).expires(Duration::from_secs(5)).messages().await?;
         events
             .for_each_concurrent(None, async |event| match event {
@@ -72,19 +83,33 @@ async fn consume(stream: &jetstream::Context, durable: &str) -> anyhow::Result<(
             })
             .await;
     }
+    Ok(())
 }
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
     fs::create_dir_all(setting("RESULTS", "results"))?;
     let durable = setting("CONSUMER", "case-sync");
-    let options = ConnectOptions::new().retry_on_initial_connect().custom_inbox_prefix(format!("_INBOX.{durable}"));
+    // What is in hand is finished first. As the first process of a container it would not hear the signal else.
+    let mut told_to_leave = signal(SignalKind::terminate())?;
+    tokio::spawn(async move {
+        told_to_leave.recv().await;
+        LEAVING.store(true, Relaxed);
+    });
+    let mut options = ConnectOptions::new().retry_on_initial_connect().custom_inbox_prefix(format!("_INBOX.{durable}"));
+    // The user and its password, which is in a file, where NATS asks for one.
+    let user = setting("NATS_USER", "");
+    if !user.is_empty() {
+        let password = fs::read_to_string(setting("NATS_PASSWORD_FILE", ""))?;
+        options = options.user_and_password(user, password.trim().to_owned());
+    }
     let stream = jetstream::new(options.connect(setting("NATS_URL", "nats://127.0.0.1:4222")).await?);
-    loop {
+    while !LEAVING.load(Relaxed) {
         // No such consumer yet, or NATS is away.
         if let Err(error) = consume(&stream, &durable).await {
             println!("consume {durable}: {error:#}");
+            sleep(Duration::from_secs(1)).await;
         }
-        sleep(Duration::from_secs(1)).await;
     }
+    Ok(())
 }

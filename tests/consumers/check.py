@@ -261,6 +261,9 @@ with World("".join(route(name) for name in chosen)) as world:
         check(f"{consumer.name}: and no second one without need", len(again) == len(in_doubt), again)
         if failed:
             print(consumer.says())
-        consumer.kill()
+        consumer.process.terminate()
+    for consumer in consumers:
+        code = consumer.process.wait(PATIENCE)
+        check(f"{consumer.name}: leaves when it is told to", code == 0, f"exit code {code}")
 
 sys.exit(failed > 0)

@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager
 from cluster import (
     NAMESPACE, PENDING, asked, configurations, eventually, here, in_place, named, pods, progress, ready, redis, waited, without,
 )
-from consumer import Worker, changed, deleted, made
+from worker import Worker, changed, deleted, made
 from monitoring import COMPONENTS, JOB, MONITORING, SCRAPED_EVERY, groups, look_at_crm, monitored
 from sender import signature
 

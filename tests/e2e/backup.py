@@ -6,29 +6,38 @@ import os
 import re
 import shlex
 import subprocess
-import textwrap
 from contextlib import ExitStack
 from shutil import which
 
-from cluster import NAMESPACE, PENDING, ROOT, SCRATCH, STREAM, forwarded, progress, published, ready, redis, run
+import pages
+from cluster import NAMESPACE, OPERATOR, PENDING, SCRATCH, STREAM, forwarded, progress, published, ready, redis, run
 
-PAGE = ROOT / "docs/operations.md"
 PLACE = SCRATCH / "backup"
 NEEDED = ("nats", "redis-cli")
+
+
+def here_is(command):
+    """With this place's namespace."""
+    return re.sub(r"-n (stores|hookgate|hookgate-dev)\b(?!-)", f"-n {NAMESPACE}", command)
+
+
+# Where there are users: the operators'.
+LOGIN = f"--user {OPERATOR[0]} --pass {OPERATOR[1]} --no-auth-warning" if OPERATOR else ""
+FUNCTION = "hookgate() {\n" if OPERATOR else "hookgate() { "
 # What the page says by `hookgate` and `redis-cli`, by the ports that lead to the stores. `nats` knows NATS_URL.
 TOOLS = {
-    "hookgate": f'exec kubectl -n {NAMESPACE} exec deploy/hookgate -- /hookgate "$@"',
-    "redis-cli": f'exec {which("redis-cli")} -p "$REDIS_PORT" "$@"',
+    "hookgate": here_is(next(block for block in pages.blocks(pages.OPERATIONS.read_text()) if block.startswith(FUNCTION)).split("}\n")[0])
+    + '}\nhookgate "$@"',
+    "redis-cli": f'exec {which("redis-cli")} -p "$REDIS_PORT" {LOGIN} "$@"',
 }
 
 
 def blocks(heading):
     """The shell blocks of a part of the page, with this place's namespace."""
-    part = re.split(r"\n##", PAGE.read_text().split(f"\n### {heading}\n")[-1])[0]
-    found = [textwrap.dedent(block) for block in re.findall(r"^ *```sh\n(.*?)^ *```", part, re.MULTILINE | re.DOTALL)]
+    found = pages.blocks(pages.part(pages.OPERATIONS, heading))
     if not found:
-        raise SystemExit(f"{PAGE.name}: {heading} has no commands")
-    return [re.sub(r"-n (stores|hookgate)\b", f"-n {NAMESPACE}", block) for block in found]
+        raise SystemExit(f"{pages.OPERATIONS.name}: {heading} has no commands")
+    return [here_is(block) for block in found]
 
 
 def prepare():
@@ -41,18 +50,19 @@ def prepare():
 
 
 def follow(block):
-    """Runs a block where the backups are; it has to succeed as a whole."""
+    """Runs a block where the backups are, with the operators' rights; it has to succeed as a whole."""
     with ExitStack() as ports:
         environment = os.environ | {"PATH": f"{PLACE}/bin:{os.environ['PATH']}"}
         # The page starts and stops Redis in the blocks that don't ask it.
         if "redis-cli" in block:
             environment["REDIS_PORT"] = str(ports.enter_context(forwarded("pod/redis-0", 6379)))
         if "nats " in block:
-            environment["NATS_URL"] = f"nats://127.0.0.1:{ports.enter_context(forwarded('pod/nats-0', 4222))}"
+            login = f"{OPERATOR[0]}:{OPERATOR[1]}@" if OPERATOR else ""
+            environment["NATS_URL"] = f"nats://{login}127.0.0.1:{ports.enter_context(forwarded('pod/nats-0', 4222))}"
         done = subprocess.run(["bash", "-euc", block], cwd=PLACE, env=environment, stdin=subprocess.DEVNULL,
                               capture_output=True, text=True, timeout=300)
     if done.returncode:
-        raise SystemExit(f"{PAGE.name}: {shlex.quote(block)} ended with {done.returncode}: {done.stderr.strip()[-400:]}")
+        raise SystemExit(f"the page's {shlex.quote(block)} ended with {done.returncode}: {done.stderr.strip()[-400:]}")
     return done.stdout
 
 

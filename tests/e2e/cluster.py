@@ -89,8 +89,10 @@ def certificate(namespace, secret):
     return b64decode(kubectl("-n", namespace, "get", "secret", secret, "-o", r"jsonpath={.data.tls\.crt}")).decode()
 
 
-def pods():
-    return [p for p in objects("-n", NAMESPACE, "pods", "-l", "app.kubernetes.io/name=hookgate") if "deletionTimestamp" not in p["metadata"]]
+def pods(name="hookgate", where=("-n", NAMESPACE)):
+    """Those of its deployment that stay."""
+    labels = f"app.kubernetes.io/name={name},pod-template-hash"
+    return [p for p in objects(*where, "pods", "-l", labels) if "deletionTimestamp" not in p["metadata"]]
 
 
 def is_ready(pod):
@@ -101,8 +103,13 @@ def status(pod):
     return pod["status"].get("containerStatuses", [{}])[0]
 
 
+def started_again(pod):
+    """How often its containers were, all together."""
+    return sum(one["restartCount"] for one in pod["status"].get("containerStatuses", ()))
+
+
 def restarts():
-    return {pod["metadata"]["uid"]: status(pod).get("restartCount", 0) for pod in pods()}
+    return {pod["metadata"]["uid"]: started_again(pod) for pod in pods()}
 
 
 def killed_by_the_kernel():
@@ -127,12 +134,21 @@ def ready():
     eventually("all pods are ready", lambda: all(is_ready(pod) for pod in pods()))
 
 
-def signal(pod, name):
-    """Sends a signal to hookgate in a pod, from its node: from inside a container its first process can't be killed."""
-    script = f"for p in /proc/[0-9]*; do grep -qs -e '{pod['metadata']['uid']}' -e '{pod['metadata']['uid'].replace('-', '_')}' $p/cgroup " \
-        f"&& [ \"$(tr '\\0' ' ' <$p/cmdline | cut -c1-9)\" = /hookgate ] && kill -{name} ${{p#/proc/}} && echo $p; done; true"
+# What a process is called: the file of its first word, without the colon of a title such as nginx'.
+SIGNAL = """for p in /proc/[0-9]*; do
+    grep -qs -e UID -e ANOTHER $p/cgroup || continue
+    program=$(tr '\\0' ' ' <$p/cmdline) && program=${program%% *} && program=${program##*/}
+    [ "${program%:}" = PROGRAM ] && kill -SIGNAL ${p#/proc/} && echo $p
+done; true"""
+
+
+def signal(pod, name, program="hookgate"):
+    """Sends a signal to a program in a pod, from its node: from inside a container its first process can't be killed."""
+    uid, script = pod["metadata"]["uid"], SIGNAL
+    for word, here_is in (("UID", uid), ("ANOTHER", uid.replace("-", "_")), ("PROGRAM", program), ("SIGNAL", name)):
+        script = script.replace(word, here_is)
     if not run(*shlex.split(NODE.format(node=pod["spec"]["nodeName"])), "sh", "-c", script):
-        raise SystemExit(f"no process of {pod['metadata']['name']} was found on {pod['spec']['nodeName']}: does E2E_NODE reach it?")
+        raise SystemExit(f"no {program} of {pod['metadata']['name']} was found on {pod['spec']['nodeName']}: does E2E_NODE reach it?")
 
 
 @contextmanager
@@ -172,12 +188,13 @@ def redis(*command):
     return here("exec", "redis-0", "--", "redis-cli", *who, "-n", "1", *command)
 
 
-def published():
-    """The ids of all events that the stream has, oldest first. A forwarded connection can stall, and the stream can be read again."""
+def published(since=None):
+    """The ids of the events that the stream has, of all or of those since a time, oldest first. A forwarded connection can stall
+    or end, and the stream can be read again."""
     for last in (False, False, True):
         try:
             with forwarded("pod/nats-0", 4222) as port:
-                return [event["entity_id"] for event in Reader(port, OPERATOR).events(STREAM)]
+                return [event["entity_id"] for event in Reader(port, OPERATOR).events(STREAM, since)]
         except OSError:
             if last:
                 raise

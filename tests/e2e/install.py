@@ -4,11 +4,12 @@ import json
 import os
 import re
 import shlex
+import shutil
 from contextlib import contextmanager
 
 from cluster import GATE, GATEWAY, HOST, NAMESPACE, ROOT, SCRATCH, WAY, eventually, here, kubectl, run
 from monitoring import MONITORING
-from production import production
+from production import SITE, as_written, production
 from stores import kustomization, stores
 
 NEXT = os.environ.get("E2E_NEXT", "hookgate:next")
@@ -66,17 +67,19 @@ def overlay(had):
 
 
 def values(had):
-    """Those of the chart beside the overlay's stores."""
+    """Those of the chart beside the overlay's stores, which is the page's site.yaml."""
     def pods_of(name):
         return [{"podSelector": {"matchLabels": {"app.kubernetes.io/name": name}}}]
 
-    file = SCRATCH / "values.json"
+    shutil.rmtree(SITE, ignore_errors=True)
+    SITE.mkdir()
+    (SITE / "k8s").symlink_to(ROOT / "k8s")
+    file = SITE / "site.yaml"
     file.write_text(json.dumps({
         "config": {"redis": {"url": "redis://redis:6379/1"}, "nats": {"url": "nats://nats:4222"}},
         "ingress": {"type": "envoy-gateway", "host": HOST, "gateway": {"name": GATEWAY[1], "namespace": GATEWAY[0], "clientTrafficPolicy": not had}},
         "networkPolicy": {"redisTo": pods_of("redis"), "natsTo": pods_of("nats")},
     }))
-    return file
 
 
 def helm(*arguments):
@@ -85,14 +88,15 @@ def helm(*arguments):
 
 def webhook_of_helm_test():
     try:
-        helm("test", "hookgate")
+        as_written("helm -n hookgate test hookgate")
     except SystemExit as problem:
         raise SystemExit(f"{problem}: {here('logs', 'job/hookgate-test', check=False)}") from None
 
 
 def chart(had):
     stores()
-    helm("install", "hookgate", ROOT / "k8s/chart", "-f", values(had), "--wait", "--timeout", "4m")
+    values(had)
+    as_written("helm upgrade --install hookgate k8s/chart -n hookgate -f site.yaml --wait --timeout 5m")
     webhook_of_helm_test()
 
 
@@ -111,7 +115,8 @@ def installed():
         yield
     finally:
         if WAY == "chart":
-            run("helm", "-n", NAMESPACE, "uninstall", "hookgate", "--wait", check=False)
+            as_written("helm -n hookgate uninstall hookgate", check=False)
+            as_written("kubectl -n hookgate delete configmap -l app.kubernetes.io/instance=hookgate", check=False)
         kubectl("delete", "namespace", NAMESPACE, "--ignore-not-found", "--timeout=120s", check=False)
         if not had:
             kubectl("delete", "-k", ROOT / "k8s/ingress/envoy-gateway/gateway", "--ignore-not-found", check=False)

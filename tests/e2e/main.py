@@ -17,6 +17,8 @@ What it needs, and says if it is missing: kubectl, a cluster with a default stor
   E2E_GATE   envoy-gateway (default), or nginx: k8s/ingress/nginx before the overlay, and no Gateway. Its image
              nginxinc/nginx-unprivileged, with the tag of k8s/ingress/nginx, has to be on the nodes
   E2E_NEXT   another image of hookgate, to roll out (default hookgate:next, which E2E_LOAD brings too)
+  E2E_CONSUMER_PYTHON, E2E_CONSUMER_NODE, E2E_CONSUMER_RUST
+             images for the consumers of examples/, as tests/e2e/Containerfile makes them; those without one are left out
   E2E_PROMETHEUS, E2E_PUSHGATEWAY  images whose entry points are Prometheus (2.42 or later) and its Pushgateway, as
              prom/prometheus and prom/pushgateway are, and which the nodes have or can pull; the CRM beside them is the
              nginx of k8s/ingress/nginx. Without them no alert is tried, and no size is measured. E2E_WAY=overlay only
@@ -24,7 +26,7 @@ What it needs, and says if it is missing: kubectl, a cluster with a default stor
              E2E_GATE=nginx, since two routes for one host collide
   E2E_ONLY   parts of scenarios' names, separated by spaces
 
-What is restored from a backup needs `nats` and `redis-cli` in PATH, and the image busybox:1.37 on the nodes.
+What is restored from a backup needs `nats` and `redis-cli` in PATH; that and the consumers need the image busybox:1.37 on the nodes.
 
 It works in a namespace of its own and leaves nothing behind."""
 
@@ -36,18 +38,21 @@ from cluster import (
     HOST, PENDING, SCRATCH, WAY, addresses, authority, eventually, killed_by_the_kernel, progress, published, redis, restarts, unhealthy,
 )
 from install import installed, load_image, prerequisites
-from scenarios import CALM, DEADLY, SCENARIOS, SENDERS, left_out, node_dies
+from scenarios import BEFORE, CALM, DEADLY, SCENARIOS, SENDERS, left_out, node_dies
 from sender import Sender
 
 # Seconds after the last answer within which every accepted id has its event.
 BOUND = 45
+# Seconds that the clock of a node may be behind this one's.
+SKEW = 300
 
 
-def judge(sent):
-    """(missing, stuck): accepted without an event, and pending without one, once the outbox is empty."""
+def judge(sent, began, known):
+    """(missing, stuck): accepted without an event, and pending without one, once the outbox is empty. `known` are the ids that
+    had their event in the scenarios before; it grows. So nothing is read twice but the last minutes."""
     eventually("the outbox is empty", lambda: redis("HLEN", "{%s}:outbox" % PENDING) == "0", within=BOUND)
-    events = set(published())
-    return len(sent.accepted - events), len(set(redis("SMEMBERS", PENDING).split()) - events)
+    known.update(published(time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(began - SKEW))))
+    return len(sent.accepted - known), len(set(redis("SMEMBERS", PENDING).split()) - known)
 
 
 def main():
@@ -55,7 +60,7 @@ def main():
     SCRATCH.mkdir(parents=True, exist_ok=True)
     prerequisites()
     load_image()
-    wrong = 0
+    wrong, known = 0, set()
     with installed():
         targets, trusted = addresses(), authority()
         print(f"{WAY:<24} {'accepted':>8} {'failed':>7} {'missing':>8} {'stuck':>6} {'longest':>8}  {'took':>5}  answers", flush=True)
@@ -66,18 +71,21 @@ def main():
             if why := left_out(scenario):
                 print(f"{name:<24} left out: {why}", flush=True)
                 continue
-            began, probes_before, restarts_before, problems = time.monotonic(), unhealthy(), restarts(), []
+            wall, began = time.time(), time.monotonic()
+            probes_before, restarts_before, problems = unhealthy(), restarts(), []
             # A load balancer sends nothing to a node that is dead, or that is not back yet.
             to = targets[:-1] if scenario is node_dies else targets
+            BEFORE.get(scenario, lambda: None)()
             sender = Sender(to, HOST, trusted, name, **SENDERS.get(scenario, {}))
             try:
                 scenario(sender)
-                progress(sender, 200)
+                if not sender.stopping.is_set():
+                    progress(sender, 200)
             except SystemExit as problem:
                 problems.append(str(problem))
             finally:
                 sent = sender.finish()
-            missing, stuck = judge(sent)
+            missing, stuck = judge(sent, wall, known)
             problems += sorted(killed_by_the_kernel())
             if scenario not in DEADLY:
                 problems += [f"{uid}: started again" for uid, count in restarts().items() if count > restarts_before.get(uid, 0)]

@@ -2,15 +2,18 @@
 the namespace and addresses are this cluster's. Beside it a Redis that syncs each write and three NATS, with the users of
 k8s/privileges and passwords."""
 
+import os
 import re
 import shutil
 import subprocess
 from secrets import token_hex
 
+import pages
+from backup import here_is
 from cluster import HOST, NAMESPACE, OPERATOR, PENDING, ROOT, SCRATCH, addresses, authority, eventually, here, redis, run
 from stores import stores
 
-PAGE = ROOT / "docs/operations.md"
+PAGE = pages.OPERATIONS
 SITE = SCRATCH / "site"
 PASSWORDS = {"hookgate": f"h{token_hex(16)}", "hookgate-reconcile": f"r{token_hex(16)}"} | dict([OPERATOR] if OPERATOR else [])
 
@@ -52,22 +55,18 @@ include nats.conf
 """
 
 
-def as_written(command, check=True):
-    """Runs a command of the page, whose lines have to be there, in the folder of the site."""
-    page = {bare(line) for line in re.split(r"\n|`", PAGE.read_text())}
-    for line in command.strip().splitlines():
-        if bare(line) not in page:
-            raise SystemExit(f"docs/operations.md does not have this command: {line}")
-    command = re.sub(r"-n hookgate\b", f"-n {NAMESPACE}", command)
-    done = subprocess.run(["bash", "-c", command], cwd=SITE, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=300)
+def as_written(command, check=True, then="", **environment):
+    """Runs a command of the pages, whose lines have to be there, in the folder of the site."""
+    there = pages.written()
+    for line in pages.lines(command):
+        if line not in there:
+            raise SystemExit(f"the pages do not have this command: {line}")
+    SITE.mkdir(parents=True, exist_ok=True)
+    done = subprocess.run(["bash", "-c", f"{here_is(command)}\n{then}"], cwd=SITE, env=os.environ | environment, capture_output=True, text=True,
+                          stdin=subprocess.DEVNULL, timeout=300)
     if check and done.returncode:
         raise SystemExit(f"{command}: {done.stderr.strip()}\n{done.stdout.strip()}")
     return done.stdout + done.stderr
-
-
-def bare(line):
-    """Without what a comment says of it."""
-    return line.split(" #")[0].strip()
 
 
 def expect(what, seen):
@@ -218,3 +217,6 @@ def jobs_without_crm(_sender):
         said = here("logs", f"job/{job}")
         for one in missed:
             expect(one, said)
+    expect("https://crm.example.com", as_written("kubectl -n hookgate logs -f job/reconcile-by-hand"))
+    as_written("kubectl -n hookgate patch cronjob hookgate-reconcile -p '{\"spec\":{\"suspend\":true}}'")
+    expect("True", here("get", "cronjob", "hookgate-reconcile"))

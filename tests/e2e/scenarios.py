@@ -12,11 +12,13 @@ from alerts import alerts
 from backup import NEEDED, redis_restored, stream_restored
 from cluster import (
     GATE, GATEWAY, NAMESPACE, NODE, ROOT, WAY, apply, asked, configurations, eventually, files_are_looked_at, here, in_place, is_ready,
-    kubectl, named, objects, pods, progress, ready, restarts, run, signal, status, waited, without,
+    kubectl, named, objects, pods, progress, ready, restarts, run, signal, started_again, status, waited, without,
 )
+from consumers import IMAGES, consumers_acknowledge, consumers_release, emptied
 from install import NEXT, helm, webhook_of_helm_test
 from monitoring import PROMETHEUS, PUSHGATEWAY
-from production import jobs_without_crm
+from operated import edited_streams, first_steps, operated
+from production import as_written, jobs_without_crm
 from sender import PATH, signature
 from sizes import sizes
 from stores import kustomization
@@ -97,9 +99,8 @@ def deleted_without_grace(sender):
 def killed(sender):
     for pod in pods():
         signal(pod, "KILL")
-        before = pod["status"]["containerStatuses"][0]["restartCount"]
         eventually("the container is started again", lambda: any(
-            p["metadata"]["name"] == pod["metadata"]["name"] and p["status"]["containerStatuses"][0]["restartCount"] > before for p in pods()
+            now["metadata"]["uid"] == pod["metadata"]["uid"] and started_again(now) > started_again(pod) for now in pods()
         ))
         ready()
 
@@ -158,12 +159,32 @@ def api_server_away(sender):
     ready()
 
 
-def envoys_replaced(sender):
+def gateway():
+    """(program, where, Deployment, label) of the ingress's pods."""
+    if GATE == "nginx":
+        return "nginx", ("-n", NAMESPACE), "hookgate-nginx", "hookgate-nginx"
     [deployment] = objects("deployment", "-A", "-l", f"gateway.envoyproxy.io/owning-gateway-name={GATEWAY[1]}")
-    where, name = deployment["metadata"]["namespace"], deployment["metadata"]["name"]
-    kubectl("-n", where, "rollout", "restart", f"deployment/{name}")
-    kubectl("-n", where, "rollout", "status", f"deployment/{name}", "--timeout=300s")
+    return "envoy", ("-n", deployment["metadata"]["namespace"]), deployment["metadata"]["name"], "envoy"
+
+
+def gateway_replaced(sender):
+    """One by one, told to leave."""
+    _, where, name, _ = gateway()
+    kubectl(*where, "rollout", "restart", f"deployment/{name}")
+    kubectl(*where, "rollout", "status", f"deployment/{name}", "--timeout=300s")
     progress(sender, 300)
+
+
+def gateway_killed(sender):
+    """One by one. What it had in hand breaks off: nobody is left who could answer, and only the sender can send it again."""
+    program, where, name, label = gateway()
+    for pod in pods(label, where):
+        signal(pod, "KILL", program)
+        eventually(f"{program} is started again", lambda: any(
+            now["metadata"]["uid"] == pod["metadata"]["uid"] and started_again(now) > started_again(pod) for now in pods(label, where)
+        ))
+        kubectl(*where, "rollout", "status", f"deployment/{name}", "--timeout=120s")
+        progress(sender, 300)
 
 
 def changed_configuration(sender):
@@ -279,19 +300,41 @@ def waits(pod):
     return age > NEVER_READY
 
 
-def mistyped_addresses(sender):
-    """A name that does not resolve, a port where nobody listens, and both stores at once."""
-    for variables in (
-        ["HOOKGATE__REDIS__URL=redis://redis-mistyped:6379/1"],
-        ["HOOKGATE__NATS__URL=nats://nats:4223"],
-        ["HOOKGATE__REDIS__URL=redis://redis:6380/1", "HOOKGATE__NATS__URL=nats://nats-mistyped:4222"],
-    ):
-        refused_rollout(sender, variables, waits)
+def unusable_stores(sender):
+    """Mistyped addresses and passwords: no pod gets ready with them, and a rollout stops at its first one. A copy of a pod beside
+    the deployment, which its Service would take as well, is as good as a rollout, and all are tried at once."""
+    with nats_with_users() as strict:
+        copies = [copied(f"unusable-{number}", variables) for number, variables in enumerate((
+            {"HOOKGATE__REDIS__URL": "redis://redis-mistyped:6379/1"},
+            {"HOOKGATE__NATS__URL": "nats://nats:4223"},
+            {"HOOKGATE__REDIS__URL": "redis://nobody:wrong@redis:6379/1"},
+            # Any file with one line is a wrong password.
+            {"HOOKGATE__NATS__URL": f"nats://{strict}:4222", "HOOKGATE__NATS__USER": "nobody", "HOOKGATE__NATS__PASSWORD_FILE": "/etc/hostname"},
+        ))]
+        try:
+            both = ["HOOKGATE__REDIS__URL=redis://redis:6380/1", "HOOKGATE__NATS__URL=nats://nats-mistyped:4222"]
+            refused_rollout(sender, both, waits)
+            for copy in copies:
+                eventually(f"{copy} is as old as that", lambda: waits(named("pod", copy)))
+                if is_ready(named("pod", copy)):
+                    raise SystemExit(f"{copy} is ready: {here('logs', copy)}")
+        finally:
+            here("delete", "pods", *copies, "--wait=false")
 
 
-def wrong_passwords(sender):
-    """A user whom Redis does not know; and one whom a NATS with users does not, which asks each of its clients."""
-    refused_rollout(sender, ["HOOKGATE__REDIS__URL=redis://nobody:wrong@redis:6379/1"], waits)
+def copied(name, variables):
+    """A pod as the deployment makes them, with other variables."""
+    template = named("deployment", "hookgate")["spec"]["template"]
+    spec = template["spec"]
+    environment = [one for one in spec["containers"][0].get("env", ()) if one["name"] not in variables]
+    spec["containers"][0]["env"] = environment + [{"name": name, "value": value} for name, value in variables.items()]
+    apply({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": NAMESPACE, "labels": template["metadata"]["labels"]}, "spec": spec})
+    return name
+
+
+@contextmanager
+def nats_with_users():
+    """The address of one, which asks each of its clients who it is."""
     image = named("statefulset", "nats")["spec"]["template"]["spec"]
     server = image["containers"][0] | {"args": ["--port", "4222", "--user", "somebody", "--pass", "right"], "volumeMounts": []}
     for probe in ("startupProbe", "readinessProbe"):
@@ -304,11 +347,7 @@ def wrong_passwords(sender):
     labels = {"app.kubernetes.io/name": "nats"}
     apply({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "strict", "namespace": NAMESPACE, "labels": labels}, "spec": spec})
     try:
-        strict = eventually("a NATS with users runs", lambda: (pod := named("pod", "strict"))["status"]["phase"] == "Running" and pod)
-        # Any file with one line is a wrong password.
-        variables = [f"HOOKGATE__NATS__URL=nats://{strict['status']['podIP']}:4222", "HOOKGATE__NATS__USER=nobody",
-                     "HOOKGATE__NATS__PASSWORD_FILE=/etc/hostname"]
-        refused_rollout(sender, variables, waits)
+        yield eventually("a NATS with users runs", lambda: (status := named("pod", "strict")["status"])["phase"] == "Running" and status["podIP"])
     finally:
         here("delete", "pod", "strict", "--grace-period=0", "--force")
 
@@ -385,22 +424,30 @@ def helm_upgrade(sender):
     helm("upgrade", "hookgate", ROOT / "k8s/chart", "--reuse-values", "--set-string", filter, "--wait", "--timeout", "4m")
     ready()
     webhook_of_helm_test()
-    helm("rollback", "hookgate", "--wait")
+    as_written("helm -n hookgate rollback hookgate")
     ready()
 
 
 SCENARIOS = [
-    undisturbed, rolling_restart, rolling_update, scaled, autoscaled, drained, deleted_without_grace, killed, frozen,
-    stores_restarted, stores_away, dns_away, api_server_away, envoys_replaced, changed_configuration, rotated_secret, bad_configuration,
-    mistyped_addresses, wrong_passwords, locked_out, large_bodies, node_dies, helm_upgrade, jobs_without_crm,
+    undisturbed, consumers_acknowledge, consumers_release, rolling_restart, rolling_update, scaled, autoscaled, drained, deleted_without_grace,
+    killed, frozen, stores_restarted, stores_away, dns_away, api_server_away, gateway_replaced, gateway_killed, changed_configuration,
+    rotated_secret, bad_configuration, unusable_stores, locked_out, large_bodies, node_dies, helm_upgrade, first_steps, operated,
+    edited_streams, jobs_without_crm,
     redis_restored, stream_restored, sizes, alerts,
 ]
+# What has to be done before the load comes.
+BEFORE = {consumers_acknowledge: emptied, consumers_release: emptied}
 # In these no probe may fail.
 CALM = {undisturbed, rolling_restart, rolling_update, scaled, autoscaled}
 # In these a container may end without being told to.
 DEADLY = {killed, node_dies, bad_configuration}
 # How they are sent, where it is another way.
 SENDERS = {
+    # Consumers sync a file for each event.
+    consumers_acknowledge: {"workers": 1},
+    consumers_release: {"workers": 1},
+    # Version 10 takes a broken connection as final; the answers say how many there were.
+    gateway_killed: {"version": 9},
     # The pauses of EspoCRM are ten minutes: a store that is restarted has returned by then.
     stores_restarted: {"pause": 20},
     stores_away: {"pause": 30},
@@ -415,26 +462,26 @@ SENDERS = {
 
 def left_out(scenario):
     """Why a scenario is not run here, if it is not."""
-    if scenario in (killed, frozen) and not NODE:
+    if scenario in (killed, frozen, gateway_killed) and not NODE:
         return "E2E_NODE is not set"
+    if scenario in (consumers_acknowledge, consumers_release) and not IMAGES:
+        return "no E2E_CONSUMER_… is set"
     if scenario is node_dies and not (DEATH and RETURN):
         return "E2E_DEATH and E2E_RETURN are not set"
     if scenario is api_server_away and not (API_DOWN and API_UP):
         return "E2E_API_DOWN and E2E_API_UP are not set"
     if scenario is helm_upgrade and WAY != "chart":
         return "E2E_WAY is not chart"
-    if scenario is jobs_without_crm and WAY != "production":
+    if scenario in (jobs_without_crm, operated) and WAY != "production":
         return "E2E_WAY is not production"
-    if scenario in (rotated_secret, wrong_passwords) and WAY != "overlay":
+    if scenario in (rotated_secret, first_steps) and WAY != "overlay":
         return "E2E_WAY is not overlay"
     if scenario in (alerts, sizes) and WAY != "overlay":
         return "E2E_WAY is not overlay"
     if scenario in (alerts, sizes) and not (PROMETHEUS and PUSHGATEWAY):
         return "E2E_PROMETHEUS and E2E_PUSHGATEWAY are not set"
-    if scenario is envoys_replaced and GATE == "nginx":
-        return "E2E_GATE is nginx"
-    if scenario in (redis_restored, stream_restored):
-        if WAY == "production":
+    if scenario in (redis_restored, stream_restored, edited_streams, operated):
+        if WAY == "production" and scenario is not operated:
             return "E2E_WAY is production, whose stores ask who one is"
         if absent := [tool for tool in NEEDED if not which(tool)]:
             return f"{', '.join(absent)} is not in PATH"

@@ -1,4 +1,4 @@
-"""A model of EspoCRM's webhook queue: batches, attempts, and what each answer means to it (version 10's rules)."""
+"""A model of EspoCRM's webhook queue: batches, attempts, and what each answer means to it (the rules of version 9 or 10)."""
 
 import hmac
 import http.client
@@ -40,9 +40,10 @@ class Sent:
 class Sender:
     """Workers that send until they are told to stop, and then settle what is queued."""
 
-    def __init__(self, targets, host, authority, name, workers=6, large_every=5, large=200_000, pause=PAUSE):
+    def __init__(self, targets, host, authority, name, workers=6, large_every=5, large=200_000, pause=PAUSE, version=10):
         self.targets, self.host, self.authority, self.name = targets, host, authority, name
         self.large_every, self.large, self.pause = large_every, large, pause
+        self.broken = "final" if version >= 10 else "again"
         self.tls = ssl.create_default_context(cadata=authority)
         # (webhook's id, secret) to sign with, if any.
         self.key = None
@@ -96,7 +97,7 @@ class Sender:
         except TimeoutError:
             answer, verdict = "no answer", "again"
         except (OSError, http.client.HTTPException) as error:
-            answer, verdict = type(error).__name__, "final"
+            answer, verdict = type(error).__name__, self.broken
         else:
             verdict = "delivered" if answer in (200, 204) else "again" if answer in AGAIN else "final"
         with self.lock:

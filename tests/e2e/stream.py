@@ -1,4 +1,4 @@
-"""Reads a JetStream stream from its first message to its last, with as much of the NATS protocol as that takes."""
+"""Reads a JetStream stream up to its last message, with as much of the NATS protocol as that takes."""
 
 import json
 import secrets
@@ -15,7 +15,7 @@ class Reader:
         # Of its own: the consumer of a reader before it would deliver to the same subject once more.
         self.inbox = f"_INBOX.hookgate.{secrets.token_hex(8)}"
         login = dict(zip(("user", "pass"), who or ()))
-        self.say(f'CONNECT {json.dumps({"verbose": False, "headers": True, **login})}\r\nSUB {self.inbox}.answers 1\r\nSUB {self.inbox}.events 2')
+        self.say(f'CONNECT {json.dumps({"verbose": False, "headers": True, **login})}\r\nSUB {self.inbox}.answers 1')
 
     def say(self, text):
         self.socket.sendall(f"{text}\r\n".encode())
@@ -39,16 +39,17 @@ class Reader:
     def delivered(self):
         """(subscription, where to answer if anywhere, body) of the next message."""
         while True:
-            line = self.lines.readline()
-            if not line.endswith(b"\n"):
-                raise ConnectionError("NATS ended the connection")
-            words = line.decode().split()
+            line = self.lines.readline().decode()
+            if not line.endswith("\n"):
+                raise ConnectionError("the connection to NATS ended")
+            words = line.split()
             if words[0] == "PING":
                 self.say("PONG")
             elif words[0] in ("MSG", "HMSG"):
-                body = self.lines.read(int(words[-1]) + 2)
-                if not body.endswith(b"\r\n"):
-                    raise ConnectionError("NATS ended the connection")
+                size = int(words[-1]) + 2
+                body = self.lines.read(size)
+                if len(body) < size:
+                    raise ConnectionError("the connection to NATS ended in a message")
                 body = body[:-2]
                 headers = words[0] == "HMSG"
                 reply = words[3] if len(words) == (6 if headers else 5) else None
@@ -56,14 +57,14 @@ class Reader:
             elif words[0] == "-ERR":
                 raise RuntimeError(" ".join(words))
 
-    def events(self, stream):
-        """The bodies of all messages that the stream holds now."""
-        held = self.ask(f"$JS.API.STREAM.INFO.{stream}", {})["state"]["messages"]
-        if not held:
-            return []
-        consumer = {"deliver_subject": f"{self.inbox}.events", "ack_policy": "none", "deliver_policy": "all", "mem_storage": True,
-                    "num_replicas": 1, "inactive_threshold": 30_000_000_000}
-        self.ask(f"$JS.API.CONSUMER.CREATE.{stream}", {"stream_name": stream, "config": consumer})
+    def events(self, stream, since=None):
+        """The bodies of all messages that the stream holds now, or of those since a time (RFC 3339)."""
+        start = {"deliver_policy": "by_start_time", "opt_start_time": since} if since else {"deliver_policy": "all"}
+        consumer = {"deliver_subject": f"{self.inbox}.events", "ack_policy": "none", "mem_storage": True, "num_replicas": 1,
+                    "inactive_threshold": 30_000_000_000, **start}
+        held = self.ask(f"$JS.API.CONSUMER.CREATE.{stream}", {"stream_name": stream, "config": consumer})["num_pending"]
+        # Not before: what is delivered while the answer is awaited would be passed over.
+        self.say(f"SUB {self.inbox}.events 2")
         found = []
         while len(found) < held:
             subscription, body = self.message()

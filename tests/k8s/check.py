@@ -7,6 +7,8 @@ import shutil
 import sys
 from pathlib import Path
 
+import yaml
+
 import chart
 import rules
 import rules_components
@@ -138,6 +140,8 @@ def main():
         print(f"manifests: strict schemas of Kubernetes {', '.join(schemas.VERSIONS)}, and what schemas don't see")
         base = render(asked.kubectl, ROOT / "k8s/base")
         report.line("base", [problem for document in base for problem in schemas.problems(document)])
+        consumer = list(yaml.safe_load_all((ROOT / "examples/consumer.yaml").read_text()))
+        report.line("examples/consumer.yaml", [problem for document in consumer for problem in schemas.problems(document)])
         for place in places(asked.kubectl, asked.scratch):
             rendered[place.name] = place
             report.line(f"{place.name}: {len(place.documents)} objects", problems(place, hookgate))
