@@ -5,7 +5,7 @@ import time
 from contextlib import ExitStack, contextmanager
 
 from cluster import (
-    NAMESPACE, PENDING, asked, configurations, eventually, here, in_place, named, pods, progress, ready, redis, waited, without,
+    NAMESPACE, PENDING, asked, configurations, eventually, in_place, named, pods, progress, ready, redis, waited, without,
 )
 from worker import Worker, changed, deleted, made
 from monitoring import COMPONENTS, JOB, MONITORING, SCRAPED_EVERY, groups, look_at_crm, monitored

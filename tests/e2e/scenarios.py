@@ -6,6 +6,7 @@ import os
 import shlex
 import time
 from base64 import b64encode
+from contextlib import contextmanager
 from shutil import which
 
 from alerts import alerts
