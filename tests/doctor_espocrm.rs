@@ -178,6 +178,18 @@ async fn metrics_go_to_a_pushgateway() {
 }
 
 #[tokio::test]
+async fn a_crm_and_a_pushgateway_that_are_both_away_are_both_named() {
+    let scene = Scene::start().await;
+    let [crm, gateway] = [(); 2].map(|()| {
+        let nobody = std::net::TcpListener::bind("127.0.0.1:0").expect("a port is free").local_addr();
+        format!("http://{}", nobody.expect("it has one"))
+    });
+    let login = scene.crm.as_admin(scene.folder.path()).replace(&scene.crm.url(), &crm);
+    let said = scene.doctor(&login, &scene.route(CREATE, &[]), &["--metrics", "--push-to", &gateway]).await.bad();
+    assert!(said.contains(&crm) && said.contains(&gateway), "{said}");
+}
+
+#[tokio::test]
 async fn what_the_version_of_the_crm_does_is_said() {
     let scene = Scene::start().await;
     let id = scene.crm.state().add_webhook(UPDATE, "http://localhost:3000/vmh/webhook/beteiligte/update", true, false);

@@ -76,15 +76,16 @@ fn espocrm(arguments: &DoctorArguments, settings: &Settings, output: Output) -> 
     if !arguments.metrics {
         return report(&findings, arguments.strict, output);
     }
+    // Before the gateway is asked: it may be away as well.
+    let failures: Vec<_> = findings.iter().filter(|finding| finding.level == Level::Failure).collect();
+    for finding in &failures {
+        tell(&format!("hookgate: {}: {}", finding.what, finding.text));
+    }
     match &arguments.push_to {
         Some(gateway) => store::block_on(push(gateway, settings, format!("{}\n", numbers.prometheus())))?,
         None => {
             print(&numbers.prometheus());
         }
-    }
-    let failures: Vec<_> = findings.iter().filter(|finding| finding.level == Level::Failure).collect();
-    for finding in &failures {
-        tell(&format!("hookgate: {}: {}", finding.what, finding.text));
     }
     Ok(if failures.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

@@ -4,6 +4,7 @@ import http.client
 import json
 import os
 import re
+import select
 import shlex
 import subprocess
 import time
@@ -25,8 +26,11 @@ WAY, GATE = os.environ.get("E2E_WAY", "overlay"), os.environ.get("E2E_GATE", "en
 OPERATOR = ("hookgate-operator", f"o{token_hex(16)}") if WAY == "production" else None
 
 
-def run(*command, check=True, input="", **more):
+def run(*command, check=True, said=False, input="", **more):
+    """What a command prints; with `said` also what it complains of, whether it fails or not."""
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, input=input, timeout=600, **more)
+    if said:
+        return f"{done.stdout}{done.stderr}".strip()
     if check and done.returncode != 0:
         raise SystemExit(f"{shlex.join(map(str, command))}: {done.stderr.strip() or done.stdout.strip()}")
     return done.stdout.strip()
@@ -148,12 +152,16 @@ def signal(pod, name, program="hookgate"):
 
 
 @contextmanager
-def forwarded(pod, port):
+def forwarded(pod, port, namespace=NAMESPACE):
     process = subprocess.Popen(
-        ["kubectl", "-n", NAMESPACE, "port-forward", pod, f":{port}"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        ["kubectl", "-n", namespace, "port-forward", pod, f":{port}"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     )
     try:
-        yield int(re.search(r"127\.0\.0\.1:(\d+)", process.stdout.readline()).group(1))
+        # It waits for ever for an API server that has gone.
+        said = process.stdout.readline() if select.select([process.stdout], [], [], 30)[0] else ""
+        if not (found := re.search(r"127\.0\.0\.1:(\d+)", said)):
+            raise ConnectionError(f"port {port} of {pod} is not forwarded")
+        yield int(found.group(1))
     finally:
         process.terminate()
         process.wait()
@@ -212,3 +220,24 @@ def published(since=None):
         except OSError:
             if last:
                 raise
+
+
+@contextmanager
+def without(what, *where):
+    """Scaled to nothing, and back."""
+    replicas = named(*what, *where)["spec"]["replicas"]
+    labels = named(*what, *where)["spec"]["selector"]["matchLabels"]
+    selector = ",".join(f"{key}={value}" for key, value in labels.items())
+    scale = (*where, "scale", "/".join(what))
+    kubectl(*scale, "--replicas=0")
+    try:
+        eventually(f"{what[1]} is gone", lambda: not objects(*where, "pods", "-l", selector))
+        yield
+    finally:
+        kubectl(*scale, f"--replicas={replicas}")
+        kubectl(*where, "rollout", "status", "/".join(what), "--timeout=120s")
+
+
+def waited(seconds):
+    until = time.monotonic() + seconds
+    eventually(f"{seconds} s have passed", lambda: time.monotonic() > until)

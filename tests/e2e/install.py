@@ -8,6 +8,7 @@ import shutil
 from contextlib import contextmanager
 
 from cluster import GATE, GATEWAY, HOST, NAMESPACE, ROOT, SCRATCH, WAY, eventually, here, kubectl, run
+from monitoring import MONITORING
 from production import SITE, as_written, production
 from stores import kustomization, stores
 
@@ -43,6 +44,15 @@ def load_image():
             run(*shlex.split(command), archive)
 
 
+# The namespace of Prometheus, which is one of ours.
+OUR_MONITORING = f"""patches:
+- target: {{{{kind: NetworkPolicy, name: hookgate}}}}
+  patch: |-
+    - {{{{op: test, path: /spec/ingress/1/from/0/namespaceSelector/matchLabels, value: {{{{kubernetes.io/metadata.name: monitoring}}}}}}}}
+    - {{{{op: replace, path: /spec/ingress/1/from/0/namespaceSelector/matchLabels, value: {{{{kubernetes.io/metadata.name: {MONITORING}}}}}}}}}
+"""
+
+
 def overlay(had):
     """The dev overlay and the ingress's part, unchanged but for the namespace."""
     if GATE == "nginx":
@@ -53,7 +63,7 @@ def overlay(had):
         here("create", "secret", "tls", "hookgate-tls", f"--cert={certificate}", f"--key={key}")
     elif not had:
         kubectl("apply", "-k", ROOT / "k8s/ingress/envoy-gateway/gateway")
-    kubectl("apply", "-k", kustomization("place", f"resources: [{{k8s}}/overlays/dev]\ncomponents: [{{k8s}}/ingress/{GATE}]\n"))
+    kubectl("apply", "-k", kustomization("place", f"resources: [{{k8s}}/overlays/dev]\ncomponents: [{{k8s}}/ingress/{GATE}]\n{OUR_MONITORING}"))
 
 
 def values(had):

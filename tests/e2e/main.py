@@ -19,6 +19,11 @@ What it needs, and says if it is missing: kubectl, a cluster with a default stor
   E2E_NEXT   another image of hookgate, to roll out (default hookgate:next, which E2E_LOAD brings too)
   E2E_CONSUMER_PYTHON, E2E_CONSUMER_NODE, E2E_CONSUMER_RUST
              images for the consumers of examples/, as tests/e2e/Containerfile makes them; those without one are left out
+  E2E_PROMETHEUS, E2E_PUSHGATEWAY  images whose entry points are Prometheus (2.42 or later) and its Pushgateway, as
+             prom/prometheus and prom/pushgateway are, and which the nodes have or can pull; the CRM beside them is the
+             nginx of k8s/ingress/nginx. Without them no alert is tried, and no size is measured. E2E_WAY=overlay only
+  E2E_NAMESPACE  where hookgate is installed (default hookgate-e2e). A second run beside another one: with
+             E2E_GATE=nginx, since two routes for one host collide
   E2E_ONLY   parts of scenarios' names, separated by spaces
 
 What is restored from a backup needs `nats` and `redis-cli` in PATH; that and the consumers need the image busybox:1.37 on the nodes.

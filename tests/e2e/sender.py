@@ -41,7 +41,7 @@ class Sender:
     """Workers that send until they are told to stop, and then settle what is queued."""
 
     def __init__(self, targets, host, authority, name, workers=6, large_every=5, large=200_000, pause=PAUSE, version=10):
-        self.targets, self.host, self.name = targets, host, name
+        self.targets, self.host, self.authority, self.name = targets, host, authority, name
         self.large_every, self.large, self.pause = large_every, large, pause
         self.broken = "final" if version >= 10 else "again"
         self.tls = ssl.create_default_context(cadata=authority)
@@ -49,7 +49,7 @@ class Sender:
         self.key = None
         self.sent, self.lock = Sent(), threading.Lock()
         self.numbers, self.turns = itertools.count(), itertools.count()
-        self.stopping = threading.Event()
+        self.stopping, self.resting = threading.Event(), threading.Event()
         self.workers = [threading.Thread(target=self.work, daemon=True) for _ in range(workers)]
         for worker in self.workers:
             worker.start()
@@ -63,6 +63,8 @@ class Sender:
     def work(self):
         waiting = []  # (due, attempts, ids), oldest first
         while True:
+            while self.resting.is_set():
+                time.sleep(0.1)
             if waiting and waiting[0][0] <= time.monotonic():
                 _, attempts, ids = waiting.pop(0)
             elif not self.stopping.is_set() and len(waiting) < 20:

@@ -33,6 +33,11 @@ class Reader:
 
     def message(self):
         """(subscription, body) of the next message."""
+        subscription, _, body = self.delivered()
+        return subscription, body
+
+    def delivered(self):
+        """(subscription, where to answer if anywhere, body) of the next message."""
         while True:
             line = self.lines.readline().decode()
             if not line.endswith("\n"):
@@ -46,7 +51,9 @@ class Reader:
                 if len(body) < size:
                     raise ConnectionError("the connection to NATS ended in a message")
                 body = body[:-2]
-                return words[2], body[int(words[-2]):] if words[0] == "HMSG" else body
+                headers = words[0] == "HMSG"
+                reply = words[3] if len(words) == (6 if headers else 5) else None
+                return words[2], reply, body[int(words[-2]):] if headers else body
             elif words[0] == "-ERR":
                 raise RuntimeError(" ".join(words))
 
