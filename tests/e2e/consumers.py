@@ -94,8 +94,7 @@ def consumed(sender, form, durables):
     names = json.dumps(sorted(set(durables.values())))
     release = "ack" if form == "ack" else "explicit"
     try:
-        # First, for no key of a table may come before it.
-        changed(config, f'routes = [{{flow = "vmh", entity = "beteiligte", action = "create", release = "{release}", consumers = {names}}}]\n{site}')
+        changed(config, f'{route(site)}release = "{release}"\nconsumers = {names}\n')
         for durable in sorted(set(durables.values())):
             hookgate("consumers", "add", durable)
         shelf()
@@ -120,11 +119,20 @@ def consumed(sender, form, durables):
         changed(config, site)
 
 
+def route(site):
+    """It, with the route at its end. Production's has it there already, for the jobs that ask the CRM."""
+    text = site.rstrip() + "\n"
+    return text if "[[routes]]" in text else text + '\n[[routes]]\nflow = "vmh"\nentity = "beteiligte"\naction = "create"\n'
+
+
 def changed(config, site):
     """In place, for all pods."""
     began = {one["in_force_since"] for one in configurations()}
     in_place(config, {"site.toml": site})
-    eventually("the routes are in force everywhere", lambda: not began & {one["in_force_since"] for one in configurations()})
+    try:
+        eventually("the routes are in force everywhere", lambda: not began & {one["in_force_since"] for one in configurations()})
+    except SystemExit as late:
+        raise SystemExit(f"{late}: {[one['problems'] for one in configurations()]}") from None
 
 
 def everywhere(language):
