@@ -52,6 +52,7 @@ if ! compiles; then
     want libc6-dev "the C library's headers and start files, for the same two"
 fi
 have setpriv || want util-linux "setpriv, with which no server outlives the test or demo that started it"
+have prlimit || want util-linux "prlimit, with which a test cuts a server off from the others"
 # The first server that knows WAITAOF, which came with Redis 7.2: the one that is named, or the installed one.
 aof_server() {
     local version

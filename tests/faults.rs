@@ -21,6 +21,7 @@ mod faults {
     pub(crate) mod crm;
     pub(crate) mod disk;
     pub(crate) mod drain_and_disconnect;
+    pub(crate) mod failover;
     pub(crate) mod given_up;
     pub(crate) mod ingress;
     pub(crate) mod jetstream;

@@ -1,7 +1,14 @@
 //! Redis Cluster: three primaries, three Redis replicas, and routes on several of them.
 
+use std::{
+    cell::{Cell, RefCell},
+    collections::BTreeMap,
+    time::Duration,
+};
+
 use crate::support::{
-    Authority, Event, Gate, Holds, NatsServer, PATH, PENDING, RedisCluster, RedisServer, batch, eventually, run,
+    Answer, Authority, Event, Gate, Holds, NatsServer, OUTBOX, PATH, PENDING, RedisCluster, RedisServer, SUBJECT,
+    batch, eventually, run,
 };
 
 /// Pending keys in slots of all three primaries.
@@ -9,6 +16,7 @@ const ROUTES: &str = "[[routes]]\nflow = \"vmh\"\nentity = \"beteiligte\"\nactio
     [[routes]]\nflow = \"vmh\"\nentity = \"beteiligte\"\naction = \"update\"\n\
     [[routes]]\nflow = \"vmh\"\nentity = \"beteiligte\"\naction = \"delete\"\n\
     [[routes]]\nflow = \"vmh\"\nentity = \"aktenzeichen\"\naction = \"create\"\n";
+const ADDRESSES: &str = "{vmh:beteiligte:create_pending}:addresses";
 const PATHS: [&str; 4] =
     [PATH, "/vmh/webhook/beteiligte/update", "/vmh/webhook/beteiligte/delete", "/vmh/webhook/aktenzeichen/create"];
 
@@ -102,6 +110,169 @@ async fn a_slot_that_moves_is_followed() {
     assert_eq!(gate.deliver(batch(["a", "c"])).await.counts(), (1, 2), "a is pending there, too");
     let ids = cluster.nodes[to].pending(PENDING).await;
     assert!(ids.contains("a") && ids.contains("c"), "{ids:?}");
+}
+
+/// What came of webhooks.
+#[derive(Default)]
+struct Sent {
+    accepted: Vec<String>,
+    answers: Vec<Answer>,
+}
+
+/// A route, while the slot of its keys moved under webhooks.
+struct Moved {
+    gate: Gate,
+    cluster: RedisCluster,
+    /// The node that has its keys now.
+    to: usize,
+    sent: Sent,
+    /// How often each id was published.
+    events: BTreeMap<String, usize>,
+}
+
+/// All webhooks name one new id, and one that is pending all the time.
+const KNOWN: &str = "known";
+
+/// Moves the slot of a route key by key. Each webhook is sent until it is taken.
+async fn move_under_webhooks(policy: &str) -> Moved {
+    let (cluster, nats) = tokio::join!(RedisCluster::start(), NatsServer::start());
+    let settings = format!("redis.url = \"{}\"\nnats.url = \"{}\"\n{policy}{ROUTES}", cluster.url(), nats.url());
+    let gate = Gate::start(&settings, "").await;
+    gate.wait_ready().await;
+    assert_eq!(gate.post(batch([KNOWN])).await.counts(), (1, 1));
+    let (slot, from) = (cluster.slot(PENDING).await, cluster.owner(PENDING).await);
+    let to = (from + 1) % 3;
+
+    let (sent, moved) = (RefCell::new(Sent::default()), Cell::new(false));
+    let sending = async {
+        for number in 0.. {
+            let id = format!("id-{number}");
+            loop {
+                let answer = gate.post(batch([id.as_str(), KNOWN])).await;
+                let taken = answer.status == 200;
+                sent.borrow_mut().answers.push(answer);
+                if taken {
+                    break;
+                }
+            }
+            sent.borrow_mut().accepted.push(id);
+            if moved.get() {
+                return;
+            }
+        }
+    };
+    let answers = async |count: usize| {
+        let goal = sent.borrow().answers.len() + count;
+        eventually("webhooks are answered", async || (sent.borrow().answers.len() >= goal).then_some(())).await;
+    };
+    let moving = async {
+        answers(3).await;
+        cluster.begin_to_move(slot, from, to).await;
+        answers(2).await;
+        cluster.move_these(&[PENDING], from, to).await;
+        answers(2).await;
+        commands_look(&settings);
+        for new in [1, 0] {
+            assert_eq!(gate.post_to(PATHS[3], batch(["other"])).await.counts(), (new, 1), "other routes are claimed");
+        }
+        cluster.move_these(&[ADDRESSES], from, to).await;
+        answers(2).await;
+        while cluster.move_keys(slot, from, to).await > 0 {}
+        answers(2).await;
+        commands_look(&settings);
+        cluster.end_move(slot, to).await;
+        gate.wait_store("redis", "up").await;
+        answers(2).await;
+        moved.set(true);
+    };
+    tokio::join!(sending, moving);
+
+    assert_eq!(gate.post(batch([KNOWN])).await.counts(), (0, 1), "it is pending there, too");
+    assert_eq!(gate.post(batch(["new"])).await.counts(), (1, 1));
+    cluster.nodes[to].settled(OUTBOX).await;
+    let mut events = BTreeMap::new();
+    for event in nats.events().await.into_iter().filter(|event| event.subject == SUBJECT) {
+        *events.entry(event.entity_id()).or_default() += 1;
+    }
+    let sent = sent.into_inner();
+    for id in &sent.accepted {
+        assert!(events.contains_key(id), "{id} was accepted: {events:?}");
+    }
+    for answer in &sent.answers {
+        assert!([200, 503].contains(&answer.status) && answer.took < Duration::from_secs(2), "{answer:?}");
+    }
+    assert_eq!(gate.log_count("store is unreachable"), 0, "nothing else was wrong");
+    Moved { gate, cluster, to, sent, events }
+}
+
+/// Commands that only look find the keys of a route on two nodes.
+fn commands_look(settings: &str) {
+    let listed = run(settings, &["pending", "list", "--output", "json"]).good();
+    assert!(listed.contains(KNOWN), "{listed}");
+    run(settings, &["pending", "count"]).good();
+    run(settings, &["outbox", "list"]).good();
+    let story = run(settings, &["why", KNOWN, "--route", "vmh/beteiligte/create", "--output", "json"]).rows().remove(0);
+    assert_eq!(story["pending"], true, "{story}");
+}
+
+#[tokio::test]
+async fn while_a_slot_moves_webhooks_are_refused_and_come_again() {
+    let Moved { gate, cluster, to, sent, events } = move_under_webhooks("redis.on_unavailable = \"reject\"\n").await;
+    assert!(sent.answers.iter().any(|answer| answer.status == 503), "none was refused");
+    for answer in sent.answers.iter().filter(|answer| answer.status == 503) {
+        answer.error();
+    }
+    assert!(events.values().all(|times| *times == 1), "each id has one event: {events:?}");
+    let pending = cluster.nodes[to].pending(PENDING).await;
+    assert!(events.keys().all(|id| pending.contains(id)), "{pending:?}");
+    let line = gate.wait_log("store takes no writes now").await;
+    assert!(line.contains("a slot is moving to another node") && line.contains("TRYAGAIN"), "{line}");
+}
+
+#[tokio::test]
+async fn while_a_slot_moves_events_go_out_without_a_claim_by_default() {
+    let Moved { gate, cluster, to, sent, events } = move_under_webhooks("").await;
+    assert!(sent.answers.iter().all(|answer| answer.status == 200), "all are taken");
+    let status = gate.probe("/v1/status").await.json();
+    let routes = status["routes"].as_array().expect("there are routes");
+    let route = routes.iter().find(|route| route["name"] == "vmh/beteiligte/create").expect("it is served");
+    let items = &route["items"];
+    let count = |result: &str| items[result].as_u64().and_then(|count| usize::try_from(count).ok()).expect("a count");
+    // A webhook that was not claimed published both of its ids, and nothing else was published twice.
+    let (new, undeduplicated) = (count("new"), count("undeduplicated"));
+    assert!(undeduplicated >= 2 && undeduplicated.is_multiple_of(2), "{items}");
+    assert_eq!(events.values().sum::<usize>(), new + undeduplicated, "{items} {events:?}");
+    assert_eq!(events[KNOWN], 1 + undeduplicated / 2, "{items} {events:?}");
+    assert!(events.iter().all(|(id, times)| id == KNOWN || *times == 1), "{events:?}");
+    assert_eq!(cluster.nodes[to].pending(PENDING).await.len(), new, "what was not claimed is not pending");
+    gate.wait_log("published without deduplication").await;
+}
+
+#[tokio::test]
+async fn dead_letters_are_kept_where_their_slot_went() {
+    const LETTERS: &str = "hookgate:dead_letters";
+    let (cluster, nats) = tokio::join!(RedisCluster::start(), NatsServer::start());
+    let settings = format!("redis.url = \"{}\"\nnats.url = \"{}\"\n", cluster.url(), nats.url());
+    let gate = Gate::start(&settings, "").await;
+    gate.wait_ready().await;
+    let kept = async |count: usize| {
+        eventually(&format!("{count} bad items are kept"), async || {
+            let letters = run(&settings, &["dead-letters", "list", "--output", "json"]).rows();
+            (letters.len() == count).then_some(())
+        })
+        .await;
+    };
+    let bad = "[{\"x\":1}]";
+    gate.post(bad).await.counts();
+    kept(1).await;
+    let (slot, from) = (cluster.slot(LETTERS).await, cluster.owner(LETTERS).await);
+    let to = (from + 1) % 3;
+    cluster.move_slot(slot, from, to).await;
+    gate.post(bad).await.counts();
+    kept(2).await;
+    cluster.promote(to + 3).await;
+    gate.post(bad).await.counts();
+    kept(3).await;
 }
 
 #[tokio::test]

@@ -92,10 +92,10 @@ async fn main() -> anyhow::Result<()> {
     let durable = setting("CONSUMER", "case-sync");
     // What is in hand is finished first. As the first process of a container it would not hear the signal else.
     let mut told_to_leave = signal(SignalKind::terminate())?;
-    tokio::spawn(async move {
+    let leave = async {
         told_to_leave.recv().await;
         LEAVING.store(true, Relaxed);
-    });
+    };
     let mut options = ConnectOptions::new().retry_on_initial_connect().custom_inbox_prefix(format!("_INBOX.{durable}"));
     // The user and its password, which is in a file, where NATS asks for one.
     let user = setting("NATS_USER", "");
@@ -104,12 +104,15 @@ async fn main() -> anyhow::Result<()> {
         options = options.user_and_password(user, password.trim().to_owned());
     }
     let stream = jetstream::new(options.connect(setting("NATS_URL", "nats://127.0.0.1:4222")).await?);
-    while !LEAVING.load(Relaxed) {
-        // No such consumer yet, or NATS is away.
-        if let Err(error) = consume(&stream, &durable).await {
-            println!("consume {durable}: {error:#}");
-            sleep(Duration::from_secs(1)).await;
+    let work = async {
+        while !LEAVING.load(Relaxed) {
+            // No such consumer yet, or NATS is away.
+            if let Err(error) = consume(&stream, &durable).await {
+                println!("consume {durable}: {error:#}");
+                sleep(Duration::from_secs(1)).await;
+            }
         }
-    }
+    };
+    tokio::join!(work, leave);
     Ok(())
 }

@@ -129,7 +129,7 @@ pub enum StoreError {
     /// The store did not answer. What was asked may have been carried out.
     #[error("the pending store did not answer: {0}")]
     Unknown(String),
-    /// The store takes no writes now, which passes: it is full, or can't save or replicate.
+    /// The store takes no writes now, which passes: it is full, can't save or replicate, or a slot is moving.
     #[error("the pending store takes no writes now: {0}")]
     NoWrites(String),
     /// The store answered with an error.

@@ -63,7 +63,11 @@ pub(super) fn check_in_cluster(
         let (claiming, names, records) = (Arc::clone(&claiming), Arc::clone(&names), Arc::clone(&records));
         async move {
             let route = &claiming.route;
-            let mut refusal = check_route(connection.clone(), route).await?;
+            let refusal = check_route(connection.clone(), route).await?;
+            if !refusal.is_empty() {
+                // The rest would be refused, too, and after as long a wait: a link that takes no writes is asked again.
+                return Ok(Some(refusal));
+            }
             let (first, to) = if records.are_written(route) {
                 (None, None)
             } else {
@@ -78,12 +82,9 @@ pub(super) fn check_in_cluster(
             };
             let writes = to.is_some();
             let record = Record { first: first.as_deref(), to };
-            let claim = check_claim(connection.clone(), &names, &claiming, record, options).await?;
-            if writes && claim.is_empty() {
+            let refusal = check_claim(connection.clone(), &names, &claiming, record, options).await?;
+            if writes && refusal.is_empty() {
                 records.written(route);
-            }
-            if refusal.is_empty() {
-                refusal = claim;
             }
             check_durability(&mut connection, options).await?;
             Ok(Some(refusal).filter(|refusal| !refusal.is_empty()))
@@ -176,7 +177,7 @@ async fn check_route(mut connection: Connection, route: &Route) -> Result<String
     };
     match unless_of_another_kind(route, PROBE.call::<String>(&mut connection, probe).await) {
         // A slot is moving; other refusals are what the script answers.
-        Err(error) if error.code() == Some("TRYAGAIN") => Ok(words(&error)),
+        Err(error) if error.code() == Some("TRYAGAIN") => Ok(format!("route {route}: {}", words(&error))),
         checked => checked,
     }
 }

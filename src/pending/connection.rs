@@ -45,6 +45,17 @@ impl Connection {
         self.last.as_mut().unwrap_or(&mut self.node)
     }
 
+    /// Each command of a pipeline goes where its key is: those of one slot move one by one.
+    async fn send_all(&mut self, pipeline: &Pipeline, moving: &Moving) -> Result<Vec<Value>, RedisError> {
+        let mut answers = self.node.send_packed_commands(pipeline, 0, pipeline.len()).await?;
+        for (command, answer) in pipeline.cmd_iter().zip(&mut answers) {
+            if matches!(answer, Value::ServerError(error) if error.kind() == Some(ServerErrorKind::Ask)) {
+                *answer = self.send(command, moving).await?;
+            }
+        }
+        Ok(answers)
+    }
+
     async fn send(&mut self, command: &Cmd, moving: &Moving) -> Result<Value, RedisError> {
         // The rest of the time belongs to the answer.
         let until = Instant::now() + moving.timeout / 2;
@@ -119,14 +130,17 @@ impl ConnectionLike for Connection {
         }
     }
 
-    /// Follows no slot: what is asked in pipelines can be asked again later.
     fn req_packed_commands<'a>(
         &'a mut self,
         pipeline: &'a Pipeline,
         offset: usize,
         count: usize,
     ) -> RedisFuture<'a, Vec<Value>> {
-        self.node.req_packed_commands(pipeline, offset, count)
+        match self.moving.clone() {
+            // A transaction of which one key has moved is refused as a whole.
+            Some(moving) if !pipeline.is_transaction() => async move { self.send_all(pipeline, &moving).await }.boxed(),
+            _ => self.node.req_packed_commands(pipeline, offset, count),
+        }
     }
 
     fn get_db(&self) -> i64 {

@@ -188,9 +188,13 @@ pub(super) fn takes_no_writes(error: &RedisError) -> bool {
 
 /// How Redis is while it refuses writes, with its words.
 pub(super) fn no_writes(refusal: impl Display) -> Contact {
-    Contact::NoWrites(format!(
-        "{refusal}; Redis is there and refuses claims until that is over; the outbox is published meanwhile"
-    ))
+    let refusal = refusal.to_string();
+    let why = if refusal.contains("TRYAGAIN") {
+        "a slot is moving to another node of the cluster, and claims of its routes are refused until that is over"
+    } else {
+        "Redis is there and refuses claims until that is over"
+    };
+    Contact::NoWrites(format!("{refusal}; {why}; the outbox is published meanwhile"))
 }
 
 /// Whether another connection may do better: this one is broken, or what is behind it is not, or no longer,

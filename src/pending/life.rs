@@ -340,7 +340,7 @@ impl LifeStore for Redis {
         async move {
             let text = write_scan_result(result);
             self.ask(route.pending_key(), Operation::Life, async |link| {
-                redis::cmd("SET").arg(scan_key(route)).arg(text).query_async(link).await
+                redis::cmd("SET").arg(scan_key(route)).arg(&text).query_async(link).await
             })
             .await
         }

@@ -28,7 +28,7 @@ use super::{
     access::{Access, AccessError, Found, Node},
     cluster::Nodes,
     connection::{Connection, Moving},
-    diagnosis::{Asked, no_writes, takes_no_writes, words},
+    diagnosis::{Asked, is_elsewhere, no_writes, takes_no_writes, words},
 };
 use crate::{
     readiness::{Contact, Reporter},
@@ -382,6 +382,8 @@ impl Keeper {
                 Ok(())
             }
             Ok(Err(error)) if error.is_io_error() && !error.is_timeout() => Err(None),
+            // The slot that moved has arrived.
+            Ok(Err(error)) if is_elsewhere(&error) => Err(None),
             Ok(Err(error)) => Err(Some(asked.diagnose(&error))),
             Err(_elapsed) => Err(Some(asked.silent(self.timeout))),
         }

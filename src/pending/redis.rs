@@ -306,7 +306,7 @@ impl Redis {
         &self,
         key: &str,
         operation: Operation,
-        exchange: impl AsyncFnOnce(&mut Connection) -> Result<T, RedisError>,
+        exchange: impl AsyncFnOnce(&mut Connection) -> Result<T, RedisError> + Clone,
     ) -> Result<T, StoreError> {
         let link = self.links.of(key);
         let (current, answer) = self.exchange(&link, operation, exchange).await?;
@@ -330,7 +330,7 @@ impl Redis {
         &self,
         key: &str,
         operation: Operation,
-        exchange: impl AsyncFnOnce(&mut Connection) -> Result<T, RedisError>,
+        exchange: impl AsyncFnOnce(&mut Connection) -> Result<T, RedisError> + Clone,
     ) -> Result<T, StoreError> {
         let (_current, answer) = self.exchange(&self.links.of(key), operation, exchange).await?;
         match answer {
@@ -341,12 +341,13 @@ impl Redis {
         }
     }
 
-    /// An exchange on the present connection, timed and within the time-out; what it means is the caller's.
+    /// An exchange on the present connection, timed and within the time-out; what it means is the caller's. Once more on the next
+    /// connection if another node of the cluster has the key now: this one carried nothing out.
     async fn exchange<T>(
         &self,
         link: &Link,
         operation: Operation,
-        exchange: impl AsyncFnOnce(&mut Connection) -> Result<T, RedisError>,
+        exchange: impl AsyncFnOnce(&mut Connection) -> Result<T, RedisError> + Clone,
     ) -> Result<(Current, Result<Result<T, RedisError>, Elapsed>), StoreError> {
         // In a cluster some connections are made when they are needed.
         let timeout = self.options.timeout;
@@ -356,8 +357,17 @@ impl Redis {
             link.current()
         };
         let mut current = current.ok_or_else(|| StoreError::Down(link.problem()))?;
-        let answer = tokio::time::timeout(timeout, exchange(&mut current.connection));
+        let until = Instant::now() + timeout;
+        let answer = timeout_at(until, exchange.clone()(&mut current.connection));
         let answer = self.times.time(operation, answer).await;
+        if matches!(&answer, Ok(Err(error)) if is_elsewhere(error)) {
+            link.report_trouble(&current);
+            if let Ok(Some(mut next)) = timeout_at(until, link.connected_after(&current)).await {
+                let answer = timeout_at(until, exchange(&mut next.connection));
+                let answer = self.times.time(operation, answer).await;
+                return Ok((next, answer));
+            }
+        }
         Ok((current, answer))
     }
 

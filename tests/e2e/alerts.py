@@ -5,7 +5,7 @@ import time
 from contextlib import ExitStack, contextmanager
 
 from cluster import (
-    NAMESPACE, PENDING, asked, configurations, eventually, in_place, named, pods, progress, ready, redis, waited, without,
+    NAMESPACE, PENDING, asked, configmap, configurations, eventually, in_place, named, pods, progress, ready, redis, waited, without,
 )
 from worker import Worker, changed, deleted, made
 from monitoring import COMPONENTS, JOB, MONITORING, SCRAPED_EVERY, groups, look_at_crm, monitored
@@ -88,7 +88,7 @@ def site(base, *, left=True, mistyped=False):
             return "{ " + ", ".join(f"{key} = {toml(one)}" for key, one in value.items()) + " }"
         return "[" + ", ".join(map(toml, value)) + "]" if isinstance(value, list) else json.dumps(value)
 
-    tables = "".join(f"\n[[routes]]\nflow = \"vmh\"\n" + "".join(f"{key} = {toml(value)}\n" for key, value in route.items()) for route in routes)
+    tables = "".join("\n[[routes]]\nflow = \"vmh\"\n" + "".join(f"{key} = {toml(value)}\n" for key, value in route.items()) for route in routes)
     crm = f'\n[espocrm]\nurl = "http://crm-well.{MONITORING}.svc:443"\nuser = "admin"\npassword_file = "/run/secrets/hookgate-espocrm/espocrm-password"\n'
     return f"{base}\n[quarantine]\nmax_entries = 2\n{crm}{tables}" + ("\n[log]\nmistyped = \"info\"\n" if mistyped else "")
 
@@ -213,19 +213,19 @@ def alerts(sender):
     """All of them."""
     all_are_tried()
     began = time.monotonic()
-    configmap = next(v["configMap"]["name"] for v in named("deployment", "hookgate")["spec"]["template"]["spec"]["volumes"] if v["name"] == "config")
-    base = named("configmap", configmap)["data"]["site.toml"]
+    config = configmap()
+    base = named("configmap", config)["data"]["site.toml"]
     # What others have left pending: nobody will release it.
     redis("EVAL", "for _, id in ipairs(redis.call('SMEMBERS', KEYS[1])) do if id:sub(1, #ARGV[1]) ~= ARGV[1] then redis.call('SREM', KEYS[1], id) end end",
           "1", PENDING, f"{sender.name}-")
     with ExitStack() as afterwards:
         afterwards.callback(ready)
-        afterwards.callback(in_place, configmap, {"site.toml": base, "secret": None})
+        afterwards.callback(in_place, config, {"site.toml": base, "secret": None})
         # hookgate learns of an acknowledgement if it is sampled.
         for name, route, more in (("releasing", CREATE, {"sample_freq": "100"}), ("unsampled", UPDATE, {})):
             made(name, subject(route), **more)
             afterwards.callback(deleted, name)
-        trial = Trial(afterwards.enter_context(monitored(SHORTER)), configmap, base)
+        trial = Trial(afterwards.enter_context(monitored(SHORTER)), config, base)
         trial.configure("mistyped")
         # Not before: an acknowledgement to which hookgate does not listen yet is a lost one.
         workers = [Worker("releasing", lambda event: "+ACK"),

@@ -179,6 +179,28 @@ def asked(pod, port, method, path, body=None, headers=()):
             connection.close()
 
 
+def configmap():
+    """Its name, which has a hash."""
+    volumes = named("deployment", "hookgate")["spec"]["template"]["spec"]["volumes"]
+    return next(volume["configMap"]["name"] for volume in volumes if volume["name"] == "config")
+
+
+def configurations():
+    """What each pod says of its configuration."""
+    return [json.loads(asked(pod, 9090, "GET", "/v1/status")[1])["configuration"] for pod in pods()]
+
+
+def in_place(configmap, data):
+    """Another content for the files of the running pods, which the kubelet swaps the next time that it looks at them."""
+    here("patch", f"configmap/{configmap}", "--type=merge", "-p", json.dumps({"data": data}))
+    files_are_looked_at()
+
+
+def files_are_looked_at():
+    """By the kubelet, at once: a pod that changed is one that it looks at. Else it does once a minute."""
+    here("annotate", "pods", "-l", "app.kubernetes.io/name=hookgate", f"e2e={time.time()}", "--overwrite")
+
+
 def apply(thing):
     kubectl("apply", "-f", "-", input=json.dumps(thing))
 
@@ -219,19 +241,3 @@ def without(what, *where):
 def waited(seconds):
     until = time.monotonic() + seconds
     eventually(f"{seconds} s have passed", lambda: time.monotonic() > until)
-
-
-def configurations():
-    """What each pod says of its configuration."""
-    return [json.loads(asked(pod, 9090, "GET", "/v1/status")[1])["configuration"] for pod in pods()]
-
-
-def in_place(configmap, data):
-    """Another content for the files of the running pods, which the kubelet swaps the next time that it looks at them."""
-    here("patch", f"configmap/{configmap}", "--type=merge", "-p", json.dumps({"data": data}))
-    files_are_looked_at()
-
-
-def files_are_looked_at():
-    """By the kubelet, at once: a pod that changed is one that it looks at. Else it does once a minute."""
-    here("annotate", "pods", "-l", "app.kubernetes.io/name=hookgate", f"e2e={time.time()}", "--overwrite")

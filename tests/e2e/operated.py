@@ -74,7 +74,7 @@ def looked_at(sender):
     as_operator("hookgate consumers list")
     if (shown := as_operator("hookgate tail --last 20").count('"entity_id"')) != 20:
         raise SystemExit(f"hookgate tail --last 20: {shown} events")
-    expect('"entity_id"', as_operator("hookgate tail", "| head -n 1"))
+    expect("Received on", as_operator("hookgate tail", "| head -n 1"))
     as_operator("hookgate outbox relay")
     [counted] = rows(as_operator("hookgate pending count", "--output json"))
     scard = "redis-cli -n 1 SCARD vmh:beteiligte:create_pending"
@@ -91,7 +91,7 @@ def one_id(sender):
     route = "vmh/beteiligte/create"
     expect(seen, as_operator("hookgate tail --id 65f0c1", **{"65f0c1": seen}))
     expect("pending", as_operator("hookgate why 65f0c1", **{"65f0c1": seen}))
-    expect("stream", as_operator("hookgate why ID", ID=seen))
+    expect("in HOOKGATE, stored", as_operator("hookgate why ID", ID=seen))
     expect("vmh", as_operator("hookgate pending list --sort age", "| head -n 20"))
     listed = as_operator("hookgate pending list --route ROUTE --sort age --count 20", "--output json", ROUTE=route)
     if len(rows(listed)) != 20:
@@ -113,7 +113,7 @@ def rejected_item(sender):
         raise SystemExit("a batch with an item without an id has to be answered 200")
     letters = eventually("the letter is there", lambda: rows(as_operator("hookgate dead-letters list", "--output json")), within=30)
     expect("null", follow(f"hookgate dead-letters show {letters[0]['entry']}"))
-    as_operator("hookgate dead-letters replay --reason gave_up", "--yes")
+    as_operator("hookgate dead-letters replay --reason gave_up")
 
 
 def nothing_odd():
@@ -175,7 +175,7 @@ def edited_streams(sender):
     progress(sender, 100)
     expect("HOOKGATE", as_operator("nats stream info HOOKGATE"))
     expect("30d", as_operator("nats stream edit HOOKGATE --max-age 30d", "--force"))
-    follow("hookgate consumers add edited --filter 'vmh.>'")
+    follow("hookgate consumers add edited --route vmh/beteiligte/create")
     expect("100", as_operator("nats consumer edit HOOKGATE NAME --sample 100", "--force", NAME="edited"))
     expect("edited", as_operator("nats consumer info", "HOOKGATE edited"))
     follow("nats consumer rm HOOKGATE edited --force")

@@ -12,8 +12,8 @@ from shutil import which
 from alerts import alerts
 from backup import NEEDED, redis_restored, stream_restored
 from cluster import (
-    GATE, GATEWAY, NAMESPACE, NODE, ROOT, WAY, apply, asked, configurations, eventually, files_are_looked_at, here, in_place, is_ready,
-    kubectl, named, objects, pods, progress, ready, restarts, run, signal, started_again, status, waited, without,
+    GATE, GATEWAY, NAMESPACE, NODE, ROOT, WAY, apply, asked, configmap, configurations, eventually, files_are_looked_at, here, in_place,
+    is_ready, kubectl, named, objects, pods, progress, ready, restarts, run, signal, started_again, status, waited, without,
 )
 from consumers import IMAGES, consumers_acknowledge, consumers_release, emptied
 from install import NEXT, helm, webhook_of_helm_test
@@ -190,7 +190,7 @@ def gateway_killed(sender):
 
 def changed_configuration(sender):
     """In place: a good one, a bad one, which every pod refuses and goes on, and the old one. Then by another ConfigMap."""
-    name = next(v["configMap"]["name"] for v in named("deployment", "hookgate")["spec"]["template"]["spec"]["volumes"] if v["name"] == "config")
+    name = configmap()
     site = named("configmap", name)["data"]["site.toml"]
     same = {pod["metadata"]["uid"] for pod in pods()}
     began = [one["in_force_since"] for one in configurations()]

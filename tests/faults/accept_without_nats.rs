@@ -4,7 +4,7 @@
 use std::mem;
 
 use super::{
-    crm::{Crm, PATIENT},
+    crm::PATIENT,
     disk::Disk,
     redis::{follow, refusals, tell},
     rig::{Bounds, Report, Rig},
@@ -30,19 +30,11 @@ async fn accept_without_nats() -> Report {
     for _ in 0..2 {
         rig.progress(&crm, 300).await;
         rig.world.nats.kill();
-        on_the_outbox_alone(&rig, &crm, 320).await;
+        rig.on_the_outbox_alone(&crm, 320).await;
         rig.world.nats.start_again().await;
     }
     rig.progress(&crm, 300).await;
     rig.verdict(crm, Bounds::default()).await
-}
-
-/// Waits until so many ids more were accepted, beyond those whose answers were on their way.
-async fn on_the_outbox_alone(rig: &Rig, crm: &Crm, ids: usize) {
-    for gate in &rig.gates {
-        gate.wait_store("nats", "unreachable").await;
-    }
-    rig.progress(crm, PATIENT.workers * PATIENT.batch + ids).await;
 }
 
 /// What a replica has confirmed survives the primary, with NATS down the whole time; what no replica
@@ -57,7 +49,7 @@ async fn accept_with_replica_durability() -> Report {
     let crm = rig.load(PATIENT);
     rig.progress(&crm, 300).await;
     rig.world.nats.kill();
-    on_the_outbox_alone(&rig, &crm, 320).await;
+    rig.on_the_outbox_alone(&crm, 320).await;
     rig.world.redis.kill();
     refusals(&crm, 20).await;
     tell(&replica, &["REPLICAOF", "NO", "ONE"]).await;
@@ -96,7 +88,7 @@ async fn accept_with_aof_durability() -> Report {
     for _ in 0..2 {
         rig.progress(&crm, 300).await;
         rig.world.nats.kill();
-        on_the_outbox_alone(&rig, &crm, 160).await;
+        rig.on_the_outbox_alone(&crm, 160).await;
         disk.hang(true);
         // Without a sync for longer than an answer may take: what is answered 200 now would be lost.
         let answers = || crm.answered(200) + crm.answered(503);

@@ -124,38 +124,32 @@ impl Cluster {
     }
 }
 
-/// The others elect a new one; the old one comes back with what it had.
-async fn cluster_leader_killed() -> Report {
+/// The stream's leader goes away three times; the others elect a new one.
+async fn without_leaders(leave: impl Fn(&mut NatsServer), come_back: impl AsyncFn(&mut NatsServer)) -> Report {
     let mut cluster = Cluster::start(3).await;
     let crm = cluster.rig.load(Load::default());
     for _ in 0..3 {
         cluster.rig.progress(&crm, 200).await;
         let leader = cluster.leader().await;
-        cluster.server(leader).kill();
+        leave(cluster.server(leader));
         // Without it.
         cluster.rig.progress(&crm, 200).await;
-        cluster.server(leader).start_again().await;
+        come_back(cluster.server(leader)).await;
     }
     cluster.rig.progress(&crm, 200).await;
     cluster.verdict(crm).await
 }
 
-/// The same, but the old one keeps all its connections open, and goes on where it was: what it takes then is not to count. On
-/// nats-server 2.9.10 it does, in most runs: a copy of the stream then lacks events that were acknowledged.
+/// The old one comes back with what it had.
+async fn cluster_leader_killed() -> Report {
+    without_leaders(NatsServer::kill, NatsServer::start_again).await
+}
+
+/// The old one keeps all its connections open, and goes on where it was: what it takes then is not to count. On nats-server
+/// 2.9.10 it does, in most runs: a copy of the stream then lacks events that were acknowledged.
 async fn cluster_leader_frozen() -> Report {
     recent_servers();
-    let mut cluster = Cluster::start(3).await;
-    let crm = cluster.rig.load(Load::default());
-    for _ in 0..3 {
-        cluster.rig.progress(&crm, 200).await;
-        let leader = cluster.leader().await;
-        cluster.server(leader).freeze();
-        // Without it.
-        cluster.rig.progress(&crm, 200).await;
-        cluster.server(leader).thaw();
-    }
-    cluster.rig.progress(&crm, 200).await;
-    cluster.verdict(crm).await
+    without_leaders(|server| server.freeze(), async |server: &mut NatsServer| server.thaw()).await
 }
 
 /// hookgate knows one server by its configuration, and is connected to that; it moves to one that it has only

@@ -1,9 +1,8 @@
 //! The configuration is read again and again, while NATS fails and replicas come and go.
 
-use std::time::Duration;
-
 use super::{
     crm::Load,
+    redis::refusals,
     rig::{Bounds, Report, Rig, demand, demand_good_end},
 };
 use crate::{Scenario, scenario, support::eventually};
@@ -14,9 +13,6 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
 }
 
 const ROUTE: &str = "[[routes]]\nflow = \"vmh\"\nentity = \"beteiligte\"\naction = \"create\"\n";
-
-/// How long NATS is away, beyond a reload: longer than a request tries.
-const FAULT: Duration = Duration::from_secs(4);
 
 /// Each reload changes limits, and adds or removes a route; the route of the load changes its consumers, and with them its tasks.
 async fn reloads_while_nats_fails() -> Report {
@@ -59,7 +55,8 @@ async fn reloads_while_nats_fails() -> Report {
             .await;
         }
         if matches!(number % 6, 1 | 3) {
-            tokio::time::sleep(FAULT).await;
+            // Longer than a request tries: each sender has been refused.
+            refusals(&crm, u64::try_from(Load::default().workers).expect("few")).await;
         } else {
             rig.progress(&crm, 100).await;
         }

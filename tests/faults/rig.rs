@@ -12,7 +12,7 @@ use redis::AsyncTypedCommands;
 use tokio::task::JoinSet;
 
 use super::{
-    crm::{Crm, Load, Sent},
+    crm::{Crm, Load, PATIENT, Sent},
     judge::{History, IN_TIME, Span, Violation, Webhook, WhilePending},
     oracle::Oracle,
 };
@@ -244,6 +244,25 @@ impl Rig {
     pub(crate) async fn progress(&self, crm: &Crm, ids: usize) {
         let goal = crm.accepted() + ids;
         eventually(&format!("{ids} more ids are accepted"), async || (crm.accepted() >= goal).then_some(())).await;
+    }
+
+    /// Waits until NATS is known to be away and so many ids more were accepted, beyond those whose answers were on their way.
+    pub(crate) async fn on_the_outbox_alone(&self, crm: &Crm, ids: usize) {
+        for gate in &self.gates {
+            gate.wait_store("nats", "unreachable").await;
+        }
+        self.progress(crm, PATIENT.workers * PATIENT.batch + ids).await;
+    }
+
+    /// Ids that were published without a claim so far.
+    pub(crate) async fn undeduplicated(&self) -> usize {
+        let mut all = 0;
+        for gate in &self.gates {
+            let status = gate.probe("/v1/status").await.json();
+            let routes = status["routes"].as_array().expect("there are routes").iter();
+            all += routes.filter_map(|route| route["items"]["undeduplicated"].as_u64()).sum::<u64>();
+        }
+        usize::try_from(all).expect("few")
     }
 
     /// Ends the load, waits for the relay, and compares what was accepted with what is in the stream.

@@ -5,6 +5,7 @@ use std::{
     ffi::OsString,
     fs::File,
     path::Path,
+    process::Command,
     process::Stdio,
     time::Duration,
 };
@@ -98,6 +99,8 @@ impl RedisServer {
         let mut arguments: Vec<OsString> = vec!["--cluster-enabled".into(), "yes".into()];
         arguments.extend(["--cluster-port".into(), bus.number.to_string().into()]);
         arguments.extend(["--cluster-node-timeout".into(), patience.as_millis().to_string().into()]);
+        // To cut its links to the others.
+        arguments.extend(["--enable-debug-command".into(), "local".into()]);
         // A slow machine must not keep a replica from being promoted.
         arguments.extend(["--cluster-replica-validity-factor".into(), "0".into()]);
         Self::start_as(Mode { arguments, bus: Some(bus), database: 0, ..Mode::usual() }).await
@@ -173,6 +176,19 @@ impl RedisServer {
 
     pub(crate) fn freeze(&self) {
         self.process.freeze();
+    }
+
+    /// Sets how many files and sockets it may have open, and says how many it was. Those that are open stay.
+    pub(crate) fn limit_sockets(&self, most: &str) -> String {
+        let prlimit = |arguments: &[&str]| {
+            let run = Command::new("prlimit").arg(format!("--pid={}", self.process.id())).args(arguments).output();
+            let run = run.unwrap_or_else(|error| panic!("prlimit can't be run (Debian: util-linux): {error}"));
+            assert!(run.status.success(), "prlimit {arguments:?}: {}", String::from_utf8_lossy(&run.stderr));
+            String::from_utf8_lossy(&run.stdout).trim().to_owned()
+        };
+        let before = prlimit(&["--nofile", "--output=SOFT", "--noheadings", "--raw"]);
+        prlimit(&[&format!("--nofile={}:", most.trim_end_matches(':'))]);
+        before
     }
 
     pub(crate) fn thaw(&self) {
@@ -299,6 +315,8 @@ fn launch(data: &TempDir, port: u16, mode: &Mode) -> Process {
             std::fs::write(&file, users).expect("the folder is ours");
             command.arg("--aclfile").arg(file);
         }
-        command.stdin(Stdio::null()).stdout(log).stderr(Stdio::null());
+        // An option that it does not know is said on the other pipe.
+        let errors = log.try_clone().expect("a file can be shared");
+        command.stdin(Stdio::null()).stdout(log).stderr(errors);
     })
 }

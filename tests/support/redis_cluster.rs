@@ -15,6 +15,13 @@ pub(crate) struct RedisCluster {
     pub(crate) nodes: Vec<RedisServer>,
 }
 
+/// A node that is cut off, seen from its side.
+pub(crate) struct Cut {
+    inside: redis::aio::MultiplexedConnection,
+    /// How many files it could open before.
+    before: String,
+}
+
 impl RedisCluster {
     /// All slots have a primary, and each primary a replica that follows.
     pub(crate) async fn start() -> Self {
@@ -110,6 +117,35 @@ impl RedisCluster {
         panic!("the replica did not take over");
     }
 
+    /// Cuts a node off from the others, but not from who is connected to it: it can open no sockets any more, and its links go.
+    pub(crate) async fn cut_off(&self, place: usize) -> Cut {
+        let node = &self.nodes[place];
+        let mut inside = node.connection().await;
+        let mut links = Vec::new();
+        for other in (0..self.nodes.len()).filter(|other| *other != place) {
+            links.push(self.id(other).await);
+        }
+        let before = node.limit_sockets("3");
+        for id in links {
+            let kill = redis::cmd("DEBUG").arg(&["CLUSTERLINK", "KILL", "ALL", &id]).exec_async(&mut inside).await;
+            kill.expect("the tests may");
+        }
+        let kill = redis::cmd("CLIENT").arg(&["KILL", "TYPE", "replica"]).exec_async(&mut inside).await;
+        kill.expect("the tests may");
+        Cut { inside, before }
+    }
+
+    /// What the node that is cut off says of the cluster.
+    pub(crate) async fn works(&self, cut: &mut Cut) -> bool {
+        let info = redis::cmd("CLUSTER").arg("INFO").query_async::<String>(&mut cut.inside).await;
+        info.expect("it answers").contains("cluster_state:ok")
+    }
+
+    /// Its cut ends.
+    pub(crate) fn heal(&self, place: usize, cut: &Cut) {
+        self.nodes[place].limit_sockets(&cut.before);
+    }
+
     /// The slot of a key.
     pub(crate) async fn slot(&self, key: &str) -> u16 {
         say(&self.nodes[0], &["CLUSTER", "KEYSLOT", key]).await
@@ -137,11 +173,23 @@ impl RedisCluster {
         if keys.is_empty() {
             return 0;
         }
+        self.move_these(&keys, from, to).await;
+        keys.len()
+    }
+
+    /// Moves these keys of a slot.
+    pub(crate) async fn move_these(&self, keys: &[impl AsRef<str>], from: usize, to: usize) {
         let port = self.nodes[to].port().to_string();
         let mut words = vec!["MIGRATE", "127.0.0.1", &port, "", "0", "5000", "KEYS"];
-        words.extend(keys.iter().map(String::as_str));
+        words.extend(keys.iter().map(AsRef::as_ref));
         say::<redis::Value>(&self.nodes[from], &words).await;
-        keys.len()
+    }
+
+    /// Moves a slot at once.
+    pub(crate) async fn move_slot(&self, slot: u16, from: usize, to: usize) {
+        self.begin_to_move(slot, from, to).await;
+        while self.move_keys(slot, from, to).await > 0 {}
+        self.end_move(slot, to).await;
     }
 
     /// Tells all that a slot has moved.
