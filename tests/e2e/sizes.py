@@ -10,6 +10,11 @@ from sender import Sender
 LONG = 40  # seconds; what metrics-server says of stores is as old as half of that
 
 
+def shown(usage):
+    """As metrics-server gives it: in billionths of a core, and KiB."""
+    return f"{int(usage['cpu'].rstrip('n')) / 1e6:.0f}m {int(usage['memory'].rstrip('Ki')) / 1024:.0f}MiB"
+
+
 def line(what, prometheus, accepted):
     """The most of any pod."""
     def most(query):
@@ -18,8 +23,8 @@ def line(what, prometheus, accepted):
     cpu = most(f'rate(process_cpu_seconds_total{{job="{JOB}"}}[{LONG - 5}s])')
     memory = most(f'max_over_time(process_resident_memory_bytes{{job="{JOB}"}}[{LONG - 5}s])')
     top = json.loads(kubectl("get", "--raw", f"/apis/metrics.k8s.io/v1beta1/namespaces/{NAMESPACE}/pods"))["items"]
-    stores = ", ".join(f"{pod['metadata']['name']} {container['usage']['cpu']} {container['usage']['memory']}"
-                       for pod in top for container in pod["containers"] if pod["metadata"]["name"] in ("redis-0", "nats-0"))
+    stores = ", ".join(f"{pod['metadata']['name']} {shown(container['usage'])}" for pod in top for container in pod["containers"]
+                       if pod["metadata"]["name"] in ("redis-0", "nats-0"))
     print(f"    {what:<16} hookgate {1000 * cpu:.0f}m {memory / (1 << 20):.0f}MiB, {stores}, {accepted / LONG:.0f} ids/s", flush=True)
 
 
