@@ -1,10 +1,11 @@
 //! Turns the bytes of a body into the ids of a batch. Knows no HTTP and does no I/O.
 //!
-//! One pass, and nothing is kept of a record but its id: other members are skipped by `serde_json` without
-//! recursion and without allocation, at any depth. A bad item is counted and left out; only a body that
-//! is not JSON, or neither an array nor an object, is refused as a whole.
+//! One pass, and nothing is kept of a record but its id: other members are skipped without recursion and without
+//! allocation, at any depth. A bad item is counted and left out; only a body that is not JSON, or neither an array nor an
+//! object, is refused as a whole.
 
 mod reader;
+mod scan;
 
 use std::{convert::Infallible, fmt, ops::Range};
 

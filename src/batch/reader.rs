@@ -1,4 +1,4 @@
-//! Reads a body: the outermost level by itself, each item by `serde_json`, and of each item only its id.
+//! Reads a body: the outermost level by itself, each item by a quick look or by `serde_json`, and of each item only its id.
 //!
 //! Whatever grows with the body asks for its memory first. The table of ids asks right after it grew: only then is its size
 //! known.
@@ -7,14 +7,17 @@ use std::{
     borrow::Cow,
     fmt,
     hash::{BuildHasher, RandomState},
-    marker::PhantomData,
 };
 
 use hashbrown::HashTable;
 use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
-use super::{Batch, BatchError, MAX_REJECTED_PLACES, Reason, check_id, slice};
+use super::{
+    Batch, BatchError, MAX_REJECTED_PLACES, Reason, check_id,
+    scan::{self, Scanned},
+    slice,
+};
 
 /// Room that the first one of a list takes.
 const MIN_ROOM: usize = 16;
@@ -138,13 +141,11 @@ impl<'a, E, R: FnMut(usize) -> Result<(), E>> Reader<'a, R> {
         }
     }
 
-    /// Reads an object. Names are read as text, for that is cheaper; one that is none (half of a surrogate pair) is
-    /// somebody else's and not an error, so that the object is read once more, with its names as they stand there.
+    /// Reads an object: by a quick look, or where that is not enough, by `serde_json`.
     fn record(&mut self) -> Result<Record<'a>, BatchError> {
-        if let Some(Ok(Plain(record))) = self.next() {
-            return Ok(record);
-        }
-        self.value()
+        let Some(Scanned { id, id_members, end }) = scan::record(self.text, self.at) else { return self.value() };
+        self.at = end;
+        Ok(Record { id: id.map(|id| &self.text[id]), id_members })
     }
 
     /// Reads one value, or says why there is none.
@@ -263,17 +264,17 @@ fn not_json(problem: &str, at: usize) -> BatchError {
     BatchError::NotJson { problem: problem.to_owned(), at }
 }
 
-/// What is kept of an object while it is read: where its `id` stands, and how many there are.
+/// What is kept of an object while it is read: its `id` as it stands there, and how many there are.
 #[derive(Default)]
 struct Record<'a> {
-    id: Option<&'a RawValue>,
+    id: Option<&'a str>,
     id_members: usize,
 }
 
 impl<'a> Record<'a> {
     fn id(&self) -> Result<Cow<'a, str>, Reason> {
         match (self.id, self.id_members) {
-            (Some(id), 1) => read_id(id.get()),
+            (Some(id), 1) => read_id(id),
             (None, _) => Err(Reason::NoId),
             (Some(_), _) => Err(Reason::DuplicateId),
         }
@@ -282,27 +283,13 @@ impl<'a> Record<'a> {
 
 impl<'de> Deserialize<'de> for Record<'de> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_map(RecordVisitor(PhantomData::<RawName>))
+        deserializer.deserialize_map(RecordVisitor)
     }
 }
 
-/// An object whose names are text.
-struct Plain<'a>(Record<'a>);
+struct RecordVisitor;
 
-impl<'de> Deserialize<'de> for Plain<'de> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_map(RecordVisitor(PhantomData::<PlainName>)).map(Plain)
-    }
-}
-
-/// The name of a member: whether it is `id`.
-trait Name<'de>: Deserialize<'de> {
-    fn is_id(&self) -> bool;
-}
-
-struct RecordVisitor<N>(PhantomData<N>);
-
-impl<'de, N: Name<'de>> Visitor<'de> for RecordVisitor<N> {
+impl<'de> Visitor<'de> for RecordVisitor {
     type Value = Record<'de>;
 
     fn expecting(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -311,9 +298,9 @@ impl<'de, N: Name<'de>> Visitor<'de> for RecordVisitor<N> {
 
     fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<Self::Value, A::Error> {
         let mut record = Record::default();
-        while let Some(name) = members.next_key::<N>()? {
+        while let Some(name) = members.next_key::<RawName>()? {
             if name.is_id() {
-                record.id = Some(members.next_value()?);
+                record.id = Some(members.next_value::<&RawValue>()?.get());
                 record.id_members += 1;
             } else {
                 members.next_value::<IgnoredAny>()?;
@@ -323,39 +310,12 @@ impl<'de, N: Name<'de>> Visitor<'de> for RecordVisitor<N> {
     }
 }
 
-/// A name as text.
-struct PlainName(bool);
-
-impl Name<'_> for PlainName {
-    fn is_id(&self) -> bool {
-        self.0
-    }
-}
-
-impl<'de> Deserialize<'de> for PlainName {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_str(PlainName(false))
-    }
-}
-
-impl Visitor<'_> for PlainName {
-    type Value = Self;
-
-    fn expecting(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        out.write_str("a name")
-    }
-
-    fn visit_str<E>(self, name: &str) -> Result<Self, E> {
-        Ok(Self(name == "id"))
-    }
-}
-
 /// A name as it stands in the body, in quotes and perhaps with escapes.
 #[derive(serde::Deserialize)]
 #[serde(transparent)]
 struct RawName<'a>(#[serde(borrow)] &'a RawValue);
 
-impl<'de> Name<'de> for RawName<'de> {
+impl RawName<'_> {
     fn is_id(&self) -> bool {
         let raw = self.0.get();
         raw == "\"id\""

@@ -39,9 +39,10 @@ fn write_line(line: &mut String, event: &Event<'_>) {
     line.push_str(metadata.level().as_str());
     line.push('"');
     event.record(&mut JsonFields { line });
-    line.push_str(",\"target\":");
-    write_text(line, metadata.target());
-    line.push_str("}\n");
+    line.push_str(",\"target\":\"");
+    // A path of modules.
+    line.push_str(metadata.target());
+    line.push_str("\"}\n");
 }
 
 /// Appends the fields of an event to the line.
@@ -53,10 +54,10 @@ impl JsonFields<'_> {
     /// Appends the name of a field. Returns the line, for its value.
     fn field(&mut self, field: &Field) -> &mut String {
         let line = &mut *self.line;
-        line.push(',');
-        // The macros write a field that is a keyword as `r#type`.
-        write_text(line, field.name().strip_prefix("r#").unwrap_or(field.name()));
-        line.push(':');
+        line.push_str(",\"");
+        // An identifier of the source: nothing to escape. The macros write one that is a keyword as `r#type`.
+        line.push_str(field.name().strip_prefix("r#").unwrap_or(field.name()));
+        line.push_str("\":");
         line
     }
 }

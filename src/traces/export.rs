@@ -2,8 +2,17 @@
 
 use std::{sync::Arc, sync::atomic::Ordering, time::Duration};
 
+use bytes::Bytes;
+use futures_util::{FutureExt, future::BoxFuture};
+use http::{Request, Response};
+use http_body_util::{BodyExt, Full, Limited};
+use hyper_util::{
+    client::legacy::{Client, connect::HttpConnector},
+    rt::TokioExecutor,
+};
 use opentelemetry::{InstrumentationScope, KeyValue};
-use opentelemetry_otlp::{ExporterBuildError, Protocol, WithExportConfig};
+use opentelemetry_http::{HttpClient, HttpError};
+use opentelemetry_otlp::{ExporterBuildError, Protocol, WithExportConfig, WithHttpConfig};
 use opentelemetry_sdk::{
     Resource,
     trace::{SpanData, SpanExporter},
@@ -27,6 +36,8 @@ const TOGETHER: usize = 512;
 const GATHER: Duration = Duration::from_secs(1);
 /// Time-out of one request to the collector.
 const EXPORT_WITHIN: Duration = Duration::from_secs(2);
+/// Longest answer of the collector that is read.
+const MAX_ANSWER: usize = 64 * 1024;
 
 /// The address of a collector that speaks OTLP over HTTP.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -68,6 +79,7 @@ impl Collector {
     pub fn start(&self, phase: watch::Receiver<Phase>, tasks: &TaskTracker) -> Result<Tracer, ExporterBuildError> {
         let mut exporter = opentelemetry_otlp::SpanExporter::builder()
             .with_http()
+            .with_http_client(Http(Client::builder(TokioExecutor::new()).build_http()))
             .with_endpoint(self.0.as_str())
             .with_protocol(Protocol::HttpBinary)
             .with_timeout(EXPORT_WITHIN)
@@ -87,6 +99,25 @@ impl Collector {
         let sender = Sender { exporter, queue: Arc::downgrade(&queue), collector: self.clone(), failing: false };
         tasks.spawn(sender.run(queued, phase));
         Ok(Tracer(Some(queue)))
+    }
+}
+
+/// Sends the exporter's requests, which [`Sender`] limits in time.
+#[derive(Debug)]
+struct Http(Client<HttpConnector, Full<Bytes>>);
+
+impl HttpClient for Http {
+    fn send_bytes<'a, 'b>(&'a self, request: Request<Bytes>) -> BoxFuture<'b, Result<Response<Bytes>, HttpError>>
+    where
+        'a: 'b,
+        Self: 'b,
+    {
+        async move {
+            let (head, body) = self.0.request(request.map(Full::new)).await?.into_parts();
+            let body = Limited::new(body, MAX_ANSWER).collect().await?;
+            Ok(Response::from_parts(head, body.to_bytes()))
+        }
+        .boxed()
     }
 }
 
