@@ -1,7 +1,9 @@
 //! `hookgate send`: a test webhook that hookgate takes for the sender's own, in each scheme.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use tempfile::TempDir;
-use warp::http::Response;
+use warp::http::{Response, StatusCode};
 
 use crate::support::{Authority, Gate, Holds, HttpServer, Ran, World, run};
 
@@ -86,6 +88,32 @@ async fn what_does_not_answer_is_named() {
     let unknown = tokio::task::spawn_blocking(|| run("", &["send", "a/b/c", "--id", "a"])).await.expect("likewise");
     assert_eq!(unknown.code, Some(2));
     assert!(unknown.remarks.contains("hookgate routes"), "{}", unknown.remarks);
+}
+
+#[tokio::test]
+async fn what_is_not_ready_yet_is_asked_again() {
+    let answers = AtomicUsize::new(0);
+    let server = HttpServer::start(None, move |_request| {
+        let mut answer = Response::new("{}".into());
+        if answers.fetch_add(1, Ordering::Relaxed) == 0 {
+            *answer.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
+        }
+        answer
+    })
+    .await;
+    let url = server.url();
+    let ran =
+        tokio::task::spawn_blocking(move || run("", &["send", ROUTE, "--id", "a", "--url", &url, "--try-for", "30"]));
+    let ran = ran.await.expect("it does not panic");
+    assert!(ran.remarks.contains("it answers 503; sent again"), "{}", ran.remarks);
+    assert!(ran.good().starts_with("200 in "));
+
+    let closed = std::net::TcpListener::bind("127.0.0.1:0").expect("there is a port").local_addr().expect("it has one");
+    let url = format!("http://{closed}");
+    let refused =
+        tokio::task::spawn_blocking(move || run("", &["send", ROUTE, "--id", "a", "--url", &url, "--try-for", "1"]));
+    let refused = refused.await.expect("it does not panic").bad();
+    assert_eq!(refused.matches("refused").count(), 2, "{refused}");
 }
 
 #[tokio::test]

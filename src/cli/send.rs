@@ -8,13 +8,14 @@ use std::{
 };
 
 use anyhow::{Context, anyhow, bail};
+use bytes::Bytes;
 use hookgate::{
     http_client::{HttpClient, RequestLimits},
     route::Route,
     settings::Settings,
     tls::TlsFiles,
 };
-use http::{HeaderValue, Request, header};
+use http::{HeaderValue, Request, Response, StatusCode, header};
 use serde::Serialize;
 use serde_json::{Value, json, value::RawValue};
 use url::Url;
@@ -28,6 +29,8 @@ const LIMITS: RequestLimits = RequestLimits {
     // Longer than any answer of hookgate.
     max_answer_bytes: 64 << 10,
 };
+
+const BETWEEN_TRIES: Duration = Duration::from_secs(1);
 
 #[derive(Debug, clap::Args)]
 #[command(
@@ -52,6 +55,9 @@ pub(crate) struct SendArguments {
     /// Sign for this webhook id, where `auth` has several [default: the first entry].
     #[arg(long, value_name = "ID")]
     webhook_id: Option<String>,
+    /// Send it again each second, for so many seconds, while nobody answers or the answer is 503.
+    #[arg(long, default_value_t = 0, value_name = "SECONDS")]
+    try_for: u64,
     /// Certificates to trust for https, in PEM [default: those of the system].
     #[arg(long, value_name = "FILE")]
     ca_file: Option<PathBuf>,
@@ -67,14 +73,8 @@ pub(super) fn run(arguments: &SendArguments, settings: &Settings, output: Output
     let files = TlsFiles { ca: arguments.ca_file.clone(), client: None };
     store::block_on(async {
         let client = HttpClient::new(&files, LIMITS, None).context("read the certificates to trust")?;
-        let began = Instant::now();
-        let answer = client.send(request).await.map_err(|error| {
-            let certificate = error.to_string().contains("certificate");
-            let error = anyhow::Error::from(error);
-            if certificate { error.context("--ca-file names the authorities to trust") } else { error }
-        })?;
-        let took = began.elapsed();
-        let good = answer.status().as_u16() == 200;
+        let (answer, took) = ask(&client, &request, Duration::from_secs(arguments.try_for)).await?;
+        let good = answer.status() == StatusCode::OK;
         let sent = Sent::new(route, &url, &answer, took);
         print(&match output {
             Output::Json => serde_json::to_string(&sent).context("print the answer")?,
@@ -82,6 +82,38 @@ pub(super) fn run(arguments: &SendArguments, settings: &Settings, output: Output
         });
         Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     })
+}
+
+/// The last answer, and how long it took.
+async fn ask(
+    client: &HttpClient,
+    request: &Request<Bytes>,
+    try_for: Duration,
+) -> anyhow::Result<(Response<Bytes>, Duration)> {
+    let first = Instant::now();
+    loop {
+        let began = Instant::now();
+        let answer = client.send(request.clone()).await;
+        let took = began.elapsed();
+        let problem = match &answer {
+            Ok(answer) if answer.status() == StatusCode::SERVICE_UNAVAILABLE => "it answers 503".to_owned(),
+            Ok(_) => String::new(),
+            Err(error) => error.to_string(),
+        };
+        if problem.is_empty() || first.elapsed() >= try_for {
+            let answer = answer.map_err(|error| {
+                let error = anyhow::Error::from(error);
+                if problem.contains("certificate") {
+                    error.context("--ca-file names the authorities to trust")
+                } else {
+                    error
+                }
+            })?;
+            return Ok((answer, took));
+        }
+        tell(&format!("hookgate: {problem}; sent again in {} s", BETWEEN_TRIES.as_secs()));
+        tokio::time::sleep(BETWEEN_TRIES).await;
+    }
 }
 
 #[derive(Serialize)]
@@ -95,7 +127,7 @@ struct Sent<'a> {
 }
 
 impl<'a> Sent<'a> {
-    fn new(route: &'a Route, url: &'a Url, answer: &http::Response<bytes::Bytes>, took: Duration) -> Self {
+    fn new(route: &'a Route, url: &'a Url, answer: &Response<Bytes>, took: Duration) -> Self {
         let body = answer.body();
         let answer_body = serde_json::from_slice(body).unwrap_or_else(|_not_json| {
             let text = Value::from(String::from_utf8_lossy(body));
@@ -131,12 +163,7 @@ fn address(given: Option<&Url>, listen: SocketAddr, route: &Route) -> anyhow::Re
     Ok(given.clone())
 }
 
-fn request(
-    arguments: &SendArguments,
-    settings: &Settings,
-    route: &Route,
-    url: &Url,
-) -> anyhow::Result<Request<bytes::Bytes>> {
+fn request(arguments: &SendArguments, settings: &Settings, route: &Route, url: &Url) -> anyhow::Result<Request<Bytes>> {
     let records: Vec<_> = arguments.id.iter().map(|id| json!({ "id": id })).collect();
     let body = serde_json::to_vec(&records).context("make the body")?;
     let verifier = settings.verifiers.of(route);
