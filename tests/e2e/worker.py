@@ -52,6 +52,7 @@ class Worker:
             try:
                 with forwarded("pod/nats-0", 4222) as port:
                     reader = Reader(port)
+                    reader.say(f"SUB {reader.inbox}.events 2")
                     while not self.stopping.is_set():
                         self.pull(reader)
                         self.stopping.wait(0.2)
