@@ -50,7 +50,7 @@ OTHERWISE = {
         kubectl rollout restart
         kubectl rollout status
         kubectl rollout undo
-        kubectl top pods
+        kubectl top
         helm rollback
         helm test
         helm upgrade
