@@ -1,9 +1,12 @@
 //! `hookgate send`: a test webhook that hookgate takes for the sender's own, in each scheme.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{
+    Arc, Mutex,
+    atomic::{AtomicUsize, Ordering},
+};
 
 use tempfile::TempDir;
-use warp::http::{Response, StatusCode};
+use warp::http::{HeaderValue, Response, StatusCode};
 
 use crate::support::{Authority, Gate, Holds, HttpServer, Ran, World, run};
 
@@ -114,6 +117,36 @@ async fn what_is_not_ready_yet_is_asked_again() {
         tokio::task::spawn_blocking(move || run("", &["send", ROUTE, "--id", "a", "--url", &url, "--try-for", "1"]));
     let refused = refused.await.expect("it does not panic").bad();
     assert_eq!(refused.matches("refused").count(), 2, "{refused}");
+}
+
+/// A signature holds for five minutes only.
+#[tokio::test]
+async fn what_is_sent_again_is_signed_again() {
+    let folder = tempfile::tempdir().expect("a temporary folder can be made");
+    let whsec = secret(&folder, "whsec", "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw");
+    let settings = route(&format!("{{ scheme = \"standard-webhooks\", secret_files = [\"{whsec}\"] }}"));
+    let signed = Arc::<Mutex<Vec<(HeaderValue, HeaderValue)>>>::default();
+    let kept = Arc::clone(&signed);
+    let server = HttpServer::start(None, move |request| {
+        let header = |name: &str| request.headers()[name].clone();
+        let mut kept = kept.lock().expect("nobody panics");
+        kept.push((header("webhook-timestamp"), header("webhook-id")));
+        let mut answer = Response::new("{}".into());
+        if kept.len() == 1 {
+            *answer.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
+        }
+        answer
+    })
+    .await;
+    let url = server.url();
+    let ran = tokio::task::spawn_blocking(move || {
+        run(&settings, &["send", ROUTE, "--id", "a", "--url", &url, "--try-for", "30"])
+    });
+    assert!(ran.await.expect("it does not panic").good().starts_with("200 in "));
+    let signed = signed.lock().expect("nobody panics");
+    let [first, again] = &signed[..] else { panic!("sent twice: {signed:?}") };
+    assert_ne!(first.0, again.0, "the time of the signature is that of the request");
+    assert_eq!(first.1, again.1, "it is the same message");
 }
 
 #[tokio::test]

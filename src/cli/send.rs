@@ -69,11 +69,13 @@ pub(super) fn run(arguments: &SendArguments, settings: &Settings, output: Output
         return Ok(ExitCode::from(2));
     };
     let url = address(arguments.url.as_ref(), settings.listen, route)?;
-    let request = request(arguments, settings, route, &url)?;
+    // Signed for each try: a signature with a time holds for some minutes. It stays the same message.
+    let message = format!("msg_{}", uuid::Uuid::now_v7().simple());
+    let request = || request(arguments, settings, route, &url, &message);
     let files = TlsFiles { ca: arguments.ca_file.clone(), client: None };
     store::block_on(async {
         let client = HttpClient::new(&files, LIMITS, None).context("read the certificates to trust")?;
-        let (answer, took) = ask(&client, &request, Duration::from_secs(arguments.try_for)).await?;
+        let (answer, took) = ask(&client, request, Duration::from_secs(arguments.try_for)).await?;
         let good = answer.status() == StatusCode::OK;
         let sent = Sent::new(route, &url, &answer, took);
         print(&match output {
@@ -87,13 +89,14 @@ pub(super) fn run(arguments: &SendArguments, settings: &Settings, output: Output
 /// The last answer, and how long it took.
 async fn ask(
     client: &HttpClient,
-    request: &Request<Bytes>,
+    request: impl Fn() -> anyhow::Result<Request<Bytes>>,
     try_for: Duration,
 ) -> anyhow::Result<(Response<Bytes>, Duration)> {
     let first = Instant::now();
     loop {
+        let request = request()?;
         let began = Instant::now();
-        let answer = client.send(request.clone()).await;
+        let answer = client.send(request).await;
         let took = began.elapsed();
         let problem = match &answer {
             Ok(answer) if answer.status() == StatusCode::SERVICE_UNAVAILABLE => "it answers 503".to_owned(),
@@ -163,7 +166,13 @@ fn address(given: Option<&Url>, listen: SocketAddr, route: &Route) -> anyhow::Re
     Ok(given.clone())
 }
 
-fn request(arguments: &SendArguments, settings: &Settings, route: &Route, url: &Url) -> anyhow::Result<Request<Bytes>> {
+fn request(
+    arguments: &SendArguments,
+    settings: &Settings,
+    route: &Route,
+    url: &Url,
+    message: &str,
+) -> anyhow::Result<Request<Bytes>> {
     let records: Vec<_> = arguments.id.iter().map(|id| json!({ "id": id })).collect();
     let body = serde_json::to_vec(&records).context("make the body")?;
     let verifier = settings.verifiers.of(route);
@@ -173,8 +182,7 @@ fn request(arguments: &SendArguments, settings: &Settings, route: &Route, url: &
         .header(header::USER_AGENT, concat!("hookgate/", env!("CARGO_PKG_VERSION")));
     match signer {
         Some((scheme, secret)) => {
-            let message = format!("msg_{}", uuid::Uuid::now_v7().simple());
-            for (name, value) in scheme.sign(&secret, &body, &message, SystemTime::now()) {
+            for (name, value) in scheme.sign(&secret, &body, message, SystemTime::now()) {
                 let mut value = HeaderValue::from_bytes(&value)
                     .map_err(|_no_value| anyhow!("the secret of route {route} can't stand in a header"))?;
                 value.set_sensitive(true);
