@@ -167,6 +167,16 @@ fn half_a_surrogate_pair_makes_no_id_and_harms_no_other_member() {
     }
 }
 
+/// Six bytes for each of its own is the longest spelling.
+#[test]
+fn an_id_is_read_in_its_longest_spelling() {
+    let spelled = |length: usize| format!(r#"[{{"\u0069\u0064":"{}"}}]"#, r"\u0061".repeat(length));
+    assert_eq!(read(&spelled(255)), (ids(["a".repeat(255).as_str()]), vec![]));
+    assert_eq!(read(&spelled(256)), (ids([]), vec![(Reason::TooLong, 1)]));
+    let half = format!(r#"[{{"id":"\ud800{}"}}]"#, r"\u0061".repeat(255));
+    assert_eq!(read(&half), (ids([]), vec![(Reason::TooLong, 1)]), "it is not read to its end");
+}
+
 #[test]
 fn bytes_that_are_no_text_make_no_id_and_harm_no_other_member() {
     for bad in [&b"\xff"[..], b"\x80", b"\xc3", b"\xc0\xaf", b"\xed\xa0\x80", b"\xf0\x9f\x98", b"\xf8\x88\x80\x80\x80"]

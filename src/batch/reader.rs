@@ -14,11 +14,13 @@ use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
 use super::{
-    Batch, BatchError, MAX_REJECTED_PLACES, Reason, check_id,
+    Batch, BatchError, MAX_ID_BYTES, MAX_REJECTED_PLACES, Reason, check_id,
     scan::{self, Scanned},
     slice,
 };
 
+/// Most bytes of a text in JSON for each of its own: `\u0069`. A longer one is not worth the memory to read it.
+const SPELLED: usize = 6;
 /// Room that the first one of a list takes.
 const MIN_ROOM: usize = 16;
 /// Room of the first table: for the ids of a body as `EspoCRM` sends it, at most 50.
@@ -319,7 +321,9 @@ impl RawName<'_> {
     fn is_id(&self) -> bool {
         let raw = self.0.get();
         raw == "\"id\""
-            || (raw.contains('\\') && serde_json::from_str::<Cow<'_, str>>(raw).is_ok_and(|name| name == "id"))
+            || (raw.len() <= "\"\"".len() + SPELLED * "id".len()
+                && raw.contains('\\')
+                && serde_json::from_str::<Cow<'_, str>>(raw).is_ok_and(|name| name == "id"))
     }
 }
 
@@ -327,6 +331,7 @@ impl RawName<'_> {
 fn read_id(raw: &str) -> Result<Cow<'_, str>, Reason> {
     let id = match raw.as_bytes() {
         [b'"', inner @ .., b'"'] if !inner.contains(&b'\\') => Cow::Borrowed(&raw[1..raw.len() - 1]),
+        [b'"', inner @ .., b'"'] if inner.len() > SPELLED * MAX_ID_BYTES => return Err(Reason::TooLong),
         // The escapes were checked when the value was read; what can still be wrong is a surrogate.
         [b'"', ..] => Cow::Owned(serde_json::from_str(raw).map_err(|_| Reason::LoneSurrogate)?),
         [b'-' | b'0'..=b'9', rest @ ..] if rest.iter().all(u8::is_ascii_digit) => Cow::Borrowed(raw),

@@ -112,6 +112,10 @@ fn judge(item: &str) -> Result<String, Reason> {
     if ids.next().is_some() {
         return Err(Reason::DuplicateId);
     }
+    if id.get().starts_with('"') && id.get().len() > 2 + 6 * 255 {
+        // Whatever its escapes say: none is longer than six bytes for one.
+        return Err(Reason::TooLong);
+    }
     match serde_json::from_str::<Bytes>(id.get()) {
         Ok(Bytes(bytes)) => judge_text(std::str::from_utf8(&bytes).map_err(|_| Reason::LoneSurrogate)?),
         Err(_) if id.get().trim_start_matches('-').chars().all(|c| c.is_ascii_digit()) => judge_text(id.get()),
