@@ -48,7 +48,8 @@ async function consume(connection) {
   const ackWait = (await consumer.info(true)).config.ack_wait / 1e6;
   while (!leaving) {
     const handled = [];
-    for await (const message of await consumer.fetch({ max_messages: 10, expires: 5000 })) {
+    fetched = await consumer.fetch({ max_messages: 10, expires: 5000 });
+    for await (const message of fetched) {
       handled.push(handle(message, ackWait));
     }
     await Promise.all(handled);
@@ -58,8 +59,15 @@ async function consume(connection) {
 await mkdir(RESULTS, { recursive: true });
 // What is in hand is finished first. As the first process of a container it would not hear the signal else.
 let leaving = false;
-process.on("SIGTERM", () => (leaving = true));
-const connection = await connect({
+let fetched;
+let connection;
+process.on("SIGTERM", () => {
+  leaving = true;
+  if (!connection) process.exit();
+  // While NATS is away this has no end of its own.
+  setTimeout(() => fetched?.stop(), 6000).unref();
+});
+connection = await connect({
   servers: NATS_URL,
   maxReconnectAttempts: -1,
   reconnectTimeWait: 500,

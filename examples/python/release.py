@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import signal
+import sys
 from contextlib import suppress
 from pathlib import Path
 
@@ -78,12 +79,14 @@ async def consume(connection, leaving):
 
 async def main():
     RESULTS.mkdir(parents=True, exist_ok=True)
-    # What is in hand is finished first. As the first process of a container it would not hear the signal else.
-    leaving = asyncio.Event()
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, leaving.set)
+    # As the first process of a container it would not hear the signal else.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())
     connection = await nats.connect(
         URL, max_reconnect_attempts=-1, reconnect_time_wait=0.5, inbox_prefix=f"_INBOX.{CONSUMER}".encode(), **LOGIN
     )
+    # From now on what is in hand is finished first.
+    leaving = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, leaving.set)
     while not leaving.is_set():
         try:
             await consume(connection, leaving)
