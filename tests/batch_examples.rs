@@ -171,8 +171,8 @@ fn half_a_surrogate_pair_makes_no_id_and_harms_no_other_member() {
 #[test]
 fn an_id_is_read_in_its_longest_spelling() {
     let spelled = |length: usize| format!(r#"[{{"\u0069\u0064":"{}"}}]"#, r"\u0061".repeat(length));
-    assert_eq!(read(&spelled(255)), (ids(["a".repeat(255).as_str()]), vec![]));
-    assert_eq!(read(&spelled(256)), (ids([]), vec![(Reason::TooLong, 1)]));
+    assert_eq!(read(spelled(255)), (ids(["a".repeat(255).as_str()]), vec![]));
+    assert_eq!(read(spelled(256)), (ids([]), vec![(Reason::TooLong, 1)]));
     let half = format!(r#"[{{"id":"\ud800{}"}}]"#, r"\u0061".repeat(255));
     assert_eq!(read(&half), (ids([]), vec![(Reason::TooLong, 1)]), "it is not read to its end");
 }

@@ -1,6 +1,7 @@
 // A consumer of a route with `release = "ack"`: it processes each event and acknowledges it. Nothing else to do.
 
 import { access, mkdir, open, readFile, rename } from "node:fs/promises";
+import { hostname } from "node:os";
 import { setTimeout as sleep } from "node:timers/promises";
 import { jetstream } from "@nats-io/jetstream";
 import { connect } from "@nats-io/transport-node";
@@ -20,7 +21,7 @@ async function work(event, token) {
   const result = `${RESULTS}/${token}.json`;
   if (await access(result).then(() => true, () => false)) return;
   await sleep(WORK_SECONDS * 1000); // read the record from the CRM by event.entity_id, and work
-  const part = `${result}.${process.pid}`;
+  const part = `${result}.${hostname()}.${process.pid}`; // in containers each is process 1
   const file = await open(part, "w");
   await file.writeFile(JSON.stringify(event));
   await file.sync();

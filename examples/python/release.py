@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import signal
+import socket
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -28,7 +29,7 @@ async def process(event, token):
     if result.exists():
         return
     await asyncio.sleep(WORK_SECONDS)  # read the record from the CRM by event["entity_id"], and work
-    part = result.with_suffix(f".{os.getpid()}")
+    part = result.with_suffix(f".{socket.gethostname()}.{os.getpid()}")  # in containers each is process 1
     with part.open("w") as file:
         json.dump(event, file)
         file.flush()

@@ -34,7 +34,8 @@ async fn process(event: &[u8], token: &str) -> anyhow::Result<()> {
     }
     // Read the record from the CRM by the event's `entity_id`, and work.
     sleep(Duration::from_secs_f64(setting("WORK_SECONDS", "0").parse()?)).await;
-    let part = result.with_extension(std::process::id().to_string());
+    // In containers each is process 1.
+    let part = result.with_extension(format!("{}.{}", setting("HOSTNAME", ""), std::process::id()));
     let mut file = fs::File::create(&part)?;
     file.write_all(event)?;
     file.sync_all()?;
