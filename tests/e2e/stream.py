@@ -60,14 +60,16 @@ class Reader:
     def events(self, stream, since=None):
         """The bodies of all messages that the stream holds now, or of those since a time (RFC 3339)."""
         start = {"deliver_policy": "by_start_time", "opt_start_time": since} if since else {"deliver_policy": "all"}
-        consumer = {"deliver_subject": f"{self.inbox}.events", "ack_policy": "none", "mem_storage": True, "num_replicas": 1,
-                    "inactive_threshold": 30_000_000_000, **start}
-        held = self.ask(f"$JS.API.CONSUMER.CREATE.{stream}", {"stream_name": stream, "config": consumer})["num_pending"]
-        # Not before: what is delivered while the answer is awaited would be passed over.
+        consumer = {"ack_policy": "none", "mem_storage": True, "num_replicas": 1, "inactive_threshold": 30_000_000_000, **start}
+        made = self.ask(f"$JS.API.CONSUMER.CREATE.{stream}", {"stream_name": stream, "config": consumer})
         self.say(f"SUB {self.inbox}.events 2")
-        found = []
-        while len(found) < held:
-            subscription, body = self.message()
-            if subscription == "2":
-                found.append(json.loads(body))
+        found, left = [], made["num_pending"]
+        while left:
+            # Not all at once: who can't keep up with 64 MiB is cut off, and a forwarded port can't.
+            count = min(left, 10_000)
+            ask = json.dumps({"batch": count})
+            self.say(f"PUB $JS.API.CONSUMER.MSG.NEXT.{stream}.{made['name']} {self.inbox}.events {len(ask)}\r\n{ask}")
+            for _ in range(count):
+                found.append(json.loads(self.message()[1]))
+            left -= count
         return found
