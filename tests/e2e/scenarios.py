@@ -429,12 +429,12 @@ def helm_upgrade(sender):
     ready()
 
 
+# What operators look at is to show nothing odd, so that comes before anything is killed.
 SCENARIOS = [
-    undisturbed, consumers_acknowledge, consumers_release, rolling_restart, rolling_update, scaled, autoscaled, drained, deleted_without_grace,
-    killed, frozen, stores_restarted, stores_away, dns_away, api_server_away, gateway_replaced, gateway_killed, changed_configuration,
-    rotated_secret, bad_configuration, unusable_stores, locked_out, large_bodies, node_dies, helm_upgrade, first_steps, operated,
-    edited_streams, jobs_without_crm,
-    redis_restored, stream_restored, sizes, alerts,
+    undisturbed, first_steps, operated, consumers_acknowledge, consumers_release, rolling_restart, rolling_update, scaled,
+    autoscaled, drained, deleted_without_grace, killed, frozen, stores_restarted, stores_away, dns_away, api_server_away,
+    gateway_replaced, gateway_killed, changed_configuration, rotated_secret, bad_configuration, unusable_stores, locked_out,
+    large_bodies, node_dies, helm_upgrade, edited_streams, jobs_without_crm, redis_restored, stream_restored, sizes, alerts,
 ]
 # What has to be done before the load comes.
 BEFORE = {consumers_acknowledge: emptied, consumers_release: emptied}
