@@ -448,7 +448,8 @@ SENDERS = {
     consumers_acknowledge: {"workers": 1},
     consumers_release: {"workers": 1},
     # Version 10 takes a broken connection as final; the answers say how many there were.
-    gateway_killed: {"version": 9},
+    # A container that was killed some minutes before is started later each time, and EspoCRM's pauses are ten minutes.
+    gateway_killed: {"version": 9, "pause": 30},
     # The pauses of EspoCRM are ten minutes: a store that is restarted has returned by then.
     stores_restarted: {"pause": 20},
     stores_away: {"pause": 30},
