@@ -151,6 +151,14 @@ def signal(pod, name, program="hookgate"):
         raise SystemExit(f"no {program} of {pod['metadata']['name']} was found on {pod['spec']['nodeName']}: does E2E_NODE reach it?")
 
 
+def kill(pod, program="hookgate", of=pods):
+    """Kills a program in one of these pods, and waits until its container is started again."""
+    signal(pod, "KILL", program)
+    eventually(f"{program} is started again", lambda: any(
+        now["metadata"]["uid"] == pod["metadata"]["uid"] and started_again(now) > started_again(pod) for now in of()
+    ))
+
+
 @contextmanager
 def forwarded(pod, port, namespace=NAMESPACE):
     process = subprocess.Popen(

@@ -8,8 +8,8 @@ import re
 import time
 
 from cluster import (
-    NAMESPACE, NODE, PENDING, ROOT, STREAM, WAY, apply, asked, configmap, configurations, eventually, forwarded, here, in_place, kubectl, named,
-    pods, progress, ready, redis, signal, started_again,
+    NAMESPACE, NODE, PENDING, ROOT, STREAM, WAY, apply, asked, configmap, configurations, eventually, forwarded, here, in_place, kill, kubectl, named,
+    pods, progress, ready, redis,
 )
 from production import PASSWORDS, hookgate as operators
 from stream import Reader
@@ -177,8 +177,7 @@ def disturbed(sender, form, durables):
 def killed_once(language, form):
     eventually("one pod is left", lambda: len(of(language)) == 1)
     [pod] = of(language)
-    signal(pod, "KILL", PROGRAMS[language][0].format(form).strip("/"))
-    eventually(f"the {language} consumer is started again", lambda: any(started_again(now) > started_again(pod) for now in of(language)))
+    kill(pod, PROGRAMS[language][0].format(form).strip("/"), lambda: of(language))
     everywhere(language)
 
 

@@ -13,7 +13,7 @@ from alerts import alerts
 from backup import NEEDED, redis_restored, stream_restored
 from cluster import (
     GATE, GATEWAY, NAMESPACE, NODE, ROOT, WAY, apply, asked, configmap, configurations, eventually, files_are_looked_at, here, in_place,
-    is_ready, kubectl, named, objects, pods, progress, ready, restarts, run, signal, started_again, status, waited, without,
+    is_ready, kill, kubectl, named, objects, pods, progress, ready, restarts, run, signal, status, waited, without,
 )
 from consumers import IMAGES, consumers_acknowledge, consumers_release, emptied
 from install import NEXT, helm, webhook_of_helm_test
@@ -99,10 +99,7 @@ def deleted_without_grace(sender):
 
 def killed(sender):
     for pod in pods():
-        signal(pod, "KILL")
-        eventually("the container is started again", lambda: any(
-            now["metadata"]["uid"] == pod["metadata"]["uid"] and started_again(now) > started_again(pod) for now in pods()
-        ))
+        kill(pod)
         ready()
 
 
@@ -180,10 +177,7 @@ def gateway_killed(sender):
     """One by one. What it had in hand breaks off: nobody is left who could answer, and only the sender can send it again."""
     program, where, name, label = gateway()
     for pod in pods(label, where):
-        signal(pod, "KILL", program)
-        eventually(f"{program} is started again", lambda: any(
-            now["metadata"]["uid"] == pod["metadata"]["uid"] and started_again(now) > started_again(pod) for now in pods(label, where)
-        ))
+        kill(pod, program, lambda: pods(label, where))
         kubectl(*where, "rollout", "status", f"deployment/{name}", "--timeout=120s")
         progress(sender, 300)
 
@@ -219,9 +213,8 @@ def another_configmap(name, site):
     for again in (folder, folder.parent / "place"):
         kubectl("apply", "-k", again)
         ready()
-        volumes = named("deployment", "hookgate")["spec"]["template"]["spec"]["volumes"]
-        if (volumes[0]["configMap"]["name"] == name) != (again != folder):
-            raise SystemExit(f"after apply -k {again} the pods have {volumes[0]['configMap']['name']}")
+        if ((now := configmap()) == name) != (again != folder):
+            raise SystemExit(f"after apply -k {again} the pods have {now}")
 
 
 WEBHOOK_ID = "65f0c1d2e3a4b5c6d"
