@@ -7,19 +7,21 @@ import { until, world } from "./world.mjs";
 
 const ROUTES = [["beteiligte", "create"], ["beteiligte", "update"], ["akte", "delete"]];
 const HOSTILE = ["<img src=x onerror=\"document.title='owned'\">", "\"><script>document.title='owned'</script>", "ü & 'é' 日本", "x".repeat(255)];
-const { nats, redis, gate, origin, post, status } = await world(resolve(process.env.HOOKGATE), ROUTES);
+const { nats, redis, gate, origin, post, settled } = await world(resolve(process.env.HOOKGATE), ROUTES);
 const open = options => openAt(origin, options);
 /* The numbers of a webhook, by the names of their columns. */
 const row = (page, name) => page.evaluate(name => {
   const found = [...document.querySelectorAll("#webhooks tbody tr")].find(row => row.querySelector("strong").textContent === name);
   return found && Object.fromEntries([...found.cells].slice(1).map(cell => [cell.dataset.label, cell.textContent]));
 }, name);
-const shows = (page, name, expected) => until(`${name} shows ${JSON.stringify(expected)}`, async () => {
-  const numbers = await row(page, name);
-  return numbers && Object.entries(expected).every(([label, text]) => numbers[label] === text);
-});
+const shows = (page, name, expected) => {
+  let numbers;
+  return until(() => `${name} shows ${JSON.stringify(expected)}; it shows ${JSON.stringify(numbers)}`, async () => {
+    numbers = await row(page, name);
+    return numbers && Object.entries(expected).every(([label, text]) => numbers[label] === text);
+  });
+};
 const events = page => page.$$eval("#events tbody tr", rows => rows.map(row => [...row.cells].slice(1).map(cell => cell.textContent)));
-const settled = () => until("the outboxes are empty", async () => (await status()).routes.every(route => route.outbox.entries === 0));
 
 const ids = (prefix, count) => Array.from({ length: count }, (_, number) => ({ id: `${prefix}${(0x6601aa0b1c2d3n + BigInt(number)).toString(16)}`, name: "Erika" }));
 const { page, seen } = await open({ viewport: { width: 1240, height: 1000 }, colorScheme: "light" });

@@ -14,12 +14,13 @@ process.on("exit", () => {
   rmSync(folder, { recursive: true, force: true });
 });
 
+/* `what` is a text, or a function that says at the end how it stood. */
 export async function until(what, condition, patience = PATIENCE) {
   const end = Date.now() + patience;
   for (;;) {
     const found = await condition();
     if (found) return found;
-    if (Date.now() > end) throw new Error(`not within ${patience / 1000} s: ${what}`);
+    if (Date.now() > end) throw new Error(`not within ${patience / 1000} s: ${typeof what === "function" ? what() : what}`);
     await new Promise(resolve => setTimeout(resolve, 50));
   }
 }
@@ -34,6 +35,16 @@ export const freePort = () => new Promise((resolve, reject) => {
 const listens = port => new Promise(resolve => {
   const socket = connect(port, "127.0.0.1", () => { socket.destroy(); resolve(true); });
   socket.once("error", () => resolve(false));
+});
+
+/* The first line of what Redis answers. */
+const ask = (port, command) => new Promise((resolve, reject) => {
+  let said = "";
+  const socket = connect(port, "127.0.0.1", () => socket.write(`${command}\r\n`)).once("error", reject);
+  socket.on("data", data => {
+    said += data;
+    if (said.includes("\r\n")) { socket.destroy(); resolve(said.split("\r\n")[0]); }
+  });
 });
 
 export class Server {
@@ -75,11 +86,12 @@ export async function world(hookgate, routes, { settings = "", more = "", drain 
     ["-a", "127.0.0.1", "-p", `${natsPort}`, "-js", "-sd", join(folder, `nats-${worlds}`)], natsPort).start();
   const config = join(folder, `hookgate-${worlds}.toml`);
   writeFileSync(config, `
-server = { listen = "127.0.0.1:${webhooks}", request_deadline = "1s", drain_delay = "${drain}" }
+server = { listen = "127.0.0.1:${webhooks}", request_deadline = "4s", drain_delay = "${drain}" }
 admin.listen = "127.0.0.1:${admin}"
 redis.url = "redis://127.0.0.1:${redisPort}"
+redis.timeout = "3s"
 nats.url = "nats://127.0.0.1:${natsPort}"
-outbox.relay_after = "2s"
+outbox.relay_after = "5s"
 log.filter = "warn"
 ${settings}
 ${routes.map(([entity, action]) => `[[routes]]\nflow = "vmh"\nentity = "${entity}"\naction = "${action}"\nwhile_pending = "skip"\n`).join("")}${more}`);
@@ -92,5 +104,8 @@ ${routes.map(([entity, action]) => `[[routes]]\nflow = "vmh"\nentity = "${entity
     return answer.status;
   };
   const status = async () => (await fetch(`${origin}/v1/status`)).json();
-  return { redis, nats, gate, origin, post, status };
+  // Asked of Redis itself: what the status says is up to two seconds old.
+  const settled = () => until("the outboxes are empty", async () =>
+    (await Promise.all((await status()).routes.map(route => ask(redisPort, `HLEN {${route.pending_key}}:outbox`)))).every(answer => answer === ":0"));
+  return { redis, nats, gate, origin, post, status, settled };
 }
