@@ -39,8 +39,8 @@ STORES = """
         - {{name: HOOKGATE_OPERATOR_NATS_PASSWORD, valueFrom: {{secretKeyRef: {{name: users, key: hookgate-operator}}}}}}
         - {{name: HOOKGATE_RECONCILE_NATS_PASSWORD, valueFrom: {{secretKeyRef: {{name: users, key: hookgate-reconcile}}}}}}
         - {{name: CASE_SYNC_NATS_PASSWORD, valueFrom: {{secretKeyRef: {{name: users, key: hookgate-reconcile}}}}}}
-    - {{op: add, path: /spec/template/spec/containers/0/volumeMounts/-, value: {{name: users, mountPath: /etc/nats, readOnly: true}}}}
-    - {{op: add, path: /spec/template/spec/volumes, value: [{{name: users, secret: {{secretName: users}}}}]}}
+    - {{op: replace, path: /spec/template/spec/containers/0/volumeMounts, value: [{{name: data, mountPath: /data}}, {{name: users, mountPath: /etc/nats, readOnly: true}}]}}
+    - {{op: replace, path: /spec/template/spec/volumes, value: [{{name: users, secret: {{secretName: users}}}}]}}
 - target: {{kind: Service, name: nats}}
   patch: |-
     - {{op: add, path: /spec/clusterIP, value: None}}

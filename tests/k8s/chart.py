@@ -21,7 +21,7 @@ INGRESSES = ["envoy-gateway", "nginx", "traefik", "ingress-nginx", "gateway-api"
 # The name of a ConfigMap with the hash of its content.
 HASHED = re.compile(r"\b(hookgate-(?:config|again|nginx|nginx-tls))-[0-9a-z]{10}\b")
 # What a chart without stores, for one namespace that is there, does not have.
-STORES = {("StatefulSet", "redis"), ("Service", "redis"), ("StatefulSet", "nats"), ("Service", "nats")}
+STORES = {("StatefulSet", "redis"), ("Service", "redis"), ("ConfigMap", "nats"), ("StatefulSet", "nats"), ("Service", "nats")}
 
 
 def site(overlay):

@@ -181,7 +181,10 @@ MISTAKES = [
     Mistake("Redis without a file", "dev", setting("StatefulSet", "redis", f"{BOX}.args.3", "no"), "--appendonly"),
     Mistake("Redis on the pod's own disk", "dev", without("StatefulSet", "redis", "spec.volumeClaimTemplates"), "no claimed volume"),
     Mistake("Redis in protected mode", "dev", setting("StatefulSet", "redis", f"{BOX}.args.13", "yes"), "protected-mode"),
-    Mistake("NATS without JetStream", "dev", setting("StatefulSet", "nats", f"{BOX}.args.0", "--debug"), "--jetstream"),
+    Mistake("NATS without its configuration", "dev", setting("StatefulSet", "nats", f"{BOX}.args", ["--jetstream"]), "reads no file"),
+    Mistake("NATS without JetStream", "dev", setting("ConfigMap", "nats", "data", {"nats.conf": "port: 4222\n"}), "store_dir is None"),
+    Mistake("NATS acknowledges before it syncs", "dev", setting("ConfigMap", "nats", "data", {"nats.conf": "jetstream {\n  store_dir: /data\n}\n"}), "sync_interval is None"),
+    Mistake("NATS stores on no volume", "dev", setting("ConfigMap", "nats", "data", {"nats.conf": "jetstream {\n  store_dir: /tmp\n  sync_interval: always\n}\n"}), "store_dir is /tmp"),
     # Other replicas.
     Mistake("no name for the replicas", "dev", without("Service", "hookgate-replicas"), "a rollout with a mistyped store"),
     Mistake("replicas that nobody asks", "dev", config("kubernetes.toml", "replicas = \"hookgate-replicas:9090\"", ""), "a rollout with a mistyped store"),

@@ -115,13 +115,31 @@ def stores(place, hookgate):
         limit = quantity(containers(redis)[0]["resources"]["limits"]["memory"])
         if int(said.get("--maxmemory", "0mb").removesuffix("mb")) * 2**20 * 2 > limit or "--maxmemory" not in said:
             yield "redis: --maxmemory is above half of its limit: rewriting the file could get it killed"
-    if nats and "--jetstream" not in containers(nats)[0]["args"]:
-        yield "nats: --jetstream is missing"
+    if nats:
+        yield from syncing(place, nats)
     for store in filter(None, (redis, nats)):
         mounted = {m["mountPath"] for m in containers(store)[0].get("volumeMounts", [])}
         claims = {c["metadata"]["name"] for c in at(store, "spec", "volumeClaimTemplates", default=[])}
         if "/data" not in mounted or not claims & {m["name"] for m in containers(store)[0]["volumeMounts"]}:
             yield f"{title(store)} keeps its data in no claimed volume"
+
+
+def syncing(place, nats):
+    """NATS stores on its volume and syncs before it acknowledges, by the file that it reads."""
+    flag, _, file = " ".join(containers(nats)[0]["args"]).partition(" ")
+    folder, _, name = file.rpartition("/")
+    volumes = [m["name"] for m in containers(nats)[0].get("volumeMounts", []) if m["mountPath"] == folder]
+    maps = [v["configMap"]["name"] for v in pod(nats).get("volumes", []) if v["name"] in volumes and "configMap" in v]
+    data = at(place.find("ConfigMap", maps[0]), "data", default={}) if maps else {}
+    if flag != "--config" or name not in data:
+        yield f"nats: reads no file of a ConfigMap: {containers(nats)[0]['args']}"
+        return
+    block = re.search(r"^jetstream \{(.*?)^\}", data[name], re.MULTILINE | re.DOTALL)
+    said = dict(line.split(": ", 1) for line in map(str.strip, block[1].splitlines()) if ": " in line) if block else {}
+    # A server that loses power would lose what it acknowledged.
+    for key, value in (("store_dir", "/data"), ("sync_interval", "always")):
+        if said.get(key) != value:
+            yield f"nats: jetstream {key} is {said.get(key)}, not {value}"
 
 
 def replicas(place, hookgate):
