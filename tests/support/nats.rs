@@ -25,9 +25,8 @@ use tempfile::TempDir;
 use tokio::{io::AsyncReadExt, net::TcpStream};
 
 use super::{
-    Answer, eventually,
+    Answer, Connection, eventually,
     process::{Port, Process, binary},
-    try_exchange,
 };
 
 /// Ports to try, in case something that is no test takes one between looking and binding.
@@ -341,9 +340,14 @@ impl NatsCluster {
 
 /// What the monitoring port of a server says.
 pub(crate) async fn monitored(port: &Port, what: &str) -> Answer {
-    let request = format!("GET /{what} HTTP/1.1\r\nHost: nats\r\nConnection: close\r\n\r\n");
+    let request = format!("GET /{what} HTTP/1.0\r\nHost: nats\r\n\r\n");
     let address = ([127, 0, 0, 1], port.number).into();
-    try_exchange(address, request.as_bytes()).await.expect("the server tells how it is")
+    let mut connection = Connection::open(address).await.expect("the server tells how it is");
+    connection.send(request.as_bytes()).await.expect("the server reads");
+    let mut answer = connection.answer().await.expect("the server tells how it is");
+    // A long answer comes without a length, and ends with the connection.
+    answer.body.extend(connection.closed().await.expect("the answer has an end"));
+    answer
 }
 
 /// A name that no other server has, to be known by.

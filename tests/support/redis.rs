@@ -89,8 +89,8 @@ impl RedisServer {
 
     /// A Redis replica of another one, which follows it from the start.
     pub(crate) async fn replica_of(primary: u16) -> Self {
-        let follow = format!("127.0.0.1 {primary}");
-        Self::start_as(Mode { arguments: vec!["--replicaof".into(), follow.into()], ..Mode::usual() }).await
+        let arguments = vec!["--replicaof".into(), "127.0.0.1".into(), primary.to_string().into()];
+        Self::start_as(Mode { arguments, ..Mode::usual() }).await
     }
 
     /// A node of a cluster that knows no other yet. One that hears nothing of a node for so long takes it for dead.
