@@ -43,11 +43,11 @@ pub struct Health {
     pub redis: watch::Receiver<Contact>,
     /// The broker.
     pub nats: watch::Receiver<Contact>,
-    /// The answers of consumers, where these release ids.
+    /// The reading of consumers' reports; `None` if no route is released by acknowledgements.
     pub acks: Option<watch::Receiver<Contact>>,
 }
 
-/// What this instance does with a batch while a store is down, by the values of the settings.
+/// What this replica does with a batch while a store is down: the values of the settings.
 #[derive(Debug, Clone, Copy, Serialize, schemars::JsonSchema)]
 pub struct OnUnavailable {
     /// `redis.on_unavailable`
@@ -76,33 +76,33 @@ impl ConfigurationStatus {
     }
 }
 
-/// All that is shown.
+/// What the admin address shows, under one configuration.
 pub struct AdminState {
     /// What the probes look at.
     pub health: Health,
     /// What `/metrics` shows.
     pub exposition: Arc<Exposition>,
-    /// What is counted.
+    /// Counters of routes and refusals.
     pub metrics: Metrics,
     /// What the store holds.
     pub store_gauges: StoreGauges,
-    /// What came lately.
+    /// What came in the last minute and hour.
     pub activity: Activity,
-    /// What happens while a store is down.
+    /// What a replica does while a store is down.
     pub on_unavailable: OnUnavailable,
     /// The broker.
     pub publisher: Arc<dyn Publisher>,
-    /// What requests may take.
+    /// Memory budget, permits and deadlines of requests, and how much is in use.
     pub limits: Limits,
     /// `server.max_connections`
     pub max_connections: usize,
-    /// How far the process is.
+    /// Whether the process serves or shuts down.
     pub phase: watch::Receiver<Phase>,
-    /// What is served and published, for programs.
+    /// `/openapi.json` and `/asyncapi.json` of this configuration.
     pub specifications: Specifications,
-    /// Single ids, for operators.
+    /// `/v1/pending`: looks up and releases single ids.
     pub pending_ids: PendingIds,
-    /// The configuration.
+    /// How the last reading of the configuration went.
     pub configuration: watch::Receiver<ConfigurationStatus>,
 }
 
