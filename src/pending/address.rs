@@ -70,7 +70,7 @@ impl Claiming {
         Some(self.number.load(Ordering::SeqCst)).filter(|number| *number != NO_NUMBER)
     }
 
-    /// Finds or gives the number. `first` is the address of claims without one, as 0.1.0 recorded it, if it did. Answers
+    /// Finds or gives the number. `first` is the address of claims without one, as 0.1.0 recorded it, if it did. Returns
     /// the number, and that address.
     pub(super) async fn register(
         &self,

@@ -26,7 +26,7 @@ use super::{
 use crate::{event::Attempt, route::Route};
 
 /// What a new connection has to be able to do: all that keeps events from being lost, on each route's keys. It
-/// also leaves the script of the claim in Redis, and the addresses of the routes. Answers why Redis takes no writes now,
+/// also leaves the script of the claim in Redis, and the addresses of the routes. Returns why Redis takes no writes now,
 /// if that is so: what is in the outbox can still be published.
 pub(super) fn check(routes: Vec<Arc<Claiming>>, names: Arc<Names>, options: Options) -> ConnectionCheck {
     Arc::new(move |mut connection| {

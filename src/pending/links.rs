@@ -20,25 +20,25 @@ use crate::{
     supervision::supervise,
 };
 
-/// How often the connections of a cluster are looked through, and one that is down is said to be so, if that is due.
-const REMIND: Duration = Duration::from_secs(1);
+/// Interval of checking cluster links, and of repeating "down" in the log where that is due.
+const CHECK_EVERY: Duration = Duration::from_secs(1);
 
-/// The links of a store, by the keys that are asked for.
+/// The links of a store. In a cluster each hash tag has one, else there is one for all keys.
 pub(super) struct Links {
     access: Access,
     timeout: Duration,
     tasks: TaskTracker,
-    /// Of everything, where there is one server.
-    one: Option<Arc<Link>>,
+    /// The link for all keys; `None` in a cluster, and before [`Self::connect_single`].
+    single: Option<Arc<Link>>,
     by_tag: Mutex<HashMap<String, Arc<Link>>>,
     report: Reporter,
 }
 
 impl Links {
-    /// In a cluster there are none yet.
+    /// Opens no connection yet.
     pub(super) fn new(access: Access, timeout: Duration, tasks: TaskTracker) -> Self {
         let report = Reporter::new("redis");
-        Self { access, timeout, tasks, one: None, by_tag: Mutex::default(), report }
+        Self { access, timeout, tasks, single: None, by_tag: Mutex::default(), report }
     }
 
     pub(super) const fn access(&self) -> &Access {
@@ -50,27 +50,27 @@ impl Links {
         matches!(self.access.found(), Found::In(_))
     }
 
-    /// The only connection.
-    pub(super) fn connect_all(&mut self, check: ConnectionCheck) {
-        self.one = Some(self.spawn(check, self.report.clone()));
+    /// Opens the connection for all keys, outside of a cluster.
+    pub(super) fn connect_single(&mut self, check: ConnectionCheck) {
+        self.single = Some(self.spawn(check, self.report.clone()));
     }
 
-    /// One more, for who must not share.
-    pub(super) fn connect_apart(&self, check: ConnectionCheck) -> Arc<Link> {
+    /// Opens a dedicated connection, for a user that must not share one.
+    pub(super) fn connect_dedicated(&self, check: ConnectionCheck) -> Arc<Link> {
         let report = if self.is_cluster() { Reporter::of_a_part("redis") } else { Reporter::new("redis") };
         self.spawn(check, report)
     }
 
-    /// The connection for all keys with this key's tag.
+    /// Opens the connection for all keys with this key's hash tag, in a cluster.
     pub(super) fn connect(&self, key: &str, check: ConnectionCheck) -> Arc<Link> {
         let link = self.spawn(check, Reporter::of_a_part("redis"));
         self.by_tag().insert(tag(key).to_owned(), Arc::clone(&link));
         link
     }
 
-    /// The connection for a key. Nobody opened one for what a route left behind that is not configured.
+    /// Returns the connection for a key. Opens one for a removed route, for which nobody opened one.
     pub(super) fn of(&self, key: &str) -> Arc<Link> {
-        if let Some(link) = &self.one {
+        if let Some(link) = &self.single {
             return Arc::clone(link);
         }
         let open = self.by_tag().get(tag(key)).cloned();
@@ -87,17 +87,17 @@ impl Links {
         self.by_tag.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// How the store is, in a cluster as the worst of the connections that were opened so far.
+    /// How the store is. In a cluster: the worst of the connections that were opened so far.
     pub(super) fn contact(&self) -> watch::Receiver<Contact> {
         self.report.subscribe()
     }
 
-    /// The connection that was opened for a key, if one was.
+    /// Returns the connection that was opened for a key's hash tag, if one was.
     pub(super) fn opened(&self, key: &str) -> Option<Arc<Link>> {
         self.by_tag().get(tag(key)).cloned()
     }
 
-    /// Has a key use the connection that it had before, or none.
+    /// Gives a key's hash tag back the connection that it had before, or none.
     pub(super) fn put_back(&self, key: &str, link: Option<Arc<Link>>) {
         match link {
             Some(link) => self.by_tag().insert(tag(key).to_owned(), link),
@@ -105,7 +105,7 @@ impl Links {
         };
     }
 
-    /// Follows the connections of a cluster.
+    /// Starts the task that watches the connections of a cluster.
     pub(super) fn watch(self: &Arc<Self>) {
         if !self.is_cluster() {
             return;
@@ -115,16 +115,16 @@ impl Links {
     }
 }
 
-/// Ends with the links.
+/// Reports the worst of a cluster's connections. Stops when [`Links`] is dropped.
 async fn follow(links: &Weak<Links>) {
     while let Some(links) = links.upgrade() {
         let mut parts: Vec<_> = links.by_tag().values().map(|link| link.contact()).collect();
         let worst = parts.iter_mut().map(|part| part.borrow_and_update().clone()).max_by_key(badness);
         links.report.set(worst.unwrap_or(Contact::Up));
         drop(links);
-        // Others may have been opened meanwhile; and a cluster that is down is to be said to be so again.
+        // After a while even without a change: others may have been opened, and "down" may have to be repeated.
         let changes = select_all(parts.iter_mut().map(|part| part.changed().boxed()));
-        let _look_again = tokio::time::timeout(REMIND, changes).await;
+        let _look_again = tokio::time::timeout(CHECK_EVERY, changes).await;
     }
 }
 
@@ -137,8 +137,8 @@ const fn badness(contact: &Contact) -> u8 {
     }
 }
 
-/// Finds the node of a key, and demands nothing of it. SCARD is a right that hookgate has; of another kind than a SET the key is
-/// there all the same.
+/// Finds the node of a key, and asks for nothing else. hookgate has the right to SCARD; WRONGTYPE also proves that the node has
+/// the key.
 pub(super) fn find(key: &str) -> ConnectionCheck {
     let key = key.to_owned();
     Arc::new(move |mut connection| {

@@ -105,7 +105,7 @@ impl Checks {
     /// Starts to connect: for everything, or in a cluster for each route, for the records of all routes, and for dead letters.
     fn connect(&self, mut links: Links, claiming: &[Arc<Claiming>], options: Options) -> Links {
         if !links.is_cluster() {
-            links.connect_all(self.of_all(options));
+            links.connect_single(self.of_all(options));
             return links;
         }
         let Self { names, checked, records } = self;
@@ -282,7 +282,7 @@ impl Redis {
         let own = match options.durability {
             Durability::None => Arc::clone(&link),
             Durability::Replica | Durability::Aof => {
-                links.connect_apart(checks.of(claiming, links.is_cluster(), *options))
+                links.connect_dedicated(checks.of(claiming, links.is_cluster(), *options))
             }
         };
         let claimer = Claimer {
@@ -425,7 +425,7 @@ impl PendingStore for Redis {
     }
 }
 
-/// What an error that Redis answered means. If it takes no writes now, the keeper of the connection is notified.
+/// What an error from Redis means. If Redis takes no writes now, the task of the connection is told so.
 fn refused(link: &Link, error: &RedisError) -> StoreError {
     if takes_no_writes(error) {
         link.report_no_writes(error);
