@@ -214,6 +214,9 @@ impl Redis {
             *self.checks.checked() = before;
             return Err(refusal);
         }
+        let letters = self.names.drawers().map(|drawer| drawer.letters.as_str());
+        let routes = all.iter().map(|claiming| claiming.route.pending_key());
+        self.links.keep(routes.chain([self.names.routes.as_str()]).chain(letters));
         let next = Self { options, ..self.without_routes() };
         let queues = all.iter().map(|claiming| {
             let unchanged = self.queues.get(claiming.route.pending_key());
@@ -309,7 +312,14 @@ impl Redis {
         exchange: impl AsyncFnOnce(&mut Connection) -> Result<T, RedisError> + Clone,
     ) -> Result<T, StoreError> {
         let link = self.links.of(key);
-        let (current, answer) = self.exchange(&link, operation, exchange).await?;
+        let exchanged = self.exchange(&link, operation, exchange).await;
+        let (current, answer) = exchanged.map_err(|error| match (link.contact().borrow().clone(), error) {
+            // Nobody else says that what a removed route left can't be reached.
+            (Contact::Refused(problem), StoreError::Down(_)) if self.links.is_of_removed(key) => {
+                StoreError::Refused(problem)
+            }
+            (_, error) => error,
+        })?;
         match answer {
             Ok(Ok(answer)) => Ok(answer),
             Ok(Err(error)) => {

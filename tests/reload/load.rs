@@ -1,14 +1,14 @@
 //! Reloads again and again while senders post: no request is dropped, no event is lost, nothing is left behind.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeSet, HashMap},
     sync::atomic::{AtomicBool, AtomicUsize, Ordering},
 };
 
 use futures_util::future::join_all;
 
 use super::{NEW_PATH, RELOADED, after, before, create, route, series, serves};
-use crate::support::{Connection, Gate, World, batch, eventually, post_and_stay};
+use crate::support::{Connection, Gate, NatsServer, RedisCluster, World, batch, eventually, post_and_stay};
 
 const SENDERS: usize = 6;
 const RELOADS: usize = 12;
@@ -112,4 +112,70 @@ async fn the_connections_of_a_removed_route_end() {
         (now.0 <= first.0 && now.1 <= first.1).then_some(())
     })
     .await;
+}
+
+/// Gives hookgate's user of each node the keys of these pending keys, and its own.
+async fn grant(cluster: &RedisCluster, pending_keys: &[&str]) {
+    let mut words = vec!["SETUSER".to_owned(), "hookgate".to_owned()];
+    words.extend(["reset", "on", ">right", "&*", "+@all", "~hookgate:*", "~{hookgate:*}:*"].map(str::to_owned));
+    words.extend(pending_keys.iter().flat_map(|key| [format!("~{key}"), format!("~{{{key}}}:*")]));
+    for node in &cluster.nodes {
+        let mut connection = node.connection().await;
+        redis::cmd("ACL").arg(&words).exec_async(&mut connection).await.expect("the tests may");
+    }
+}
+
+/// How often a node denied a key to somebody.
+async fn denials(cluster: &RedisCluster) -> usize {
+    let mut all = 0;
+    for node in &cluster.nodes {
+        let mut connection = node.connection().await;
+        let log = redis::cmd("ACL").arg("LOG").query_async::<Vec<HashMap<String, String>>>(&mut connection).await;
+        let log = log.expect("the tests may");
+        all += log.iter().filter_map(|entry| entry["count"].parse::<usize>().ok()).sum::<usize>();
+    }
+    all
+}
+
+/// In a cluster each route has a connection of its own. What becomes of a removed route's keys is no trouble of the others.
+#[tokio::test]
+async fn the_connections_of_a_removed_route_end_in_a_cluster() {
+    const KEPT: &str = "vmh:beteiligte:create_pending";
+    const REMOVED: &str = "vmh:vertrag:update_pending";
+    let (cluster, nats) = tokio::join!(RedisCluster::start(), NatsServer::start());
+    grant(&cluster, &[KEPT, REMOVED]).await;
+    let url = cluster.url().replace("://", "://hookgate:right@");
+    let servers = format!("redis.url = \"{url}\"\nnats.url = \"{}\"\n", nats.url());
+    let durable = "redis.durability = \"replica\"\nnats.on_unavailable = \"accept\"\n";
+    let gate = Gate::start(&servers, &format!("{durable}{}", create())).await;
+    gate.wait_ready().await;
+    assert_eq!(gate.post(batch(["a"])).await.counts(), (1, 1));
+    let first = held(&gate).await;
+    for number in 1..=3 {
+        let more = create() + &route("vertrag", "update", "");
+        for (routes, reloads) in [(more, 2 * number - 1), (create(), 2 * number)] {
+            gate.configure(&format!("{durable}{routes}"));
+            gate.signal("HUP");
+            eventually("it is reloaded", async || (gate.log_count(RELOADED) >= reloads).then_some(())).await;
+        }
+    }
+    eventually("tasks and files are as many as at the start", async || {
+        let now = held(&gate).await;
+        (now.0 <= first.0 && now.1 <= first.1).then_some(())
+    })
+    .await;
+
+    // The relay looks for what the route left, which is denied now.
+    grant(&cluster, &[KEPT]).await;
+    for node in &cluster.nodes {
+        let mut connection = node.connection().await;
+        let kill = redis::cmd("CLIENT").arg(&["KILL", "USER", "hookgate"]).exec_async(&mut connection).await;
+        kill.expect("the tests may");
+    }
+    gate.configure(&format!("{durable}log.filter = \"debug\"\n{}", create()));
+    gate.signal("HUP");
+    eventually("it is denied", async || (denials(&cluster).await >= 3).then_some(())).await;
+    gate.deliver(batch(["b"])).await;
+    gate.wait_store("redis", "up").await;
+    assert_eq!(gate.log_count("store refuses to work with hookgate"), 0);
 }
