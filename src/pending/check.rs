@@ -162,9 +162,16 @@ struct Record<'a> {
 }
 
 async fn check_durability(connection: &mut Connection, options: Options) -> Result<(), RedisError> {
-    if options.durability == Durability::Aof {
-        let wait = redis::cmd("WAITAOF").arg(1).arg(0).arg(1).query_async::<Value>(connection).await;
-        let _no_writes = wait.map_err(without_waitaof)?;
+    match options.durability {
+        Durability::None => {}
+        Durability::Replica => {
+            // Whether it may be asked: for no replica nobody waits.
+            let _copies = redis::cmd("WAIT").arg(0).arg(1).query_async::<Value>(connection).await?;
+        }
+        Durability::Aof => {
+            let wait = redis::cmd("WAITAOF").arg(1).arg(0).arg(1).query_async::<Value>(connection).await;
+            let _no_writes = wait.map_err(without_waitaof)?;
+        }
     }
     Ok(())
 }

@@ -11,6 +11,14 @@ use crate::{readiness::Contact, tls};
 /// All rights that hookgate needs.
 const RIGHTS: &str = "k8s/privileges/redis.acl has all that hookgate needs";
 
+/// A command that only some settings need, and what to do where it is denied. Redis names it in quotation marks.
+const RIGHTS_OF_SETTINGS: [(&str, &str); 4] = [
+    ("'wait'", "grant +wait, which redis.durability = \"replica\" needs"),
+    ("'waitaof'", "grant +waitaof, which redis.durability = \"aof\" needs"),
+    ("'cluster|slots'", "grant +cluster|slots, which a Redis Cluster needs"),
+    ("'asking'", "grant +asking, which a Redis Cluster needs while a slot moves"),
+];
+
 /// Where and as whom Redis is asked. Holds no password.
 #[derive(Debug, Clone)]
 pub(super) struct Asked {
@@ -89,9 +97,9 @@ impl Asked {
             || said.contains("no permissions to")
         {
             let user = self.username.as_deref().unwrap_or("default");
-            return refused(format!(
-                "Redis at {address} denies user {user:?} a permission ({said}): grant it; {RIGHTS}"
-            ));
+            let of_a_setting = RIGHTS_OF_SETTINGS.iter().find(|(command, _)| said.contains(command));
+            let remedy = of_a_setting.map_or_else(|| format!("grant it; {RIGHTS}"), |(_, remedy)| (*remedy).to_owned());
+            return refused(format!("Redis at {address} denies user {user:?} a permission ({said}): {remedy}"));
         }
         if detail.contains("DB index is out of range") {
             let database = self.database;
