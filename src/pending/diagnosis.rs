@@ -101,6 +101,9 @@ impl Asked {
             let remedy = of_a_setting.map_or_else(|| format!("grant it; {RIGHTS}"), |(_, remedy)| (*remedy).to_owned());
             return refused(format!("Redis at {address} denies user {user:?} a permission ({said}): {remedy}"));
         }
+        if detail.contains("SELECT is not allowed in cluster mode") {
+            return self.is_in_a_cluster(None);
+        }
         if detail.contains("DB index is out of range") {
             let database = self.database;
             return refused(format!(
@@ -131,6 +134,13 @@ impl Asked {
             _ if error.kind() == ErrorKind::InvalidClientConfig => refused(format!("{address}: {said}")),
             _ => Contact::Unreachable(format!("{address}: {said}")),
         }
+    }
+
+    /// It was asked as the only server, and is not; another node has the key, if that is known.
+    pub(super) fn is_in_a_cluster(&self, owner: Option<&Node>) -> Contact {
+        let (address, scheme) = (&self.address, if self.tls { "rediss+cluster" } else { "redis+cluster" });
+        let key = owner.map_or_else(String::new, |owner| format!(", and the key is on {owner}"));
+        Contact::Refused(format!("{address} is a node of a Redis Cluster{key}; write {scheme}:// in redis.url"))
     }
 
     /// Redis closed a new connection and said nothing, as far as is known.
@@ -305,6 +315,18 @@ mod tests {
                 select("DB index is out of range"),
                 "refused",
                 "Redis at redis.test:6399 has no database 7: choose a lower one at the end of redis.url, or raise its setting databases",
+            ),
+            (
+                plain,
+                select("SELECT is not allowed in cluster mode"),
+                "refused",
+                "redis.test:6399 is a node of a Redis Cluster; write redis+cluster:// in redis.url",
+            ),
+            (
+                "rediss://redis.test:6399/7",
+                select("SELECT is not allowed in cluster mode"),
+                "refused",
+                "redis.test:6399 is a node of a Redis Cluster; write rediss+cluster:// in redis.url",
             ),
             (
                 plain,

@@ -227,9 +227,7 @@ impl Keeper {
         };
         self.connect_to(&node).await.map_err(|failure| match failure {
             Failure::Contact(contact) => contact,
-            Failure::Moved(to) => Contact::Refused(format!(
-                "{node} is a node of a Redis Cluster, and the key is on {to}; write redis+cluster:// in redis.url"
-            )),
+            Failure::Moved(to) => self.asked.at(&node).is_in_a_cluster(Some(&to)),
         })
     }
 
