@@ -12,7 +12,10 @@ use std::{
     time::Duration,
 };
 
-use futures_util::{FutureExt, future::BoxFuture};
+use futures_util::{
+    FutureExt,
+    future::{BoxFuture, join_all},
+};
 use hashbrown::HashMap;
 use redis::{Cmd, RedisError, Value, aio::MultiplexedConnection};
 use tokio::{
@@ -254,24 +257,30 @@ impl Redis {
 
     /// There a new route gets a connection, which is asked; one that is refused leaves the connections as they were.
     async fn check_in_cluster(&self, new: Vec<Arc<Claiming>>, options: Options) -> Result<(), StoreError> {
-        let mut before = Vec::new();
-        for claiming in &new {
-            let key = claiming.route.pending_key();
-            before.push((key, self.links.opened(key)));
-            let link = self.links.connect(key, self.checks.of(claiming, true, options));
-            let _down = tokio::time::timeout(options.timeout * 2, link.current_or_next()).await;
-            let contact = link.contact().borrow().clone();
-            let refusal = match contact {
-                Contact::Up | Contact::Unreachable(_) => continue,
-                Contact::NoWrites(refusal) => StoreError::NoWrites(refusal),
-                Contact::Refused(refusal) => StoreError::Refused(refusal),
-            };
-            for (key, link) in before {
-                self.links.put_back(key, link);
-            }
-            return Err(refusal);
+        let connect = |claiming: &Arc<Claiming>| {
+            let key = claiming.route.pending_key().to_owned();
+            let before = self.links.opened(&key);
+            let link = self.links.connect(&key, self.checks.of(claiming, true, options));
+            (key, before, link)
+        };
+        let opened: Vec<_> = new.iter().map(connect).collect();
+        // All at the same time: one after the other, many routes would keep a reload waiting for minutes where the cluster hangs.
+        let wait = |link: &Arc<Link>| {
+            let link = Arc::clone(link);
+            async move { tokio::time::timeout(options.timeout * 2, link.current_or_next()).await }
+        };
+        let _some_down = join_all(opened.iter().map(|(.., link)| wait(link))).await;
+        let refusal = opened.iter().find_map(|(.., link)| match link.contact().borrow().clone() {
+            Contact::Up | Contact::Unreachable(_) => None,
+            Contact::NoWrites(refusal) => Some(StoreError::NoWrites(refusal)),
+            Contact::Refused(refusal) => Some(StoreError::Refused(refusal)),
+        });
+        let Some(refusal) = refusal else { return Ok(()) };
+        // The other way round: two keys may share a connection.
+        for (key, before, _) in opened.into_iter().rev() {
+            self.links.put_back(&key, before);
         }
-        Ok(())
+        Err(refusal)
     }
 
     /// Starts the tasks of a route, which end with its queues.

@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeSet, HashMap},
     sync::atomic::{AtomicBool, AtomicUsize, Ordering},
+    time::{Duration, Instant},
 };
 
 use futures_util::future::join_all;
@@ -178,4 +179,31 @@ async fn the_connections_of_a_removed_route_end_in_a_cluster() {
     gate.deliver(batch(["b"])).await;
     gate.wait_store("redis", "up").await;
     assert_eq!(gate.log_count("store refuses to work with hookgate"), 0);
+}
+
+/// Routes that bring nothing else.
+fn many(count: usize) -> String {
+    (0..count).map(|number| route(&format!("e{number}"), "create", "")).collect()
+}
+
+/// A cluster that hangs keeps a reload waiting as long for many new routes as for one.
+#[tokio::test]
+async fn new_routes_wait_together_for_a_cluster_that_hangs() {
+    let (cluster, nats) = tokio::join!(RedisCluster::start(), NatsServer::start());
+    let servers = format!("redis.url = \"{}\"\nnats.url = \"{}\"\n", cluster.url(), nats.url());
+    let slow = "redis.timeout = \"2s\"\n";
+    let gate = Gate::start(&servers, &format!("{slow}{}", create())).await;
+    gate.wait_ready().await;
+    for node in &cluster.nodes {
+        node.freeze();
+    }
+    gate.configure(&format!("{slow}{}{}", create(), many(6)));
+    gate.signal("HUP");
+    let began = Instant::now();
+    gate.wait_log(RELOADED).await;
+    assert!(began.elapsed() < Duration::from_secs(12), "{:?}; each may take 4 s", began.elapsed());
+    for node in &cluster.nodes {
+        node.thaw();
+    }
+    gate.wait_store("redis", "up").await;
 }
