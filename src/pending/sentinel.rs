@@ -33,7 +33,8 @@ pub(super) struct Sentinels {
 #[derive(Default)]
 struct State {
     connections: HashMap<Node, MultiplexedConnection>,
-    answer: Option<(Instant, Node)>,
+    /// What came of the last round, and when.
+    answer: Option<(Instant, Result<Node, Contact>)>,
 }
 
 impl std::fmt::Debug for State {
@@ -58,19 +59,31 @@ impl Sentinels {
         &self.nodes
     }
 
-    /// The primary; an answer of so long ago will do.
+    /// The primary; an answer of so long ago will do, and a failure, too: each connection asks, and they would wait for silent
+    /// sentinels one after the other.
     pub(super) async fn primary(&self, timeout: Duration, age: Duration) -> Result<Node, Contact> {
         let mut state = self.state.lock().await;
-        if let Some((at, node)) = &state.answer
+        if let Some((at, answer)) = &state.answer
             && at.elapsed() < age
         {
-            return Ok(node.clone());
+            return answer.clone();
         }
+        let answer = self.ask_all(&mut state.connections, timeout).await;
+        state.answer = Some((Instant::now(), answer.clone()));
+        answer
+    }
+
+    /// Asks all at once.
+    async fn ask_all(
+        &self,
+        connections: &mut HashMap<Node, MultiplexedConnection>,
+        timeout: Duration,
+    ) -> Result<Node, Contact> {
         let mut asking: FuturesUnordered<_> = self
             .nodes
             .iter()
             .map(|sentinel| {
-                let open = state.connections.get(sentinel).cloned();
+                let open = connections.get(sentinel).cloned();
                 async move {
                     let answer = tokio::time::timeout(timeout, self.ask(sentinel, open, timeout)).await;
                     let silent = || Contact::Unreachable(format!("sentinel {sentinel}: no answer within {timeout:?}"));
@@ -104,14 +117,11 @@ impl Sentinels {
         }
         drop(asking);
         // One that is silent gets a new connection: questions would pile up on the old one.
-        state.connections =
-            answers.into_iter().filter_map(|(sentinel, open)| Some((sentinel.clone(), open?))).collect();
+        *connections = answers.into_iter().filter_map(|(sentinel, open)| Some((sentinel.clone(), open?))).collect();
         // Two that name one server in two ways don't take turns.
         if let Some((_, node)) = said.into_iter().max() {
-            state.answer = Some((Instant::now(), node.clone()));
             return Ok(node);
         }
-        state.answer = None;
         if unknown {
             let service = &self.service;
             return Err(Contact::Refused(format!(
@@ -209,4 +219,37 @@ fn diagnose(sentinel: &Node, error: &RedisError) -> Contact {
         ));
     }
     Contact::Unreachable(format!("sentinel {sentinel}: {said}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::future::join_all;
+    use redis::IntoConnectionInfo;
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    /// One at a port, which nobody logs in to.
+    fn sentinel(port: u16) -> Sentinels {
+        let login = "redis://127.0.0.1:1".into_connection_info().expect("it is an address");
+        let nodes = vec![Node { host: "127.0.0.1".to_owned(), port }];
+        Sentinels::new(Access::plain(login), nodes, "main".to_owned())
+    }
+
+    #[tokio::test]
+    async fn who_waits_for_sentinels_that_are_silent_takes_the_failure_of_the_others() {
+        let silent = TcpListener::bind("127.0.0.1:0").await.expect("there is a free port");
+        let sentinels = sentinel(silent.local_addr().expect("it is bound").port());
+        let mut open = Vec::new();
+        for (age, expected) in [(Duration::from_secs(60), 1), (Duration::from_secs(60), 1), (Duration::ZERO, 2)] {
+            let times = if age == Duration::ZERO { 1 } else { 5 };
+            let asking = join_all((0..times).map(|_| sentinels.primary(Duration::from_millis(100), age)));
+            let answers = tokio::select! {
+                answers = asking => answers,
+                () = async { loop { open.push(silent.accept().await) } } => unreachable!("it never ends"),
+            };
+            assert!(answers.iter().all(|answer| matches!(answer, Err(Contact::Unreachable(_)))), "{answers:?}");
+            assert_eq!(open.len(), expected, "connections");
+        }
+    }
 }
