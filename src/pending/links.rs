@@ -151,11 +151,16 @@ impl Links {
 
 /// Ends with the links.
 async fn follow(links: &Weak<Links>) {
+    let mut was_known = false;
     while let Some(links) = links.upgrade() {
         links.of_removed().retain(|_, of_removed| of_removed.asked.elapsed() < IDLE);
         let mut parts: Vec<_> = links.by_tag().values().map(|link| link.contact()).collect();
-        let worst = parts.iter_mut().map(|part| part.borrow_and_update().clone()).max_by_key(badness);
-        links.report.set(worst.unwrap_or(Contact::Up));
+        let now = parts.iter_mut().map(|part| part.borrow_and_update().clone());
+        // A connection that a reload brings says nothing of the cluster before it was tried.
+        let worst = now.filter(|contact| !(was_known && *contact == Contact::not_yet())).max_by_key(badness);
+        let worst = worst.unwrap_or(Contact::Up);
+        was_known |= worst != Contact::not_yet();
+        links.report.set(worst);
         drop(links);
         // Others may have been opened meanwhile; and a cluster that is down is to be said to be so again.
         let changes = select_all(parts.iter_mut().map(|part| part.changed().boxed()));

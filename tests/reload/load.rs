@@ -207,3 +207,21 @@ async fn new_routes_wait_together_for_a_cluster_that_hangs() {
     }
     gate.wait_store("redis", "up").await;
 }
+
+/// That the connection of a new route is just being made says nothing of the cluster.
+#[tokio::test]
+async fn a_cluster_is_up_while_new_routes_connect() {
+    let (cluster, nats) = tokio::join!(RedisCluster::start(), NatsServer::start());
+    let servers = format!("redis.url = \"{}\"\nnats.url = \"{}\"\n", cluster.url(), nats.url());
+    let gate = Gate::start(&servers, &create()).await;
+    gate.wait_ready().await;
+    let before = gate.log_count("store is unreachable");
+    gate.configure(&format!("{}{}", create(), many(300)));
+    gate.signal("HUP");
+    gate.wait_log(RELOADED).await;
+    eventually("the last one claims", async || {
+        (gate.post_to("/vmh/webhook/e299/create", batch(["a"])).await.status == 200).then_some(())
+    })
+    .await;
+    assert_eq!(gate.log_count("store is unreachable"), before, "nothing was wrong");
+}
