@@ -176,8 +176,8 @@ struct Keeper {
 
 /// Why an attempt led to no connection.
 enum Failure {
-    /// Another node of the cluster has the key.
-    Moved(Node),
+    /// Another node of the cluster has the key, as that slot.
+    Moved(Node, u16),
     /// What it says of Redis.
     Contact(Contact),
 }
@@ -227,7 +227,7 @@ impl Keeper {
         };
         self.connect_to(&node).await.map_err(|failure| match failure {
             Failure::Contact(contact) => contact,
-            Failure::Moved(to) => self.asked.at(&node).is_in_a_cluster(Some(&to)),
+            Failure::Moved(to, _slot) => self.asked.at(&node).is_in_a_cluster(Some(&to)),
         })
     }
 
@@ -236,7 +236,7 @@ impl Keeper {
         let mut last = self.last.lock().await;
         let mut candidates = nodes.all();
         candidates.sort_by_key(|node| last.as_ref() == Some(node));
-        let (mut asked, mut problem) = (Vec::new(), None);
+        let (mut asked, mut problem, mut moved) = (Vec::<Node>::new(), None, None);
         for candidate in candidates {
             let mut next = Some(candidate);
             for _ in 0..MOST_MOVES {
@@ -254,9 +254,10 @@ impl Keeper {
                         *last = Some(node.clone());
                         return Ok((connection, node, refusal));
                     }
-                    Err(Failure::Moved(to)) => {
+                    Err(Failure::Moved(to, slot)) => {
                         // It may have been asked by way of another node, before it had the key.
                         next = Some(to);
+                        moved = Some(slot);
                     }
                     Err(Failure::Contact(contact)) => {
                         let worse = matches!(problem, Some(Contact::Refused(_)));
@@ -268,9 +269,7 @@ impl Keeper {
             }
         }
         *last = None;
-        Err(problem.unwrap_or_else(|| {
-            Contact::Unreachable("the nodes of the cluster do not agree on who has the key".to_owned())
-        }))
+        Err(problem.unwrap_or_else(|| Contact::Unreachable(without_owner(moved, &asked))))
     }
 
     /// A connection to one server.
@@ -307,8 +306,9 @@ impl Keeper {
                 self.hung_up(&asked, node).await
             }
             Ok(Err(error)) if error.kind() == ErrorKind::Server(ServerErrorKind::Moved) => {
-                let to = error.redirect_node().and_then(|(to, _slot)| Node::told(to, &node.host));
-                return Err(to.map_or_else(|| Failure::Contact(asked.diagnose(&error)), Failure::Moved));
+                let to = error.redirect_node().and_then(|(to, slot)| Some((Node::told(to, &node.host)?, slot)));
+                let moved = to.map(|(to, slot)| Failure::Moved(to, slot));
+                return Err(moved.unwrap_or_else(|| Failure::Contact(asked.diagnose(&error))));
             }
             Ok(Err(error)) => asked.diagnose(&error),
             Err(_elapsed) => asked.silent(self.timeout * 2),
@@ -402,5 +402,29 @@ impl Keeper {
             Some(String::from_utf8_lossy(&said[..length]).into_owned())
         };
         tokio::time::timeout(self.timeout / 2, listen).await.ok().flatten()
+    }
+}
+
+/// Each node that was asked for a slot names another one, and none has it.
+fn without_owner(slot: Option<u16>, asked: &[Node]) -> String {
+    let slot = slot.map_or_else(|| "the key".to_owned(), |slot| format!("slot {slot}"));
+    let asked: Vec<_> = asked.iter().map(ToString::to_string).collect();
+    let asked = asked.join(", ");
+    format!(
+        "the nodes of the cluster do not agree on who has {slot}: each of {asked} names another one; if that lasts, redis-cli --cluster check says more"
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nodes_that_do_not_agree_are_named() {
+        let nodes = [6379, 6380].map(|port| Node { host: "redis.test".to_owned(), port });
+        assert_eq!(
+            without_owner(Some(12_182), &nodes),
+            "the nodes of the cluster do not agree on who has slot 12182: each of redis.test:6379, redis.test:6380 names another one; if that lasts, redis-cli --cluster check says more"
+        );
     }
 }

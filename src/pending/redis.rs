@@ -7,7 +7,7 @@
 use std::{
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -79,6 +79,8 @@ pub struct Redis {
     checks: Arc<Checks>,
     tasks: TaskTracker,
     settlers: TaskTracker,
+    /// Acknowledged ids that are to be settled.
+    unsettled: Arc<AtomicUsize>,
     closing: CancellationToken,
 }
 
@@ -173,6 +175,7 @@ impl Redis {
             checks,
             tasks,
             settlers,
+            unsettled: Arc::default(),
             closing: CancellationToken::new(),
         };
         let queues = claiming.iter().map(|claiming| nobody.start(claiming)).collect();
@@ -191,6 +194,7 @@ impl Redis {
             checks: Arc::clone(&self.checks),
             tasks: self.tasks.clone(),
             settlers: self.settlers.clone(),
+            unsettled: Arc::clone(&self.unsettled),
             closing: self.closing.clone(),
         }
     }
@@ -285,7 +289,7 @@ impl Redis {
 
     /// Starts the tasks of a route, which end with its queues.
     fn start(&self, claiming: &Arc<Claiming>) -> (String, Arc<Queues>) {
-        let Self { links, options, times, checks, tasks, settlers, closing, .. } = self;
+        let Self { links, options, times, checks, tasks, settlers, unsettled, closing, .. } = self;
         let route = &claiming.route;
         let (claims, mut claim_jobs) = mpsc::channel(CLAIM_QUEUE);
         let (settlements, mut settle_jobs) = mpsc::channel(SETTLE_QUEUE);
@@ -306,7 +310,13 @@ impl Redis {
         };
         let claims_of = format!("the claims of route {route}");
         tasks.spawn(async move { supervise!(&claims_of, claimer.run(&mut claim_jobs)) });
-        let settler = Settler { link, route: Arc::clone(route), timeout: options.timeout, times: times.clone() };
+        let settler = Settler {
+            link,
+            route: Arc::clone(route),
+            timeout: options.timeout,
+            times: times.clone(),
+            unsettled: Arc::clone(unsettled),
+        };
         let closing = closing.clone();
         let settling_of = format!("the settling of route {route}");
         settlers.spawn(async move { supervise!(&settling_of, settler.run(&mut settle_jobs, &closing)) });
@@ -420,8 +430,10 @@ impl PendingStore for Redis {
     }
 
     fn settle(&self, route: &Arc<Route>, settlements: Vec<Settlement>) {
-        let count = settlements.len();
-        if self.queues(route).is_ok_and(|queues| queues.settlements.try_send(settlements).is_err()) {
+        let (count, Ok(queues)) = (settlements.len(), self.queues(route)) else { return };
+        self.unsettled.fetch_add(count, Ordering::Relaxed);
+        if queues.settlements.try_send(settlements).is_err() {
+            self.unsettled.fetch_sub(count, Ordering::Relaxed);
             warn!(route = %route, count, "too many acknowledged ids wait to be settled; these stay in the outbox");
         }
     }
@@ -436,7 +448,8 @@ impl PendingStore for Redis {
         async move {
             // The tasks, not their queues: these close at once, with what is still to be settled in them.
             if tokio::time::timeout(limit, self.settlers.wait()).await.is_err() {
-                warn!("acknowledged ids were left in the outbox: Redis did not take them in time");
+                let count = self.unsettled.load(Ordering::Relaxed);
+                warn!(count, ?limit, "acknowledged ids were left in the outbox: Redis did not take them in time; the relay of another replica, or of the next start, settles them");
             }
             self.tasks.close();
         }
@@ -512,7 +525,7 @@ impl Claimer {
         loop {
             // One number for the call and for what is read of its answer.
             let Some(number) = self.claiming.number() else {
-                return Err(StoreError::NoWrites("this route has no number to claim under yet".to_owned()));
+                return Err(self.claiming.without_number());
             };
             let numbered = |proposal: &Proposal| {
                 let attempt = if again { proposal.attempt.next() } else { proposal.attempt };
