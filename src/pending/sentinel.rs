@@ -1,7 +1,8 @@
 //! Which server is the primary, as sentinels say.
 //!
 //! All of them are asked at once, and the answer of the newest failover counts once a majority has answered: a sentinel that was cut
-//! off still names the old primary. Where no majority answers, what the others say is taken: they can't have failed over.
+//! off still names the old primary. Where no majority answers, what the others say is taken. It may be wrong: a hookgate that is cut
+//! off together with a minority of the sentinels does not hear of a failover that the majority made.
 
 use std::{
     collections::HashMap,
