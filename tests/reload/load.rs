@@ -173,7 +173,7 @@ async fn the_connections_of_a_removed_route_end_in_a_cluster() {
         let kill = redis::cmd("CLIENT").arg(&["KILL", "USER", "hookgate"]).exec_async(&mut connection).await;
         kill.expect("the tests may");
     }
-    gate.configure(&format!("{durable}log.filter = \"debug\"\n{}", create()));
+    gate.configure(&format!("{durable}server.max_in_flight = 64\n{}", create()));
     gate.signal("HUP");
     eventually("it is denied", async || (denials(&cluster).await >= 3).then_some(())).await;
     gate.deliver(batch(["b"])).await;
