@@ -179,8 +179,8 @@ struct ConnectionTask {
 
 /// Why an attempt to connect failed.
 enum ConnectFailure {
-    /// Another node of the cluster has the key.
-    Moved(Node),
+    /// Another node of the cluster has the key, as that slot.
+    Moved(Node, u16),
     /// The server can't be used, as this says.
     Contact(Contact),
 }
@@ -230,9 +230,7 @@ impl ConnectionTask {
         };
         self.connect_to(&node).await.map_err(|failure| match failure {
             ConnectFailure::Contact(contact) => contact,
-            ConnectFailure::Moved(to) => Contact::Refused(format!(
-                "{node} is a node of a Redis Cluster, and the key is on {to}; write redis+cluster:// in redis.url"
-            )),
+            ConnectFailure::Moved(to, _slot) => self.asked.at(&node).is_in_a_cluster(Some(&to)),
         })
     }
 
@@ -241,7 +239,7 @@ impl ConnectionTask {
         let mut last = self.last.lock().await;
         let mut candidates = nodes.all();
         candidates.sort_by_key(|node| last.as_ref() == Some(node));
-        let (mut asked, mut problem) = (Vec::new(), None);
+        let (mut asked, mut problem, mut moved) = (Vec::<Node>::new(), None, None);
         for candidate in candidates {
             let mut next = Some(candidate);
             for _ in 0..MAX_REDIRECTS {
@@ -259,9 +257,10 @@ impl ConnectionTask {
                         *last = Some(node.clone());
                         return Ok((connection, node, refusal));
                     }
-                    Err(ConnectFailure::Moved(to)) => {
+                    Err(ConnectFailure::Moved(to, slot)) => {
                         // It may have been asked by way of another node, before it had the key.
                         next = Some(to);
+                        moved = Some(slot);
                     }
                     Err(ConnectFailure::Contact(contact)) => {
                         let already_refused = matches!(problem, Some(Contact::Refused(_)));
@@ -273,9 +272,7 @@ impl ConnectionTask {
             }
         }
         *last = None;
-        Err(problem.unwrap_or_else(|| {
-            Contact::Unreachable("the nodes of the cluster do not agree on who has the key".to_owned())
-        }))
+        Err(problem.unwrap_or_else(|| Contact::Unreachable(without_owner(moved, &asked))))
     }
 
     /// A connection to one server.
@@ -312,8 +309,9 @@ impl ConnectionTask {
                 self.hung_up(&asked, node).await
             }
             Ok(Err(error)) if error.kind() == ErrorKind::Server(ServerErrorKind::Moved) => {
-                let to = error.redirect_node().and_then(|(to, _slot)| Node::told(to, &node.host));
-                return Err(to.map_or_else(|| ConnectFailure::Contact(asked.diagnose(&error)), ConnectFailure::Moved));
+                let to = error.redirect_node().and_then(|(to, slot)| Some((Node::told(to, &node.host)?, slot)));
+                let moved = to.map(|(to, slot)| ConnectFailure::Moved(to, slot));
+                return Err(moved.unwrap_or_else(|| ConnectFailure::Contact(asked.diagnose(&error))));
             }
             Ok(Err(error)) => asked.diagnose(&error),
             Err(_elapsed) => asked.silent(self.timeout * 2),
@@ -407,5 +405,29 @@ impl ConnectionTask {
             Some(String::from_utf8_lossy(&said[..length]).into_owned())
         };
         tokio::time::timeout(self.timeout / 2, listen).await.ok().flatten()
+    }
+}
+
+/// Each node that was asked for a slot names another one, and none has it.
+fn without_owner(slot: Option<u16>, asked: &[Node]) -> String {
+    let slot = slot.map_or_else(|| "the key".to_owned(), |slot| format!("slot {slot}"));
+    let asked: Vec<_> = asked.iter().map(ToString::to_string).collect();
+    let asked = asked.join(", ");
+    format!(
+        "the nodes of the cluster do not agree on who has {slot}: each of {asked} names another one; if that lasts, redis-cli --cluster check says more"
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nodes_that_do_not_agree_are_named() {
+        let nodes = [6379, 6380].map(|port| Node { host: "redis.test".to_owned(), port });
+        assert_eq!(
+            without_owner(Some(12_182), &nodes),
+            "the nodes of the cluster do not agree on who has slot 12182: each of redis.test:6379, redis.test:6380 names another one; if that lasts, redis-cli --cluster check says more"
+        );
     }
 }

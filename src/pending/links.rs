@@ -1,9 +1,9 @@
 //! The connections of a store: one, or in a cluster one for each hash tag.
 
 use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, PoisonError, Weak},
-    time::Duration,
+    collections::{HashMap, HashSet},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    time::{Duration, Instant},
 };
 
 use futures_util::{FutureExt, future::select_all};
@@ -22,6 +22,8 @@ use crate::{
 
 /// Interval of checking cluster links, and of repeating "down" in the log where that is due.
 const CHECK_EVERY: Duration = Duration::from_secs(1);
+/// How long a connection is kept that nobody uses, to what a removed route left.
+const IDLE: Duration = Duration::from_secs(5);
 
 /// The links of a store. In a cluster each hash tag has one, else there is one for all keys.
 pub(super) struct Links {
@@ -31,14 +33,22 @@ pub(super) struct Links {
     /// The link for all keys; `None` in a cluster, and before [`Self::connect_single`].
     single: Option<Arc<Link>>,
     by_tag: Mutex<HashMap<String, Arc<Link>>>,
+    of_removed: Mutex<HashMap<String, OfRemoved>>,
     report: Reporter,
+}
+
+/// The connection to what a removed route left. What is wrong with it says nothing of the store.
+struct OfRemoved {
+    link: Arc<Link>,
+    /// When it was asked for last.
+    asked: Instant,
 }
 
 impl Links {
     /// Opens no connection yet.
     pub(super) fn new(access: Access, timeout: Duration, tasks: TaskTracker) -> Self {
         let report = Reporter::new("redis");
-        Self { access, timeout, tasks, single: None, by_tag: Mutex::default(), report }
+        Self { access, timeout, tasks, single: None, by_tag: Mutex::default(), of_removed: Mutex::default(), report }
     }
 
     pub(super) const fn access(&self) -> &Access {
@@ -65,16 +75,36 @@ impl Links {
     pub(super) fn connect(&self, key: &str, check: ConnectionCheck) -> Arc<Link> {
         let link = self.spawn(check, Reporter::of_a_part("redis"));
         self.by_tag().insert(tag(key).to_owned(), Arc::clone(&link));
+        self.of_removed().remove(tag(key));
         link
     }
 
-    /// Returns the connection for a key. Opens one for a removed route, for which nobody opened one.
+    /// Closes the connections for all other keys than these, once nobody uses them.
+    pub(super) fn keep<'k>(&self, keys: impl IntoIterator<Item = &'k str>) {
+        let tags: HashSet<&str> = keys.into_iter().map(tag).collect();
+        self.by_tag().retain(|open, _| tags.contains(open.as_str()));
+    }
+
+    /// Returns the connection for a key. Opens one for a removed route when it is needed.
     pub(super) fn of(&self, key: &str) -> Arc<Link> {
         if let Some(link) = &self.single {
             return Arc::clone(link);
         }
-        let open = self.by_tag().get(tag(key)).cloned();
-        open.unwrap_or_else(|| self.connect(key, find(key)))
+        let open = self.opened(key);
+        open.unwrap_or_else(|| {
+            let mut of_removed = self.of_removed();
+            let opened = of_removed.entry(tag(key).to_owned()).or_insert_with(|| {
+                let link = self.spawn(find(key), Reporter::of_a_part("redis"));
+                OfRemoved { link, asked: Instant::now() }
+            });
+            opened.asked = Instant::now();
+            Arc::clone(&opened.link)
+        })
+    }
+
+    /// Whether a key is one of a removed route.
+    pub(super) fn is_of_removed(&self, key: &str) -> bool {
+        self.of_removed().contains_key(tag(key))
     }
 
     fn spawn(&self, check: ConnectionCheck, report: Reporter) -> Arc<Link> {
@@ -83,11 +113,15 @@ impl Links {
         Arc::new(link)
     }
 
-    fn by_tag(&self) -> std::sync::MutexGuard<'_, HashMap<String, Arc<Link>>> {
+    fn by_tag(&self) -> MutexGuard<'_, HashMap<String, Arc<Link>>> {
         self.by_tag.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// How the store is. In a cluster: the worst of the connections that were opened so far.
+    fn of_removed(&self) -> MutexGuard<'_, HashMap<String, OfRemoved>> {
+        self.of_removed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How the store is, in a cluster as the worst of the connections for routes and dead letters.
     pub(super) fn contact(&self) -> watch::Receiver<Contact> {
         self.report.subscribe()
     }
@@ -117,10 +151,16 @@ impl Links {
 
 /// Reports the worst of a cluster's connections. Stops when [`Links`] is dropped.
 async fn follow(links: &Weak<Links>) {
+    let mut was_known = false;
     while let Some(links) = links.upgrade() {
+        links.of_removed().retain(|_, of_removed| of_removed.asked.elapsed() < IDLE);
         let mut parts: Vec<_> = links.by_tag().values().map(|link| link.contact()).collect();
-        let worst = parts.iter_mut().map(|part| part.borrow_and_update().clone()).max_by_key(badness);
-        links.report.set(worst.unwrap_or(Contact::Up));
+        let now = parts.iter_mut().map(|part| part.borrow_and_update().clone());
+        // A connection that a reload brings says nothing of the cluster before it was tried.
+        let worst = now.filter(|contact| !(was_known && *contact == Contact::not_yet())).max_by_key(badness);
+        let worst = worst.unwrap_or(Contact::Up);
+        was_known |= worst != Contact::not_yet();
+        links.report.set(worst);
         drop(links);
         // After a while even without a change: others may have been opened, and "down" may have to be repeated.
         let changes = select_all(parts.iter_mut().map(|part| part.changed().boxed()));
