@@ -26,13 +26,19 @@ WAY, GATE = os.environ.get("E2E_WAY", "overlay"), os.environ.get("E2E_GATE", "en
 OPERATOR = ("hookgate-operator", f"o{token_hex(16)}") if WAY == "production" else None
 
 
-def run(*command, check=True, said=False, input="", **more):
+def run(*command, check=True, said=False, input="", timeout=600, **more):
     """What a command prints; with `said` also what it complains of, whether it fails or not."""
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, input=input, timeout=600, **more)
+    words = list(map(str, command))
+    try:
+        done = subprocess.run(words, capture_output=True, text=True, input=input, timeout=timeout, **more)
+    except FileNotFoundError:
+        raise SystemExit(f"{words[0]} is not in PATH") from None
+    except subprocess.TimeoutExpired:
+        raise SystemExit(f"{shlex.join(words)}: not within {timeout} s") from None
     if said:
         return f"{done.stdout}{done.stderr}".strip()
     if check and done.returncode != 0:
-        raise SystemExit(f"{shlex.join(map(str, command))}: {done.stderr.strip() or done.stdout.strip()}")
+        raise SystemExit(f"{shlex.join(words)}: {done.stderr.strip() or done.stdout.strip()}")
     return done.stdout.strip()
 
 
@@ -67,12 +73,17 @@ def progress(sender, ids):
     eventually(f"{ids} more ids are accepted", lambda: len(sender.sent.accepted) >= goal)
 
 
+def workers():
+    """The nodes that take pods: a control plane that is tainted has none of the gateway's."""
+    return [node for node in objects("nodes") if not any(taint["effect"] == "NoSchedule" for taint in node["spec"].get("taints", ()))]
+
+
 def addresses():
     """Each node's address with the port of the ingress's Service, as a load balancer before them would know them."""
     of_gateway = ("service", "-A", "-l", f"gateway.envoyproxy.io/owning-gateway-name={GATEWAY[1]}")
     [service] = objects(*(("-n", NAMESPACE, "service", "-l", "app.kubernetes.io/name=hookgate-nginx") if GATE == "nginx" else of_gateway))
     port = next(p["nodePort"] for p in service["spec"]["ports"] if p["port"] == 443)
-    nodes = [a["address"] for n in objects("nodes") for a in n["status"]["addresses"] if a["type"] == "InternalIP"]
+    nodes = [a["address"] for n in workers() for a in n["status"]["addresses"] if a["type"] == "InternalIP"]
     return [(node, port) for node in nodes]
 
 

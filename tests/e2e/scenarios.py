@@ -13,7 +13,7 @@ from alerts import alerts
 from backup import NEEDED, redis_restored, stream_restored
 from cluster import (
     GATE, GATEWAY, NAMESPACE, NODE, ROOT, WAY, apply, asked, configmap, configurations, eventually, files_are_looked_at, here, in_place,
-    is_ready, kill, kubectl, named, objects, pods, progress, ready, restarts, run, signal, status, waited, without,
+    is_ready, kill, kubectl, named, objects, pods, progress, ready, restarts, run, signal, status, waited, without, workers,
 )
 from consumers import IMAGES, consumers_acknowledge, consumers_release, emptied
 from install import NEXT, helm, webhook_of_helm_test
@@ -81,7 +81,7 @@ def autoscaled(sender):
 
 def drained(sender):
     """Each node once, as far as the disruption budget lets it. The stores' volumes are bound to theirs."""
-    for node in objects("nodes"):
+    for node in workers():
         name = node["metadata"]["name"]
         try:
             kubectl("drain", name, "--ignore-daemonsets", "--pod-selector=app.kubernetes.io/name=hookgate", "--timeout=180s")
@@ -301,8 +301,8 @@ def unusable_stores(sender):
         copies = [copied(f"unusable-{number}", variables) for number, variables in enumerate((
             {"HOOKGATE__REDIS__URL": "redis://redis-mistyped:6379/1"},
             {"HOOKGATE__NATS__URL": "nats://nats:4223"},
-            {"HOOKGATE__REDIS__URL": "redis://nobody:wrong@redis:6379/1"},
-            # Any file with one line is a wrong password.
+            # Any file with one line is a wrong password. In the address it would be a second one beside production's file.
+            {"HOOKGATE__REDIS__USERNAME": "nobody", "HOOKGATE__REDIS__PASSWORD_FILE": "/etc/hostname"},
             {"HOOKGATE__NATS__URL": f"nats://{strict}:4222", "HOOKGATE__NATS__USER": "nobody", "HOOKGATE__NATS__PASSWORD_FILE": "/etc/hostname"},
         ))]
         try:
@@ -400,7 +400,7 @@ def large_bodies(sender):
 
 def node_dies(sender):
     """With whatever it has, and comes back when its pods have been given up."""
-    name = objects("nodes")[-1]["metadata"]["name"]
+    name = workers()[-1]["metadata"]["name"]
     run(*shlex.split(DEATH.format(node=name)))
     eventually("the node is not ready", lambda: any(
         n["metadata"]["name"] == name and not is_ready(n) for n in objects("nodes")
