@@ -80,11 +80,16 @@ def workers():
     return [node for node in objects("nodes") if not any(taint["effect"] == "NoSchedule" for taint in node["spec"].get("taints", ()))]
 
 
-def addresses():
-    """Each node's address with the port of the ingress's Service, as a load balancer before them would know them."""
+def gateway_service():
+    """The ingress's Service."""
     of_gateway = ("service", "-A", "-l", f"gateway.envoyproxy.io/owning-gateway-name={GATEWAY[1]}")
     [service] = objects(*(("-n", NAMESPACE, "service", "-l", "app.kubernetes.io/name=hookgate-nginx") if GATE == "nginx" else of_gateway))
-    port = next(p["nodePort"] for p in service["spec"]["ports"] if p["port"] == 443)
+    return service
+
+
+def addresses():
+    """Each node's address with the port of the ingress's Service, as a load balancer before them would know them."""
+    port = next(p["nodePort"] for p in gateway_service()["spec"]["ports"] if p["port"] == 443)
     nodes = [a["address"] for n in workers() for a in n["status"]["addresses"] if a["type"] == "InternalIP"]
     return [(node, port) for node in nodes]
 

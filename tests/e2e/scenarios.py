@@ -20,7 +20,7 @@ from install import NEXT, helm, webhook_of_helm_test
 from monitoring import PROMETHEUS, PUSHGATEWAY
 from operated import edited_streams, first_steps, operated
 from production import as_written, expect, jobs_without_crm
-from sender import PATH, signature
+from sender import PATH, TOTAL, signature
 from sizes import sizes
 from stores import kustomization
 
@@ -92,15 +92,46 @@ def autoscaled(sender):
 
 
 def drained(sender):
-    """Each node once, as far as the disruption budget lets it. The stores' volumes are bound to theirs."""
-    for node in workers():
-        name = node["metadata"]["name"]
-        try:
-            kubectl("drain", name, "--ignore-daemonsets", "--pod-selector=app.kubernetes.io/name=hookgate", "--timeout=180s")
-            ready()
-            progress(sender, 300)
-        finally:
-            kubectl("uncordon", name)
+    """Each node once, the gateway's pods with hookgate's, as far as the disruption budgets let it. The stores' volumes are bound to
+    theirs. A load balancer sends nothing to a node without a pod of the gateway."""
+    _, where, name, label = gateway()
+    targets = sender.targets
+    try:
+        for node in workers():
+            host, own = node["metadata"]["name"], {one["address"] for one in node["status"]["addresses"]}
+            on_each_node(label, where)
+            sender.targets = [target for target in targets if target[0] not in own]
+            # What is on its way there has ended by then.
+            waited(TOTAL)
+            try:
+                kubectl("drain", host, "--ignore-daemonsets", "--delete-emptydir-data", "--timeout=180s",
+                        f"--pod-selector=app.kubernetes.io/name in (hookgate, {label})")
+                ready()
+                progress(sender, 300)
+            finally:
+                kubectl("uncordon", host)
+            kubectl(*where, "rollout", "status", f"deployment/{name}", "--timeout=120s")
+    finally:
+        on_each_node(label, where)
+        sender.targets = targets
+    progress(sender, 300)
+
+
+def on_each_node(label, where):
+    """Moves pods of a gateway until each node has one that is ready."""
+    def crowded():
+        there = [pod for pod in pods(label, where) if is_ready(pod)]
+        hosts = [pod["spec"]["nodeName"] for pod in there]
+        free = {node["metadata"]["name"] for node in workers()} - set(hosts)
+        return free and next((pod for pod in there if hosts.count(pod["spec"]["nodeName"]) > 1), None), free
+
+    def spread():
+        pod, free = crowded()
+        if pod:
+            kubectl(*where, "delete", "pod", pod["metadata"]["name"])
+        return not free
+
+    eventually("each node has a pod of the gateway", spread)
 
 
 def deleted_without_grace(sender):
