@@ -2,8 +2,8 @@
 the chart beside the overlay's stores, or production by its checklist, beside stores with users.
 
 What it needs, and says if it is missing: kubectl, curl and openssl; a cluster with a default storage class and metrics-server; Envoy
-Gateway with a Gateway `public` in the namespace `gateways` that has an https listener for hooks.example.com. The images of the
-overlay have to be on the nodes, or where the nodes can pull them.
+Gateway with a Gateway `public` in the namespace `gateways` that has an https listener for hooks.example.com, its certificate not
+an authority's own (CA:FALSE), else hookgate refuses it. The images of the overlay have to be where the nodes find them.
 
   E2E_LOAD   brings the image to the nodes: a command that takes archives (`kind load image-archive`); without it the
              image of the overlay has to be there

@@ -136,7 +136,7 @@ EVERYWHERE = {
     "registry.example.com/other:9.9.9": PODS, '"imagePullPolicy": "Always"': PODS, '"imagePullSecrets": [{"name": "of-the-registry"}]': PODS,
     '"secretName": "other-secrets"': PODS, '"nodeSelector": {"example.com/pool": "webhooks"}': PODS, "example.com/reserved": PODS,
     '"priorityClassName": "other-priority"': PODS, "OTHER_VARIABLE": PODS, "example.com/noted": {"Deployment/hookgate"},
-    '{"kind": "SecretStore", "name": "other-store"}': {"ExternalSecret/other-secrets"}, "77m": {"ExternalSecret/other-secrets"},
+    '{"kind": "SecretStore", "name": "other-store"}': {"ExternalSecret/other-secrets"}, '"77m"': {"ExternalSecret/other-secrets"},
     "other-key": {"ExternalSecret/other-secrets"}, "192.0.2.1/": {"NetworkPolicy/hookgate"}, "192.0.2.2/": {"NetworkPolicy/hookgate"},
     "192.0.2.3/": STORE_WAYS, "192.0.2.4/": STORE_WAYS, "192.0.2.5/": {"NetworkPolicy/hookgate"}, "4317": {"NetworkPolicy/hookgate"},
     "192.0.2.6/": {"NetworkPolicy/hookgate-reconcile", "NetworkPolicy/hookgate-espocrm-metrics"},
