@@ -451,8 +451,12 @@ def large_bodies(sender):
 
 
 def many_large_bodies(sender):
-    """As many of 15 MiB at once as the budget of hookgate's memory does not hold: it refuses some, and stays within its limit."""
+    """24 of 15 MiB at once, which is what the budgets of three pods hold: no container goes beyond its limit of memory."""
     waited(40)
+    _, where, _, label = gateway()
+    for place, labels in ((("-n", NAMESPACE), "app.kubernetes.io/name in (hookgate, redis, nats)"), (where, f"app.kubernetes.io/name={label}")):
+        for line in kubectl(*place, "top", "pod", "--no-headers", "-l", labels, said=True).splitlines():
+            print(f"    {line}", flush=True)
 
 
 def node_dies(sender):
@@ -515,6 +519,8 @@ SCENARIOS = [
 BEFORE = {consumers_acknowledge: emptied, consumers_release: emptied}
 # In these no probe may fail.
 CALM = {undisturbed, rolling_restart, rolling_update, scaled, autoscaled, helm_upgrade}
+# In these the sender's ten seconds may run out, and it sends again.
+SLOW = {many_large_bodies}
 # In these a container may end without being told to.
 DEADLY = {killed, node_dies, bad_configuration, large_bodies}
 # How they are sent, where it is another way.
