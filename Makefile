@@ -27,7 +27,7 @@ test: tools ## the Rust tests, on a real Redis and a real NATS that they start t
 test-all: ## the other checks, without those of make test: manifests, image, all of tests/*/run; installs its tools itself
 	@scripts/test-all.sh $(ONLY)
 
-e2e: ## the dev overlay on the cluster of KUBECONFIG, behind Envoy Gateway, disturbed under load; E2E_ONLY=...; see tests/e2e/main.py
+e2e: ## hookgate on the cluster of KUBECONFIG, disturbed under load; E2E_WAY=overlay|chart|production, E2E_ONLY=...; see tests/e2e/main.py
 	@python3 tests/e2e/main.py
 
 faults: ## kill, freeze and cut off real processes under load, then count; ONLY="storm --minutes 25" for some
