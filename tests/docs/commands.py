@@ -51,6 +51,7 @@ OTHERWISE = {
         kubectl rollout status
         kubectl rollout undo
         kubectl top
+        hookgate send
         helm rollback
         helm test
         helm upgrade

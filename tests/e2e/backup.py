@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from shutil import which
 
 import pages
-from cluster import NAMESPACE, OPERATOR, PENDING, SCRATCH, STREAM, forwarded, progress, published, ready, redis, run
+from cluster import NAMESPACE, OPERATOR, PENDING, SCRATCH, STREAM, forwarded, here, progress, published, ready, redis, run
 
 PLACE = SCRATCH / "backup"
 NEEDED = ("nats", "redis-cli")
@@ -100,3 +100,4 @@ def stream_restored(sender):
     for block in blocks("The stream"):
         follow(block)
     ready()
+    print(f"    {here('top', 'pod', 'nats-0', '--no-headers', said=True)}", flush=True)

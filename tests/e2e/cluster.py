@@ -19,6 +19,8 @@ ROOT = Path(__file__).resolve().parents[2]
 SCRATCH = ROOT / "target/e2e"
 NAMESPACE, HOST, STREAM = os.environ.get("E2E_NAMESPACE", "hookgate-e2e"), "hooks.example.com", "HOOKGATE"
 GATEWAY = ("gateways", "public")
+# Another namespace, from which nothing may come in.
+OUTSIDE = f"{NAMESPACE}-outside"
 PENDING = "vmh:beteiligte:create_pending"
 NODE = os.environ.get("E2E_NODE")
 WAY, GATE = os.environ.get("E2E_WAY", "overlay"), os.environ.get("E2E_GATE", "envoy-gateway")
@@ -26,13 +28,19 @@ WAY, GATE = os.environ.get("E2E_WAY", "overlay"), os.environ.get("E2E_GATE", "en
 OPERATOR = ("hookgate-operator", f"o{token_hex(16)}") if WAY == "production" else None
 
 
-def run(*command, check=True, said=False, input="", **more):
+def run(*command, check=True, said=False, input="", timeout=600, **more):
     """What a command prints; with `said` also what it complains of, whether it fails or not."""
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, input=input, timeout=600, **more)
+    words = list(map(str, command))
+    try:
+        done = subprocess.run(words, capture_output=True, text=True, input=input, timeout=timeout, **more)
+    except FileNotFoundError:
+        raise SystemExit(f"{words[0]} is not in PATH") from None
+    except subprocess.TimeoutExpired:
+        raise SystemExit(f"{shlex.join(words)}: not within {timeout} s") from None
     if said:
         return f"{done.stdout}{done.stderr}".strip()
     if check and done.returncode != 0:
-        raise SystemExit(f"{shlex.join(map(str, command))}: {done.stderr.strip() or done.stdout.strip()}")
+        raise SystemExit(f"{shlex.join(words)}: {done.stderr.strip() or done.stdout.strip()}")
     return done.stdout.strip()
 
 
@@ -67,12 +75,22 @@ def progress(sender, ids):
     eventually(f"{ids} more ids are accepted", lambda: len(sender.sent.accepted) >= goal)
 
 
-def addresses():
-    """Each node's address with the port of the ingress's Service, as a load balancer before them would know them."""
+def workers():
+    """The nodes that take pods: a control plane that is tainted has none of the gateway's."""
+    return [node for node in objects("nodes") if not any(taint["effect"] == "NoSchedule" for taint in node["spec"].get("taints", ()))]
+
+
+def gateway_service():
+    """The ingress's Service."""
     of_gateway = ("service", "-A", "-l", f"gateway.envoyproxy.io/owning-gateway-name={GATEWAY[1]}")
     [service] = objects(*(("-n", NAMESPACE, "service", "-l", "app.kubernetes.io/name=hookgate-nginx") if GATE == "nginx" else of_gateway))
-    port = next(p["nodePort"] for p in service["spec"]["ports"] if p["port"] == 443)
-    nodes = [a["address"] for n in objects("nodes") for a in n["status"]["addresses"] if a["type"] == "InternalIP"]
+    return service
+
+
+def addresses():
+    """Each node's address with the port of the ingress's Service, as a load balancer before them would know them."""
+    port = next(p["nodePort"] for p in gateway_service()["spec"]["ports"] if p["port"] == 443)
+    nodes = [a["address"] for n in workers() for a in n["status"]["addresses"] if a["type"] == "InternalIP"]
     return [(node, port) for node in nodes]
 
 
@@ -112,21 +130,50 @@ def restarts():
     return {pod["metadata"]["uid"]: started_again(pod) for pod in pods()}
 
 
+def gateway():
+    """(program, where, Deployment, label) of the ingress's pods."""
+    if GATE == "nginx":
+        return "nginx", ("-n", NAMESPACE), "hookgate-nginx", "hookgate-nginx"
+    [deployment] = objects("deployment", "-A", "-l", f"gateway.envoyproxy.io/owning-gateway-name={GATEWAY[1]}")
+    return "envoy", ("-n", deployment["metadata"]["namespace"]), deployment["metadata"]["name"], "envoy"
+
+
 def killed_by_the_kernel():
-    """Containers that went beyond their memory limit."""
+    """Containers that went beyond their memory limit, of hookgate, the stores and the gateway; and when."""
+    _, where, _, label = gateway()
     return {
-        f"{pod['metadata']['name']}: OOMKilled" for pod in pods() for state in ("state", "lastState")
-        if status(pod).get(state, {}).get("terminated", {}).get("reason") == "OOMKilled"
+        f"{pod['metadata']['name']}: {container['name']} was OOMKilled at {ended['finishedAt']}"
+        for pod in [*pods(), *pods(label, where), *objects("-n", NAMESPACE, "pods", "-l", "app.kubernetes.io/name in (redis, nats)")]
+        for container in pod["status"].get("containerStatuses", ()) for state in ("state", "lastState")
+        if (ended := container.get(state, {}).get("terminated", {})).get("reason") == "OOMKilled"
     }
 
 
 def unhealthy():
-    """Probes that failed in pods that stay. One that drains says 503 at /readyz on purpose, and its probes go on."""
-    there = {pod["metadata"]["name"] for pod in pods()}
-    return {
-        f"{event['involvedObject']['name']}: {event['message']}" for event in objects("-n", NAMESPACE, "events")
-        if event.get("reason") == "Unhealthy" and event["involvedObject"]["name"] in there
-    }
+    """Probes that failed in pods that nobody had told to leave, also in pods that are gone. One that drains says 503 at /readyz on
+    purpose, and its probes go on."""
+    told, failed = {}, {}
+    for event in objects("-n", NAMESPACE, "events", "--field-selector", "involvedObject.kind=Pod"):
+        of, when = event["involvedObject"], event.get("firstTimestamp") or event["metadata"]["creationTimestamp"]
+        if of.get("fieldPath") == "spec.containers{hookgate}" and event.get("reason") == "Killing":
+            told[of["uid"]] = min(when, told.get(of["uid"], when))
+        elif of.get("fieldPath") == "spec.containers{hookgate}" and event.get("reason") == "Unhealthy":
+            failed[of["uid"], f"{of['name']}: {event['message']}"] = when
+    return {said for (uid, said), when in failed.items() if uid not in told or when < told[uid]}
+
+
+def look():
+    """What a person would ask for once something went wrong: pods, the last warnings, and what hookgate and the gateway complain of."""
+    print(here("get", "pods", "-o", "wide", said=True))
+    events = [one for one in objects("-n", NAMESPACE, "events", "--sort-by=.metadata.creationTimestamp") if one.get("type") == "Warning"]
+    for event in events[-12:]:
+        print(f"    {event.get('lastTimestamp')} {event['involvedObject'].get('name')}: {event.get('reason')}: {event.get('message', '')[:300]}")
+    for pod in objects("-n", NAMESPACE, "pods"):
+        name = pod["metadata"]["name"]
+        said = here("logs", name, "--all-containers", "--tail=3000", "--since=10m", said=True)
+        for line in [line for line in said.splitlines() if re.search(r"\b(WARN|ERROR|error:|\[error\]|\[ERR\])", line)][-6:]:
+            print(f"    {name}: {line[:400]}")
+    print(end="", flush=True)
 
 
 def ready():

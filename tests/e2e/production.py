@@ -10,7 +10,9 @@ from secrets import token_hex
 
 import pages
 from backup import here_is
-from cluster import HOST, NAMESPACE, OPERATOR, PENDING, ROOT, SCRATCH, addresses, authority, eventually, here, redis, run
+from cluster import (
+    HOST, NAMESPACE, OPERATOR, PENDING, ROOT, SCRATCH, addresses, apply, authority, eventually, gateway_service, here, named, redis, run,
+)
 from stores import stores
 
 PAGE = pages.OPERATIONS
@@ -178,17 +180,41 @@ def hookgate(*arguments):
 
 
 def webhook():
-    """Step 11, through the ingress, to the event."""
+    """Step 11, through the ingress, to the event: signed from a pod that has the configuration, and by curl."""
+    command = "hookgate send vmh/beteiligte/create --id test-123 --url https://hooks.example.com"
+    expect(command, PAGE.read_text())
+    sent(command.split()[1:])
     (SITE / "ingress.crt").write_text(authority())
     address, port = addresses()[0]
     command = """curl -i https://hooks.example.com/vmh/webhook/beteiligte/create -d '[{"id": "test-123"}]'"""
-    if command not in PAGE.read_text():
-        raise SystemExit(f"docs/operations.md does not have this command: {command}")
+    expect(command, PAGE.read_text())
     there = f"--cacert ingress.crt --connect-to {HOST}:443:{address}:{port}"
     answer = run("bash", "-c", command.replace("curl -i", f"curl -sS -i {there}"), cwd=SITE)
     expect('"new_ids_count":1', answer)
     expect("test-123", hookgate("tail", "--last", "5"))
     redis("SREM", PENDING, "test-123")
+
+
+def sent(arguments):
+    """`hookgate send` where the host's name leads to the ingress, and its event."""
+    spec = named("deployment", "hookgate")["spec"]["template"]["spec"]
+    [container] = spec["containers"]
+    for probe in ("startupProbe", "readinessProbe", "livenessProbe", "ports"):
+        container.pop(probe)
+    container["args"] = [*arguments, "--ca-file", "/ca/tls.crt"]
+    container["volumeMounts"].append({"name": "ca", "mountPath": "/ca", "readOnly": True})
+    spec["volumes"].append({"name": "ca", "configMap": {"name": "ingress"}})
+    spec |= {"restartPolicy": "Never", "hostAliases": [{"ip": gateway_service()["spec"]["clusterIP"], "hostnames": [HOST]}]}
+    spec.pop("topologySpreadConstraints")
+    here("create", "configmap", "ingress", f"--from-literal=tls.crt={authority()}")
+    apply({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "send", "namespace": NAMESPACE}, "spec": spec})
+    phase = eventually("hookgate send ends", lambda: (now := named("pod", "send")["status"]["phase"]) in ("Succeeded", "Failed") and now, within=60)
+    said = here("logs", "send")
+    if phase != "Succeeded":
+        raise SystemExit(f"hookgate send: {said}")
+    expect("test-123", hookgate("tail", "--last", "1"))
+    redis("SREM", PENDING, "test-123")
+    here("delete", "pod/send", "configmap/ingress")
 
 
 def production(had):

@@ -12,20 +12,22 @@ from shutil import which
 from alerts import alerts
 from backup import NEEDED, redis_restored, stream_restored
 from cluster import (
-    GATE, GATEWAY, NAMESPACE, NODE, ROOT, WAY, apply, asked, configmap, configurations, eventually, files_are_looked_at, here, in_place,
-    is_ready, kill, kubectl, named, objects, pods, progress, ready, restarts, run, signal, status, waited, without,
+    NAMESPACE, NODE, OUTSIDE, ROOT, WAY, apply, asked, configmap, configurations, eventually, files_are_looked_at, gateway, here, in_place,
+    is_ready, kill, kubectl, named, objects, pods, progress, ready, restarts, run, signal, status, waited, without, workers,
 )
 from consumers import IMAGES, consumers_acknowledge, consumers_release, emptied
 from install import NEXT, helm, webhook_of_helm_test
 from monitoring import PROMETHEUS, PUSHGATEWAY
 from operated import edited_streams, first_steps, operated
-from production import as_written, jobs_without_crm
-from sender import PATH, signature
+from production import as_written, expect, jobs_without_crm
+from sender import PATH, TOTAL, signature
 from sizes import sizes
 from stores import kustomization
 
 DEATH, RETURN = os.environ.get("E2E_DEATH"), os.environ.get("E2E_RETURN")
 API_DOWN, API_UP = os.environ.get("E2E_API_DOWN"), os.environ.get("E2E_API_UP")
+# Nothing may be left out for want of something.
+COMPLETE = bool(os.environ.get("E2E_COMPLETE"))
 # 60 s without a store make ready, and a pod takes some seconds to start.
 NEVER_READY = 80
 
@@ -35,9 +37,19 @@ def undisturbed(sender):
 
 
 def rolling_restart(sender):
+    """Twice; then each pod is told to leave, and does so well within its grace."""
     for _ in range(2):
         here("rollout", "restart", "deployment/hookgate")
         ready()
+    longest = 0
+    for pod in pods():
+        began = time.monotonic()
+        here("delete", "pod", pod["metadata"]["name"])
+        longest = max(longest, time.monotonic() - began)
+        ready()
+    print(f"    a pod that was told to leave was gone after {longest:.0f} s at most", flush=True)
+    if longest > (most := pod["spec"]["terminationGracePeriodSeconds"] - 5):
+        raise SystemExit(f"a pod took {longest:.0f} s to leave, more than {most}")
 
 
 def rolling_update(sender):
@@ -80,15 +92,46 @@ def autoscaled(sender):
 
 
 def drained(sender):
-    """Each node once, as far as the disruption budget lets it. The stores' volumes are bound to theirs."""
-    for node in objects("nodes"):
-        name = node["metadata"]["name"]
-        try:
-            kubectl("drain", name, "--ignore-daemonsets", "--pod-selector=app.kubernetes.io/name=hookgate", "--timeout=180s")
-            ready()
-            progress(sender, 300)
-        finally:
-            kubectl("uncordon", name)
+    """Each node once, the gateway's pods with hookgate's, as far as the disruption budgets let it. The stores' volumes are bound to
+    theirs. A load balancer sends nothing to a node without a pod of the gateway."""
+    _, where, name, label = gateway()
+    targets = sender.targets
+    try:
+        for node in workers():
+            host, own = node["metadata"]["name"], {one["address"] for one in node["status"]["addresses"]}
+            on_each_node(label, where)
+            sender.targets = [target for target in targets if target[0] not in own]
+            # What is on its way there has ended by then.
+            waited(TOTAL)
+            try:
+                kubectl("drain", host, "--ignore-daemonsets", "--delete-emptydir-data", "--timeout=180s",
+                        f"--pod-selector=app.kubernetes.io/name in (hookgate, {label})")
+                ready()
+                progress(sender, 300)
+            finally:
+                kubectl("uncordon", host)
+            kubectl(*where, "rollout", "status", f"deployment/{name}", "--timeout=120s")
+    finally:
+        on_each_node(label, where)
+        sender.targets = targets
+    progress(sender, 300)
+
+
+def on_each_node(label, where):
+    """Moves pods of a gateway until each node has one that is ready."""
+    def crowded():
+        there = [pod for pod in pods(label, where) if is_ready(pod)]
+        hosts = [pod["spec"]["nodeName"] for pod in there]
+        free = {node["metadata"]["name"] for node in workers()} - set(hosts)
+        return free and next((pod for pod in there if hosts.count(pod["spec"]["nodeName"]) > 1), None), free
+
+    def spread():
+        pod, free = crowded()
+        if pod:
+            kubectl(*where, "delete", "pod", pod["metadata"]["name"])
+        return not free
+
+    eventually("each node has a pod of the gateway", spread)
 
 
 def deleted_without_grace(sender):
@@ -106,13 +149,19 @@ def killed(sender):
 def frozen(sender):
     """Longer than a try, shorter than liveness has patience."""
     for pod in pods()[:2]:
-        signal(pod, "STOP")
-        began = time.monotonic()
         # Many more batches than senders: some have met the frozen pod.
-        progress(sender, 400)
+        stopped(pod, sender, 400)
+
+
+def stopped(pod, sender, ids):
+    signal(pod, "STOP")
+    began = time.monotonic()
+    try:
+        progress(sender, ids)
         eventually("a try has run out", lambda: time.monotonic() > began + 8)
+    finally:
         signal(pod, "CONT")
-        ready()
+    ready()
 
 
 def stores_restarted(sender):
@@ -129,10 +178,16 @@ def stores_restarted(sender):
 
 
 def stores_away(sender):
-    """Both at once: every webhook gets 503 and comes back."""
-    where = ("-n", NAMESPACE)
+    """Both at once: every webhook gets 503 and comes back. A pod that is started meanwhile becomes ready all the same, and says why."""
+    where, old = ("-n", NAMESPACE), pods()
     with without(("statefulset", "redis"), *where), without(("statefulset", "nats"), *where):
-        waited(25)
+        here("delete", "pod", old[0]["metadata"]["name"], "--wait=false")
+        new = eventually("another pod is there", lambda: [
+            pod["metadata"]["name"] for pod in pods() if pod["metadata"]["uid"] not in {one["metadata"]["uid"] for one in old}
+        ])
+        eventually("it is ready without the stores", lambda: is_ready(named("pod", new[0])), within=90)
+        expect("ready, without a store", here("logs", new[0]))
+    ready()
 
 
 def dns_away(sender):
@@ -155,14 +210,6 @@ def api_server_away(sender):
         run(*shlex.split(API_UP))
     eventually("the API server answers", lambda: kubectl("get", "--raw=/readyz", check=False) == "ok")
     ready()
-
-
-def gateway():
-    """(program, where, Deployment, label) of the ingress's pods."""
-    if GATE == "nginx":
-        return "nginx", ("-n", NAMESPACE), "hookgate-nginx", "hookgate-nginx"
-    [deployment] = objects("deployment", "-A", "-l", f"gateway.envoyproxy.io/owning-gateway-name={GATEWAY[1]}")
-    return "envoy", ("-n", deployment["metadata"]["namespace"]), deployment["metadata"]["name"], "envoy"
 
 
 def gateway_replaced(sender):
@@ -301,8 +348,8 @@ def unusable_stores(sender):
         copies = [copied(f"unusable-{number}", variables) for number, variables in enumerate((
             {"HOOKGATE__REDIS__URL": "redis://redis-mistyped:6379/1"},
             {"HOOKGATE__NATS__URL": "nats://nats:4223"},
-            {"HOOKGATE__REDIS__URL": "redis://nobody:wrong@redis:6379/1"},
-            # Any file with one line is a wrong password.
+            # Any file with one line is a wrong password. In the address it would be a second one beside production's file.
+            {"HOOKGATE__REDIS__USERNAME": "nobody", "HOOKGATE__REDIS__PASSWORD_FILE": "/etc/hostname"},
             {"HOOKGATE__NATS__URL": f"nats://{strict}:4222", "HOOKGATE__NATS__USER": "nobody", "HOOKGATE__NATS__PASSWORD_FILE": "/etc/hostname"},
         ))]
         try:
@@ -352,9 +399,6 @@ def connects(address, port):
     return "PONG" in said or "Protocol error" in said
 
 
-OUTSIDE = f"{NAMESPACE}-outside"
-
-
 def locked_out(sender):
     """The ports of hookgate from another namespace, and whom hookgate itself may not ask: the API server, another's port."""
     image = named("statefulset", "redis")["spec"]["template"]["spec"]["containers"][0]["image"]
@@ -370,6 +414,8 @@ def locked_out(sender):
         try:
             eventually("a policy binds", lambda: not connects(target, 6379), within=30)
         except SystemExit:
+            if COMPLETE:
+                raise SystemExit("this cluster does not enforce network policies") from None
             print("    locked_out: passed over: this cluster does not enforce network policies", flush=True)
             return
         reached = [f"{pod['status']['podIP']}:{port}" for pod in pods() for port in (3000, 9090) if connects(pod["status"]["podIP"], port)]
@@ -392,15 +438,30 @@ def outgoing(url):
 
 
 def large_bodies(sender):
-    """Of 15 MiB, while all pods are replaced."""
+    """Of 15 MiB, while all pods are replaced, one is killed and one is frozen."""
     here("rollout", "restart", "deployment/hookgate")
     ready()
     progress(sender, 200)
+    if NODE:
+        kill(pods()[0])
+        ready()
+        progress(sender, 200)
+        stopped(pods()[1], sender, 100)
+        progress(sender, 200)
+
+
+def many_large_bodies(sender):
+    """24 of 15 MiB at once, which is what the budgets of three pods hold: no container goes beyond its limit of memory."""
+    waited(40)
+    _, where, _, label = gateway()
+    for place, labels in ((("-n", NAMESPACE), "app.kubernetes.io/name in (hookgate, redis, nats)"), (where, f"app.kubernetes.io/name={label}")):
+        for line in kubectl(*place, "top", "pod", "--no-headers", "-l", labels, said=True).splitlines():
+            print(f"    {line}", flush=True)
 
 
 def node_dies(sender):
     """With whatever it has, and comes back when its pods have been given up."""
-    name = objects("nodes")[-1]["metadata"]["name"]
+    name = workers()[-1]["metadata"]["name"]
     run(*shlex.split(DEATH.format(node=name)))
     eventually("the node is not ready", lambda: any(
         n["metadata"]["name"] == name and not is_ready(n) for n in objects("nodes")
@@ -413,13 +474,38 @@ def node_dies(sender):
 
 
 def helm_upgrade(sender):
-    """Another configuration, a webhook of `helm test`, and back."""
-    filter = r"config.log.filter=info\,hookgate::entity=warn"
-    helm("upgrade", "hookgate", ROOT / "k8s/chart", "--reuse-values", "--set-string", filter, "--wait", "--timeout", "4m")
+    """Another configuration, a webhook of `helm test`, and back. Then a mistyped Redis: nothing may change."""
+    def in_use():
+        return configmap(), named("configmap", configmap())["data"]["site.toml"]
+
+    def upgraded(*values):
+        helm("upgrade", "hookgate", ROOT / "k8s/chart", "--reuse-values", *values, "--wait", "--timeout", "4m")
+
+    before = in_use()
+    upgraded("--set-string", r"config.log.filter=info\,hookgate::entity=warn")
     ready()
+    name, text = in_use()
+    if name == before[0] or "hookgate::entity=warn" not in text:
+        raise SystemExit(f"after helm upgrade the pods have {name}: {text}")
     webhook_of_helm_test()
     as_written("helm -n hookgate rollback hookgate")
     ready()
+    if in_use() != before:
+        raise SystemExit(f"after helm rollback the pods have {in_use()}, not {before}")
+    same = {pod["metadata"]["uid"] for pod in pods()}
+    try:
+        upgraded("--set", "config.redis.url=redis://redis-mistyped:6379/1")
+    except SystemExit:
+        expect("redis-mistyped", as_written("kubectl -n hookgate logs job/hookgate-doctor"))
+    else:
+        raise SystemExit("helm upgrade took a Redis that is not there")
+    if not same <= {pod["metadata"]["uid"] for pod in pods() if is_ready(pod)} or in_use() != before:
+        raise SystemExit("a helm upgrade that failed changed pods, or their configuration")
+    progress(sender, 300)
+    as_written("helm -n hookgate rollback hookgate")
+    ready()
+    if in_use() != before:
+        raise SystemExit(f"after helm rollback the pods have {in_use()}, not {before}")
 
 
 # What operators look at is to show nothing odd, so that comes before anything is killed.
@@ -427,14 +513,16 @@ SCENARIOS = [
     undisturbed, first_steps, operated, consumers_acknowledge, consumers_release, rolling_restart, rolling_update, scaled,
     autoscaled, drained, deleted_without_grace, killed, frozen, stores_restarted, stores_away, dns_away, api_server_away,
     gateway_replaced, gateway_killed, changed_configuration, rotated_secret, bad_configuration, unusable_stores, locked_out,
-    large_bodies, node_dies, helm_upgrade, edited_streams, jobs_without_crm, redis_restored, stream_restored, sizes, alerts,
+    large_bodies, many_large_bodies, node_dies, helm_upgrade, edited_streams, jobs_without_crm, redis_restored, stream_restored, sizes, alerts,
 ]
 # What has to be done before the load comes.
 BEFORE = {consumers_acknowledge: emptied, consumers_release: emptied}
 # In these no probe may fail.
-CALM = {undisturbed, rolling_restart, rolling_update, scaled, autoscaled}
+CALM = {undisturbed, rolling_restart, rolling_update, scaled, autoscaled, helm_upgrade}
+# In these the sender's ten seconds may run out, and it sends again.
+SLOW = {many_large_bodies}
 # In these a container may end without being told to.
-DEADLY = {killed, node_dies, bad_configuration}
+DEADLY = {killed, node_dies, bad_configuration, large_bodies}
 # How they are sent, where it is another way.
 SENDERS = {
     # Consumers sync a file for each event.
@@ -445,9 +533,10 @@ SENDERS = {
     gateway_killed: {"version": 9, "pause": 30},
     # The pauses of EspoCRM are ten minutes: a store that is restarted has returned by then.
     stores_restarted: {"pause": 20},
-    stores_away: {"pause": 30},
+    stores_away: {"pause": 45},
     node_dies: {"pause": 45},
     large_bodies: {"workers": 2, "large": 15 << 20, "large_every": 10},
+    many_large_bodies: {"workers": 24, "large": 15 << 20, "large_every": 1, "pause": 20},
     # While hookgate is stopped the gateway answers 503: the pauses are longer than that.
     redis_restored: {"pause": 20},
     stream_restored: {"pause": 45},
@@ -455,8 +544,25 @@ SENDERS = {
 }
 
 
-def left_out(scenario):
-    """Why a scenario is not run here, if it is not."""
+# Scenarios of one way to install.
+OF_WAY = {helm_upgrade: "chart", jobs_without_crm: "production", operated: "production"} | dict.fromkeys(
+    (rotated_secret, first_steps, alerts, sizes), "overlay"
+)
+
+
+def not_here(scenario):
+    """Why a scenario is not run in this way, whatever else there is."""
+    if (way := OF_WAY.get(scenario, WAY)) != WAY:
+        return f"E2E_WAY is not {way}"
+    if scenario is sizes and "sizes" not in os.environ.get("E2E_ONLY", ""):
+        return "it measures, and is run if E2E_ONLY names it"
+    if scenario in (redis_restored, stream_restored, edited_streams) and WAY == "production":
+        return "E2E_WAY is production, whose stores ask who one is"
+    return None
+
+
+def lacks(scenario):
+    """What is missing to run a scenario, if something is."""
     if scenario in (killed, frozen, gateway_killed) and not NODE:
         return "E2E_NODE is not set"
     if scenario in (consumers_acknowledge, consumers_release) and not IMAGES:
@@ -465,21 +571,9 @@ def left_out(scenario):
         return "E2E_DEATH and E2E_RETURN are not set"
     if scenario is api_server_away and not (API_DOWN and API_UP):
         return "E2E_API_DOWN and E2E_API_UP are not set"
-    if scenario is helm_upgrade and WAY != "chart":
-        return "E2E_WAY is not chart"
-    if scenario in (jobs_without_crm, operated) and WAY != "production":
-        return "E2E_WAY is not production"
-    if scenario in (rotated_secret, first_steps) and WAY != "overlay":
-        return "E2E_WAY is not overlay"
-    if scenario is sizes and "sizes" not in os.environ.get("E2E_ONLY", ""):
-        return "it measures, and is run if E2E_ONLY names it"
-    if scenario in (alerts, sizes) and WAY != "overlay":
-        return "E2E_WAY is not overlay"
     if scenario in (alerts, sizes) and not (PROMETHEUS and PUSHGATEWAY):
         return "E2E_PROMETHEUS and E2E_PUSHGATEWAY are not set"
     if scenario in (redis_restored, stream_restored, edited_streams, operated):
-        if WAY == "production" and scenario is not operated:
-            return "E2E_WAY is production, whose stores ask who one is"
         if absent := [tool for tool in NEEDED if not which(tool)]:
             return f"{', '.join(absent)} is not in PATH"
     return None

@@ -93,7 +93,9 @@ class Sender:
             records[0]["note"] = "x" * self.large
         began = time.monotonic()
         try:
-            answer = self.exchange(self.targets[turn % len(self.targets)], json.dumps(records).encode(), began)
+            # Others may be set meanwhile.
+            targets = self.targets
+            answer = self.exchange(targets[turn % len(targets)], json.dumps(records).encode(), began)
         except TimeoutError:
             answer, verdict = "no answer", "again"
         except (OSError, http.client.HTTPException) as error:

@@ -92,6 +92,75 @@ REDIS_PORTS = [
 ]
 
 
+# Every value of the chart but `config`, as it is not by default.
+EVERY = {
+    "image": {"repository": "registry.example.com/other", "tag": "9.9.9", "pullPolicy": "Always", "pullSecrets": ["of-the-registry"]},
+    "secrets": {"name": "other-secrets", "external": {
+        "enabled": True, "store": {"kind": "SecretStore", "name": "other-store"}, "refreshInterval": "77m",
+        "data": [{"secretKey": "other-key", "remoteRef": {"key": "other/key"}}],
+    }},
+    "ingress": {
+        "type": "traefik", "host": "other.example.org", "className": "other-class", "tlsSecret": "other-tls",
+        "gateway": {"name": "other-gateway", "namespace": "other-gateways", "sectionName": "other-section", "clientTrafficPolicy": False},
+        "nginxImage": {"repository": "registry.example.com/nginx", "tag": "7.7.7"},
+    },
+    "networkPolicy": {
+        "webhooksFrom": [{"ipBlock": {"cidr": "192.0.2.1/32"}}], "metricsFrom": [{"ipBlock": {"cidr": "192.0.2.2/32"}}],
+        "redisTo": [{"ipBlock": {"cidr": "192.0.2.3/32"}}], "natsTo": [{"ipBlock": {"cidr": "192.0.2.4/32"}}],
+        "moreEgress": [{"to": [{"ipBlock": {"cidr": "192.0.2.5/32"}}], "ports": [{"port": 4317, "protocol": "TCP"}]}],
+    },
+    "replicas": {"min": 7, "max": 17},
+    "resources": {"requests": {"cpu": "377m", "memory": "333Mi"}, "limits": {"memory": "999Mi"}},
+    "pod": {
+        "annotations": {"example.com/noted": "yes"}, "nodeSelector": {"example.com/pool": "webhooks"},
+        "tolerations": [{"key": "example.com/reserved", "operator": "Exists", "effect": "NoSchedule"}],
+        "priorityClassName": "other-priority", "env": [{"name": "OTHER_VARIABLE", "value": "0"}],
+    },
+    "doctor": {"strict": True, "podLabels": {"example.com/may": "ask"}},
+    "test": {"route": "other/of/test", "url": "https://test.example.org", "caFile": "/run/secrets/hookgate/other.crt"},
+    "espocrm": {
+        "secret": "other-espocrm", "to": [{"ipBlock": {"cidr": "192.0.2.6/32"}}],
+        "reconcile": {"enabled": True, "schedule": "7 7 * * *", "args": ["--failed", "--dry-run"]},
+        "metrics": {"enabled": True, "schedule": "8 8 * * *", "pushgateway": "http://other-gateway.example.org:9191",
+                    "pushgatewayTo": [{"ipBlock": {"cidr": "192.0.2.7/32"}}]},
+    },
+    "monitoring": {"podMonitor": True, "alerts": True, "dashboard": True, "labels": {"example.com/release": "other"}},
+}
+# These stay on: without them the objects that the others are in are not there.
+STAY_ON = {"networkPolicy.enabled", "doctor.enabled", "test.enabled"}
+PODS = {"Deployment/hookgate", "Job/hookgate-doctor", "Job/hookgate-test", "CronJob/hookgate-reconcile", "CronJob/hookgate-espocrm-metrics"}
+MONITORS = {"PodMonitor/hookgate", "PrometheusRule/hookgate", "ConfigMap/hookgate-dashboard"}
+STORE_WAYS = {"NetworkPolicy/hookgate", "NetworkPolicy/hookgate-reconcile"}
+# A piece of each of them, and the objects that have it; no other has.
+EVERYWHERE = {
+    "registry.example.com/other:9.9.9": PODS, '"imagePullPolicy": "Always"': PODS, '"imagePullSecrets": [{"name": "of-the-registry"}]': PODS,
+    '"secretName": "other-secrets"': PODS, '"nodeSelector": {"example.com/pool": "webhooks"}': PODS, "example.com/reserved": PODS,
+    '"priorityClassName": "other-priority"': PODS, "OTHER_VARIABLE": PODS, "example.com/noted": {"Deployment/hookgate"},
+    '{"kind": "SecretStore", "name": "other-store"}': {"ExternalSecret/other-secrets"}, '"77m"': {"ExternalSecret/other-secrets"},
+    "other-key": {"ExternalSecret/other-secrets"}, "192.0.2.1/": {"NetworkPolicy/hookgate"}, "192.0.2.2/": {"NetworkPolicy/hookgate"},
+    "192.0.2.3/": STORE_WAYS, "192.0.2.4/": STORE_WAYS, "192.0.2.5/": {"NetworkPolicy/hookgate"}, "4317": {"NetworkPolicy/hookgate"},
+    "192.0.2.6/": {"NetworkPolicy/hookgate-reconcile", "NetworkPolicy/hookgate-espocrm-metrics"},
+    "192.0.2.7/": {"NetworkPolicy/hookgate-espocrm-metrics"}, '"port": 9191': {"NetworkPolicy/hookgate-espocrm-metrics"},
+    '"minReplicas": 7': {"HorizontalPodAutoscaler/hookgate"}, '"maxReplicas": 17': {"HorizontalPodAutoscaler/hookgate"},
+    "377m": {"Deployment/hookgate"}, "333Mi": {"Deployment/hookgate"}, "999Mi": {"Deployment/hookgate"},
+    '"--strict"': {"Job/hookgate-doctor"}, "example.com/may": {"Job/hookgate-doctor"},
+    '"other/of/test"': {"Job/hookgate-test"}, "--url=https://test.example.org": {"Job/hookgate-test"},
+    "--ca-file=/run/secrets/hookgate/other.crt": {"Job/hookgate-test"},
+    '"secretName": "other-espocrm"': {"CronJob/hookgate-reconcile", "CronJob/hookgate-espocrm-metrics"},
+    "7 7 * * *": {"CronJob/hookgate-reconcile"}, '"--failed", "--dry-run"': {"CronJob/hookgate-reconcile"},
+    "8 8 * * *": {"CronJob/hookgate-espocrm-metrics"}, "--push-to=http://other-gateway.example.org:9191": {"CronJob/hookgate-espocrm-metrics"},
+    "example.com/release": MONITORS,
+}
+# The same of each kind of ingress.
+OF_INGRESS = {
+    "traefik": {"other.example.org": {"Ingress/hookgate"}, '"ingressClassName": "other-class"': {"Ingress/hookgate"},
+                '"secretName": "other-tls"': {"Ingress/hookgate"}, "registry.example.com/nginx:7.7.7": {"Deployment/hookgate-again"}},
+    "nginx": {'"secretName": "other-tls"': {"Deployment/hookgate-nginx"}, "registry.example.com/nginx:7.7.7": {"Deployment/hookgate-nginx"}},
+    "envoy-gateway": {"other.example.org": {"HTTPRoute/hookgate"}, '"sectionName": "other-section"': {"HTTPRoute/hookgate"},
+                      '"name": "other-gateway", "namespace": "other-gateways"': {"HTTPRoute/hookgate"}, "ClientTrafficPolicy": set()},
+}
+
+
 class Chart:
     """The chart under one helm."""
 
@@ -141,12 +210,42 @@ def checks(chart):
         values = production(ingress, OFFERED if offered else None) | {"networkPolicy": {"enabled": policy}}
         found = [problem for document in chart.render(values) for problem in against_schemas(document, (KUBERNETES,))]
         yield f"{ingress}{', all it offers' if offered else ''}{'' if policy else ', no network policy'}", found
+    yield "no value of values.yaml is left as it is", left_alone()
+    for ingress, more in OF_INGRESS.items():
+        yield f"every value is in its objects: {ingress}", in_their_objects(chart, ingress, EVERYWHERE | more)
     for url, ports in REDIS_PORTS:
         yield f"the way to {url}", ways_to_redis(chart, url, ports)
     yield "TOML of every kind of value", toml(chart)
     _, text, _ = chart.run("template", RELEASE, FOLDER, "--kube-version", KUBERNETES, values=production("none", OFFERED))
     early = [title(d) for d in yaml.load_all(text, Loader) if d and d["metadata"]["name"] == "hookgate-doctor"]
     yield "an installation waits for no Secret that it makes itself", [f"{name} is a hook" for name in early]
+
+
+def leaves(values, path=""):
+    """The values by their paths; a list, or what has no keys yet, is one."""
+    for key, value in values.items():
+        if isinstance(value, dict) and value:
+            yield from leaves(value, f"{path}{key}.")
+        else:
+            yield f"{path}{key}", value
+
+
+def left_alone():
+    """Values that EVERY leaves as they are."""
+    default = yaml.safe_load((FOLDER / "values.yaml").read_text())
+    del default["config"]
+    return [path for path, value in leaves(default) if path not in STAY_ON and at(EVERY, *path.split("."), default=value) == value]
+
+
+def in_their_objects(chart, ingress, pieces):
+    values = EVERY | {"config": tomllib.loads(offered_site()), "ingress": EVERY["ingress"] | {"type": ingress}}
+    documents = chart.render(values)
+    problems = [problem for document in documents for problem in against_schemas(document, (KUBERNETES,))]
+    for piece, wanted in pieces.items():
+        found = {title(document) for document in documents if piece in json.dumps(document)}
+        if found != wanted:
+            problems.append(f"{piece} is in {sorted(found)}, not in {sorted(wanted)}")
+    return problems
 
 
 def ways_to_redis(chart, url, ports):
