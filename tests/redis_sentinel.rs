@@ -35,6 +35,14 @@ async fn a_failover_is_followed() {
     let gate = scene.world.gate(&scene.url()).await;
     assert_eq!(gate.post(batch(["a", "b"])).await.counts(), (2, 2));
     scene.world.redis.settled(OUTBOX).await;
+    // On a busy machine a failover may be faster than replication.
+    eventually("both Redis replicas have the claims", async || {
+        for replica in &scene.sentinels.replicas {
+            replica.pending_here(PENDING).await?.contains("b").then_some(())?;
+        }
+        Some(())
+    })
+    .await;
     let before = scene.world.redis.port();
 
     scene.sentinels.fail_over().await;
