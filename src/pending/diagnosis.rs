@@ -327,18 +327,6 @@ mod tests {
             ),
             (
                 plain,
-                select("SELECT is not allowed in cluster mode"),
-                "refused",
-                "redis.test:6399 is a node of a Redis Cluster; write redis+cluster:// in redis.url",
-            ),
-            (
-                "rediss://redis.test:6399/7",
-                select("SELECT is not allowed in cluster mode"),
-                "refused",
-                "redis.test:6399 is a node of a Redis Cluster; write rediss+cluster:// in redis.url",
-            ),
-            (
-                plain,
                 answer("DENIED Redis is running in protected mode because ..."),
                 "refused",
                 "Redis at redis.test:6399 is in protected mode and refuses connections from other hosts: set a password there and redis.password_file here, or protected-mode no",
@@ -388,6 +376,12 @@ mod tests {
 
     #[test]
     fn errors_of_a_cluster_say_what_it_lacks() {
+        for (scheme, instead) in [("redis", "redis+cluster"), ("rediss", "rediss+cluster")] {
+            let asked = asked(&format!("{scheme}://redis.test:6399/7"));
+            let contact = asked.diagnose(&select("SELECT is not allowed in cluster mode"));
+            let expected = format!("redis.test:6399 is a node of a Redis Cluster; write {instead}:// in redis.url");
+            assert_eq!((contact.code(), contact.problem()), ("refused", Some(expected.as_str())));
+        }
         let asked = asked("redis://redis.test:6399");
         for (line, state, expected) in [
             (
