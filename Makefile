@@ -14,7 +14,7 @@ demo: tools ## the main job on real servers, until Ctrl-C; ONCE=1 ends by itself
 	@cargo build --locked
 	@ONCE="$(ONCE)" scripts/demo.sh
 
-test: tools ## all tests, on a real Redis and a real NATS that they start themselves
+test: tools ## the Rust tests, on a real Redis and a real NATS that they start themselves
 	@if cargo nextest --version >/dev/null 2>&1; then \
 		echo "cargo nextest run --locked"; cargo nextest run --locked; \
 	else \
@@ -24,7 +24,7 @@ test: tools ## all tests, on a real Redis and a real NATS that they start themse
 	cargo test --locked --test faults -- --quick
 	cargo test --locked --test faults -- --quick --privileges
 
-test-all: ## what needs more than that: manifests, image and all else in tests/*/run; installs its tools itself
+test-all: ## the other checks, without those of make test: manifests, image, all of tests/*/run; installs its tools itself
 	@scripts/test-all.sh $(ONLY)
 
 e2e: ## hookgate on the cluster of KUBECONFIG, disturbed under load; E2E_WAY=overlay|chart|production, E2E_ONLY=...; see tests/e2e/main.py

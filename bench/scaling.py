@@ -54,9 +54,9 @@ def cells(results, connections, batch):
 
 
 def check(results):
-    """Requests a second when everything shares the cores of the machine, predicted from 64 senders, against two other loads."""
+    """Requests a second when everything shares the cores of the machine, predicted from 64 senders, against three other loads."""
     costs, cores, good = Costs(results), int(results["machine"].split()[0]), True
-    for connections, batch in ((256, 1), (16, 50)):
+    for connections, batch in ((256, 1), (16, 50), (64, 10)):
         measured = statistics.median(cell["requests_per_s"] for cell in cells(results, connections, batch))
         predicted = USABLE * cores * 1e6 / sum(costs.request(part, batch) for part in (*PARTS, "load"))
         off = predicted / measured - 1
@@ -78,33 +78,57 @@ def plan(opt, results, acks):
     busy = {part: opt.events * cost / 1e6 / USABLE for part, cost in per_event.items()}
     memory = opt.pending * (SET_BYTES + JOURNAL_BYTES * (not opt.no_journal))
     disk = opt.events * 86400 * opt.days * STREAM_BYTES
-    primaries, streams = (max(1, math.ceil(busy[part] / BUSY)) for part in ("redis", "nats"))
+    replicas, primaries, streams = (max(1, math.ceil(busy[part] / BUSY)) for part in PARTS)
     rows = [
-        ("hookgate", f"{per_event['proxy']:.1f}", f"{busy['proxy']:.2f} cores", f"{max(2, math.ceil(busy['proxy'] / BUSY))} replicas with a core each (two for failures)"),
-        ("Redis", f"{per_event['redis']:.1f}", f"{busy['redis']:.2f} of one core, {memory / 2**30:.1f} GiB",
+        ("hookgate", f"{per_event['proxy']:.1f}", f"{busy['proxy']:.2f} cores",
+         f"{replicas} replicas with a core each" if replicas > 1 else "2 replicas: one may fail"),
+        ("Redis", f"{per_event['redis']:.1f}", f"{busy['redis']:.2f} of one core, {size(memory)}",
          "one primary" if primaries == 1 else f"{primaries} primaries (Redis Cluster): a route's keys share a slot"),
-        ("NATS", f"{per_event['nats']:.1f}", f"{busy['nats']:.2f} cores for one copy, {disk / 2**30:,.0f} GiB for {opt.days} days and copy",
-         "one stream" if streams == 1 else f"{streams} streams, each on a server of its own: split the subjects"),
+        ("NATS", f"{per_event['nats']:.1f}", f"{busy['nats']:.2f} cores and {size(disk)} a copy, for {many(opt.days, 'day')}",
+         "one stream" if streams == 1 else f"{streams} streams, led by a server each: split the subjects"),
     ]
-    print(f"{opt.events:,} events/s in requests of {opt.records}, {opt.pending:,} ids pending, {opt.routes} routes, {opt.consumers} consumers of each event, release by "
-          f"{opt.release}\n")
-    print(f"{'':10}{'CPU µs an event':>16}  {'busy':44}{'needed'}")
+    print(f"{opt.events:,} events/s in requests of {opt.records}, {opt.pending:,} ids pending, {many(opt.routes, 'route')}, "
+          f"{many(opt.consumers, 'consumer')} of each event, release by {opt.release}\n")
+    print(f"{'':10}{'CPU µs an event':>16}  {'busy':52}{'needed'}")
     for name, cost, much, needed in rows:
-        print(f"{name:10}{cost:>16}  {much:44}{needed}")
+        print(f"{name:10}{cost:>16}  {much:52}{needed}")
     first = max(busy["redis"], busy["nats"])
     part = "Redis" if busy["redis"] == first else "NATS"
     print(f"\nFirst to saturate: {part}, at {opt.events * BUSY / first:,.0f} events/s on one {'primary' if part == 'Redis' else 'stream leader'}. hookgate itself grows by replicas.")
+    if replicas > 1:
+        print(f"hookgate's cost is that of a replica with 64 requests at hand. With 8 it was up to {replica_factor(results):.1f}x.")
     alone = opt.events / opt.routes * per_event["redis"] / 1e6 / USABLE
     if primaries > opt.routes or alone > BUSY:
-        print(f"A route is on one primary: each of the {opt.routes} would keep one {alone:.2f} busy. Split an entity into several routes, by action or by tenant.")
+        print(f"A route is on one primary: each of {many(opt.routes, 'route')} would keep one {alone:.2f} busy. Split an entity into several routes, by action or by tenant.")
+    if primaries > 1:
+        print(f"Connections to Redis: {max(2, replicas) * opt.routes:,} and more, one for each route and replica.")
     if not opt.no_journal:
-        print(f"A look through the journals of {opt.pending:,} ids takes {opt.pending / PAGE * PAGE_SECONDS / 60:,.1f} minutes, rests included: as late may a leftover be found.")
+        print(f"A scan of the journals of {opt.pending:,} ids takes {opt.pending / PAGE * PAGE_SECONDS / 60:,.1f} minutes, rests included: as late may a leftover be found.")
+
+
+def size(count):
+    """Bytes, for a reader."""
+    for power, unit in ((40, "TiB"), (30, "GiB")):
+        if count >= 2**power:
+            return f"{count / 2**power:,.1f} {unit}"
+    return f"{count / 2**20:,.0f} MiB"
+
+
+def many(count, what):
+    """1 route, 1,000 routes."""
+    return f"{count:,} {what}{'s' * (count != 1)}"
+
+
+def replica_factor(results):
+    """CPU an event of eight processes that share 64 requests over one's."""
+    cost = {count: statistics.median(row["proxy_us_per_event"] for row in results["replicas"] if (row["processes"], row["batch"]) == (count, 1)) for count in (1, 8)}
+    return cost[8] / cost[1]
 
 
 def main():
     """The command line."""
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    ap.add_argument("--events", type=float, default=1000, metavar="N", help="events a second (default 1000)")
+    ap.add_argument("--events", type=int, default=1000, metavar="N", help="events a second (default 1000)")
     ap.add_argument("--records", type=int, default=10, metavar="N", help="new records of a request (default 10)")
     ap.add_argument("--pending", type=int, default=100_000, metavar="N", help="pending ids (default 100,000)")
     ap.add_argument("--routes", type=int, default=3, metavar="N", help="routes that share the load (default 3)")
@@ -112,7 +136,7 @@ def main():
     ap.add_argument("--release", choices=("explicit", "ack"), default="ack", help="who releases ids (default ack)")
     ap.add_argument("--days", type=int, default=7, metavar="N", help="max_age of the stream (default 7)")
     ap.add_argument("--no-journal", action="store_true", help="journal = false")
-    ap.add_argument("--check", action="store_true", help="compare the prediction with measured loads; exit 1 if it is more than 20 % off")
+    ap.add_argument("--check", action="store_true", help="compare the prediction with measured loads; exit 1 if it is more than 20 %% off")
     opt = ap.parse_args()
     if min(opt.events, opt.records, opt.pending, opt.routes, opt.consumers, opt.days) <= 0:
         ap.error("every number has to be above 0")

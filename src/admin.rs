@@ -43,11 +43,11 @@ pub struct Health {
     pub redis: watch::Receiver<Contact>,
     /// The broker.
     pub nats: watch::Receiver<Contact>,
-    /// The answers of consumers, where these release ids.
+    /// The reading of consumers' reports; `None` if no route is released by acknowledgements.
     pub acks: Option<watch::Receiver<Contact>>,
 }
 
-/// What this instance does with a batch while a store is down, by the values of the settings.
+/// What this replica does with a batch while a store is down: the values of the settings.
 #[derive(Debug, Clone, Copy, Serialize, schemars::JsonSchema)]
 pub struct OnUnavailable {
     /// `redis.on_unavailable`
@@ -76,33 +76,33 @@ impl ConfigurationStatus {
     }
 }
 
-/// All that is shown.
-pub struct Known {
+/// What the admin address shows, under one configuration.
+pub struct AdminState {
     /// What the probes look at.
     pub health: Health,
     /// What `/metrics` shows.
     pub exposition: Arc<Exposition>,
-    /// What is counted.
+    /// Counters of routes and refusals.
     pub metrics: Metrics,
     /// What the store holds.
     pub store_gauges: StoreGauges,
-    /// What came lately.
+    /// What came in the last minute and hour.
     pub activity: Activity,
-    /// What happens while a store is down.
+    /// What a replica does while a store is down.
     pub on_unavailable: OnUnavailable,
     /// The broker.
     pub publisher: Arc<dyn Publisher>,
-    /// What requests may take.
+    /// Memory budget, permits and deadlines of requests, and how much is in use.
     pub limits: Limits,
     /// `server.max_connections`
     pub max_connections: usize,
-    /// How far the process is.
+    /// Whether the process serves or shuts down.
     pub phase: watch::Receiver<Phase>,
-    /// What is served and published, for programs.
+    /// `/openapi.json` and `/asyncapi.json` of this configuration.
     pub specifications: Specifications,
-    /// Single ids, for operators.
+    /// `/v1/pending`: looks up and releases single ids.
     pub pending_ids: PendingIds,
-    /// The configuration.
+    /// How the last reading of the configuration went.
     pub configuration: watch::Receiver<ConfigurationStatus>,
 }
 
@@ -111,36 +111,36 @@ pub struct Known {
 /// `/asyncapi.json`: what is served and published. `/v1/pending/…`: one id and its release, with a token.
 #[must_use]
 pub fn answers(
-    now: impl Fn() -> Arc<Known> + Clone + Send + Sync + 'static,
+    now: impl Fn() -> Arc<AdminState> + Clone + Send + Sync + 'static,
 ) -> impl Filter<Extract = (Response,), Error = Infallible> + Clone {
     let started = Instant::now();
     let query = warp::query::raw().or(warp::any().map(String::new)).unify();
     let request = warp::path::full().and(warp::method()).and(query).and(warp::header::headers_cloned());
     request.then(move |path: FullPath, method: Method, query: String, headers: HeaderMap| {
-        let known = now();
+        let state = now();
         async move {
             if path.as_str().starts_with(pending_ids::PREFIX) {
-                return known.pending_ids.answer(&method, path.as_str(), &query, &headers).await;
+                return state.pending_ids.answer(&method, path.as_str(), &query, &headers).await;
             }
-            in_memory(&known, started, path.as_str(), &method)
+            in_memory(&state, started, path.as_str(), &method)
         }
     })
 }
 
 /// What needs no store.
-fn in_memory(known: &Known, started: Instant, path: &str, method: &Method) -> Response {
-    let look: fn(&Known, Instant) -> Response = match path {
+fn in_memory(state: &AdminState, started: Instant, path: &str, method: &Method) -> Response {
+    let look: fn(&AdminState, Instant) -> Response = match path {
         "/" => |_, _| page::page(),
         "/livez" => |_, _| "ok\n".into_response(),
-        "/readyz" => |known, _| readyz(&known.health),
-        "/metrics" => |known, _| metrics(&known.exposition),
-        "/v1/status" => |known, started| json(StatusCode::OK, &status::status(known, started)),
-        "/openapi.json" => |known, _| json(StatusCode::OK, &known.specifications.openapi()),
-        "/asyncapi.json" => |known, _| json(StatusCode::OK, &known.specifications.asyncapi()),
+        "/readyz" => |state, _| readyz(&state.health),
+        "/metrics" => |state, _| metrics(&state.exposition),
+        "/v1/status" => |state, started| json(StatusCode::OK, &status::status(state, started)),
+        "/openapi.json" => |state, _| json(StatusCode::OK, &state.specifications.openapi()),
+        "/asyncapi.json" => |state, _| json(StatusCode::OK, &state.specifications.asyncapi()),
         _ => return text(StatusCode::NOT_FOUND, NOTHING_HERE),
     };
     if *method == Method::GET || *method == Method::HEAD {
-        return look(known, started);
+        return look(state, started);
     }
     let mut response = text(StatusCode::METHOD_NOT_ALLOWED, "this can only be read: GET or HEAD\n");
     response.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));

@@ -21,7 +21,7 @@ use tracing::{info, warn};
 pub use self::reload::InForce;
 use self::{
     drain::Drain,
-    generation::{Generation, Standing},
+    generation::{Generation, LongLived},
     reload::Reloader,
     stores::{Broker, Store},
 };
@@ -47,12 +47,12 @@ use crate::{
     webhooks,
 };
 
-/// Limits of the operator's address: a probe is one small request.
+/// Limits of the admin address: a probe is one small request.
 const ADMIN_CONNECTIONS: ConnectionLimits = ConnectionLimits {
     max_connections: 256,
     max_connections_setting: "the fixed limit of admin.listen",
     first_request_timeout: Duration::from_secs(10),
-    // A probe comes over a connection of its own, and who keeps one shall not keep it from the next.
+    // Each probe comes over a connection of its own; a client that holds one open must not block the next.
     header_read_timeout: Duration::from_secs(5),
     max_header_bytes: 16 * 1024,
     max_headers: 64,
@@ -109,7 +109,7 @@ pub async fn run(mut settings: Settings, in_force: InForce) -> Result<Ended, App
             Ok(ended)
         }
         signal = signals.next() => {
-            warn!(signal, "second signal: leaving at once");
+            warn!(signal, "second signal: exiting now");
             Ok(Ended::CutShort)
         }
     }
@@ -128,13 +128,13 @@ async fn serve(
     let tracer = open_tracer(&settings, &shutdown, &exporting)?;
     let (metrics, mut exposition) = Metrics::new(&settings.routes, &reply::SHED);
     let store = Store::open(&settings, &metrics);
-    let shelves = store.shelves();
+    let handles = store.handles();
     let broker = Broker::open(&settings, &background).await.map_err(AppError::Nats)?;
     let publisher: Arc<dyn Publisher> = Arc::new(Timed::new(broker.publisher(), metrics.publishing()));
     let ready = Arc::new(watch::Sender::new(false));
     let status = watch::Sender::new(ConfigurationStatus::read_now(Vec::new()));
     let relay = Relay::new(
-        Arc::clone(&shelves.outbox),
+        Arc::clone(&handles.outbox),
         Arc::clone(&publisher),
         settings.relay_after,
         repeats(settings.delivery),
@@ -143,11 +143,11 @@ async fn serve(
         tracer.clone(),
     );
     relay.start(&shutdown.watch(), &background);
-    exposition.watch(live(&*shelves.pending, &*publisher, settings.limits.clone()));
-    let (pending, secret_files) = (Arc::clone(&shelves.pending), std::mem::take(&mut settings.secret_files));
+    exposition.watch(live(&*handles.pending, &*publisher, settings.limits.clone()));
+    let (pending, secret_files) = (Arc::clone(&handles.pending), std::mem::take(&mut settings.secret_files));
     let replicas = settings.replicas.clone();
-    let standing = Standing {
-        shelves,
+    let long_lived = LongLived {
+        handles,
         broker,
         publisher: Arc::clone(&publisher),
         relay,
@@ -163,18 +163,18 @@ async fn serve(
         background: background.clone(),
         dead_letter_tasks: dead_letter_tasks.clone(),
     };
-    let first = standing.first(settings, store, metrics.clone()).await.map_err(AppError::Nats)?;
-    standing.start(&first, secret_files, None).await;
-    let acks = first.known.health.acks.clone();
+    let first = long_lived.first(settings, store, metrics.clone()).await.map_err(AppError::Nats)?;
+    long_lived.start(&first, secret_files, None).await;
+    let acks = first.admin.health.acks.clone();
     let changes = watch::Sender::new(Arc::new(first));
     let now = changes.subscribe();
     if now.borrow().releases.is_some() {
         offer_releases(&now, &shutdown, &background);
     }
-    let known = now.clone();
+    let admin = now.clone();
     background.spawn(listener::serve(
         probes,
-        TowerToHyperService::new(warp::service(admin::answers(move || Arc::clone(&known.borrow().known)))),
+        TowerToHyperService::new(warp::service(admin::answers(move || Arc::clone(&admin.borrow().admin)))),
         || ADMIN_CONNECTIONS,
         shutdown.watch(),
         connections.clone(),
@@ -198,11 +198,11 @@ async fn serve(
         Arc::clone(&ready),
         shutdown.watch(),
     ));
-    background.spawn(Reloader::new(standing, changes, status, metrics, in_force).run(hangups, shutdown.watch()));
+    background.spawn(Reloader::new(long_lived, changes, status, metrics, in_force).run(hangups, shutdown.watch()));
     Ok((shutdown, Drain { now, ready, pending, dead_letter_tasks, exporting, connections }))
 }
 
-/// Answers requests to release ids over NATS until the process leaves.
+/// Answers requests to release ids over NATS, until shutdown.
 fn offer_releases(now: &watch::Receiver<Arc<Generation>>, shutdown: &Shutdown, background: &TaskTracker) {
     let (stop, mut phase) = (CancellationToken::new(), shutdown.watch());
     let (servers, instance) = {
@@ -228,13 +228,13 @@ fn offer_releases(now: &watch::Receiver<Arc<Generation>>, shutdown: &Shutdown, b
     });
 }
 
-/// What `/metrics` reads at the moment of looking.
+/// What `/metrics` reads anew for each request.
 fn live(pending: &dyn PendingStore, publisher: &dyn Publisher, limits: Limits) -> Live {
     let requests_in_flight = Box::new(move || limits.requests_in_flight());
     Live { redis: pending.contact(), nats: publisher.contact(), requests_in_flight }
 }
 
-/// Says what is served, and how.
+/// Logs what is served, and how.
 fn announce(settings: &Settings, webhooks: SocketAddr, probes: SocketAddr) {
     for route in settings.routes.routes() {
         announce_route(settings, route);
@@ -254,13 +254,13 @@ fn announce_route(settings: &Settings, route: &Route) {
     }
 }
 
-/// Files of those connections that are no sender's: of both listeners, and those over their limits.
+/// File descriptors for connections that are not senders': the admin address's, and those over the limits of both listeners.
 const fn files_beside(max_connections: usize) -> usize {
     let admin = ADMIN_CONNECTIONS.max_connections;
     listener::refusing_beside(max_connections) + admin + listener::refusing_beside(admin)
 }
 
-/// To the collector, if one is configured.
+/// The tracer: exports spans to the collector, if one is configured.
 fn open_tracer(settings: &Settings, shutdown: &Shutdown, tasks: &TaskTracker) -> Result<Tracer, AppError> {
     let collector = settings.collector.as_ref();
     let tracer = collector.map(|collector| collector.start(shutdown.watch(), tasks)).transpose();
@@ -284,7 +284,7 @@ pub const fn repeats(delivery: DeliveryMode) -> Repeats {
     }
 }
 
-/// Turns ready once both stores have been met, or are unreachable to every replica, unless the process is leaving by then.
+/// Becomes ready once both stores have been reached, or no replica reaches them, unless the process is shutting down by then.
 async fn become_ready(
     pending: watch::Receiver<Contact>,
     publisher: watch::Receiver<Contact>,
@@ -299,7 +299,7 @@ async fn become_ready(
         first_contact("nats", publisher, || replicas::that_reach("nats", replicas))
     );
     if let Some(acks) = acks {
-        // A stream that is missing, or a right: the next replica would not have it either.
+        // Stays unready while a stream or a right is missing: a replacement pod would lack it too.
         let _either = first_contact("acks", acks, || std::future::ready(None)).await;
     }
     if *phase.borrow() != Phase::Serving {

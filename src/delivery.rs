@@ -1,4 +1,4 @@
-//! From a batch to its receipt: claim → publish → ack → settle. The one place that decides what an answer rests on.
+//! From a batch to its receipt: claim → publish → ack → settle. The one place that decides what a response rests on.
 //!
 //! Declares its ports ([`PendingStore`], [`Publisher`]) and their errors, and knows neither HTTP nor Redis nor NATS.
 //!
@@ -37,9 +37,9 @@ use crate::{
     traces::{Sent, Tracer},
 };
 
-/// Ids of one request that are claimed, published and acknowledged together. A batch of `EspoCRM` has 50; a
+/// Most ids of one request that are claimed, published and acknowledged together. A batch of `EspoCRM` has 50; a
 /// larger one goes through in steps of this size, between which others have their turn (`bench/NOTES.md`).
-const STEP: usize = 250;
+const IDS_PER_STEP: usize = 250;
 
 /// What to do with a batch that can't be claimed (`redis.on_unavailable`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
@@ -76,11 +76,11 @@ pub enum Durability {
 /// What delivery does when a store fails.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Policy {
-    /// The pending store.
+    /// When a batch can't be claimed, for instance because Redis is down (`redis.on_unavailable`).
     pub without_claim: WithoutClaim,
-    /// The broker.
+    /// When NATS has not acknowledged a claimed batch at the deadline (`nats.on_unavailable`).
     pub without_ack: WithoutAck,
-    /// Longest time of one attempt to publish.
+    /// Longest time of one attempt to publish (`nats.ack_timeout`).
     pub ack_timeout: Duration,
 }
 
@@ -112,7 +112,8 @@ pub enum Failure {
         /// Ids that were not claimed.
         unclaimed: usize,
     },
-    /// Ids whose event before goes to another subject. It was published now; the next attempt claims them.
+    /// Ids still in flight for the route's previous subject. Their events were published there now; the sender's retry
+    /// claims them for the present subject.
     #[error(
         "{ids} ids of route {route:?} were still in flight for the subject that the route had before; their events were published there, and the sender's retry claims them for this one"
     )]
@@ -158,7 +159,7 @@ pub struct Delivery {
 }
 
 impl Delivery {
-    /// Puts the two ports together, for these routes.
+    /// Makes a `Delivery` over the two ports, for these routes.
     #[must_use]
     pub fn new(
         pending: Arc<dyn PendingStore>,
@@ -172,9 +173,9 @@ impl Delivery {
         Self { pending, publisher, policy, breakers, metrics, tracer }
     }
 
-    /// The same, with what the breakers of an older one know of routes that both have.
+    /// Takes over the breakers of a previous `Delivery`, for routes that both have.
     #[must_use]
-    pub fn continuing(mut self, before: &Self) -> Self {
+    pub fn with_breakers_of(mut self, before: &Self) -> Self {
         for (name, breaker) in &mut self.breakers {
             if let Some(known) = before.breakers.get(name) {
                 *breaker = Arc::clone(known);
@@ -199,7 +200,7 @@ impl Delivery {
         self.deliver_job(Job { route, batch: Arc::new(batch), seed, deadline, while_pending }).await
     }
 
-    /// The same, but each id gets a claim and an event of its own, whether it is pending or not.
+    /// Delivers a batch, but gives each id a claim and an event of its own, whether it is pending or not.
     ///
     /// # Errors
     /// As [`Self::deliver`].
@@ -232,8 +233,8 @@ impl Delivery {
             warn!(route = %route, trace_id = %seed, rejected, reasons = %batch.rejected(), "items without a usable id were left out");
         }
         let mut receipt = Receipt { total: batch.len(), new: 0, rejected };
-        for start in (0..batch.len()).step_by(STEP) {
-            let range = start..batch.len().min(start + STEP);
+        for start in (0..batch.len()).step_by(IDS_PER_STEP) {
+            let range = start..batch.len().min(start + IDS_PER_STEP);
             let proposal = Proposal::new(route, Arc::clone(batch), range, *seed);
             let proposal = Proposal { while_pending: job.while_pending, ..proposal };
             receipt.new += self.step(job, &proposal).await?;
@@ -244,8 +245,8 @@ impl Delivery {
         Ok(receipt)
     }
 
-    /// Claims ids whose marks were not confirmed, so that the answer rests on an event of their own.
-    async fn claim_unconfirmed<'a>(
+    /// Claims ids whose marks are not durable as `redis.durability` asks: then the response rests on an event of their own.
+    async fn claim_despite_marks<'a>(
         &self,
         route: &Arc<Route>,
         proposals: &'a [Proposal],
@@ -264,10 +265,10 @@ impl Delivery {
             }
         }
         let mut claims = self.claim(route, proposal).await?;
-        let unconfirmed: Vec<_> = claims.unconfirmed.iter().map(|place| proposal.of_unconfirmed(*place)).collect();
-        if !unconfirmed.is_empty() {
+        let not_durable: Vec<_> = claims.marks_not_durable.iter().map(|index| proposal.without_mark(*index)).collect();
+        if !not_durable.is_empty() {
             // Boxed: hardly ever needed, it would enlarge every request's future.
-            claims.add(Box::pin(self.claim_unconfirmed(route, &unconfirmed)).await?);
+            claims.add(Box::pin(self.claim_despite_marks(route, &not_durable)).await?);
         }
         log_new(route, *seed, claims.new);
         let began = self.tracer.begin();

@@ -27,8 +27,8 @@ pub struct Attempt(usize);
 impl Attempt {
     /// The first attempt.
     pub const FIRST: Self = Self(0);
-    /// The first attempt to claim an id whose mark was not confirmed.
-    pub const UNCONFIRMED: Self = Self(3);
+    /// The first attempt to claim an id whose mark is not as durable as `redis.durability` asks.
+    pub const MARK_NOT_DURABLE: Self = Self(3);
     /// None: the event is published without a claim, so its token is never proposed.
     pub const UNCLAIMED: Self = Self(9);
     /// hookgate claims a pending id again, which nobody acknowledged. The place of such a token is how often it did.
@@ -139,7 +139,7 @@ impl Token {
         self.index
     }
 
-    /// The number of the address among those of the pending key. Version 0.1.0 wrote none, which reads as 0.
+    /// The number of the address among those of the pending key: 0 to 9. Version 0.1.0 wrote none, which reads as 0.
     #[must_use]
     pub const fn address(self) -> usize {
         self.index / (PLACES * TRIES)

@@ -38,7 +38,16 @@ pub enum Contact {
     Refused(String),
 }
 
+/// What is known of a store at first.
+const NOT_YET: &str = "not connected yet";
+
 impl Contact {
+    /// Nothing is known of the store yet.
+    #[must_use]
+    pub fn not_yet() -> Self {
+        Self::Unreachable(NOT_YET.to_owned())
+    }
+
     /// Machine-readable name.
     #[must_use]
     pub const fn code(&self) -> &'static str {
@@ -110,7 +119,7 @@ impl Reporter {
     /// Nothing is known yet of the store with this name.
     #[must_use]
     pub fn new(store: &'static str) -> Self {
-        let contact = watch::Sender::new(Contact::Unreachable("not connected yet".to_owned()));
+        let contact = watch::Sender::new(Contact::not_yet());
         Self { store, contact, logged: Arc::default(), quiet: false }
     }
 

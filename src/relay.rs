@@ -53,8 +53,8 @@ const WALK_EVERY: Duration = Duration::from_secs(1);
 const PAGE_PAUSE: Duration = Duration::from_millis(10);
 /// How long a lease lasts without being renewed.
 const LEASE: Duration = Duration::from_secs(10);
-/// What is left of a lease that is given up.
-const GIVEN_UP: Duration = Duration::from_millis(1);
+/// Duration to which a lease is set so that it ends: releases it.
+const RELEASE_LEASE: Duration = Duration::from_millis(1);
 /// How long a replica leaves an outbox to others after it could publish nothing of it.
 const YIELD: Duration = Duration::from_secs(5);
 /// Between two looks for routes that were removed from the configuration.
@@ -337,7 +337,7 @@ impl Relay {
     }
 
     async fn give_up_lease(&self, route: &Route) -> Result<bool, StoreError> {
-        self.outbox.lease(route, &self.holder, GIVEN_UP).await
+        self.outbox.lease(route, &self.holder, RELEASE_LEASE).await
     }
 }
 

@@ -36,7 +36,8 @@ const SHUTTING_DOWN: &str = "shutting_down";
 /// Codes of requests that are shed ([`Refusal::shed`]).
 pub const SHED: [&str; 5] = [TOO_MANY_CONNECTIONS, TOO_MANY_REQUESTS, TOO_MANY_BYTES, OUTBOX_FULL, SHUTTING_DOWN];
 
-/// Each status code and machine-readable name of a [`Refusal`], by status code.
+/// Each status code and machine-readable name of a [`Refusal`], by status code. hyper itself also answers 414, to a
+/// path over 64 KiB where `server.max_header_bytes` allows so long a head.
 pub const REFUSALS: [(StatusCode, &str); 24] = {
     let [empty, neither, not_json] = BatchError::CODES;
     [

@@ -1,8 +1,10 @@
-//! The way of a webhook: a chain of named warp filters from a request to its answer.
+//! A chain of named warp filters, from a request to its response.
 //!
-//! Each filter proves one thing and hands it on, or rejects the request with a `RejectedRequest`. The permit
-//! comes after the body: a sender of heads alone holds none. A request keeps the configuration it began with to its end. If the sender hangs up, warp drops the chain where it is; from
-//! the moment that a large body is offloaded, and for every body from its claim on, the work goes on by itself.
+//! Each filter proves one thing and hands it on, or rejects the request with a `RejectedRequest`. The permit comes after the
+//! body: a sender of heads alone holds none. A request keeps the configuration it began with to its end.
+//!
+//! If the sender hangs up, warp drops the chain where it is. But a large body is worked on to its end once it is offloaded, and
+//! every body once its claim has begun.
 
 mod answer;
 mod body;
@@ -34,7 +36,7 @@ use warp::{
 };
 
 use self::{
-    answer::{close_when_leaving, refuse, reply},
+    answer::{close_when_shutting_down, refuse, reply},
     body::body,
     decode::decode,
     deliver::deliver,
@@ -50,23 +52,23 @@ use crate::{
 
 /// What the filters of all webhooks work with, under one configuration.
 pub struct Webhooks {
-    /// Paths.
+    /// The routes, found by their paths.
     pub table: Arc<RouteTable>,
-    /// Who may send what.
+    /// Verifies signatures, by route.
     pub verifiers: Arc<Verifiers>,
-    /// Where batches go.
+    /// Claims and publishes batches.
     pub delivery: Arc<Delivery>,
-    /// Where rejected items and bodies go.
+    /// Keeps rejected items and bodies.
     pub dead_letters: DeadLetters,
-    /// Where bodies go whose signature was wrong, if a route keeps them.
+    /// Keeps bodies with a wrong signature; `None` if no route does.
     pub quarantine: Option<Quarantine>,
-    /// What requests may take.
+    /// Memory budget, permits and deadlines of requests.
     pub limits: Limits,
-    /// How far the process is.
+    /// Whether the process serves or shuts down.
     pub phase: watch::Receiver<Phase>,
-    /// What is counted.
+    /// Counters of routes and refusals.
     pub metrics: Metrics,
-    /// Where spans go.
+    /// Makes spans, if `tracing.otlp_endpoint` is set.
     pub tracer: Tracer,
 }
 
@@ -76,27 +78,27 @@ impl fmt::Debug for Webhooks {
     }
 }
 
-/// A filter that never waits.
-type Now<T> = Ready<Result<T, Rejection>>;
-/// A filter that waits. Boxed: a chain of warp filters moves its future at each step, so that future has to be small.
-type Later<T> = BoxFuture<'static, Result<T, Rejection>>;
-/// A filter that rarely waits.
-type NowOrLater<T> = Either<Now<T>, Later<T>>;
+/// The future of a filter that never waits.
+type Immediate<T> = Ready<Result<T, Rejection>>;
+/// The future of a filter that waits. Boxed: a chain of warp filters moves its future at each step, so it has to be small.
+type Deferred<T> = BoxFuture<'static, Result<T, Rejection>>;
+/// The future of a filter that rarely waits.
+type MaybeDeferred<T> = Either<Immediate<T>, Deferred<T>>;
 
-fn now<T>(outcome: Result<T, Rejection>) -> NowOrLater<T> {
+fn immediate<T>(outcome: Result<T, Rejection>) -> MaybeDeferred<T> {
     Either::Left(ready(outcome))
 }
 
-/// The filters of all webhooks. Each request works with what is in force `now`, when its head is here.
+/// The filters of all webhooks. `in_force` is called when a request's head is here; the request keeps what it returns.
 #[must_use]
 pub fn webhooks(
-    now: impl Fn() -> Arc<Webhooks> + Clone + Send + Sync + 'static,
+    in_force: impl Fn() -> Arc<Webhooks> + Clone + Send + Sync + 'static,
 ) -> impl Filter<Extract = (Response,), Error = Infallible> + Clone {
-    let (refusing, leaving) = (now.clone(), now.clone());
+    let (refusing, closing) = (in_force.clone(), in_force.clone());
     warp::path::full()
         .and(warp::method())
         .and(warp::header::headers_cloned())
-        .and_then(move |path: FullPath, method: Method, headers: HeaderMap| route(&now(), &path, &method, headers))
+        .and_then(move |path: FullPath, method: Method, headers: HeaderMap| route(&in_force(), &path, &method, headers))
         .and_then(precheck)
         .and(warp::body::stream())
         .and_then(body)
@@ -107,5 +109,5 @@ pub fn webhooks(
         .map(reply)
         .recover(move |rejection: Rejection| ready(Ok::<_, Infallible>(refuse(&refusing(), &rejection))))
         .unify()
-        .map(move |response: Response| close_when_leaving(&leaving(), response))
+        .map(move |response: Response| close_when_shutting_down(&closing(), response))
 }

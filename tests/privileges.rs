@@ -105,6 +105,25 @@ async fn with_one_permission_of_redis_less_something_fails() {
     }
 }
 
+/// `redis.durability` asks for what the file does not have.
+#[tokio::test]
+async fn durability_needs_one_right_more() {
+    let (world, access) = Access::start(&Acl::hookgate(), &Permissions::hookgate()).await;
+    let durable = "redis.durability = \"replica\"\nnats.on_unavailable = \"accept\"\n";
+    let gate = world.gate_unready(&format!("{}{durable}", access.settings("1h"))).await;
+    let problem = gate.wait_store("redis", "refused").await;
+    assert!(
+        problem.contains("'wait'") && problem.contains("grant +wait") && problem.contains("redis.durability"),
+        "{problem}"
+    );
+    assert_eq!(gate.probe("/readyz").await.status, 503);
+    let mut connection = world.redis.connection().await;
+    let grant = redis::cmd("ACL").arg(&["SETUSER", "hookgate", "+wait"]).exec_async(&mut connection).await;
+    grant.expect("the tests may");
+    gate.wait_ready().await;
+    assert_eq!(gate.post(batch(["a"])).await.counts(), (1, 1));
+}
+
 #[tokio::test]
 async fn with_one_permission_of_nats_less_something_fails() {
     let whole = Permissions::hookgate();

@@ -352,3 +352,18 @@ async fn a_route_that_a_reload_brings_has_a_connection() {
         assert_eq!(gate.post_to(path, batch(["b"])).await.counts(), (1, 1), "{path}");
     }
 }
+
+/// Its address was written as that of one server.
+#[tokio::test]
+async fn a_node_of_a_cluster_is_no_server_of_its_own() {
+    let cluster = RedisCluster::start().await;
+    let node = &cluster.nodes[(cluster.owner(PENDING).await + 1) % 3];
+    for database in ["", "/0", "/1"] {
+        let settings =
+            format!("redis.url = \"redis://127.0.0.1:{}{database}\"\nnats.url = \"nats://127.0.0.1:1\"\n", node.port());
+        let problem = run(&settings, &["outbox", "list"]).bad();
+        let said =
+            problem.contains("is a node of a Redis Cluster") && problem.contains("write redis+cluster:// in redis.url");
+        assert!(said, "{database:?}: {problem}");
+    }
+}

@@ -99,6 +99,7 @@ async fn sentinels_may_want_a_login() {
     let world = World::start().await;
     let more = "requirepass geheim\nsentinel sentinel-pass geheim\n\
         user hookgate on >right resetchannels -@all +sentinel|get-master-addr-by-name +sentinel|master\n\
+        user doctor on >right resetchannels -@all +sentinel|get-master-addr-by-name +sentinel|master +sentinel|replicas\n\
         user weak on >right resetchannels -@all +sentinel|get-master-addr-by-name\n";
     let sentinels = Sentinels::guarded(&world.redis, more, ":geheim@").await;
     let settings = format!("redis.url = \"{}\"\nnats.url = \"{}\"\n", sentinels.url(), world.nats.url());
@@ -107,6 +108,19 @@ async fn sentinels_may_want_a_login() {
     let folder = tempfile::tempdir().expect("a temporary folder can be made");
     let file = folder.path().join("password");
     let denied = Some("denies a permission (NOPERM");
+    // Who may not ask for the Redis replicas can do all but look at them.
+    const UNSEEN: &str = "allow +sentinel|replicas to see them";
+    for (user, sees) in [("hookgate", false), ("doctor", true)] {
+        std::fs::write(&file, "right").expect("the folder is ours");
+        let login =
+            format!("redis.sentinel_username = \"{user}\"\nredis.sentinel_password_file = \"{}\"\n", file.display());
+        let printed = run(&format!("{settings}{login}"), &["doctor"]).printed;
+        assert_eq!(printed.contains(UNSEEN), !sees, "{user}: {printed}");
+        for replica in &sentinels.replicas {
+            let named = printed.contains(&format!("redis role (127.0.0.1:{})", replica.port()));
+            assert_eq!(named, sees, "{user}: {printed}");
+        }
+    }
     for (user, password, complaint) in [
         (None, "falsch", Some("does not take this login")),
         (None, "geheim", None),

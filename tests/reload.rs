@@ -393,6 +393,10 @@ async fn a_route_whose_keys_redis_denies_is_not_taken_until_it_grants_them() {
     has_failed(&gate, true).await;
     let line = gate.wait_log(KEPT).await;
     assert!(line.contains("Redis refuses what a new route needs"), "{line}");
+    assert!(line.contains("NOPERM route vmh/vertrag/update (keys elsewhere, {elsewhere}:*): "), "{line}");
+    let starting = Gate::start("", &settings(&format!("{}{elsewhere}", create()))).await;
+    let problem = starting.wait_store("redis", "refused").await;
+    assert!(problem.contains("NOPERM route vmh/vertrag/update (keys elsewhere, {elsewhere}:*): "), "{problem}");
     assert_eq!(gate.post(batch(["a"])).await.counts(), (1, 1));
     let mut admin = redis.connection().await;
     let words = acl("~elsewhere ~{elsewhere}:*");

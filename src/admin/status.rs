@@ -8,7 +8,7 @@ use std::{
 use schemars::JsonSchema;
 use serde::Serialize;
 
-use super::{Activity, ConfigurationStatus, Known, OnUnavailable, Store, activity::Lately};
+use super::{Activity, AdminState, ConfigurationStatus, OnUnavailable, Store, activity::Lately};
 use crate::{
     metrics::{ConsumerGauges, Items, REVISION, RouteMetrics, VERSION, recent_events::Outcome},
     readiness::Contact,
@@ -165,8 +165,8 @@ fn rfc3339(time: SystemTime) -> String {
     humantime::format_rfc3339_millis(time).to_string()
 }
 
-pub(super) fn status(known: &Known, started: Instant) -> Status {
-    let Known { health, metrics, store_gauges, activity, publisher, limits, max_connections, phase, .. } = known;
+pub(super) fn status(state: &AdminState, started: Instant) -> Status {
+    let AdminState { health, metrics, store_gauges, activity, publisher, limits, max_connections, phase, .. } = state;
     let (reading, in_use) = (store_gauges.reading(), limits.in_use());
     let mut routes: Vec<_> = metrics.routes().map(|route| OneRoute::new(route, activity)).collect();
     routes.sort_by(|one, other| one.name.cmp(&other.name));
@@ -197,8 +197,8 @@ pub(super) fn status(known: &Known, started: Instant) -> Status {
         ready: *health.ready.borrow(),
         redis: ServerStatus::new(&health.redis.borrow(), reading.server_version),
         nats: ServerStatus::new(&health.nats.borrow(), publisher.server_version()),
-        on_unavailable: known.on_unavailable,
-        configuration: known.configuration.borrow().clone(),
+        on_unavailable: state.on_unavailable,
+        configuration: state.configuration.borrow().clone(),
         limits: LimitsStatus {
             requests_in_flight: Share { used: in_use.requests, limit: in_use.max_requests },
             buffered_bytes: Share { used: in_use.bytes, limit: in_use.max_bytes },

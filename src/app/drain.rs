@@ -1,6 +1,6 @@
-//! Leaving without losing anything, in this order.
+//! Shuts down without losing anything, in this order.
 //!
-//! After SIGTERM everything is served for `server.drain_delay` more; each answer closes its connection. Then new requests get
+//! After SIGTERM everything is served for `server.drain_delay` more; each response closes its connection. Then new requests get
 //! 503, while those in flight are finished. Then acknowledged claims are settled, dead letters and spans are written, and
 //! the listener closes last: a refused connection is final for some senders. A second signal ends the process at once.
 //! What it was working on is in flight, and the relay of another replica takes it.
@@ -17,12 +17,12 @@ use crate::{
     shutdown::{Phase, Shutdown},
 };
 
-/// How long acknowledged ids may take to leave the outbox at the end.
+/// How long settling acknowledged ids may take at the end.
 const SETTLE_WITHIN: Duration = Duration::from_secs(2);
-/// How long connections may take to write what they owe at the end.
+/// How long connections may take to write their responses at the end.
 const CLOSE_WITHIN: Duration = Duration::from_secs(2);
 
-/// What has to come to its end.
+/// What has to be finished.
 pub(super) struct Drain {
     /// What is in force.
     pub(super) now: watch::Receiver<Arc<Generation>>,
@@ -43,7 +43,7 @@ impl Drain {
         shutdown.enter(Phase::Refusing);
         let idle = now.webhooks.limits.idle(now.settings.request_deadline + SETTLE_WITHIN).await;
         if !idle {
-            error!("requests are in flight beyond their deadline; leaving without them");
+            error!("requests are in flight beyond their deadline; exiting without them");
         }
         self.pending.close(SETTLE_WITHIN).await;
         shutdown.enter(Phase::Flushing);

@@ -1,7 +1,8 @@
-//! What serves one configuration: all that knows its routes, secrets and limits. A request keeps the one it began with.
+//! A generation: everything that serves one configuration, and knows its routes, secrets and limits. A request keeps
+//! the generation it began with.
 //!
 //! Connections to the stores, the outboxes' relay and the listeners stay. The tasks of a generation end before those of the next
-//! one begin; whatever they are at may end at any moment, but for answers of consumers, which are carried out.
+//! one begin. They may be stopped at any moment, except the one that carries out reports of consumers: it finishes its batch.
 
 use std::{sync::Arc, time::Duration};
 
@@ -12,12 +13,12 @@ use tracing::warn;
 
 use super::{
     parts,
-    stores::{Broker, Shelves, Store},
+    stores::{Broker, Store, StoreHandles},
     story::{Story, StoryTeller},
 };
 use crate::{
     admin::{
-        Activity, ConfigurationStatus, Health, Known, OnUnavailable, PendingIds,
+        Activity, AdminState, ConfigurationStatus, Health, OnUnavailable, PendingIds,
         pending_ids::{NotReleased, ReleaseId},
         specifications::Specifications,
         store_gauges::StoreGauges,
@@ -42,12 +43,12 @@ use crate::{
     webhooks::Webhooks,
 };
 
-/// How long answers of consumers that were read may take to be carried out once the configuration is another one.
+/// How long a batch of consumers' reports may take to be carried out once the configuration has changed.
 const CARRY_OUT_WITHIN: Duration = Duration::from_secs(10);
 
 /// What lives as long as the process, whatever is configured.
-pub(super) struct Standing {
-    pub(super) shelves: Shelves,
+pub(super) struct LongLived {
+    pub(super) handles: StoreHandles,
     pub(super) broker: Broker,
     pub(super) publisher: Arc<dyn Publisher>,
     pub(super) relay: Arc<Relay>,
@@ -81,7 +82,7 @@ pub(super) enum NotTaken {
 pub(super) struct Generation {
     pub(super) settings: Settings,
     pub(super) webhooks: Arc<Webhooks>,
-    pub(super) known: Arc<Known>,
+    pub(super) admin: Arc<AdminState>,
     /// The store in memory has none.
     pub(super) releases: Option<Releases>,
     pub(super) connections: ConnectionLimits,
@@ -93,13 +94,13 @@ pub(super) struct Generation {
     metrics: Metrics,
     /// Ends the tasks.
     stop: CancellationToken,
-    /// Ends also those that were to come to their end.
+    /// Ends also those that finish their work first.
     give_up: CancellationToken,
     tasks: TaskTracker,
 }
 
-impl Standing {
-    /// The first one.
+impl LongLived {
+    /// Builds the first generation.
     ///
     /// # Errors
     /// If a client can't be set up.
@@ -113,7 +114,7 @@ impl Standing {
         Ok(self.build(settings, store, metrics, acks, None))
     }
 
-    /// The one after another. Nothing has changed yet; requests in flight share limits and queues.
+    /// Builds the generation after `before`. Nothing serves it yet; requests in flight share limits and queues.
     ///
     /// # Errors
     /// If a store that answers does not let a new route work.
@@ -127,7 +128,7 @@ impl Standing {
         Ok(self.build(settings, store, metrics, acks, Some(before)))
     }
 
-    /// What reads the answers of consumers, if a route names some. One connection serves all generations.
+    /// What reads the reports of consumers; `None` if no route names a consumer. One connection serves all generations.
     async fn acks(
         &self,
         settings: &Settings,
@@ -166,7 +167,7 @@ impl Standing {
         let delivery =
             Delivery::new(pending, publisher, settings.policy, &routes, metrics.clone(), self.tracer.clone());
         let delivery = match before {
-            Some(before) => delivery.continuing(&before.webhooks.delivery),
+            Some(before) => delivery.with_breakers_of(&before.webhooks.delivery),
             None => delivery,
         };
         let webhooks = Webhooks {
@@ -181,8 +182,8 @@ impl Standing {
             tracer: self.tracer.clone(),
         };
         let on_ack = routes.routes().iter().any(|route| route.life().release == Release::Ack);
-        let (pending, publisher) = (&self.shelves.pending, &self.publisher);
-        let known = Known {
+        let (pending, publisher) = (&self.handles.pending, &self.publisher);
+        let admin = AdminState {
             health: Health {
                 ready: self.ready.clone(),
                 redis: pending.contact(),
@@ -205,7 +206,7 @@ impl Standing {
         Generation {
             connections: settings.connections.clone(),
             webhooks: Arc::new(webhooks),
-            known: Arc::new(known),
+            admin: Arc::new(admin),
             settings,
             releases,
             acks,
@@ -227,7 +228,7 @@ impl Standing {
         store: &Store,
         releases: Option<Releases>,
     ) -> PendingIds {
-        let (servers, dead_letters) = (parts::servers(settings), Arc::clone(&self.shelves.dead_letters));
+        let (servers, dead_letters) = (parts::servers(settings), Arc::clone(&self.handles.dead_letters));
         PendingIds {
             token_file: settings.admin_token_file.clone(),
             routes: Arc::clone(routes),
@@ -241,7 +242,7 @@ impl Standing {
         if let Some(before) = before.filter(|before| before.settings.dead_letters == limits) {
             return before.webhooks.dead_letters.clone();
         }
-        let store = Arc::clone(&self.shelves.dead_letters);
+        let store = Arc::clone(&self.handles.dead_letters);
         DeadLetters::start(store, limits, self.phase.clone(), &self.dead_letter_tasks)
     }
 
@@ -260,13 +261,13 @@ impl Standing {
             metrics.forget_others_of(&before.metrics);
         }
         now.spawn(secrets::follow(secret_files, self.phase.clone()));
-        let contents = Arc::clone(&self.shelves.contents);
-        let contact = self.shelves.pending.contact();
+        let contents = Arc::clone(&self.handles.contents);
+        let contact = self.handles.pending.contact();
         now.spawn(self.store_gauges.clone().run(contents, metrics.clone(), contact, self.phase.clone()));
         now.spawn(self.activity.clone().run(metrics.clone(), self.store_gauges.clone(), self.phase.clone()));
         self.look_after_life(now);
         if let Some(store) = &now.quarantine {
-            let (pending, dead_letters) = (now.store.pending(), &self.shelves.dead_letters);
+            let (pending, dead_letters) = (now.store.pending(), &self.handles.dead_letters);
             let publisher = &self.publisher;
             let releaser = parts::releaser(settings, Arc::clone(store), &pending, dead_letters, publisher, metrics);
             let (holder, phase) = (self.holder.clone(), self.phase.clone());
@@ -277,14 +278,14 @@ impl Standing {
     /// Starts what looks after pending ids.
     fn look_after_life(&self, now: &Generation) {
         let Generation { settings, routes, metrics, acks, .. } = now;
-        let (Some(keeper), Some(letters)) = (&now.keeper, &self.shelves.given_up) else { return };
+        let (Some(keeper), Some(letters)) = (&now.keeper, &self.handles.given_up) else { return };
         if let Some(acks) = acks {
             if let Some(watch) = ConsumerWatch::new(parts::servers(settings), routes, metrics) {
                 now.spawn(watch.keep_looking());
             }
             if routes.routes().iter().any(|route| route.life().release == Release::Ack) {
-                let (told, letters) = (Arc::clone(acks) as _, Arc::clone(letters));
-                let answers = Answers::new(keeper.clone(), told, letters, settings.dead_letters, routes);
+                let (consumers, letters) = (Arc::clone(acks) as _, Arc::clone(letters));
+                let answers = Answers::new(keeper.clone(), consumers, letters, settings.dead_letters, routes);
                 let (phase, stop) = (self.phase.clone(), now.stop.clone());
                 let answering = async move { answers.run(phase, stop).await };
                 now.tasks.spawn(now.give_up.clone().run_until_cancelled_owned(answering));

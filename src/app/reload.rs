@@ -11,7 +11,7 @@ use tracing::{error, info, warn};
 
 use super::{
     announce_route,
-    generation::{Generation, NotTaken, Standing},
+    generation::{Generation, LongLived, NotTaken},
 };
 use crate::{
     admin::ConfigurationStatus,
@@ -44,7 +44,7 @@ pub struct InForce {
 
 /// Reads the configuration again and again.
 pub(super) struct Reloader {
-    standing: Standing,
+    long_lived: LongLived,
     now: watch::Sender<Arc<Generation>>,
     status: watch::Sender<ConfigurationStatus>,
     metrics: Metrics,
@@ -108,7 +108,7 @@ impl Readable {
 
 impl Reloader {
     pub(super) fn new(
-        standing: Standing,
+        long_lived: LongLived,
         now: watch::Sender<Arc<Generation>>,
         status: watch::Sender<ConfigurationStatus>,
         metrics: Metrics,
@@ -116,10 +116,10 @@ impl Reloader {
     ) -> Self {
         let InForce { configuration, sources, contents, log_filter } = in_force;
         let (read, logins) = (contents.with_secrets_of(&configuration), now.borrow().settings.store_logins());
-        Self { standing, now, status, metrics, configuration, sources: Arc::new(sources), log_filter, read, logins }
+        Self { long_lived, now, status, metrics, configuration, sources: Arc::new(sources), log_filter, read, logins }
     }
 
-    /// Until the process leaves.
+    /// Runs until shutdown.
     pub(super) async fn run(mut self, mut hangups: Hangups, phase: watch::Receiver<Phase>) {
         supervise!("the reading of the configuration", self.follow(&mut hangups, phase.clone()));
     }
@@ -190,7 +190,7 @@ impl Reloader {
             let (filter, warnings) = (settings.log_filter.clone(), std::mem::take(&mut settings.warnings));
             let secret_files = std::mem::take(&mut settings.secret_files);
             let before = Arc::clone(&self.now.borrow());
-            let next = Arc::new(self.standing.next(settings, &before).await?);
+            let next = Arc::new(self.long_lived.next(settings, &before).await?);
             for warning in &warnings {
                 warn!("{warning}");
             }
@@ -199,7 +199,7 @@ impl Reloader {
                 announce_route(&next.settings, route);
             }
             self.now.send_replace(Arc::clone(&next));
-            self.standing.start(&next, secret_files, Some(&before)).await;
+            self.long_lived.start(&next, secret_files, Some(&before)).await;
             self.set_filter(&changed, filter);
             let names = |routes: &[Arc<Route>]| routes.iter().map(|route| route.name()).collect::<Vec<_>>().join(",");
             info!(

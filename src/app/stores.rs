@@ -27,12 +27,12 @@ pub(super) enum Store {
     Memory(Arc<Memory>),
 }
 
-/// The store, as each of its users sees it who asks for no claim.
-pub(super) struct Shelves {
+/// The store's ports, for users that make no claims.
+pub(super) struct StoreHandles {
     pub(super) pending: Arc<dyn PendingStore>,
     pub(super) outbox: Arc<dyn Outbox>,
     pub(super) dead_letters: Arc<dyn DeadLetterStore>,
-    /// The store in memory has none.
+    /// `None` for the store in memory.
     pub(super) given_up: Option<Arc<dyn GivenUpLetters>>,
     pub(super) contents: Arc<dyn StoreContents>,
 }
@@ -69,19 +69,19 @@ impl Store {
         })
     }
 
-    /// For whoever asks for no claim. It keeps no queue of a route alive.
-    pub(super) fn shelves(&self) -> Shelves {
+    /// The store's ports, for users that make no claims. They keep no queue of a route alive.
+    pub(super) fn handles(&self) -> StoreHandles {
         match self {
             Self::Redis(redis) => {
                 let redis = Arc::new(redis.without_routes());
-                Shelves { given_up: Some(Arc::clone(&redis) as _), ..Self::shelves_of(redis) }
+                StoreHandles { given_up: Some(Arc::clone(&redis) as _), ..Self::handles_of(redis) }
             }
-            Self::Memory(memory) => Self::shelves_of(Arc::clone(memory)),
+            Self::Memory(memory) => Self::handles_of(Arc::clone(memory)),
         }
     }
 
-    fn shelves_of(store: Arc<impl PendingStore + Outbox + DeadLetterStore + StoreContents + 'static>) -> Shelves {
-        Shelves {
+    fn handles_of(store: Arc<impl PendingStore + Outbox + DeadLetterStore + StoreContents + 'static>) -> StoreHandles {
+        StoreHandles {
             pending: Arc::clone(&store) as _,
             outbox: Arc::clone(&store) as _,
             dead_letters: Arc::clone(&store) as _,
@@ -90,7 +90,7 @@ impl Store {
         }
     }
 
-    /// Claims.
+    /// The port for claims.
     pub(super) fn pending(&self) -> Arc<dyn PendingStore> {
         match self {
             Self::Redis(redis) => Arc::clone(redis) as _,
@@ -98,7 +98,7 @@ impl Store {
         }
     }
 
-    /// What is known of pending ids. The store in memory knows nothing.
+    /// The port for pending ids; `None` for the store in memory.
     pub(super) fn life(&self) -> Option<Arc<dyn LifeStore>> {
         match self {
             Self::Redis(redis) => Some(Arc::clone(redis) as _),

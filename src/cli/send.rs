@@ -98,25 +98,23 @@ async fn ask(
         let began = Instant::now();
         let answer = client.send(request).await;
         let took = began.elapsed();
-        let problem = match &answer {
-            Ok(answer) if answer.status() == StatusCode::SERVICE_UNAVAILABLE => "it answers 503".to_owned(),
-            Ok(_) => String::new(),
-            Err(error) => error.to_string(),
+        let passing = match &answer {
+            Ok(answer) if answer.status() == StatusCode::SERVICE_UNAVAILABLE => Some("it answers 503".to_owned()),
+            Ok(_) => None,
+            Err(error) => Some(error.to_string()),
         };
-        if problem.is_empty() || first.elapsed() >= try_for {
-            let answer = answer.map_err(|error| {
-                let error = anyhow::Error::from(error);
-                if problem.contains("certificate") {
-                    error.context("--ca-file names the authorities to trust")
-                } else {
-                    error
-                }
-            })?;
-            return Ok((answer, took));
-        }
+        let Some(problem) = passing.filter(|_| first.elapsed() < try_for) else {
+            return Ok((answer.map_err(with_advice)?, took));
+        };
         tell(&format!("hookgate: {problem}; sent again in {} s", BETWEEN_TRIES.as_secs()));
         tokio::time::sleep(BETWEEN_TRIES).await;
     }
+}
+
+fn with_advice(error: impl std::error::Error + Send + Sync + 'static) -> anyhow::Error {
+    let unknown_authority = error.to_string().contains("certificate");
+    let error = anyhow::Error::from(error);
+    if unknown_authority { error.context("--ca-file names the authorities to trust") } else { error }
 }
 
 #[derive(Serialize)]

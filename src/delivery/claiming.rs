@@ -36,22 +36,22 @@ pub(super) struct Claims<'a> {
     /// Those that were claimed for another address of the pending key.
     pub(super) elsewhere: Vec<(Arc<Route>, Vec<Claim<'a>>)>,
     pub(super) via: Via,
-    /// Ids that are new.
+    /// Number of ids that are new.
     pub(super) new: usize,
-    /// Ids that were not claimed because the outbox was full.
+    /// Number of ids that were not claimed because the outbox was full.
     pub(super) full: usize,
     /// Whether the claims are as safe in the store as `redis.durability` asks for.
     pub(super) durable: bool,
-    /// Places of ids that are marked, without a confirmation that the marks are safe.
-    pub(super) unconfirmed: Vec<usize>,
-    /// Ids that can't be claimed before an event to another address is acknowledged.
+    /// Indices (in the batch) of ids that are marked, but whose marks are not as durable as `redis.durability` asks.
+    pub(super) marks_not_durable: Vec<usize>,
+    /// Number of ids that can't be claimed before their event to another address is acknowledged.
     pub(super) waits_for_another: usize,
     /// Why there are no claims at all.
     pub(super) undeduplicated: Option<StoreError>,
 }
 
 impl<'a> Claims<'a> {
-    /// Adds the claims of ids that were marked in vain.
+    /// Adds the claims of ids whose marks were not durable.
     pub(super) fn add(&mut self, others: Vec<Claims<'a>>) {
         for other in others {
             self.own.extend(other.own);
@@ -130,11 +130,11 @@ fn sort<'a>(
         new: 0,
         full: 0,
         durable,
-        unconfirmed: Vec::new(),
+        marks_not_durable: Vec::new(),
         waits_for_another: 0,
         undeduplicated,
     };
-    for ((id, state), place) in proposal.ids().zip(states).zip(proposal.range.clone()) {
+    for ((id, state), index) in proposal.ids().zip(states).zip(proposal.range.clone()) {
         match state {
             State::New(token) => {
                 claims.new += 1;
@@ -153,7 +153,7 @@ fn sort<'a>(
                 }
             }
             State::Marked if durable => {}
-            State::Marked => claims.unconfirmed.push(place),
+            State::Marked => claims.marks_not_durable.push(index),
             State::Done => {}
             State::OutboxFull => claims.full += 1,
         }

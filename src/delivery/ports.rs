@@ -14,12 +14,12 @@ use crate::{
     route::{Route, WhilePending},
 };
 
-/// Some ids of a batch, to be claimed under the tokens `seed.token(attempt, place)`.
+/// Some ids of a batch, to be claimed under the tokens `seed.token(attempt, index)`.
 #[derive(Debug, Clone)]
 pub struct Proposal {
     /// The batch.
     pub batch: Arc<Batch>,
-    /// Places of the ids in the batch.
+    /// Indices of the ids in the batch.
     pub range: Range<usize>,
     /// Where the tokens come from; each try makes its own.
     pub seed: TokenSeed,
@@ -36,14 +36,14 @@ impl Proposal {
         Self { batch, range, seed, attempt: Attempt::FIRST, while_pending: route.life().while_pending }
     }
 
-    /// Another proposal for the id at a place of the batch, which claims it whether it is pending or not.
+    /// Returns a proposal for the id at an index of the batch that claims it even if it is pending, and sets no mark.
     #[must_use]
-    pub(super) fn of_unconfirmed(&self, place: usize) -> Self {
+    pub(super) fn without_mark(&self, index: usize) -> Self {
         Self {
             batch: Arc::clone(&self.batch),
-            range: place..place + 1,
+            range: index..index + 1,
             seed: self.seed,
-            attempt: Attempt::UNCONFIRMED,
+            attempt: Attempt::MARK_NOT_DURABLE,
             while_pending: WhilePending::Publish,
         }
     }
@@ -51,18 +51,18 @@ impl Proposal {
     /// The ids.
     #[must_use]
     pub fn ids(&self) -> impl ExactSizeIterator<Item = EntityId<'_>> + Clone {
-        self.range.clone().map(|place| self.batch.id(place))
+        self.range.clone().map(|index| self.batch.id(index))
     }
 
     /// The tokens that a try proposes for them.
     #[must_use]
     pub fn tokens(&self, attempt: Attempt) -> impl ExactSizeIterator<Item = Token> + Clone + use<> {
         let seed = self.seed;
-        self.range.clone().map(move |place| seed.token(attempt, place))
+        self.range.clone().map(move |index| seed.token(attempt, index))
     }
 
-    /// What the store said, as this proposal has to take it: a second try finds in flight what the first one claimed,
-    /// and that is new.
+    /// Returns what the store answered, with ids as new that an earlier try of this proposal claimed: the store says of
+    /// them that they are in flight.
     pub(super) fn recognize(&self, mut claimed: Claimed) -> Claimed {
         for (state, own) in claimed.states.iter_mut().zip(self.tokens(self.attempt)) {
             if let State::InFlight(token) = *state
@@ -84,19 +84,19 @@ pub enum State {
     InFlight(Token),
     /// Claimed before, and its event acknowledged.
     Done,
-    /// Claimed before, and marked now: it is published once more when the event before is done with.
+    /// Claimed before, and marked now: it is republished when it is released.
     Marked,
     /// It was not pending, and the outbox is full: not claimed.
     OutboxFull,
 }
 
-/// Where the entries of an outbox go, by the number of the address in their tokens: those of a pending key that other
-/// routes had before, or have in other replicas.
+/// Where the entries of an outbox go, by the number of the address in their tokens (0 to 9). Several addresses share a
+/// pending key when its route had another subject before, or has one in other replicas.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Addresses(HashMap<usize, Arc<Route>>);
 
 impl Addresses {
-    /// The address that a token was claimed for, if it is known.
+    /// Returns the address that a token was claimed for, if it is known.
     #[must_use]
     pub fn of(&self, token: Token) -> Option<&Arc<Route>> {
         self.0.get(&token.address())
@@ -140,8 +140,10 @@ pub enum StoreError {
 /// Where ids are claimed. An id is in one of three states for everybody at once: *new* (absent), *in
 /// flight* (present, with a token in the outbox), *done* (present, without).
 pub trait PendingStore: Send + Sync {
-    /// Claims ids atomically, each at most once among all replicas, and answers for each in their order. A token is
+    /// Claims ids atomically, each at most once among all replicas. Returns a state for each, in their order. A token is
     /// proposed in one call only: a second try takes those of the next [`Attempt`].
+    ///
+    /// Fails with a [`StoreError`]; after [`StoreError::Unknown`] the ids may be claimed.
     fn claim(&self, route: &Arc<Route>, proposal: Proposal) -> BoxFuture<'_, Result<Claimed, StoreError>>;
 
     /// Empties the outbox of acknowledged claims, each only if it still holds that very token. Happens in
@@ -158,8 +160,8 @@ pub trait PendingStore: Send + Sync {
 
 /// Where events go.
 pub trait Publisher: Send + Sync {
-    /// Publishes events together and awaits their acknowledgements together, for at most `limit`. Answers
-    /// for each event in their order.
+    /// Publishes events together and awaits their acknowledgements together, for at most `limit`. Returns an
+    /// outcome for each event, in their order. Events without an outcome (a shorter `Vec`) count as not acknowledged.
     fn publish<'a>(
         &'a self,
         route: &'a Route,
@@ -186,7 +188,7 @@ pub struct RouteContents {
 /// What can be asked of the pending store without changing anything. A refusal is only an answer: reading
 /// must not affect claims.
 pub trait StoreContents: Send + Sync {
-    /// What it holds of each of these routes, in their order, at a cost that does not grow with what it holds.
+    /// Returns what the store holds of each of these routes, in their order, at a cost that does not grow with what it holds.
     fn contents<'a>(&'a self, routes: &'a [Arc<Route>]) -> BoxFuture<'a, Result<Vec<RouteContents>, StoreError>>;
 
     /// Version of the server, if there is one and it says so.

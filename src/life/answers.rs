@@ -1,7 +1,7 @@
-//! Carries out what consumers answered, for routes that are released by acknowledgements.
+//! Carries out what consumers reported (acknowledged, or gave up), for routes that are released by acknowledgements.
 //!
-//! An answer counts for the event whose token the message at its sequence carries, and for nothing else: the number alone names
-//! another event in a stream that was made again or restored. It is done with once Redis has carried it out.
+//! A report counts for the event whose token the message at its sequence carries, and for nothing else: in a stream that was
+//! made again or restored, the sequence alone names another event. NATS redelivers a report until Redis has carried it out.
 
 use std::{
     sync::Arc,
@@ -14,7 +14,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
-use super::{Answer, AtSequence, ConsumerAnswer, Consumers, ConsumersError, JournalEntry, Keeper, Listing, Told};
+use super::{AckReport, Answer, AtSequence, ConsumerAnswer, Consumers, ConsumersError, JournalEntry, Keeper, Listing};
 use crate::{
     dead_letters::{DeadLetter, DeadLetterLimits, GivenUp, GivenUpLetters},
     delivery::StoreError,
@@ -27,20 +27,21 @@ use crate::{
 
 /// Messages that are read at the same time.
 const AT_ONCE: usize = 64;
-/// How much the clocks of two servers of NATS may differ: one says when the event was stored, the other when it was answered.
+/// Most difference between the clocks of two NATS servers: one says when the event was stored, the other when it was
+/// acknowledged.
 const CLOCKS: Duration = Duration::from_secs(5);
-/// How much a clock of hookgate's may differ from that of NATS.
+/// Most difference between the clocks of a hookgate and of NATS.
 const OUR_CLOCK: Duration = Duration::from_secs(300);
-/// How often it is looked for the event of an answer that comes before its claim is settled.
+/// Lookups for an event whose claim is not settled yet.
 const SETTLING: usize = 10;
-/// Between two such looks.
+/// Pause between two such lookups.
 const SETTLING_PAUSE: Duration = Duration::from_millis(300);
-/// Ids of one look.
+/// Ids that one call of a lookup reads.
 const PAGE: usize = 1000;
-/// Between two attempts to carry answers out.
+/// Pause between two attempts to carry reports out.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// Why answers were not carried out.
+/// Why reports were not carried out.
 #[derive(Debug, thiserror::Error)]
 enum AnswersError {
     #[error(transparent)]
@@ -49,7 +50,7 @@ enum AnswersError {
     Consumers(#[from] ConsumersError),
 }
 
-/// Reads answers and carries them out.
+/// Reads reports and carries them out.
 pub struct Answers {
     keeper: Keeper,
     consumers: Arc<dyn Consumers>,
@@ -73,8 +74,7 @@ impl Answers {
         Self { keeper, consumers, letters, limits, routes }
     }
 
-    /// Until the process leaves, or until it is told to stop; then what was read is still carried out: it would be told again
-    /// only after a minute.
+    /// Runs until shutdown or `stop`. After `stop` it finishes what it has read: NATS would redeliver that only after a minute.
     pub async fn run(&self, mut phase: watch::Receiver<Phase>, stop: CancellationToken) {
         let leaving = async { phase.wait_for(|phase| *phase >= Phase::Refusing).await.is_ok() };
         tokio::select! {
@@ -85,63 +85,63 @@ impl Answers {
 
     async fn read(&self, stop: &CancellationToken) {
         let mut said = false;
-        while let Some(telling) = stop.run_until_cancelled(self.consumers.told()).await {
-            if let Err(error) = self.carry_out(&telling.told).await {
+        while let Some(batch) = stop.run_until_cancelled(self.consumers.reports()).await {
+            if let Err(error) = self.carry_out(&batch.reports).await {
                 if !said {
-                    warn!(%error, answers = telling.told.len(), "what consumers answered can't be carried out now; it is tried again");
+                    warn!(%error, answers = batch.reports.len(), "what consumers answered can't be carried out now; it is tried again");
                 }
                 said = true;
-                // It need not be so for what comes behind, which may be about another route.
-                self.consumers.put_off(telling.ticket).await;
+                // The next batch may succeed: it may be about another route.
+                self.consumers.put_off(batch.number).await;
                 tokio::time::sleep(PAUSE).await;
                 continue;
             }
             said = false;
             failpoint::hit("after_answers");
-            self.consumers.carried_out(telling.ticket).await;
+            self.consumers.carried_out(batch.number).await;
         }
     }
 
-    async fn carry_out(&self, told: &[Told]) -> Result<(), AnswersError> {
-        let reads: Vec<_> = told.iter().map(|told| self.consumers.at(&told.stream, told.sequence)).collect();
+    async fn carry_out(&self, reports: &[AckReport]) -> Result<(), AnswersError> {
+        let reads: Vec<_> = reports.iter().map(|report| self.consumers.at(&report.stream, report.sequence)).collect();
         let mut found = stream::iter(reads).buffered(AT_ONCE);
         let mut answers: HashMap<&str, Vec<ConsumerAnswer>> = HashMap::new();
         let (mut given_up, mut gone) = (Vec::new(), Vec::new());
-        for told in told {
+        for report in reports {
             let Some(at) = found.next().await else { break };
             let at = at?;
             // No configured consumer is named so, and the journal separates names thereby.
-            if told.consumer.contains([',', ':', ';']) {
+            if report.consumer.contains([',', ':', ';']) {
                 continue;
             }
             let AtSequence::Event { route, id, token, stored } = at else {
                 if at == AtSequence::Gone {
-                    gone.push(told);
+                    gone.push(report);
                 }
-                debug!(stream = told.stream, sequence = told.sequence, "an answer about nothing that is there");
+                debug!(stream = report.stream, sequence = report.sequence, "an answer about nothing that is there");
                 continue;
             };
-            if told.time.is_some_and(|time| time + CLOCKS < stored) {
+            if report.time.is_some_and(|time| time + CLOCKS < stored) {
                 // The stream was made again or restored, and the number was given to another event since.
-                debug!(stream = told.stream, sequence = told.sequence, "an answer that is older than the event");
+                debug!(stream = report.stream, sequence = report.sequence, "an answer that is older than the event");
                 continue;
             }
             let Some((name, route)) = self.routes.get_key_value(route.as_str()) else { continue };
-            if told.answer == Answer::GaveUp {
-                given_up.push((Arc::clone(route), id.clone(), told));
+            if report.answer == Answer::GaveUp {
+                given_up.push((Arc::clone(route), id.clone(), report));
             }
             answers.entry(name).or_default().push(ConsumerAnswer {
                 id,
                 token,
-                consumer: told.consumer.clone(),
-                answer: told.answer,
+                consumer: report.consumer.clone(),
+                answer: report.answer,
             });
         }
-        for (name, id, token, told) in self.of_gone(&gone).await? {
-            if told.answer == Answer::GaveUp {
-                given_up.push((Arc::clone(&self.routes[name]), id.clone(), told));
+        for (name, id, token, report) in self.of_gone(&gone).await? {
+            if report.answer == Answer::GaveUp {
+                given_up.push((Arc::clone(&self.routes[name]), id.clone(), report));
             }
-            let (consumer, answer) = (told.consumer.clone(), told.answer);
+            let (consumer, answer) = (report.consumer.clone(), report.answer);
             answers.entry(name).or_default().push(ConsumerAnswer { id, token, consumer, answer });
         }
         self.keep(&given_up).await?;
@@ -154,24 +154,27 @@ impl Answers {
         outcome
     }
 
-    /// What was answered and is gone. A stream that drops what was answered can't say any more whose event it was; the journal can,
-    /// once that event is settled.
-    async fn of_gone<'a>(&'a self, gone: &[&'a Told]) -> Result<Vec<(&'a str, String, Token, &'a Told)>, AnswersError> {
+    /// Finds the events of reports whose message is gone. A stream that drops what was acknowledged no longer says
+    /// whose event it was. The journal does, once that event is settled.
+    async fn of_gone<'a>(
+        &'a self,
+        gone: &[&'a AckReport],
+    ) -> Result<Vec<(&'a str, String, Token, &'a AckReport)>, AnswersError> {
         let mut found = Vec::new();
         if gone.is_empty() {
             return Ok(found);
         }
         for (name, route) in &self.routes {
             let Ok(progress) = self.consumers.progress(route).await else { continue };
-            let mut sought: HashMap<u64, Vec<&Told>> = HashMap::new();
+            let mut sought: HashMap<u64, Vec<&AckReport>> = HashMap::new();
             // One that is older than the stream is about another event.
-            let of_stream = |told: &&&Told| {
+            let of_stream = |report: &&&AckReport| {
                 progress.drops_answered
-                    && told.stream == progress.stream
-                    && told.time.is_some_and(|time| time >= progress.created)
+                    && report.stream == progress.stream
+                    && report.time.is_some_and(|time| time >= progress.created)
             };
-            for told in gone.iter().filter(of_stream) {
-                sought.entry(told.sequence).or_default().push(told);
+            for report in gone.iter().filter(of_stream) {
+                sought.entry(report.sequence).or_default().push(report);
             }
             for _ in 0..SETTLING {
                 if sought.is_empty() || !self.look_for(name, route, &mut sought, &mut found).await? {
@@ -183,13 +186,13 @@ impl Answers {
         Ok(found)
     }
 
-    /// Looks for sequences in a journal. Whether some claims are not settled yet.
+    /// Looks for sequences in a journal. Returns whether some claims are not settled yet.
     async fn look_for<'a>(
         &self,
         name: &'a str,
         route: &Route,
-        sought: &mut HashMap<u64, Vec<&'a Told>>,
-        found: &mut Vec<(&'a str, String, Token, &'a Told)>,
+        sought: &mut HashMap<u64, Vec<&'a AckReport>>,
+        found: &mut Vec<(&'a str, String, Token, &'a AckReport)>,
     ) -> Result<bool, StoreError> {
         let (mut cursor, mut in_flight) = (0, false);
         loop {
@@ -197,11 +200,12 @@ impl Answers {
             for known in page.ids {
                 in_flight |= known.in_flight.is_some();
                 let Some(entry) = known.journal.as_deref().and_then(JournalEntry::parse) else { continue };
-                let told = entry.sequence.filter(|_| known.in_flight.is_none()).and_then(|it| sought.remove(&it));
-                let told = told.into_iter().flatten();
-                // Given after the event was stored.
-                let later = told.filter(|told| told.time.is_some_and(|time| time + OUR_CLOCK >= entry.token.time()));
-                found.extend(later.map(|told| (name, known.id.clone(), entry.token, told)));
+                let reports = entry.sequence.filter(|_| known.in_flight.is_none()).and_then(|it| sought.remove(&it));
+                let reports = reports.into_iter().flatten();
+                // Reported after the event was stored.
+                let later =
+                    reports.filter(|report| report.time.is_some_and(|time| time + OUR_CLOCK >= entry.token.time()));
+                found.extend(later.map(|report| (name, known.id.clone(), entry.token, report)));
             }
             cursor = page.next;
             if cursor == 0 {
@@ -210,24 +214,24 @@ impl Answers {
         }
     }
 
-    /// A letter first: whatever happens then, somebody will see it.
-    async fn keep(&self, given_up: &[(Arc<Route>, String, &Told)]) -> Result<(), StoreError> {
+    /// Keeps a dead letter of each event that was given up, before anything else: if the rest fails, somebody sees it.
+    async fn keep(&self, given_up: &[(Arc<Route>, String, &AckReport)]) -> Result<(), StoreError> {
         if given_up.is_empty() {
             return Ok(());
         }
-        let letters: Vec<_> = given_up.iter().map(|(route, id, told)| letter(route, id, told)).collect();
+        let letters: Vec<_> = given_up.iter().map(|(route, id, report)| letter(route, id, report)).collect();
         let news = self.letters.keep_given_up(&letters, self.limits).await?;
-        for ((route, id, told), _) in given_up.iter().zip(news).filter(|(_, new)| *new) {
-            self.keeper.gave_up(route, &told.consumer);
-            warn!(%route, entity_id = %id, consumer = told.consumer, deliveries = told.deliveries, stream = told.stream, sequence = told.sequence, on_give_up = route.life().on_give_up.name(),
+        for ((route, id, report), _) in given_up.iter().zip(news).filter(|(_, new)| *new) {
+            self.keeper.gave_up(route, &report.consumer);
+            warn!(%route, entity_id = %id, consumer = report.consumer, deliveries = report.deliveries, stream = report.stream, sequence = report.sequence, on_give_up = route.life().on_give_up.name(),
                 "a consumer gave an event up; `hookgate dead-letters list` shows it as gave_up");
         }
         Ok(())
     }
 }
 
-fn letter(route: &Route, id: &str, told: &Told) -> GivenUp {
-    let Told { stream, consumer, sequence, deliveries, .. } = told;
+fn letter(route: &Route, id: &str, report: &AckReport) -> GivenUp {
+    let AckReport { stream, consumer, sequence, deliveries, .. } = report;
     let raw = serde_json::json!({
         "entity_id": id, "consumer": consumer, "deliveries": deliveries, "stream": stream, "sequence": sequence,
     });

@@ -1,4 +1,4 @@
-//! What consumers tell their server about events, and what is known of consumers: the port, and its words.
+//! The port to consumers: what they reported about events, as NATS passes it on, and how far they are.
 
 use std::time::SystemTime;
 
@@ -7,30 +7,30 @@ use futures_util::future::BoxFuture;
 use super::{Answer, JournalEntry};
 use crate::{event::Token, route::Route};
 
-/// What a consumer told the server about an event.
+/// What NATS reports of a consumer: it acknowledged an event, or gave it up.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Told {
+pub struct AckReport {
     /// The stream of the event.
     pub stream: String,
-    /// The consumer.
+    /// Name of the consumer.
     pub consumer: String,
     /// The sequence of the event in its stream.
     pub sequence: u64,
-    /// What it said.
+    /// What it did with the event.
     pub answer: Answer,
     /// How often the event was delivered to it.
     pub deliveries: u64,
-    /// When the server said so, if it did.
+    /// When the server reported it; `None` if the report has no readable time.
     pub time: Option<SystemTime>,
 }
 
-/// What was told, read together. It is told again until it was carried out.
+/// A batch of reports. NATS redelivers it until [`Consumers::carried_out`] is called.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Telling {
+pub struct ReportBatch {
     /// In the order of the server.
-    pub told: Vec<Told>,
-    /// Names this reading.
-    pub ticket: u64,
+    pub reports: Vec<AckReport>,
+    /// Identifies the batch to [`Consumers::carried_out`] and [`Consumers::put_off`], in this process.
+    pub number: u64,
 }
 
 /// What lies at a sequence of a stream.
@@ -40,9 +40,9 @@ pub enum AtSequence {
     Event {
         /// Name of its route.
         route: String,
-        /// The id.
+        /// The entity id.
         id: String,
-        /// Its token.
+        /// The token of the claim.
         token: Token,
         /// When the stream stored it.
         stored: SystemTime,
@@ -56,9 +56,9 @@ pub enum AtSequence {
 /// How far the consumers of a route are.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Progress {
-    /// The stream.
+    /// Name of the stream that holds the route's events.
     pub stream: String,
-    /// Whether it drops what was answered.
+    /// Whether the stream drops acknowledged messages (retention `workqueue` or `interest`).
     pub drops_answered: bool,
     /// When the stream was made.
     pub created: SystemTime,
@@ -66,46 +66,47 @@ pub struct Progress {
     pub first: u64,
     /// Sequence of its last message.
     pub last: u64,
-    /// Each configured consumer that exists, and the sequence up to which it has nothing left: all was answered, given up or is gone.
+    /// Each configured consumer that exists, with the sequence up to which nothing of its events is outstanding: they were
+    /// acknowledged or given up, or are gone.
     pub floors: Vec<(String, u64)>,
 }
 
 impl Progress {
-    /// Whether the event of an entry, at this sequence, is not in the stream any more.
+    /// Whether the event of an entry, at this sequence, is no longer in the stream.
     pub(super) fn is_gone(&self, entry: &JournalEntry, sequence: u64) -> bool {
         sequence < self.first || sequence > self.last || entry.token.time() < self.created
     }
 }
 
-/// How much was told up to some moment.
+/// All reports up to some moment: each stream that holds reports, with the sequence of its last one.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct ToldUntil(pub Vec<(String, u64)>);
+pub struct ReportedUntil(pub Vec<(String, u64)>);
 
-/// NATS did not say.
+/// NATS could not be queried. As text: the operation and NATS' reason.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct ConsumersError(pub String);
 
-/// What is known of consumers.
+/// Reports of consumers, and how far consumers are.
 pub trait Consumers: Send + Sync {
-    /// Waits for what consumers tell next.
-    fn told(&self) -> BoxFuture<'_, Telling>;
+    /// Waits for the next batch of reports.
+    fn reports(&self) -> BoxFuture<'_, ReportBatch>;
 
-    /// What was told has been carried out, and need not be told again.
-    fn carried_out(&self, ticket: u64) -> BoxFuture<'_, ()>;
+    /// Says that a batch has been carried out: NATS need not redeliver it. If that gets lost, it is redelivered.
+    fn carried_out(&self, number: u64) -> BoxFuture<'_, ()>;
 
-    /// What was told can't be carried out now, and is to be told again soon.
-    fn put_off(&self, ticket: u64) -> BoxFuture<'_, ()>;
+    /// Says that a batch can't be carried out now: NATS redelivers it after some seconds.
+    fn put_off(&self, number: u64) -> BoxFuture<'_, ()>;
 
-    /// What lies at a sequence of a stream.
+    /// Returns what lies at a sequence of a stream.
     fn at<'a>(&'a self, stream: &'a str, sequence: u64) -> BoxFuture<'a, Result<AtSequence, ConsumersError>>;
 
-    /// How far the consumers of a route are.
+    /// Returns how far the consumers of a route are.
     fn progress<'a>(&'a self, route: &'a Route) -> BoxFuture<'a, Result<Progress, ConsumersError>>;
 
-    /// How much has been told by now.
-    fn told_until(&self) -> BoxFuture<'_, Result<ToldUntil, ConsumersError>>;
+    /// Returns how far reports go by now.
+    fn reported_until(&self) -> BoxFuture<'_, Result<ReportedUntil, ConsumersError>>;
 
-    /// Whether all that was told until then has been carried out, by whatever replica.
-    fn is_carried_out<'a>(&'a self, until: &'a ToldUntil) -> BoxFuture<'a, Result<bool, ConsumersError>>;
+    /// Returns whether all reports until then have been carried out, by whatever replica.
+    fn is_carried_out<'a>(&'a self, until: &'a ReportedUntil) -> BoxFuture<'a, Result<bool, ConsumersError>>;
 }

@@ -1,4 +1,4 @@
-//! What one look through a journal has found, and what is remembered from one look to the next.
+//! What one scan of a journal has found, and what is remembered from one scan to the next.
 
 use std::time::SystemTime;
 
@@ -14,20 +14,20 @@ use crate::{
     route::{Release, Route},
 };
 
-/// Ids that are remembered from one look to the next.
+/// Most ids that are remembered from one scan to the next.
 pub(super) const MAX_SUSPECTS: usize = 100_000;
 
 /// What this replica remembers of a route.
 #[derive(Default)]
 pub(super) struct Memory {
     pub(super) next_scan: Option<Instant>,
-    /// Ids that miss an answer, with their entry and since when they were seen so.
+    /// Ids that lack an acknowledgement, with their entry and since when they were seen so.
     pub(super) suspects: HashMap<String, (Option<Vec<u8>>, Instant)>,
-    /// Ids that were published as often as allowed, with the claim that a letter tells of.
+    /// Ids that were republished as often as allowed, with the claim that a dead letter is about.
     pub(super) reported: HashMap<String, Token>,
 }
 
-/// What came of a look through a journal.
+/// What a scan of a journal has found.
 #[derive(Default)]
 pub(super) struct Findings {
     pub(super) oldest: Option<SystemTime>,
@@ -36,16 +36,16 @@ pub(super) struct Findings {
     pub(super) leftovers: usize,
     pub(super) unanswered: Vec<Known>,
     pub(super) old: Vec<Known>,
-    /// Answers of ids that all consumers have answered.
+    /// Answers of ids that all consumers have answered, and that are still pending.
     pub(super) complete: Vec<ConsumerAnswer>,
-    /// Published again as often as allowed.
+    /// Republished as often as allowed.
     pub(super) exhausted: Vec<(String, JournalEntry)>,
-    /// How far the consumers were.
+    /// How far the consumers were; `None` if it is not known or not needed.
     pub(super) progress: Option<Progress>,
 }
 
 impl Findings {
-    /// Counts a pending id. Whether it wants a closer look.
+    /// Counts a pending id. Returns whether [`Self::judge`] has to look at it.
     pub(super) fn note(
         &mut self,
         route: &Route,
@@ -55,7 +55,7 @@ impl Findings {
     ) -> bool {
         self.pending += 1;
         let Some(entry) = JournalEntry::parse(&journaled.entry) else {
-            // What others wrote there says nothing, not even that its event was answered; `doctor` and `why` show it.
+            // Not written by hookgate: nothing says that its event was acknowledged. `doctor` and `why` show it.
             return route.life().release == Release::Ack && progress.is_some();
         };
         self.oldest = Some(self.oldest.map_or(entry.first_claimed, |oldest| oldest.min(entry.first_claimed)));
@@ -69,7 +69,7 @@ impl Findings {
         }
     }
 
-    /// Looks closer. What is in flight is the relay's.
+    /// Decides what to do about an id, from all that the store knows of it. What is in flight is the relay's.
     pub(super) fn judge(&mut self, route: &Route, known: Known, progress: Option<&Progress>, memory: &Memory) {
         if !known.pending || known.in_flight.is_some() {
             return;
@@ -90,7 +90,7 @@ impl Findings {
             Verdict::Lost => self.suspect(known, memory),
             Verdict::Old => self.old.push(known),
             Verdict::Exhausted => {
-                // Those that were reported come first when there are too many.
+                // If there are too many, those that were reported before are kept.
                 if self.exhausted.len() < MAX_SUSPECTS || memory.reported.contains_key(&known.id) {
                     self.exhausted.push((known.id, entry));
                 }
@@ -99,7 +99,7 @@ impl Findings {
     }
 
     pub(super) fn suspect(&mut self, known: Known, memory: &Memory) {
-        // Those that are remembered come first when there are too many.
+        // If there are too many, those that are remembered are kept.
         if self.unanswered.len() < MAX_SUSPECTS || memory.suspects.contains_key(&known.id) {
             self.unanswered.push(known);
         }

@@ -17,10 +17,10 @@ pub enum Answer {
     GaveUp,
 }
 
-/// What is known of a pending id.
+/// A journal entry of an id.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct JournalEntry {
-    /// The newest claim.
+    /// The token of the newest claim.
     pub token: Token,
     /// When the id was first claimed.
     pub first_claimed: SystemTime,
@@ -28,12 +28,12 @@ pub struct JournalEntry {
     pub sequence: Option<u64>,
     /// How often the id was published again without a webhook.
     pub redelivered: u32,
-    /// What consumers said.
+    /// What each consumer did, in the order in which they reported it.
     pub answers: Vec<(String, Answer)>,
 }
 
 impl JournalEntry {
-    /// Reads an entry; nothing if it was not written by hookgate.
+    /// Reads an entry; `None` if it was not written by hookgate.
     #[must_use]
     pub fn parse(written: &[u8]) -> Option<Self> {
         let mut parts = str::from_utf8(written).ok()?.splitn(5, ';');
@@ -65,7 +65,7 @@ impl JournalEntry {
         })
     }
 
-    /// What a consumer said.
+    /// What a consumer did; `None` if it has not answered.
     #[must_use]
     pub fn answer_of(&self, consumer: &str) -> Option<Answer> {
         self.answers.iter().find(|(name, _)| name == consumer).map(|(_, answer)| *answer)

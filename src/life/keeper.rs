@@ -1,4 +1,4 @@
-//! Releases ids, takes answers into account, claims ids again, and publishes what was claimed thereby.
+//! Releases ids, records consumers' acknowledgements, republishes ids.
 
 use std::{sync::Arc, time::Duration};
 
@@ -15,29 +15,29 @@ use crate::{
     route::Route,
 };
 
-/// What became of the ids of a release, in the order of the request.
+/// What became of the ids of a release: each list in the order of the request. What can't be an id comes last in `not_pending`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, schemars::JsonSchema)]
 pub struct ReleaseReport {
-    /// Free now.
+    /// Ids that are free now.
     pub released: Vec<String>,
-    /// Not pending, or not under the token that was named.
+    /// Ids that were not pending, or not under the token that was named.
     pub not_pending: Vec<String>,
-    /// Claimed and published once more, since a webhook had marked them.
+    /// Ids that are claimed again, because a webhook had marked them: one more event comes.
     pub republished: Vec<String>,
 }
 
 /// What became of an id that was to be claimed again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reclaimed {
-    /// NATS acknowledged its new event.
+    /// Claimed, and NATS acknowledged its event.
     Published,
     /// Claimed, and NATS has not acknowledged its event: the relay publishes it.
     Unacknowledged,
-    /// Left alone: something has changed since somebody looked.
+    /// Left alone: the id has changed since it was read.
     Changed,
 }
 
-/// Does what the life of a pending id asks for.
+/// Releases, records acknowledgements, republishes.
 #[derive(Clone)]
 pub struct Keeper {
     store: Arc<dyn LifeStore>,
@@ -54,7 +54,7 @@ struct OwnClaim {
 }
 
 impl OwnClaim {
-    /// What is no id was not claimed by hookgate, and can't be published; the relay says so.
+    /// `None` for an invalid id: hookgate can't have claimed it, and can't publish it. The relay logs it.
     fn new(id: &str, token: Token) -> Option<Self> {
         EntityId::parse(id).map(|_| Self { id: id.to_owned(), token })
     }
@@ -83,13 +83,13 @@ impl Keeper {
         Self { store, pending, publisher, ack_timeout, metrics }
     }
 
-    /// Where it is kept what is known of ids.
+    /// The store of pending ids.
     #[must_use]
     pub fn store(&self) -> &dyn LifeStore {
         &*self.store
     }
 
-    /// Releases ids. Those that a webhook had marked are published before this returns, or soon by the relay.
+    /// Releases ids. Those that a webhook had marked are republished before this returns, or soon after it by the relay.
     ///
     /// # Errors
     /// If the store can't be asked, or gave no answer: then they may have been released. Repeating it is harmless.
@@ -120,10 +120,11 @@ impl Keeper {
         Ok(report)
     }
 
-    /// Takes answers of consumers into account.
+    /// Records answers of consumers, and releases ids that all consumers have answered. Returns what each answer led
+    /// to, in their order.
     ///
     /// # Errors
-    /// If the store did not take them; repeating it is harmless.
+    /// If the store can't be asked, or gave no answer: then they may have been recorded. Repeating it is harmless.
     pub async fn answer(&self, route: &Arc<Route>, answers: &[ConsumerAnswer]) -> Result<Vec<Answered>, StoreError> {
         let outcomes = self.store.answer(route, answers).await?;
         failpoint::hit("after_answer");
@@ -143,10 +144,11 @@ impl Keeper {
         Ok(outcomes)
     }
 
-    /// Claims ids again where nothing has changed since somebody looked, and publishes them. What became of each, in their order.
+    /// Republishes ids: claims each again, unless it has changed since it was read, and publishes it. Returns what
+    /// became of each, in their order.
     ///
     /// # Errors
-    /// If the store can't be asked; what it may have claimed, the relay publishes.
+    /// If the store can't be asked, or gave no answer: what it claimed, the relay publishes.
     pub async fn reclaim(
         &self,
         route: &Arc<Route>,
@@ -171,12 +173,13 @@ impl Keeper {
         Ok(outcomes.collect())
     }
 
-    /// A consumer gave an event up.
+    /// Counts an event that a consumer gave up.
     pub(super) fn gave_up(&self, route: &Route, consumer: &str) {
         self.metrics.of(route).given_up(consumer);
     }
 
-    /// Publishes claims that are in the outbox, and says what was acknowledged. The rest is left to the relay.
+    /// Publishes claims that are in the outbox. Returns the tokens of those that NATS acknowledged; the relay publishes
+    /// the rest.
     async fn publish(&self, route: &Arc<Route>, claims: Vec<OwnClaim>) -> HashSet<Token> {
         if claims.is_empty() {
             return HashSet::new();

@@ -1,4 +1,4 @@
-//! What a request to release ids says, and what is answered: over NATS, and on the admin address.
+//! Requests to release ids, and the replies to them: over NATS, and on the admin address.
 
 use std::sync::Arc;
 
@@ -35,13 +35,13 @@ pub enum ReleaseError {
         "the request is not understood: {0}; send {{\"flow\":…,\"entity\":…,\"action\":…,\"entity_id\":…}}, or \"entity_ids\", and perhaps a \"token\""
     )]
     Malformed(String),
-    /// No route has these words.
+    /// No route has this name.
     #[error("no route {0:?} is configured")]
     UnknownRoute(String),
     /// Too many ids.
     #[error("{0} ids; at most {MAX_IDS} are allowed in one request")]
     TooMany(usize),
-    /// The store did not do it.
+    /// The store can't be asked, or gave no answer: the ids may have been released. Repeating it is harmless.
     #[error("{0}; try again")]
     Store(String),
 }
@@ -73,7 +73,7 @@ impl Releases {
         Self { keeper, table }
     }
 
-    /// The answer to a request over NATS, in JSON.
+    /// Carries out a request over NATS, `payload` in JSON. Returns the reply: a [`ReleaseReport`] in JSON.
     ///
     /// # Errors
     /// Why nothing was released.
@@ -94,10 +94,10 @@ impl Releases {
         serde_json::to_vec(&report).map_err(|error| ReleaseError::Store(error.to_string()))
     }
 
-    /// Releases ids of a route. What can't be an id is not pending.
+    /// Releases ids of a route, each once. What can't be an id is reported as not pending, last.
     ///
     /// # Errors
-    /// If the store did not do it.
+    /// [`ReleaseError::Store`].
     pub async fn release(
         &self,
         route: &Arc<Route>,
@@ -115,10 +115,10 @@ impl Releases {
         Ok(report)
     }
 
-    /// The route of three words.
+    /// Returns the route `flow/entity/action`.
     ///
     /// # Errors
-    /// If there is none.
+    /// [`ReleaseError::UnknownRoute`], if there is none.
     pub fn route(&self, flow: &str, entity: &str, action: &str) -> Result<Arc<Route>, ReleaseError> {
         let name = format!("{flow}/{entity}/{action}");
         let route = self.table.routes().iter().find(|route| route.name() == name);

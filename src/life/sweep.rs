@@ -1,10 +1,10 @@
-//! The look through what is pending: what is old, what was left behind, what was marked and is free, and what some consumer will
-//! never answer any more.
+//! Scans pending ids. Republishes what is too old, what was marked and is free, and what lacks an acknowledgement that can no
+//! longer come. Drops journal entries that were left behind.
 //!
-//! Samples of acknowledgements are sent at most once. So an id that misses an answer of a consumer which has nothing of its event
-//! left is published once more, under a new token, once everything that was told at the second look has been carried out, and only
-//! if nothing of its journal entry has changed. The floor of a consumer is never taken for an answer: it passes what was
-//! terminated, purged or expired, too.
+//! NATS sends samples of acknowledgements at most once, so a missing one proves nothing. Before such an id is
+//! republished, its event must have nothing outstanding at the consumer; the id was seen so twice, 5 s apart; all
+//! reports that NATS had by then are carried out; and its journal entry is unchanged. A consumer's ack floor is never
+//! taken for an acknowledgement: it also passes what was terminated, purged or expired.
 
 use std::{
     sync::Arc,
@@ -33,39 +33,38 @@ use crate::{
     supervision::supervise,
 };
 
-/// How often marks are looked at, and whether it is time for a look through a journal.
+/// Interval of scanning marks, and of checking whether a scan of a journal is due.
 const TICK: Duration = Duration::from_secs(2);
-/// How often marks of routes are looked at that are configured no more.
+/// Interval of scanning marks of routes that are no longer configured.
 const REMOVED_EVERY: Duration = Duration::from_secs(60);
-/// Between the ends and the beginnings of two looks through a journal.
+/// Shortest pause between two scans of a journal.
 const SCAN_EVERY: Duration = Duration::from_secs(10);
-/// How long a replica keeps the others from looking through the same journal.
+/// How long a replica keeps the others from scanning the same journal.
 const LEASE: Duration = Duration::from_secs(30);
-/// How often a look renews its lease, and says how far it is.
+/// How often a scan renews its lease, and says how far it is.
 const RENEW_EVERY: Duration = Duration::from_secs(5);
 /// Ids of one page.
 const PAGE: usize = 1000;
-/// Between two pages: a million ids within a minute.
+/// Pause between two pages: a scan of a million entries takes about a minute.
 const PAGE_PAUSE: Duration = Duration::from_millis(50);
-/// How much longer than a look the next one is waited for, for each page: then they take a hundredth of a Redis core
-/// (bench/NOTES.md).
+/// Pause before the next scan, for each page read: limits scans to 1 % of a Redis core (bench/NOTES.md).
 const REST_OF_A_PAGE: Duration = Duration::from_millis(240);
-/// An id has to be seen without its answer twice, at least so far apart: a sample needs its time.
+/// How far apart an id has to be seen twice without its acknowledgement: samples arrive late.
 const SEEN_FOR: Duration = Duration::from_secs(5);
-/// Ids that are claimed again with one call.
+/// Ids that one call claims again.
 const TOGETHER: usize = 100;
-/// Between two such calls: a thousand a second.
+/// Pause between two such calls: a thousand ids a second.
 const TOGETHER_PAUSE: Duration = Duration::from_millis(100);
-/// How long what was told may take to be carried out; else the next look decides.
+/// How long to wait for reports to be carried out; after that the next scan decides.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Reason of the letter about an id that nobody releases.
 const NOT_RELEASED: &str = "not_released";
 
-/// Looks through what is pending.
+/// Scans pending ids and marks.
 pub struct Sweep {
     keeper: Keeper,
-    /// None where no route has consumers.
+    /// `None` where no route names consumers.
     consumers: Option<Arc<dyn Consumers>>,
     letters: Arc<dyn GivenUpLetters>,
     limits: DeadLetterLimits,
@@ -87,43 +86,43 @@ impl Sweep {
         Self { keeper, consumers, letters, limits, metrics, holder }
     }
 
-    /// Until the process leaves.
+    /// Runs until shutdown.
     pub async fn run(&self, table: &RouteTable, mut phase: watch::Receiver<Phase>) {
         let leaving = async { phase.wait_for(|phase| *phase >= Phase::Refusing).await.is_ok() };
         tokio::select! {
             _ = leaving => {}
-            () = async { supervise!("the look through what is pending", self.look(table)) } => {}
-            () = async { supervise!("the look through the marks", self.look_at_marks(table)) } => {}
+            () = async { supervise!("the scan of pending ids", self.scan_journals(table)) } => {}
+            () = async { supervise!("the scan of marks", self.scan_marks(table)) } => {}
         }
     }
 
-    /// Apart from the journals, each of which may take minutes.
-    async fn look_at_marks(&self, table: &RouteTable) {
+    /// Scans marks in a loop of its own, because the scan of a journal can take minutes.
+    async fn scan_marks(&self, table: &RouteTable) {
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut removed: Option<Instant> = None;
         loop {
             tick.tick().await;
-            let mut looks = table.routes().to_vec();
-            if removed.is_none_or(|looked| looked.elapsed() >= REMOVED_EVERY)
+            let mut routes = table.routes().to_vec();
+            if removed.is_none_or(|scanned| scanned.elapsed() >= REMOVED_EVERY)
                 && let Ok(recorded) = self.keeper.store().recorded().await
             {
                 let key = |route: &Arc<Route>| route.pending_key().to_owned();
                 let configured: HashSet<_> = table.routes().iter().map(key).collect();
-                looks.extend(recorded.into_iter().filter(|route| !configured.contains(route.pending_key())));
+                routes.extend(recorded.into_iter().filter(|route| !configured.contains(route.pending_key())));
                 removed = Some(Instant::now());
             }
-            let looks = looks.iter().map(|route| async move {
+            let scans = routes.iter().map(|route| async move {
                 let is_configured = table.routes().iter().any(|configured| configured == route);
-                if let Err(error) = self.marks(route, is_configured).await {
-                    debug!(%route, %error, "marks can't be looked at now");
+                if let Err(error) = self.scan_marks_of(route, is_configured).await {
+                    debug!(%route, %error, "marks can't be scanned now");
                 }
             });
-            join_all(looks).await;
+            join_all(scans).await;
         }
     }
 
-    async fn look(&self, table: &RouteTable) {
+    async fn scan_journals(&self, table: &RouteTable) {
         let journaled: Vec<_> = table.routes().iter().filter(|route| route.life().journal).collect();
         let mut memories: HashMap<&str, Memory> = HashMap::new();
         let mut tick = tokio::time::interval(TICK);
@@ -132,14 +131,15 @@ impl Sweep {
             tick.tick().await;
             for route in &journaled {
                 let memory = memories.entry(route.name()).or_default();
-                if let Err(error) = self.look_at(route, memory).await {
-                    debug!(%route, %error, "pending ids can't be looked at now");
+                if let Err(error) = self.sweep(route, memory).await {
+                    debug!(%route, %error, "pending ids can't be scanned now");
                 }
             }
         }
     }
 
-    async fn look_at(&self, route: &Arc<Route>, memory: &mut Memory) -> Result<(), StoreError> {
+    /// Scans the journal of a route, if that is due here, and acts on what it finds.
+    async fn sweep(&self, route: &Arc<Route>, memory: &mut Memory) -> Result<(), StoreError> {
         let store = self.keeper.store();
         let before = store.scan_result(route).await?;
         if let Some(result) = before {
@@ -151,11 +151,11 @@ impl Sweep {
         {
             return Ok(());
         }
-        let Some(found) = self.journal(route, memory, before.unwrap_or_default()).await? else { return Ok(()) };
+        let Some(found) = self.scan_journal(route, memory, before.unwrap_or_default()).await? else { return Ok(()) };
         let rest = SCAN_EVERY.max(REST_OF_A_PAGE * found.pages);
         memory.next_scan = Some(Instant::now() + rest);
         if rest > LEASE {
-            // The others shall not begin earlier.
+            // Other replicas must not begin earlier.
             store.life_lease(route, "journal-scan", &self.holder, rest + LEASE).await?;
         }
         let Findings { oldest, pending, leftovers, .. } = found;
@@ -173,7 +173,7 @@ impl Sweep {
         self.unanswered(route, memory, found.unanswered, found.progress.as_ref()).await
     }
 
-    /// Says which ids were published as often as allowed: each claim once, as a dead letter.
+    /// Keeps a dead letter of each id that was republished as often as allowed, once for each claim.
     async fn report(
         &self,
         route: &Arc<Route>,
@@ -195,9 +195,9 @@ impl Sweep {
         Ok(())
     }
 
-    /// Publishes marked ids that are free, or have waited for long, whatever the configuration says now. Those of a route that is
-    /// configured no more are only claimed: the relay publishes what is in its outbox.
-    async fn marks(&self, route: &Arc<Route>, is_configured: bool) -> Result<(), StoreError> {
+    /// Republishes marked ids that are free, or have waited for `coalesce_max_wait`, whatever the configuration says
+    /// now. Those of a route that is no longer configured are only claimed: the relay publishes what is in its outbox.
+    async fn scan_marks_of(&self, route: &Arc<Route>, is_configured: bool) -> Result<(), StoreError> {
         let until = SystemTime::now().checked_sub(route.life().coalesce_max_wait);
         let until = until.unwrap_or(SystemTime::UNIX_EPOCH).duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let until = u64::try_from(until.as_millis()).unwrap_or(0);
@@ -231,8 +231,8 @@ impl Sweep {
         Ok(())
     }
 
-    /// Looks through a journal, at a bounded rate. Nothing if another replica does it.
-    async fn journal(
+    /// Scans a journal, at a bounded rate. `None` if another replica took the lease meanwhile.
+    async fn scan_journal(
         &self,
         route: &Arc<Route>,
         memory: &Memory,
@@ -259,7 +259,7 @@ impl Sweep {
             seen += page.entries.len();
             found.pages += 1;
             let (pending, free): (Vec<_>, Vec<_>) = page.entries.into_iter().partition(|entry| entry.pending);
-            // One in flight is kept: the store looks.
+            // `forget` keeps the entries of ids in flight.
             let leftovers = free.into_iter().map(|entry| Leftover { id: entry.id, seen: entry.entry });
             let leftovers: Vec<_> = leftovers.collect();
             if !leftovers.is_empty() {
@@ -280,7 +280,7 @@ impl Sweep {
                 break;
             }
             if renewed.elapsed() >= RENEW_EVERY {
-                // Another replica would begin at the front.
+                // If the lease is lost, another replica scans from the beginning.
                 if !store.life_lease(route, "journal-scan", &self.holder, LEASE).await? {
                     return Ok(None);
                 }
@@ -298,7 +298,7 @@ impl Sweep {
         Ok(Some(found))
     }
 
-    /// Ids that were pending before there was a journal, or were claimed by an older replica.
+    /// Finds ids without a journal entry: they were pending before there was a journal, or an older version claimed them.
     async fn without_entries(
         &self,
         route: &Arc<Route>,
@@ -320,7 +320,7 @@ impl Sweep {
         }
     }
 
-    /// Publishes what misses an answer that will never come.
+    /// Republishes ids that lack an acknowledgement which can no longer come.
     async fn unanswered(
         &self,
         route: &Arc<Route>,
@@ -352,12 +352,12 @@ impl Sweep {
         if self.all_is_carried_out().await {
             self.reclaim(route, due, RepairedWhy::Unanswered).await?;
         } else {
-            debug!(%route, ids = due.len(), "what consumers answered is not all carried out; the next look decides");
+            debug!(%route, ids = due.len(), "what consumers answered is not all carried out; the next scan decides");
         }
         Ok(())
     }
 
-    /// Leaves those out whose event is there: that the stream was made after their claim is what two clocks say.
+    /// Leaves out ids whose event is in the stream after all: that it is gone may rest on two clocks alone.
     async fn not_in_the_stream(&self, route: &Route, due: Vec<Known>, progress: Option<&Progress>) -> Vec<Reclaim> {
         let mut lost = Vec::new();
         for part in due.chunks(TOGETHER) {
@@ -368,7 +368,7 @@ impl Sweep {
         lost
     }
 
-    /// Whether an event is in the stream, if only a clock says that it is not.
+    /// Whether an event is in the stream, looked up only if nothing but clocks says that it is gone.
     async fn is_in_the_stream(&self, route: &Route, known: &Known, progress: Option<&Progress>) -> bool {
         let entry = known.journal.as_deref().and_then(JournalEntry::parse);
         let (Some(entry), Some(progress), Some(consumers)) = (entry, progress, &self.consumers) else { return false };
@@ -376,15 +376,15 @@ impl Sweep {
         match consumers.at(&progress.stream, sequence).await {
             Ok(AtSequence::Event { token, .. }) => token == entry.token,
             Ok(AtSequence::Foreign | AtSequence::Gone) => false,
-            // The next look decides.
+            // Unknown: the next scan decides.
             Err(_) => true,
         }
     }
 
-    /// Waits until everything that was told by now has been carried out.
+    /// Waits until all reports that NATS has by now are carried out. Returns whether they are.
     async fn all_is_carried_out(&self) -> bool {
         let Some(consumers) = &self.consumers else { return false };
-        let Ok(until) = consumers.told_until().await else { return false };
+        let Ok(until) = consumers.reported_until().await else { return false };
         let began = Instant::now();
         while began.elapsed() < PATIENCE {
             match consumers.is_carried_out(&until).await {

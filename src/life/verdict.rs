@@ -1,4 +1,4 @@
-//! What the journal entry of a pending id says, beside what is known of the consumers: nothing is asked, nothing is changed.
+//! Decides what to do about a pending id, from its journal entry and how far the consumers are. Pure.
 
 use std::time::{Duration, SystemTime};
 
@@ -11,7 +11,7 @@ pub(super) enum Verdict {
     Fine,
     /// All consumers have answered, and nobody has released it.
     Complete,
-    /// An answer is missing that will never come.
+    /// An acknowledgement is missing that will never come.
     Lost,
     /// It has been pending for too long.
     Old,
@@ -19,7 +19,7 @@ pub(super) enum Verdict {
     Exhausted,
 }
 
-/// What its journal entry says of a pending id whose event is settled.
+/// Decides what to do about a pending id whose event is settled.
 pub(super) fn verdict(route: &Route, entry: &JournalEntry, progress: Option<&Progress>) -> Verdict {
     let life = route.life();
     let (on_ack, consumers) = (life.release == Release::Ack, life.consumers.as_slice());
@@ -42,15 +42,15 @@ pub(super) fn verdict(route: &Route, entry: &JournalEntry, progress: Option<&Pro
     }
 }
 
-/// Whether an id has been pending for longer than `after` since its first claim. Each event is given a time of its own: after a webhook
-/// a tenth of it, after a redelivery all of it.
+/// Whether an id has been pending for longer than `after` since its first claim. Its newest event gets time, too: a tenth of
+/// `after` if a webhook made it, all of `after` if a redelivery did.
 fn is_old(entry: &JournalEntry, after: Duration) -> bool {
     let aged = |since: SystemTime, least: Duration| since.elapsed().is_ok_and(|age| age >= least);
     let own = if entry.redelivered == 0 { after / 10 } else { after };
     aged(entry.first_claimed, after) && aged(entry.token.time(), own)
 }
 
-/// Whether an answer is missing that will never come, as far as the consumers say.
+/// Whether an acknowledgement is missing that will never come: nothing of the event is outstanding at its consumer.
 fn is_lost(entry: &JournalEntry, consumers: &[String], progress: &Progress) -> bool {
     let missing = || consumers.iter().filter(|consumer| entry.answer_of(consumer).is_none());
     let Some(sequence) = entry.sequence else {
@@ -64,7 +64,8 @@ fn is_lost(entry: &JournalEntry, consumers: &[String], progress: &Progress) -> b
     missing().any(has_nothing)
 }
 
-/// The sequence of an event that is taken for gone only because its claim seems to be older than its stream.
+/// Returns the event's sequence, if the event seems gone only because two clocks say that its claim is older than its stream.
+/// Then a look into the stream has to decide.
 pub(super) fn rests_on_clocks(entry: &JournalEntry, consumers: &[String], progress: &Progress) -> Option<u64> {
     let sequence = entry.sequence.filter(|sequence| (progress.first..=progress.last).contains(sequence))?;
     let missing = |name: &String| consumers.contains(name) && entry.answer_of(name).is_none();
@@ -72,13 +73,14 @@ pub(super) fn rests_on_clocks(entry: &JournalEntry, consumers: &[String], progre
     (!passed && progress.is_gone(entry, sequence)).then_some(sequence)
 }
 
-/// Whether a configured consumer still has the event before it.
+/// Whether the event is still outstanding at a configured consumer.
 fn still_waits(entry: &JournalEntry, consumers: &[String], progress: Option<&Progress>) -> bool {
     if consumers.is_empty() {
         return false;
     }
     let (Some(progress), Some(sequence)) = (progress, entry.sequence) else {
-        // Nothing is known of the consumers: rather later than too often. Without a sequence nobody can tell.
+        // Nothing is known of the consumers: wait, rather than republish too often. Without a sequence waiting would
+        // tell no more.
         return progress.is_none();
     };
     let gone = progress.is_gone(entry, sequence);

@@ -40,7 +40,7 @@ const REJECTED: usize = 5;
 pub enum Via {
     /// With the request that claimed its id, or a repeat of it.
     Direct,
-    /// By the relay.
+    /// By the relay, or republished by hookgate itself (released marks, redeliveries).
     Relay,
     /// Without a claim, while Redis was down.
     Undeduplicated,
@@ -192,7 +192,7 @@ impl ReleasedBy {
     }
 }
 
-/// Why a pending id was published once more.
+/// Why hookgate republished an id.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RepairedWhy {
     /// A webhook had marked it.
@@ -525,7 +525,7 @@ impl RouteMetrics {
         self.released[by as usize].inc_by(count as u64);
     }
 
-    /// Pending ids were claimed once more.
+    /// Counts ids that hookgate republished.
     pub fn repaired(&self, why: RepairedWhy, count: usize) {
         if let Some(counter) = self.repaired.get(why as usize) {
             counter.inc_by(count as u64);

@@ -25,7 +25,7 @@ use tracing::{error, warn};
 
 use super::{connection::Connection, diagnosis::takes_no_writes, script::REGISTER};
 use crate::{
-    delivery::Addresses,
+    delivery::{Addresses, StoreError},
     route::{Route, RouteSpec},
 };
 
@@ -70,7 +70,16 @@ impl Claiming {
         Some(self.number.load(Ordering::SeqCst)).filter(|number| *number != NO_NUMBER)
     }
 
-    /// Finds or gives the number. `first` is the address of claims without one, as 0.1.0 recorded it, if it did. Answers
+    /// Why nothing is claimed while there is no number.
+    pub(super) fn without_number(&self) -> StoreError {
+        let Self { route, .. } = self;
+        StoreError::NoWrites(format!(
+            "route {route} has no number to claim under yet: {} takes no other address now; that is tried again once a second, and hookgate outbox list shows the entries that have to be published first",
+            route.addresses_key()
+        ))
+    }
+
+    /// Finds or gives the number. `first` is the address of claims without one, as 0.1.0 recorded it, if it did. Returns
     /// the number, and that address.
     pub(super) async fn register(
         &self,

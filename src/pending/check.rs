@@ -26,7 +26,7 @@ use super::{
 use crate::{event::Attempt, route::Route};
 
 /// What a new connection has to be able to do: all that keeps events from being lost, on each route's keys. It
-/// also leaves the script of the claim in Redis, and the addresses of the routes. Answers why Redis takes no writes now,
+/// also leaves the script of the claim in Redis, and the addresses of the routes. Returns why Redis takes no writes now,
 /// if that is so: what is in the outbox can still be published.
 pub(super) fn check(routes: Vec<Arc<Claiming>>, names: Arc<Names>, options: Options) -> ConnectionCheck {
     Arc::new(move |mut connection| {
@@ -162,9 +162,16 @@ struct Record<'a> {
 }
 
 async fn check_durability(connection: &mut Connection, options: Options) -> Result<(), RedisError> {
-    if options.durability == Durability::Aof {
-        let wait = redis::cmd("WAITAOF").arg(1).arg(0).arg(1).query_async::<Value>(connection).await;
-        let _no_writes = wait.map_err(without_waitaof)?;
+    match options.durability {
+        Durability::None => {}
+        Durability::Replica => {
+            // Whether it may be asked: for no replica nobody waits.
+            let _copies = redis::cmd("WAIT").arg(0).arg(1).query_async::<Value>(connection).await?;
+        }
+        Durability::Aof => {
+            let wait = redis::cmd("WAITAOF").arg(1).arg(0).arg(1).query_async::<Value>(connection).await;
+            let _no_writes = wait.map_err(without_waitaof)?;
+        }
     }
     Ok(())
 }
@@ -175,7 +182,8 @@ async fn check_route(mut connection: Connection, route: &Route) -> Result<String
         call.arg(4).arg(route.pending_key()).arg(route.outbox_key()).arg(route.lease_key());
         call.arg(format!("{}:probe", route.lease_key()));
     };
-    match unless_of_another_kind(route, PROBE.call::<String>(&mut connection, probe).await) {
+    let probed = PROBE.call::<String>(&mut connection, probe).await.map_err(|error| of_route(route, error));
+    match unless_of_another_kind(route, probed) {
         // A slot is moving; other refusals are what the script answers.
         Err(error) if error.code() == Some("TRYAGAIN") => Ok(format!("route {route}: {}", words(&error))),
         checked => checked,
@@ -192,7 +200,8 @@ async fn check_claim(
 ) -> Result<String, RedisError> {
     let route = &claiming.route;
     let checked = async {
-        let (number, zero) = claiming.register(&mut connection, record.first).await?;
+        let registered = claiming.register(&mut connection, record.first).await;
+        let (number, zero) = registered.map_err(|error| of_route(route, error))?;
         if let Some(mut to) = record.to {
             let owner = address::route(zero.as_bytes(), route.pending_key());
             outbox::record(&mut to, names, owner.as_ref().unwrap_or(route)).await.map_err(of_records)?;
@@ -200,12 +209,22 @@ async fn check_claim(
         let arguments = |call: &mut Cmd| {
             script::claim(call, claiming, options.outbox_limit, false, &[], |_| Attempt::FIRST, number);
         };
-        CLAIM.call::<Vec<Value>>(&mut connection, arguments).await.map(|_no_states| String::new())
+        let claimed = CLAIM.call::<Vec<Value>>(&mut connection, arguments).await;
+        claimed.map(|_no_states| String::new()).map_err(|error| of_route(route, error))
     };
     match unless_of_another_kind(route, checked.await) {
         Err(error) if takes_no_writes(&error) => Ok(format!("route {route}: {}", words(&error))),
         checked => checked,
     }
+}
+
+/// Redis names neither the route nor the key that it denies.
+fn of_route(route: &Route, error: RedisError) -> RedisError {
+    if error.code() != Some("NOPERM") {
+        return error;
+    }
+    let (key, said) = (route.pending_key(), error.detail().unwrap_or_default().trim_end());
+    RedisError::from((error.kind(), "denied", format!("route {route} (keys {key}, {{{key}}}:*): {said}")))
 }
 
 /// The other routes can go on without this one.

@@ -11,11 +11,21 @@ use crate::{readiness::Contact, tls};
 /// All rights that hookgate needs.
 const RIGHTS: &str = "k8s/privileges/redis.acl has all that hookgate needs";
 
+/// A command that only some settings need, and what to do where it is denied. Redis names it in quotation marks.
+const RIGHTS_OF_SETTINGS: [(&str, &str); 4] = [
+    ("'wait'", "grant +wait, which redis.durability = \"replica\" needs"),
+    ("'waitaof'", "grant +waitaof, which redis.durability = \"aof\" needs"),
+    ("'cluster|slots'", "grant +cluster|slots, which a Redis Cluster needs"),
+    ("'asking'", "grant +asking, which a Redis Cluster needs while a slot moves"),
+];
+
 /// Where and as whom Redis is asked. Holds no password.
 #[derive(Debug, Clone)]
 pub(super) struct Asked {
     address: String,
     tls: bool,
+    /// What stands behind `redis` in the scheme of `redis.url`.
+    kind: &'static str,
     username: Option<String>,
     database: i64,
     /// What finds another primary than the one that was asked.
@@ -27,12 +37,12 @@ impl Asked {
         let info = access.info();
         let settings = info.redis_settings();
         let username = settings.username().map(str::to_owned);
-        let finder = match access.found() {
-            Found::Here => "point redis.url at the primary",
-            Found::By(_) => "the sentinels are asked again",
-            Found::In(_) => "the other nodes are asked",
+        let (kind, finder) = match access.found() {
+            Found::Here => ("", "point redis.url at the primary"),
+            Found::By(_) => ("+sentinel", "the sentinels are asked again"),
+            Found::In(_) => ("+cluster", "the other nodes are asked"),
         };
-        Self { address: info.addr().to_string(), tls: access.is_tls(), username, database: settings.db(), finder }
+        Self { address: info.addr().to_string(), tls: access.is_tls(), kind, username, database: settings.db(), finder }
     }
 
     /// The same of another server.
@@ -50,8 +60,7 @@ impl Asked {
         if error.is_connection_refusal() {
             return Contact::Unreachable(format!("nothing listens on {address}; is Redis running there? (redis.url)"));
         }
-        if said.contains("lookup address information") {
-            let why = said.rsplit(": ").next().unwrap_or_default();
+        if let Some(why) = unknown_host(&said) {
             return Contact::Unreachable(format!(
                 "no address is known of the host in {address} ({why}); check redis.url and the DNS"
             ));
@@ -89,9 +98,12 @@ impl Asked {
             || said.contains("no permissions to")
         {
             let user = self.username.as_deref().unwrap_or("default");
-            return refused(format!(
-                "Redis at {address} denies user {user:?} a permission ({said}): grant it; {RIGHTS}"
-            ));
+            let of_a_setting = RIGHTS_OF_SETTINGS.iter().find(|(command, _)| said.contains(command));
+            let remedy = of_a_setting.map_or_else(|| format!("grant it; {RIGHTS}"), |(_, remedy)| (*remedy).to_owned());
+            return refused(format!("Redis at {address} denies user {user:?} a permission ({said}): {remedy}"));
+        }
+        if detail.contains("SELECT is not allowed in cluster mode") {
+            return self.is_in_a_cluster(None);
         }
         if detail.contains("DB index is out of range") {
             let database = self.database;
@@ -106,7 +118,10 @@ impl Asked {
             ));
         }
         if said.contains("cluster support disabled") {
-            return refused(format!("{address} is no node of a Redis Cluster ({said}); write redis:// in redis.url"));
+            let scheme = if self.tls { "rediss" } else { "redis" };
+            return refused(format!(
+                "{address} is no node of a Redis Cluster ({said}); write {scheme}:// in redis.url"
+            ));
         }
         match error.code() {
             Some("READONLY") => {
@@ -125,11 +140,18 @@ impl Asked {
         }
     }
 
+    /// It was asked as the only server, and is not; another node has the key, if that is known.
+    pub(super) fn is_in_a_cluster(&self, owner: Option<&Node>) -> Contact {
+        let (address, scheme) = (&self.address, if self.tls { "rediss+cluster" } else { "redis+cluster" });
+        let key = owner.map_or_else(String::new, |owner| format!(", and the key is on {owner}"));
+        Contact::Refused(format!("{address} is a node of a Redis Cluster{key}; write {scheme}:// in redis.url"))
+    }
+
     /// Redis closed a new connection and said nothing, as far as is known.
     pub(super) fn hung_up(&self) -> Contact {
-        let address = &self.address;
+        let Self { address, kind, .. } = self;
         Contact::Unreachable(format!(
-            "{address} closes connections without an answer; does it want TLS (rediss:// in redis.url)?"
+            "{address} closes connections without an answer; does it want TLS (rediss{kind}:// in redis.url)?"
         ))
     }
 
@@ -165,6 +187,11 @@ impl Asked {
             self.address
         ))
     }
+}
+
+/// Why the name of a host has no address, if that is what an error says.
+pub(super) fn unknown_host(said: &str) -> Option<&str> {
+    said.contains("lookup address information").then(|| said.rsplit(": ").next().unwrap_or_default())
 }
 
 /// The error in the words of Redis, as `redis-cli` shows them.
@@ -300,6 +327,18 @@ mod tests {
             ),
             (
                 plain,
+                select("SELECT is not allowed in cluster mode"),
+                "refused",
+                "redis.test:6399 is a node of a Redis Cluster; write redis+cluster:// in redis.url",
+            ),
+            (
+                "rediss://redis.test:6399/7",
+                select("SELECT is not allowed in cluster mode"),
+                "refused",
+                "redis.test:6399 is a node of a Redis Cluster; write rediss+cluster:// in redis.url",
+            ),
+            (
+                plain,
                 answer("DENIED Redis is running in protected mode because ..."),
                 "refused",
                 "Redis at redis.test:6399 is in protected mode and refuses connections from other hosts: set a password there and redis.password_file here, or protected-mode no",
@@ -365,6 +404,30 @@ mod tests {
             let contact = asked.diagnose(&answer(line));
             assert_eq!((contact.code(), contact.problem()), (state, Some(expected)));
         }
+    }
+
+    #[test]
+    fn the_scheme_that_is_advised_fits_how_redis_is_found() {
+        let info = |url: &str| Client::open(url).expect("it is an address").get_connection_info().clone();
+        let plain = Access::plain(info("redis://redis.test:6399"));
+        let login = info("redis://sentinel.test:26379");
+        for (access, scheme) in [
+            (plain.clone(), "rediss://"),
+            (plain.clone().by_sentinels(&[], "main", login), "rediss+sentinel://"),
+            (plain.in_cluster(&[]), "rediss+cluster://"),
+        ] {
+            let contact = Asked::new(&access).hung_up();
+            let expected = format!(
+                "redis.test:6399 closes connections without an answer; does it want TLS ({scheme} in redis.url)?"
+            );
+            assert_eq!(contact.problem(), Some(expected.as_str()));
+        }
+        let tls = Access::tls(info("rediss://redis.test:6399"), TlsFiles::default()).in_cluster(&[]);
+        let contact = Asked::new(&tls).diagnose(&answer("ERR This instance has cluster support disabled"));
+        assert!(
+            contact.problem().is_some_and(|problem| problem.ends_with("write rediss:// in redis.url")),
+            "{contact:?}"
+        );
     }
 
     #[test]

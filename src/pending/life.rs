@@ -63,7 +63,7 @@ impl Redis {
     async fn claiming(&self, route: &Route) -> Result<(Arc<Claiming>, usize), StoreError> {
         if let Ok(queues) = self.queues(route) {
             let claiming = Arc::clone(&queues.claiming);
-            let number = claiming.number().ok_or_else(no_number)?;
+            let number = claiming.number().ok_or_else(|| claiming.without_number())?;
             return Ok((claiming, number));
         }
         let claiming = Arc::new(Claiming::new(&Arc::new(route.clone())));
@@ -71,10 +71,6 @@ impl Redis {
             self.ask(route.pending_key(), Operation::Life, async |link| claiming.register(link, None).await).await?;
         Ok((claiming, number))
     }
-}
-
-fn no_number() -> StoreError {
-    StoreError::NoWrites("this route has no number to claim under yet".to_owned())
 }
 
 /// All keys of a route that the scripts work on.

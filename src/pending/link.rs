@@ -35,14 +35,14 @@ use crate::{
     supervision::supervise,
 };
 
-/// How often an idle connection is asked whether it lives.
+/// Interval of checking that an idle connection still works.
 const PROBE_EVERY: Duration = Duration::from_secs(1);
 /// Pause between two attempts to connect.
 const RECONNECT_PAUSE: Duration = Duration::from_millis(200);
 /// How old the answer of a sentinel may be for a new connection; several connect at once.
 const FRESH: Duration = Duration::from_millis(100);
-/// Nodes of a cluster to which one attempt is sent on.
-const MOST_MOVES: usize = 4;
+/// Redirects (MOVED) that are followed in one attempt.
+const MAX_REDIRECTS: usize = 4;
 
 /// A connection, and which one it is.
 #[derive(Clone)]
@@ -51,7 +51,7 @@ pub(super) struct Current {
     epoch: u64,
 }
 
-/// Gives out the present connection.
+/// The present connection, for its users.
 pub(super) struct Link {
     current: watch::Receiver<Option<Current>>,
     /// Whether the first attempt to connect has ended; until then nothing is known of Redis.
@@ -60,20 +60,21 @@ pub(super) struct Link {
     report: Reporter,
 }
 
-/// Which connection does not work.
+/// The newest connection that a caller reported as not working.
 #[derive(Default)]
 struct ReportedTrouble {
     epoch: AtomicU64,
     news: Notify,
 }
 
-/// Proves on a new connection that what hookgate needs is allowed. Answers why Redis takes no writes now, if it does not.
+/// Checks on a new connection that Redis allows what hookgate needs; an error if it does not. Returns why Redis takes
+/// no writes now, `None` if it takes them.
 pub(super) type ConnectionCheck =
     Arc<dyn Fn(Connection) -> BoxFuture<'static, Result<Option<String>, RedisError>> + Send + Sync>;
 
 impl Link {
-    /// The link, and the task that keeps it, to be spawned by the owner. In a cluster `check` has to ask for a key: it
-    /// decides which node the connection is to.
+    /// Returns the link, and the task that makes its connections, to be spawned by the owner. In a cluster `check` has
+    /// to ask for a key: the key decides which node the connection is to.
     pub(super) fn new(
         access: Access,
         timeout: Duration,
@@ -83,7 +84,7 @@ impl Link {
         let (sender, current) = watch::channel(None);
         let trouble = Arc::<ReportedTrouble>::default();
         let tried = Arc::<AtomicBool>::default();
-        let keeper = Keeper {
+        let task = ConnectionTask {
             asked: Asked::new(&access),
             last: Mutex::default(),
             access,
@@ -94,11 +95,11 @@ impl Link {
             trouble: Arc::clone(&trouble),
             report: report.clone(),
         };
-        let keep = async move {
+        let run = async move {
             let mut epoch = 0;
-            supervise!("the connection to Redis", keeper.run(&mut epoch));
+            supervise!("the connection to Redis", task.run(&mut epoch));
         };
-        (Self { current, tried, trouble, report }, keep)
+        (Self { current, tried, trouble, report }, run)
     }
 
     /// The connection, if there is one.
@@ -106,8 +107,8 @@ impl Link {
         self.current.borrow().clone()
     }
 
-    /// The connection, or the one that is about to take its place; none at once if Redis is known to be down.
-    /// At the start it is waited for: an ingress that knows no readiness sends requests as soon as somebody
+    /// Returns the connection, or waits for the one that is about to replace it. `None`, at once, if Redis is known to be down.
+    /// At the start it waits for the first attempt: an ingress that ignores readiness sends requests as soon as somebody
     /// listens, and they would be published without a claim.
     pub(super) async fn current_or_next(&self) -> Option<Current> {
         let (mut current, mut contact) = (self.current.clone(), self.report.subscribe());
@@ -132,13 +133,13 @@ impl Link {
         self.current.clone().wait_for(Option::is_some).await.ok().and_then(|current| current.clone())
     }
 
-    /// Waits for another connection than this one.
+    /// Waits for a newer connection than this one.
     pub(super) async fn connected_after(&self, failed: &Current) -> Option<Current> {
         let another = |current: &Option<Current>| current.as_ref().is_some_and(|current| current.epoch > failed.epoch);
         self.current.clone().wait_for(another).await.ok().and_then(|current| current.clone())
     }
 
-    /// Why there is none.
+    /// Why there is no connection.
     pub(super) fn problem(&self) -> String {
         self.report.subscribe().borrow().problem().unwrap_or("the connection is being replaced").to_owned()
     }
@@ -147,21 +148,23 @@ impl Link {
         self.report.subscribe()
     }
 
-    /// Redis refused a write that it will take later. The connection is good; the task that keeps it looks for the end.
+    /// Reports that Redis refused a write which it will take later. The connection is good; its task asks again until
+    /// writes pass.
     pub(super) fn report_no_writes(&self, error: &RedisError) {
         if *self.report.subscribe().borrow() == Contact::Up {
             self.report.set(no_writes(words(error)));
         }
     }
 
-    /// A call on this connection failed: replace it.
+    /// Reports that a call on this connection failed: its task replaces it.
     pub(super) fn report_trouble(&self, failed: &Current) {
         self.trouble.epoch.fetch_max(failed.epoch, Ordering::SeqCst);
         self.trouble.news.notify_one();
     }
 }
 
-struct Keeper {
+/// Makes, watches and replaces the connection of a [`Link`].
+struct ConnectionTask {
     access: Access,
     asked: Asked,
     timeout: Duration,
@@ -174,21 +177,21 @@ struct Keeper {
     last: Mutex<Option<Node>>,
 }
 
-/// Why an attempt led to no connection.
-enum Failure {
-    /// Another node of the cluster has the key.
-    Moved(Node),
-    /// What it says of Redis.
+/// Why an attempt to connect failed.
+enum ConnectFailure {
+    /// Another node of the cluster has the key, as that slot.
+    Moved(Node, u16),
+    /// The server can't be used, as this says.
     Contact(Contact),
 }
 
-/// A connection that may do everything, its server, and why that takes no writes now, if that is so.
+/// A connection whose check passed, its server, and why that server takes no writes now (`None`: it takes them).
 type Proven = (Connection, Node, Option<String>);
 
-impl Keeper {
+impl ConnectionTask {
     /// `epoch` counts connections.
     async fn run(&self, epoch: &mut u64) {
-        // After a panic the last connection may still be there without its keeper; or there is none, and that was not
+        // After a panic the last connection may still be there without its task; or there is none, and that was not
         // reported.
         if self.current.send_replace(None).is_none() && *epoch > 0 {
             self.tried.store(true, Ordering::SeqCst);
@@ -210,7 +213,7 @@ impl Keeper {
             };
             // A connection on which only a call failed is replaced at once; Redis may be well.
             if let Some(contact) = contact {
-                // Before the news, which wakes who waits for either.
+                // Before the report, which wakes those who wait for either.
                 self.tried.store(true, Ordering::SeqCst);
                 self.report.set(contact);
                 tokio::time::sleep(RECONNECT_PAUSE).await;
@@ -226,10 +229,8 @@ impl Keeper {
             Found::In(nodes) => return self.connect_in_cluster(nodes).await,
         };
         self.connect_to(&node).await.map_err(|failure| match failure {
-            Failure::Contact(contact) => contact,
-            Failure::Moved(to) => Contact::Refused(format!(
-                "{node} is a node of a Redis Cluster, and the key is on {to}; write redis+cluster:// in redis.url"
-            )),
+            ConnectFailure::Contact(contact) => contact,
+            ConnectFailure::Moved(to, _slot) => self.asked.at(&node).is_in_a_cluster(Some(&to)),
         })
     }
 
@@ -238,10 +239,10 @@ impl Keeper {
         let mut last = self.last.lock().await;
         let mut candidates = nodes.all();
         candidates.sort_by_key(|node| last.as_ref() == Some(node));
-        let (mut asked, mut problem) = (Vec::new(), None);
+        let (mut asked, mut problem, mut moved) = (Vec::<Node>::new(), None, None);
         for candidate in candidates {
             let mut next = Some(candidate);
-            for _ in 0..MOST_MOVES {
+            for _ in 0..MAX_REDIRECTS {
                 // One that did not answer is not waited for twice.
                 let Some(node) = next.take().filter(|node| !asked.contains(node)) else { break };
                 asked.push(node.clone());
@@ -256,13 +257,14 @@ impl Keeper {
                         *last = Some(node.clone());
                         return Ok((connection, node, refusal));
                     }
-                    Err(Failure::Moved(to)) => {
+                    Err(ConnectFailure::Moved(to, slot)) => {
                         // It may have been asked by way of another node, before it had the key.
                         next = Some(to);
+                        moved = Some(slot);
                     }
-                    Err(Failure::Contact(contact)) => {
-                        let worse = matches!(problem, Some(Contact::Refused(_)));
-                        if !worse {
+                    Err(ConnectFailure::Contact(contact)) => {
+                        let already_refused = matches!(problem, Some(Contact::Refused(_)));
+                        if !already_refused {
                             problem = Some(contact);
                         }
                     }
@@ -270,13 +272,11 @@ impl Keeper {
             }
         }
         *last = None;
-        Err(problem.unwrap_or_else(|| {
-            Contact::Unreachable("the nodes of the cluster do not agree on who has the key".to_owned())
-        }))
+        Err(problem.unwrap_or_else(|| Contact::Unreachable(without_owner(moved, &asked))))
     }
 
     /// A connection to one server.
-    async fn connect_to(&self, node: &Node) -> Result<Proven, Failure> {
+    async fn connect_to(&self, node: &Node) -> Result<Proven, ConnectFailure> {
         let config = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(self.timeout))
             .set_response_timeout(Some(self.timeout));
@@ -285,7 +285,7 @@ impl Keeper {
             Found::By(_) | Found::In(_) => (self.access.at(node), self.asked.at(node)),
         };
         let client = access.client().map_err(|error| {
-            Failure::Contact(match error {
+            ConnectFailure::Contact(match error {
                 AccessError::File(error) => Contact::Refused(format!("redis.{error}")),
                 AccessError::Client(error) => asked.diagnose(&error),
             })
@@ -304,21 +304,22 @@ impl Keeper {
         let contact = match tokio::time::timeout(self.timeout * 2, attempt).await {
             Ok(Ok(proven)) => return Ok(proven),
             Ok(Err(error)) if error.is_timeout() => asked.silent(self.timeout),
-            // As a port does where TLS is spoken; or Redis is just leaving.
+            // A TLS port hangs up like this; so does a Redis that shuts down.
             Ok(Err(error)) if error.is_connection_dropped() && !error.is_connection_refusal() && !access.is_tls() => {
                 self.hung_up(&asked, node).await
             }
             Ok(Err(error)) if error.kind() == ErrorKind::Server(ServerErrorKind::Moved) => {
-                let to = error.redirect_node().and_then(|(to, _slot)| Node::told(to, &node.host));
-                return Err(to.map_or_else(|| Failure::Contact(asked.diagnose(&error)), Failure::Moved));
+                let to = error.redirect_node().and_then(|(to, slot)| Some((Node::told(to, &node.host)?, slot)));
+                let moved = to.map(|(to, slot)| ConnectFailure::Moved(to, slot));
+                return Err(moved.unwrap_or_else(|| ConnectFailure::Contact(asked.diagnose(&error))));
             }
             Ok(Err(error)) => asked.diagnose(&error),
             Err(_elapsed) => asked.silent(self.timeout * 2),
         };
-        Err(Failure::Contact(contact))
+        Err(ConnectFailure::Contact(contact))
     }
 
-    /// Watches a connection until it fails or a caller reports it; then says how Redis is, if that is known.
+    /// Watches a connection until it fails or a caller reports it. Returns how Redis is then, if that is known.
     async fn watch(&self, connection: Connection, node: &Node, epoch: u64) -> Option<Contact> {
         let asked = match self.access.found() {
             Found::Here => self.asked.clone(),
@@ -389,14 +390,14 @@ impl Keeper {
         }
     }
 
-    /// Redis hung up. Where it says why before that, the client library loses the words, since its own write fails.
+    /// Finds out why Redis hung up. It may say so first, but the client library loses that text: its own write fails.
     async fn hung_up(&self, asked: &Asked, node: &Node) -> Contact {
-        let turned_away = self.words_of_farewell(node).await.and_then(|said| asked.turned_away(&said));
+        let turned_away = self.read_closing_error(node).await.and_then(|said| asked.turned_away(&said));
         turned_away.unwrap_or_else(|| asked.hung_up())
     }
 
-    /// What is said to a connection that asks for nothing.
-    async fn words_of_farewell(&self, Node { host, port }: &Node) -> Option<String> {
+    /// Returns what Redis writes to a connection that sends nothing, before it closes it.
+    async fn read_closing_error(&self, Node { host, port }: &Node) -> Option<String> {
         let listen = async {
             let mut stream = TcpStream::connect((host.as_str(), *port)).await.ok()?;
             let mut said = [0; 256];
@@ -404,5 +405,29 @@ impl Keeper {
             Some(String::from_utf8_lossy(&said[..length]).into_owned())
         };
         tokio::time::timeout(self.timeout / 2, listen).await.ok().flatten()
+    }
+}
+
+/// Each node that was asked for a slot names another one, and none has it.
+fn without_owner(slot: Option<u16>, asked: &[Node]) -> String {
+    let slot = slot.map_or_else(|| "the key".to_owned(), |slot| format!("slot {slot}"));
+    let asked: Vec<_> = asked.iter().map(ToString::to_string).collect();
+    let asked = asked.join(", ");
+    format!(
+        "the nodes of the cluster do not agree on who has {slot}: each of {asked} names another one; if that lasts, redis-cli --cluster check says more"
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nodes_that_do_not_agree_are_named() {
+        let nodes = [6379, 6380].map(|port| Node { host: "redis.test".to_owned(), port });
+        assert_eq!(
+            without_owner(Some(12_182), &nodes),
+            "the nodes of the cluster do not agree on who has slot 12182: each of redis.test:6379, redis.test:6380 names another one; if that lasts, redis-cli --cluster check says more"
+        );
     }
 }

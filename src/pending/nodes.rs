@@ -55,7 +55,7 @@ impl Redis {
                 findings.extend(inspect(access, replica, true, self.options.timeout, demands).await.0);
             }
             if replicas.is_empty() {
-                let text = "has no replica: if it fails, nothing can be claimed under its slots until it is back";
+                let text = "has no replica: if it fails, nothing can be claimed under its slots until it is back; add one (redis-cli --cluster add-node with --cluster-slave)";
                 findings.push(Finding::warning(format!("redis cluster ({primary})"), text));
             }
         }
@@ -69,7 +69,7 @@ fn coverage(ranges: &[Slots]) -> Finding {
         return Finding::ok("redis cluster", "all slots have a primary");
     }
     let text = format!(
-        "only {covered} of {ALL_SLOTS} slots have a primary; with cluster-require-full-coverage nothing can be claimed at all, else not on every route"
+        "only {covered} of {ALL_SLOTS} slots have a primary; with cluster-require-full-coverage nothing can be claimed at all, else not on every route; start the primaries that are gone, or give their slots to others with redis-cli --cluster fix"
     );
     Finding::failure("redis cluster", text)
 }
@@ -97,14 +97,21 @@ async fn by_sentinels(access: &Access, sentinels: &Sentinels, timeout: Duration,
         let get = |name: &str| replica.get(name).map_or("", String::as_str);
         let Some(node) = Node::told(&format!("{}:{}", get("ip"), get("port")), &primary.host) else { continue };
         if get("slave-priority") == "0" {
-            let text = "slave-priority 0: it is never promoted, and yet counts among those that WAIT asks";
-            let what = format!("redis replica ({node})");
-            let counts = demands.durability == Durability::Replica;
-            findings.push(if counts { Finding::warning(what, text) } else { Finding::ok(what, text) });
+            findings.push(never_promoted(&node, demands.durability));
         }
         findings.extend(inspect(access, &node, true, timeout, demands).await.0);
     }
     findings
+}
+
+/// A Redis replica with `replica-priority 0`.
+fn never_promoted(node: &Node, durability: Durability) -> Finding {
+    let what = format!("redis replica ({node})");
+    if durability == Durability::Replica {
+        let text = "replica-priority 0: it is never promoted, and yet WAIT counts it; set replica-priority 100 there, or redis.wait_replicas to the number of all Redis replicas";
+        return Finding::warning(what, text);
+    }
+    Finding::ok(what, "replica-priority 0: it is never promoted")
 }
 
 /// The Redis replicas that are connected to a primary, as its INFO has them.
@@ -192,5 +199,19 @@ fn partition(fences: Option<bool>) -> Finding {
             "0: a primary that is cut off from the sentinels goes on taking claims beside the new one, and forgets them when it comes back; set it to 1, and min-replicas-max-lag to less than down-after-milliseconds",
         ),
         None => Finding::warning(WHAT, "unknown: allow +config|get to the user of this command to see it"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_cluster_lacks_comes_with_what_to_do() {
+        let lacks = coverage(&[Slots { first: 0, last: 9_999, nodes: Vec::new() }]).text;
+        assert!(lacks.contains("only 10000 of 16384 slots") && lacks.contains("redis-cli --cluster fix"), "{lacks}");
+        let node = Node { host: "redis.test".to_owned(), port: 6379 };
+        let never = never_promoted(&node, Durability::Replica).text;
+        assert!(never.contains("set replica-priority 100") && never.contains("redis.wait_replicas"), "{never}");
     }
 }

@@ -7,12 +7,15 @@
 use std::{
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
 
-use futures_util::{FutureExt, future::BoxFuture};
+use futures_util::{
+    FutureExt,
+    future::{BoxFuture, join_all},
+};
 use hashbrown::HashMap;
 use redis::{Cmd, RedisError, Value, aio::MultiplexedConnection};
 use tokio::{
@@ -76,6 +79,8 @@ pub struct Redis {
     checks: Arc<Checks>,
     tasks: TaskTracker,
     settlers: TaskTracker,
+    /// Acknowledged ids that are to be settled.
+    unsettled: Arc<AtomicUsize>,
     closing: CancellationToken,
 }
 
@@ -105,7 +110,7 @@ impl Checks {
     /// Starts to connect: for everything, or in a cluster for each route, for the records of all routes, and for dead letters.
     fn connect(&self, mut links: Links, claiming: &[Arc<Claiming>], options: Options) -> Links {
         if !links.is_cluster() {
-            links.connect_all(self.of_all(options));
+            links.connect_single(self.of_all(options));
             return links;
         }
         let Self { names, checked, records } = self;
@@ -170,6 +175,7 @@ impl Redis {
             checks,
             tasks,
             settlers,
+            unsettled: Arc::default(),
             closing: CancellationToken::new(),
         };
         let queues = claiming.iter().map(|claiming| nobody.start(claiming)).collect();
@@ -188,6 +194,7 @@ impl Redis {
             checks: Arc::clone(&self.checks),
             tasks: self.tasks.clone(),
             settlers: self.settlers.clone(),
+            unsettled: Arc::clone(&self.unsettled),
             closing: self.closing.clone(),
         }
     }
@@ -214,6 +221,9 @@ impl Redis {
             *self.checks.checked() = before;
             return Err(refusal);
         }
+        let letters = self.names.drawers().map(|drawer| drawer.letters.as_str());
+        let routes = all.iter().map(|claiming| claiming.route.pending_key());
+        self.links.keep(routes.chain([self.names.routes.as_str()]).chain(letters));
         let next = Self { options, ..self.without_routes() };
         let queues = all.iter().map(|claiming| {
             let unchanged = self.queues.get(claiming.route.pending_key());
@@ -251,29 +261,35 @@ impl Redis {
 
     /// There a new route gets a connection, which is asked; one that is refused leaves the connections as they were.
     async fn check_in_cluster(&self, new: Vec<Arc<Claiming>>, options: Options) -> Result<(), StoreError> {
-        let mut before = Vec::new();
-        for claiming in &new {
-            let key = claiming.route.pending_key();
-            before.push((key, self.links.opened(key)));
-            let link = self.links.connect(key, self.checks.of(claiming, true, options));
-            let _down = tokio::time::timeout(options.timeout * 2, link.current_or_next()).await;
-            let contact = link.contact().borrow().clone();
-            let refusal = match contact {
-                Contact::Up | Contact::Unreachable(_) => continue,
-                Contact::NoWrites(refusal) => StoreError::NoWrites(refusal),
-                Contact::Refused(refusal) => StoreError::Refused(refusal),
-            };
-            for (key, link) in before {
-                self.links.put_back(key, link);
-            }
-            return Err(refusal);
+        let connect = |claiming: &Arc<Claiming>| {
+            let key = claiming.route.pending_key().to_owned();
+            let before = self.links.opened(&key);
+            let link = self.links.connect(&key, self.checks.of(claiming, true, options));
+            (key, before, link)
+        };
+        let opened: Vec<_> = new.iter().map(connect).collect();
+        // All at the same time: one after the other, many routes would keep a reload waiting for minutes where the cluster hangs.
+        let wait = |link: &Arc<Link>| {
+            let link = Arc::clone(link);
+            async move { tokio::time::timeout(options.timeout * 2, link.current_or_next()).await }
+        };
+        let _some_down = join_all(opened.iter().map(|(.., link)| wait(link))).await;
+        let refusal = opened.iter().find_map(|(.., link)| match link.contact().borrow().clone() {
+            Contact::Up | Contact::Unreachable(_) => None,
+            Contact::NoWrites(refusal) => Some(StoreError::NoWrites(refusal)),
+            Contact::Refused(refusal) => Some(StoreError::Refused(refusal)),
+        });
+        let Some(refusal) = refusal else { return Ok(()) };
+        // The other way round: two keys may share a connection.
+        for (key, before, _) in opened.into_iter().rev() {
+            self.links.put_back(&key, before);
         }
-        Ok(())
+        Err(refusal)
     }
 
     /// Starts the tasks of a route, which end with its queues.
     fn start(&self, claiming: &Arc<Claiming>) -> (String, Arc<Queues>) {
-        let Self { links, options, times, checks, tasks, settlers, closing, .. } = self;
+        let Self { links, options, times, checks, tasks, settlers, unsettled, closing, .. } = self;
         let route = &claiming.route;
         let (claims, mut claim_jobs) = mpsc::channel(CLAIM_QUEUE);
         let (settlements, mut settle_jobs) = mpsc::channel(SETTLE_QUEUE);
@@ -282,7 +298,7 @@ impl Redis {
         let own = match options.durability {
             Durability::None => Arc::clone(&link),
             Durability::Replica | Durability::Aof => {
-                links.connect_apart(checks.of(claiming, links.is_cluster(), *options))
+                links.connect_dedicated(checks.of(claiming, links.is_cluster(), *options))
             }
         };
         let claimer = Claimer {
@@ -294,7 +310,13 @@ impl Redis {
         };
         let claims_of = format!("the claims of route {route}");
         tasks.spawn(async move { supervise!(&claims_of, claimer.run(&mut claim_jobs)) });
-        let settler = Settler { link, route: Arc::clone(route), timeout: options.timeout, times: times.clone() };
+        let settler = Settler {
+            link,
+            route: Arc::clone(route),
+            timeout: options.timeout,
+            times: times.clone(),
+            unsettled: Arc::clone(unsettled),
+        };
         let closing = closing.clone();
         let settling_of = format!("the settling of route {route}");
         settlers.spawn(async move { supervise!(&settling_of, settler.run(&mut settle_jobs, &closing)) });
@@ -309,7 +331,14 @@ impl Redis {
         exchange: impl AsyncFnOnce(&mut Connection) -> Result<T, RedisError> + Clone,
     ) -> Result<T, StoreError> {
         let link = self.links.of(key);
-        let (current, answer) = self.exchange(&link, operation, exchange).await?;
+        let exchanged = self.exchange(&link, operation, exchange).await;
+        let (current, answer) = exchanged.map_err(|error| match (link.contact().borrow().clone(), error) {
+            // Nobody else says that what a removed route left can't be reached.
+            (Contact::Refused(problem), StoreError::Down(_)) if self.links.is_of_removed(key) => {
+                StoreError::Refused(problem)
+            }
+            (_, error) => error,
+        })?;
         match answer {
             Ok(Ok(answer)) => Ok(answer),
             Ok(Err(error)) => {
@@ -401,8 +430,10 @@ impl PendingStore for Redis {
     }
 
     fn settle(&self, route: &Arc<Route>, settlements: Vec<Settlement>) {
-        let count = settlements.len();
-        if self.queues(route).is_ok_and(|queues| queues.settlements.try_send(settlements).is_err()) {
+        let (count, Ok(queues)) = (settlements.len(), self.queues(route)) else { return };
+        self.unsettled.fetch_add(count, Ordering::Relaxed);
+        if queues.settlements.try_send(settlements).is_err() {
+            self.unsettled.fetch_sub(count, Ordering::Relaxed);
             warn!(route = %route, count, "too many acknowledged ids wait to be settled; these stay in the outbox");
         }
     }
@@ -417,7 +448,8 @@ impl PendingStore for Redis {
         async move {
             // The tasks, not their queues: these close at once, with what is still to be settled in them.
             if tokio::time::timeout(limit, self.settlers.wait()).await.is_err() {
-                warn!("acknowledged ids were left in the outbox: Redis did not take them in time");
+                let count = self.unsettled.load(Ordering::Relaxed);
+                warn!(count, ?limit, "acknowledged ids were left in the outbox: Redis did not take them in time; the relay of another replica, or of the next start, settles them");
             }
             self.tasks.close();
         }
@@ -425,7 +457,7 @@ impl PendingStore for Redis {
     }
 }
 
-/// What an error that Redis answered means. If it takes no writes now, the keeper of the connection is notified.
+/// What an error from Redis means. If Redis takes no writes now, the task of the connection is told so.
 fn refused(link: &Link, error: &RedisError) -> StoreError {
     if takes_no_writes(error) {
         link.report_no_writes(error);
@@ -493,7 +525,7 @@ impl Claimer {
         loop {
             // One number for the call and for what is read of its answer.
             let Some(number) = self.claiming.number() else {
-                return Err(StoreError::NoWrites("this route has no number to claim under yet".to_owned()));
+                return Err(self.claiming.without_number());
             };
             let numbered = |proposal: &Proposal| {
                 let attempt = if again { proposal.attempt.next() } else { proposal.attempt };

@@ -1,7 +1,8 @@
 //! Which server is the primary, as sentinels say.
 //!
 //! All of them are asked at once, and the answer of the newest failover counts once a majority has answered: a sentinel that was cut
-//! off still names the old primary. Where no majority answers, what the others say is taken: they can't have failed over.
+//! off still names the old primary. Where no majority answers, what the others say is taken. It may be wrong: a hookgate that is cut
+//! off together with a minority of the sentinels does not hear of a failover that the majority made.
 
 use std::{
     collections::HashMap,
@@ -14,7 +15,7 @@ use tokio::sync::Mutex;
 
 use super::{
     access::{Access, AccessError, Node},
-    diagnosis::words,
+    diagnosis::{unknown_host, words},
 };
 use crate::{readiness::Contact, tls};
 
@@ -33,7 +34,8 @@ pub(super) struct Sentinels {
 #[derive(Default)]
 struct State {
     connections: HashMap<Node, MultiplexedConnection>,
-    answer: Option<(Instant, Node)>,
+    /// What came of the last round, and when.
+    answer: Option<(Instant, Result<Node, Contact>)>,
 }
 
 impl std::fmt::Debug for State {
@@ -58,23 +60,34 @@ impl Sentinels {
         &self.nodes
     }
 
-    /// The primary; an answer of so long ago will do.
+    /// The primary; an answer of so long ago will do, and a failure, too: each connection asks, and they would wait for silent
+    /// sentinels one after the other.
     pub(super) async fn primary(&self, timeout: Duration, age: Duration) -> Result<Node, Contact> {
         let mut state = self.state.lock().await;
-        if let Some((at, node)) = &state.answer
+        if let Some((at, answer)) = &state.answer
             && at.elapsed() < age
         {
-            return Ok(node.clone());
+            return answer.clone();
         }
+        let answer = self.ask_all(&mut state.connections, timeout).await;
+        state.answer = Some((Instant::now(), answer.clone()));
+        answer
+    }
+
+    /// Asks all at once.
+    async fn ask_all(
+        &self,
+        connections: &mut HashMap<Node, MultiplexedConnection>,
+        timeout: Duration,
+    ) -> Result<Node, Contact> {
         let mut asking: FuturesUnordered<_> = self
             .nodes
             .iter()
             .map(|sentinel| {
-                let open = state.connections.get(sentinel).cloned();
+                let open = connections.get(sentinel).cloned();
                 async move {
                     let answer = tokio::time::timeout(timeout, self.ask(sentinel, open, timeout)).await;
-                    let silent = || Contact::Unreachable(format!("sentinel {sentinel}: no answer within {timeout:?}"));
-                    (sentinel, answer.unwrap_or_else(|_elapsed| Err(silent())))
+                    (sentinel, answer.unwrap_or_else(|_elapsed| Err(self.silent(sentinel, timeout))))
                 }
             })
             .collect();
@@ -104,14 +117,11 @@ impl Sentinels {
         }
         drop(asking);
         // One that is silent gets a new connection: questions would pile up on the old one.
-        state.connections =
-            answers.into_iter().filter_map(|(sentinel, open)| Some((sentinel.clone(), open?))).collect();
+        *connections = answers.into_iter().filter_map(|(sentinel, open)| Some((sentinel.clone(), open?))).collect();
         // Two that name one server in two ways don't take turns.
         if let Some((_, node)) = said.into_iter().max() {
-            state.answer = Some((Instant::now(), node.clone()));
             return Ok(node);
         }
-        state.answer = None;
         if unknown {
             let service = &self.service;
             return Err(Contact::Refused(format!(
@@ -135,13 +145,13 @@ impl Sentinels {
         }
         let client = self.login.at(sentinel).client().map_err(|error| match error {
             AccessError::File(error) => Contact::Refused(format!("redis.{error}")),
-            AccessError::Client(error) => diagnose(sentinel, &error),
+            AccessError::Client(error) => self.diagnose(sentinel, &error, timeout),
         })?;
         let config =
             AsyncConnectionConfig::new().set_connection_timeout(Some(timeout)).set_response_timeout(Some(timeout));
         let connection = client.get_multiplexed_async_connection_with_config(&config).await;
-        let connection = connection.map_err(|error| diagnose(sentinel, &error))?;
-        self.ask_over(sentinel, connection).await.map_err(|error| diagnose(sentinel, &error))
+        let connection = connection.map_err(|error| self.diagnose(sentinel, &error, timeout))?;
+        self.ask_over(sentinel, connection).await.map_err(|error| self.diagnose(sentinel, &error, timeout))
     }
 
     async fn ask_over(
@@ -177,36 +187,158 @@ impl Sentinels {
     }
 }
 
-/// What the error of a sentinel means.
-fn diagnose(sentinel: &Node, error: &RedisError) -> Contact {
-    let said = words(error);
-    if let Some(advice) = tls::advice("redis", &said) {
-        return Contact::Refused(format!("sentinel {sentinel}: {said}; {advice}"));
+impl Sentinels {
+    /// What the error of a sentinel means.
+    fn diagnose(&self, sentinel: &Node, error: &RedisError, limit: Duration) -> Contact {
+        let said = words(error);
+        if let Some(advice) = tls::advice("redis", &said) {
+            return Contact::Refused(format!("sentinel {sentinel}: {said}; {advice}"));
+        }
+        if error.is_connection_refusal() {
+            return Contact::Unreachable(format!(
+                "nothing listens on {sentinel}; is a sentinel running there? (redis.url)"
+            ));
+        }
+        if let Some(why) = unknown_host(&said) {
+            return Contact::Unreachable(format!(
+                "no address is known of the host in {sentinel} ({why}); check redis.url and the DNS"
+            ));
+        }
+        if error.is_timeout() {
+            return self.silent(sentinel, limit);
+        }
+        if error.is_connection_dropped() && !self.login.is_tls() {
+            return Contact::Unreachable(format!(
+                "sentinel {sentinel} closes connections without an answer; does it want TLS (rediss+sentinel:// in redis.url)?"
+            ));
+        }
+        if error.code() == Some("NOAUTH") || said.contains("Authentication required") {
+            return Contact::Refused(format!(
+                "sentinel {sentinel} requires a password: set redis.sentinel_password_file (and redis.sentinel_username for an ACL user)"
+            ));
+        }
+        if error.kind() == ErrorKind::AuthenticationFailed || error.code() == Some("WRONGPASS") {
+            return Contact::Refused(format!(
+                "sentinel {sentinel} does not take this login: check redis.sentinel_username and redis.sentinel_password_file; a sentinel that has no password wants none"
+            ));
+        }
+        if error.code() == Some("NOPERM") || said.contains("no permissions to") {
+            return Contact::Refused(format!(
+                "sentinel {sentinel} denies a permission ({said}): grant +sentinel|get-master-addr-by-name and +sentinel|master"
+            ));
+        }
+        if said.contains("unknown command") {
+            return Contact::Refused(format!(
+                "what answers on {sentinel} is a Redis and no sentinel; check the ports in redis.url (sentinels mostly listen on 26379)"
+            ));
+        }
+        Contact::Unreachable(format!("sentinel {sentinel}: {said}"))
     }
-    if error.is_connection_refusal() {
-        return Contact::Unreachable(format!(
-            "nothing listens on {sentinel}; is a sentinel running there? (redis.url)"
-        ));
+
+    /// No answer in time.
+    fn silent(&self, sentinel: &Node, limit: Duration) -> Contact {
+        let question = if self.login.is_tls() {
+            "does it speak TLS there, as redis.url says?"
+        } else {
+            "is it a sentinel that listens there, and does it work?"
+        };
+        Contact::Unreachable(format!("no answer from sentinel {sentinel} within {limit:?}; {question}"))
     }
-    if error.code() == Some("NOAUTH") || said.contains("Authentication required") {
-        return Contact::Refused(format!(
-            "sentinel {sentinel} requires a password: set redis.sentinel_password_file (and redis.sentinel_username for an ACL user)"
-        ));
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use futures_util::future::join_all;
+    use redis::IntoConnectionInfo;
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    /// One at a port, which nobody logs in to.
+    fn sentinel(port: u16) -> Sentinels {
+        let login = "redis://127.0.0.1:1".into_connection_info().expect("it is an address");
+        let nodes = vec![Node { host: "127.0.0.1".to_owned(), port }];
+        Sentinels::new(Access::plain(login), nodes, "main".to_owned())
     }
-    if error.kind() == ErrorKind::AuthenticationFailed || error.code() == Some("WRONGPASS") {
-        return Contact::Refused(format!(
-            "sentinel {sentinel} does not take this login: check redis.sentinel_username and redis.sentinel_password_file; a sentinel that has no password wants none"
-        ));
+
+    #[tokio::test]
+    async fn who_waits_for_sentinels_that_are_silent_takes_the_failure_of_the_others() {
+        let silent = TcpListener::bind("127.0.0.1:0").await.expect("there is a free port");
+        let sentinels = sentinel(silent.local_addr().expect("it is bound").port());
+        let mut open = Vec::new();
+        for (age, expected) in [(Duration::from_secs(60), 1), (Duration::from_secs(60), 1), (Duration::ZERO, 2)] {
+            let times = if age == Duration::ZERO { 1 } else { 5 };
+            let asking = join_all((0..times).map(|_| sentinels.primary(Duration::from_millis(100), age)));
+            let answers = tokio::select! {
+                answers = asking => answers,
+                () = async { loop { open.push(silent.accept().await) } } => unreachable!("it never ends"),
+            };
+            assert!(answers.iter().all(|answer| matches!(answer, Err(Contact::Unreachable(_)))), "{answers:?}");
+            assert_eq!(open.len(), expected, "connections");
+        }
     }
-    if error.code() == Some("NOPERM") || said.contains("no permissions to") {
-        return Contact::Refused(format!(
-            "sentinel {sentinel} denies a permission ({said}): grant +sentinel|get-master-addr-by-name and +sentinel|master"
-        ));
+
+    #[test]
+    fn each_error_of_a_sentinel_says_what_is_wrong_and_what_to_do() {
+        let answer = |line: &str| {
+            let read =
+                redis::parse_redis_value(format!("-{line}\r\n").as_bytes()).and_then(redis::Value::extract_error);
+            read.expect_err("it is an error")
+        };
+        let failed = |kind, text: &str| RedisError::from(io::Error::new(kind, text.to_owned()));
+        let cases = [
+            (
+                failed(io::ErrorKind::ConnectionRefused, "Connection refused (os error 111)"),
+                "unreachable",
+                "nothing listens on 127.0.0.1:26379; is a sentinel running there? (redis.url)",
+            ),
+            (
+                failed(io::ErrorKind::Other, "failed to lookup address information: Name or service not known"),
+                "unreachable",
+                "no address is known of the host in 127.0.0.1:26379 (Name or service not known); check redis.url and the DNS",
+            ),
+            (
+                failed(io::ErrorKind::TimedOut, "timed out"),
+                "unreachable",
+                "no answer from sentinel 127.0.0.1:26379 within 500ms; is it a sentinel that listens there, and does it work?",
+            ),
+            (
+                failed(io::ErrorKind::ConnectionReset, "Connection reset by peer (os error 104)"),
+                "unreachable",
+                "sentinel 127.0.0.1:26379 closes connections without an answer; does it want TLS (rediss+sentinel:// in redis.url)?",
+            ),
+            (
+                failed(io::ErrorKind::InvalidData, "received corrupt message of type InvalidContentType"),
+                "refused",
+                "sentinel 127.0.0.1:26379: received corrupt message of type InvalidContentType; what answers there speaks no TLS; check scheme and port of redis.url",
+            ),
+            (
+                answer("NOAUTH Authentication required."),
+                "refused",
+                "sentinel 127.0.0.1:26379 requires a password: set redis.sentinel_password_file (and redis.sentinel_username for an ACL user)",
+            ),
+            (
+                answer("WRONGPASS invalid username-password pair or user is disabled."),
+                "refused",
+                "sentinel 127.0.0.1:26379 does not take this login: check redis.sentinel_username and redis.sentinel_password_file; a sentinel that has no password wants none",
+            ),
+            (
+                answer("NOPERM User weak has no permissions to run the 'sentinel|master' command"),
+                "refused",
+                "sentinel 127.0.0.1:26379 denies a permission (NOPERM User weak has no permissions to run the 'sentinel|master' command): grant +sentinel|get-master-addr-by-name and +sentinel|master",
+            ),
+            (
+                answer("ERR unknown command 'SENTINEL', with args beginning with: 'GET-MASTER-ADDR-BY-NAME' 'main' "),
+                "refused",
+                "what answers on 127.0.0.1:26379 is a Redis and no sentinel; check the ports in redis.url (sentinels mostly listen on 26379)",
+            ),
+        ];
+        let sentinels = sentinel(26379);
+        for (error, state, expected) in cases {
+            let contact = sentinels.diagnose(&sentinels.nodes[0], &error, Duration::from_millis(500));
+            assert_eq!((contact.code(), contact.problem()), (state, Some(expected)), "{error:?}");
+        }
     }
-    if said.contains("unknown command") {
-        return Contact::Refused(format!(
-            "what answers on {sentinel} is a Redis and no sentinel; check the ports in redis.url (sentinels mostly listen on 26379)"
-        ));
-    }
-    Contact::Unreachable(format!("sentinel {sentinel}: {said}"))
 }

@@ -1,6 +1,12 @@
 //! Settles acknowledged claims in the background, off the sender's path, many in one call.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -28,6 +34,8 @@ pub(super) struct Settler {
     pub(super) route: Arc<Route>,
     pub(super) timeout: Duration,
     pub(super) times: RedisTimes,
+    /// Counts what is to be settled.
+    pub(super) unsettled: Arc<AtomicUsize>,
 }
 
 impl Settler {
@@ -48,6 +56,7 @@ impl Settler {
             }
             failpoint::hit("in_settle");
             self.settle(&settlements).await;
+            self.unsettled.fetch_sub(settlements.len(), Ordering::Relaxed);
         }
     }
 

@@ -1,5 +1,5 @@
-//! What consumers tell the server about events: samples of acknowledgements, and advisories. Read from a stream that keeps
-//! them, by a durable consumer that the replicas share.
+//! Reports of consumers: samples of acknowledgements, and advisories of what was given up. They are read from a stream
+//! that keeps them, by a durable consumer that the replicas share.
 //!
 //! The server publishes each of them at most once (docs/consumers.md says when none comes). The stream is one that exists and
 //! covers them, such as an archive of advisories, or one that is created here. All of it goes over a connection of its own: what
@@ -42,7 +42,7 @@ use super::{
     stream_info::StreamInfo,
 };
 use crate::{
-    life::{Answer, AtSequence, Consumers, ConsumersError, Progress, Telling, Told, ToldUntil},
+    life::{AckReport, Answer, AtSequence, Consumers, ConsumersError, Progress, ReportBatch, ReportedUntil},
     readiness::{Contact, Reporter},
     route::{Release, Route, RouteTable},
 };
@@ -55,19 +55,19 @@ const TERMINATED: &str = "$JS.EVENT.ADVISORY.CONSUMER.MSG_TERMINATED";
 const MAX_DELIVERIES: &str = "$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES";
 /// All of them.
 const EVERYTHING: &str = "$JS.EVENT.>";
-/// Answers that are read together.
+/// Most reports in one batch.
 const TOGETHER: usize = 500;
-/// How long what was read may take to be carried out before another replica gets it.
+/// How long a batch may take to be carried out before NATS redelivers it, perhaps to another replica.
 const ACK_WAIT: Duration = Duration::from_secs(60);
-/// When what could not be carried out is read again.
+/// After what time NATS redelivers a batch that was put off.
 const PUT_OFF: Duration = Duration::from_secs(5);
-/// How long the stream made here keeps what nobody read.
+/// How long the stream that is made here keeps reports that nobody read.
 const MAX_AGE: Duration = Duration::from_secs(24 * 3600);
-/// Between two attempts to begin.
+/// Pause between two attempts to begin reading.
 const PAUSE: Duration = Duration::from_secs(1);
-/// How often it is asked which streams hold the events, at most, when a sample names another one.
+/// Shortest time between two questions which streams hold the events; asked when a sample names another stream.
 const ASK_AGAIN: Duration = Duration::from_secs(5);
-/// How often it is looked whether what is read still covers the events: they may go into another stream now.
+/// Interval of checking that the streams which are read still cover the reports: events may go into another stream now.
 const LOOK_AGAIN: Duration = Duration::from_secs(20);
 
 /// How this installation reads them.
@@ -79,7 +79,7 @@ pub struct AcksSettings {
     pub stream: String,
 }
 
-/// Reads what consumers tell.
+/// Reads the reports of consumers.
 pub struct Acks {
     client: Client,
     history: History,
@@ -98,15 +98,16 @@ pub struct Acks {
     events: AsyncMutex<BTreeSet<String>>,
     /// When that was asked last, since the routes changed.
     asked: Mutex<Option<Instant>>,
-    tickets: Mutex<HashMap<u64, Vec<Message>>>,
-    next_ticket: AtomicU64,
+    /// The messages of batches that are neither carried out nor put off, by the batch's number.
+    open_batches: Mutex<HashMap<u64, Vec<Message>>>,
+    next_number: AtomicU64,
     report: Reporter,
 }
 
 type Reader = futures_util::stream::ReadyChunks<SelectAll<BoxStream<'static, Result<Message, String>>>>;
 
 impl Acks {
-    /// Starts to connect. Nothing is read before it is asked for.
+    /// Starts to connect. Nothing is read before [`Consumers::reports`] is called.
     ///
     /// # Errors
     /// If the client can't be set up at all.
@@ -138,13 +139,13 @@ impl Acks {
             streams: Mutex::default(),
             events: AsyncMutex::default(),
             asked: Mutex::default(),
-            tickets: Mutex::default(),
-            next_ticket: AtomicU64::new(0),
+            open_batches: Mutex::default(),
+            next_number: AtomicU64::new(0),
             report: Reporter::new("acks"),
         })
     }
 
-    /// From now on what consumers of these routes tell is read.
+    /// Reads the reports of these routes' consumers from now on.
     pub fn serve(&self, table: &RouteTable) {
         *locked(&self.routes) = released_on_ack(table);
         *locked(&self.asked) = None;
@@ -166,9 +167,9 @@ impl Acks {
         self.history.api()
     }
 
-    /// Replies to all messages of a ticket; why one of them could not be sent.
-    async fn reply(&self, ticket: u64, reply: AckKind) -> Option<async_nats::Error> {
-        let messages = locked(&self.tickets).remove(&ticket).unwrap_or_default();
+    /// Replies to all messages of a batch. Returns why one of the replies could not be sent.
+    async fn reply(&self, number: u64, reply: AckKind) -> Option<async_nats::Error> {
+        let messages = locked(&self.open_batches).remove(&number).unwrap_or_default();
         let replies = messages.iter().map(|message| message.ack_with(reply));
         join_all(replies).await.into_iter().find_map(Result::err)
     }
@@ -191,7 +192,7 @@ impl Acks {
         Ok(streams.contains(stream))
     }
 
-    /// Whether what is read covers what is told; where it does not, reading has to begin again.
+    /// Whether the streams that are read cover all reports; where they don't, reading has to begin again.
     async fn is_covered(&self) -> bool {
         match covering(self.api(), &self.routes(), &self.settings).await {
             Ok(covering) => {
@@ -280,7 +281,7 @@ fn released_on_ack(table: &RouteTable) -> Vec<Arc<Route>> {
     table.routes().iter().filter(on_ack).cloned().collect()
 }
 
-/// The streams that keep what the consumers of routes tell, by their names. One that is missing is made.
+/// The streams that keep the reports of the routes' consumers, by their names. One that is missing is made.
 async fn covering(
     api: &Api,
     routes: &[Arc<Route>],
@@ -385,9 +386,9 @@ struct Said {
     timestamp: Option<String>,
 }
 
-/// What a message of the stream says; nothing if it is about something else. The reason that a consumer gives may hold
+/// The report in a message of the stream; `None` if it is about something else. The reason that a consumer gives may hold
 /// personal data, and is not even read.
-fn read(message: &Message) -> Option<Told> {
+fn read(message: &Message) -> Option<AckReport> {
     let answer = if message.subject.starts_with(ACK) {
         Answer::Acknowledged
     } else if message.subject.starts_with(TERMINATED) || message.subject.starts_with(MAX_DELIVERIES) {
@@ -397,11 +398,11 @@ fn read(message: &Message) -> Option<Told> {
     };
     let Said { stream, consumer, stream_seq, deliveries, timestamp } = serde_json::from_slice(&message.payload).ok()?;
     let time = timestamp.and_then(|time| humantime::parse_rfc3339_weak(&time).ok());
-    Some(Told { stream, consumer, sequence: stream_seq, answer, deliveries, time })
+    Some(AckReport { stream, consumer, sequence: stream_seq, answer, deliveries, time })
 }
 
 impl Consumers for Acks {
-    fn told(&self) -> BoxFuture<'_, Telling> {
+    fn reports(&self) -> BoxFuture<'_, ReportBatch> {
         async move {
             let mut reader = self.reader.lock().await;
             loop {
@@ -448,10 +449,10 @@ impl Consumers for Acks {
                     *reader = None;
                 }
                 if !messages.is_empty() {
-                    let told = messages.iter().filter_map(read).collect();
-                    let ticket = self.next_ticket.fetch_add(1, Ordering::Relaxed);
-                    locked(&self.tickets).insert(ticket, messages);
-                    return Telling { told, ticket };
+                    let reports = messages.iter().filter_map(read).collect();
+                    let number = self.next_number.fetch_add(1, Ordering::Relaxed);
+                    locked(&self.open_batches).insert(number, messages);
+                    return ReportBatch { reports, number };
                 }
                 if reader.is_none() {
                     tokio::time::sleep(PAUSE).await;
@@ -461,18 +462,18 @@ impl Consumers for Acks {
         .boxed()
     }
 
-    fn carried_out(&self, ticket: u64) -> BoxFuture<'_, ()> {
+    fn carried_out(&self, number: u64) -> BoxFuture<'_, ()> {
         async move {
-            if let Some(error) = self.reply(ticket, AckKind::Ack).await {
+            if let Some(error) = self.reply(number, AckKind::Ack).await {
                 warn!(%error, "what consumers answered was carried out, and will be read again");
             }
         }
         .boxed()
     }
 
-    fn put_off(&self, ticket: u64) -> BoxFuture<'_, ()> {
-        // Where that does not arrive, it is told again after `ACK_WAIT`.
-        self.reply(ticket, AckKind::Nak(Some(PUT_OFF))).map(drop).boxed()
+    fn put_off(&self, number: u64) -> BoxFuture<'_, ()> {
+        // If the reply gets lost, NATS redelivers the batch after `ACK_WAIT`.
+        self.reply(number, AckKind::Nak(Some(PUT_OFF))).map(drop).boxed()
     }
 
     fn at<'a>(&'a self, stream: &'a str, sequence: u64) -> BoxFuture<'a, Result<AtSequence, ConsumersError>> {
@@ -533,7 +534,7 @@ impl Consumers for Acks {
         .boxed()
     }
 
-    fn told_until(&self) -> BoxFuture<'_, Result<ToldUntil, ConsumersError>> {
+    fn reported_until(&self) -> BoxFuture<'_, Result<ReportedUntil, ConsumersError>> {
         async move {
             let streams = locked(&self.streams).clone();
             if streams.is_empty() {
@@ -546,12 +547,12 @@ impl Consumers for Acks {
                 let info = info.ok_or_else(|| ConsumersError(format!("there is no stream {name:?}")))?;
                 until.push((name, u64::try_from(info.number("state.last_seq")).unwrap_or_default()));
             }
-            Ok(ToldUntil(until))
+            Ok(ReportedUntil(until))
         }
         .boxed()
     }
 
-    fn is_carried_out<'a>(&'a self, until: &'a ToldUntil) -> BoxFuture<'a, Result<bool, ConsumersError>> {
+    fn is_carried_out<'a>(&'a self, until: &'a ReportedUntil) -> BoxFuture<'a, Result<bool, ConsumersError>> {
         async move {
             for (stream, sequence) in &until.0 {
                 let request = format!("CONSUMER.INFO.{stream}.{}", self.settings.instance);

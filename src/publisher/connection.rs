@@ -151,9 +151,11 @@ impl Connection {
             let lame_duck = if event == Event::LameDuckMode { for_events.get().cloned() } else { None };
             async move {
                 if let Some(client) = lame_duck {
-                    info!("NATS server is about to stop; moving to another one");
+                    let server = client.server_info();
+                    let (server, host, port) = (server.server_name, server.host, server.port);
+                    info!(server, host, port, "NATS server is about to stop; moving to another one");
                     if let Err(error) = client.force_reconnect().await {
-                        error!(%error, "could not leave the NATS server that is about to stop");
+                        error!(server, host, port, %error, "could not leave the NATS server that is about to stop");
                     }
                 }
             }

@@ -177,7 +177,7 @@ impl Releaser {
         if letters.is_empty() { Ok(()) } else { self.dead_letters.keep(&letters, self.letter_limits).await }
     }
 
-    /// Looks at the start, when secrets change, and at what comes meanwhile, until the process leaves. `holder` names it among
+    /// Looks at the start, when secrets change, and at what comes meanwhile, until shutdown. `holder` names it among
     /// the replicas.
     pub async fn run(self, holder: &str, mut phase: watch::Receiver<Phase>) {
         let mut secrets = self.verifiers.secrets();

@@ -1,4 +1,4 @@
-//! The end of the chain: what is counted, logged and sent of an outcome.
+//! The end of the chain: an outcome is counted, logged and sent as a response.
 
 use std::sync::Arc;
 
@@ -16,14 +16,14 @@ use crate::{
     shutdown::Phase,
 };
 
-/// The answer to a batch that is done.
+/// The response to a batch that is done.
 pub(super) fn reply((request, receipt): (Arc<Request>, Receipt)) -> Response {
     let response = reply::received(&request.route, receipt);
     request.answered(response.status(), None);
     response
 }
 
-/// The answer to every other request. The reason is logged here, under the trace id of the answer.
+/// The response to every other request. The reason is logged here, under the trace id of the response.
 pub(super) fn refuse(webhooks: &Webhooks, rejection: &Rejection) -> Response {
     let unforeseen;
     let RejectedRequest { refusal, request, unread } = if let Some(rejected) = rejection.find::<RejectedRequest>() {
@@ -63,6 +63,6 @@ fn log(refusal: &Refusal, request: Option<&Request>, trace_id: TokenSeed) {
 }
 
 /// Ends the connection while the process is shutting down, so that its sender moves to another replica.
-pub(super) fn close_when_leaving(webhooks: &Webhooks, response: Response) -> Response {
+pub(super) fn close_when_shutting_down(webhooks: &Webhooks, response: Response) -> Response {
     if *webhooks.phase.borrow() == Phase::Serving { response } else { reply::last(response) }
 }

@@ -13,7 +13,7 @@ use futures_util::{FutureExt, Stream, StreamExt};
 use tokio::time::{Instant, timeout_at};
 
 use super::{
-    Later, Webhooks,
+    Deferred, Webhooks,
     buffer::Buffer,
     request::{BodyReceived, Request},
 };
@@ -23,16 +23,17 @@ use crate::{
     signature::ClaimedSender,
 };
 
-/// Pieces of a body that may be of any size. Each takes as long as 50 bytes of an ordinary body do, whatever is in it.
-/// But a sender may write word by word, and would lose a good batch: 50 records of 600 bytes are some 4,000 words.
+/// Chunks of a body that may be of any size; beyond them chunks must average [`MIN_PIECE`] bytes. One chunk costs the
+/// CPU of 50 body bytes. Not fewer: a sender that writes word by word would lose a good batch (50 records of 600 bytes
+/// are some 4,000 words).
 const FREE_PIECES: usize = 4096;
-/// Beyond, there may be one piece for so many bytes.
+/// Bytes of the body for each further chunk.
 const MIN_PIECE: usize = 10;
-/// How long a body may take whatever others wait for, and how often others are looked at after that.
+/// How long a body may take even if others wait for its memory; after that, the interval of checking whether they do.
 const GRACE: Duration = Duration::from_millis(250);
 
 /// Reads the body. Proves: all of it is here, in memory from the budget.
-pub(super) fn body<S, B>((request, mut allowance): (Arc<Request>, Allowance), stream: S) -> Later<BodyReceived>
+pub(super) fn body<S, B>((request, mut allowance): (Arc<Request>, Allowance), stream: S) -> Deferred<BodyReceived>
 where
     S: Stream<Item = Result<B, warp::Error>> + Send + 'static,
     B: Buf + Send,
@@ -87,12 +88,12 @@ async fn read<B: Buf>(
         pieces: 0,
         waits: &waits_for_memory,
     };
-    // A body that waits for memory itself does not have to go for others that do.
-    let is_in_the_way = || !waits_for_memory.load(Ordering::Relaxed) && limits.is_short();
-    match unless_slow(reader.read(stream), until, is_in_the_way).await {
+    // A body that itself waits for memory is not evicted.
+    let memory_is_needed = || !waits_for_memory.load(Ordering::Relaxed) && limits.is_short();
+    match unless_slow(reader.read(stream), until, memory_is_needed).await {
         Ok(body) => body,
         Err(Slow::OutOfTime) => Err(Refusal::BodyTimeout),
-        Err(Slow::InTheWay) => Err(limits.no_budget().into()),
+        Err(Slow::MemoryNeeded) => Err(limits.no_budget().into()),
     }
 }
 
@@ -152,17 +153,18 @@ impl BodyReader<'_> {
     }
 }
 
-/// Why a body is not waited for any longer.
+/// Why hookgate stops waiting for a body.
 enum Slow {
     OutOfTime,
-    InTheWay,
+    /// Small bodies wait for memory, and there is none.
+    MemoryNeeded,
 }
 
-/// Waits for a body until `until`. Once its grace is over, only as long as others do not need its memory.
+/// Waits for a body until `until`, after [`GRACE`] only as long as others do not need its memory.
 async fn unless_slow<T>(
     body: impl Future<Output = T>,
     until: Instant,
-    is_in_the_way: impl Fn() -> bool,
+    memory_is_needed: impl Fn() -> bool,
 ) -> Result<T, Slow> {
     // One time-out for all pieces: with one each, pieces of a byte would cost twice as much.
     let mut body = std::pin::pin!(body);
@@ -171,7 +173,7 @@ async fn unless_slow<T>(
         match timeout_at(look.min(until), body.as_mut()).await {
             Ok(done) => return Ok(done),
             Err(_elapsed) if look >= until => return Err(Slow::OutOfTime),
-            Err(_elapsed) if is_in_the_way() => return Err(Slow::InTheWay),
+            Err(_elapsed) if memory_is_needed() => return Err(Slow::MemoryNeeded),
             Err(_elapsed) => look += GRACE,
         }
     }

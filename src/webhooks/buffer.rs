@@ -9,10 +9,10 @@ use memmap2::{MmapMut, MmapOptions};
 
 use crate::admission::{AdmissionError, Allowance};
 
-/// Larger bodies get a mapping. `EspoCRM` sends 50 records at most, about 30 KB.
+/// Bytes up to which a body is on the heap; a larger one gets a mapping. `EspoCRM` sends 50 records at most, about 30 KB.
 const MAX_ON_HEAP: usize = 64 * 1024;
 /// Bytes of a mapping that are taken from the budget at once. A multiple of every page size in use.
-const STEP: usize = 64 * 1024;
+const RESERVED_AT_ONCE: usize = 64 * 1024;
 
 /// A body that is still being received.
 pub(super) struct Buffer {
@@ -113,7 +113,7 @@ impl Pages {
     fn extend(&mut self, allowance: &mut Allowance, part: &[u8]) -> Result<(), AdmissionError> {
         let end = self.length + part.len();
         if end > self.reserved {
-            let target = end.next_multiple_of(STEP).min(self.map.len());
+            let target = end.next_multiple_of(RESERVED_AT_ONCE).min(self.map.len());
             allowance.reserve_for_large(target - self.reserved)?;
             self.reserved = target;
         }

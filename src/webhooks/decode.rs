@@ -6,9 +6,9 @@ use futures_util::{FutureExt, future::Either};
 use warp::Rejection;
 
 use super::{
-    NowOrLater,
+    MaybeDeferred,
     deliver::deliver,
-    now,
+    immediate,
     offload::{self, Stopped, is_large},
     request::SenderVerified,
 };
@@ -21,12 +21,12 @@ use crate::{
 };
 
 /// Reads the ids. Proves: the body is a batch. Keeps one that can never be processed as a dead letter.
-pub(super) fn decode(verified: SenderVerified) -> NowOrLater<(SenderVerified, Batch)> {
+pub(super) fn decode(verified: SenderVerified) -> MaybeDeferred<(SenderVerified, Batch)> {
     if is_large(verified.body.bytes()) {
         return Either::Right(offloaded(verified).boxed());
     }
     let request = Arc::clone(&verified.request);
-    now(read(verified).map_err(|refusal| request.reject(refusal)))
+    immediate(read(verified).map_err(|refusal| request.reject(refusal)))
 }
 
 fn read(mut verified: SenderVerified) -> Result<(SenderVerified, Batch), Refusal> {

@@ -7,7 +7,7 @@ use tokio::time::timeout_at;
 use warp::Rejection;
 
 use super::{
-    Later,
+    Deferred,
     offload::is_large,
     request::{Request, SenderVerified},
 };
@@ -17,7 +17,7 @@ use crate::{batch::Batch, delivery::Receipt, reply::Refusal, supervision::Detach
 const ANSWER_RESERVE: Duration = Duration::from_millis(200);
 
 /// Claims and publishes. Proves: every valid id of the batch is done. Keeps rejected items as dead letters.
-pub(super) fn deliver((verified, batch): (SenderVerified, Batch)) -> Later<(Arc<Request>, Receipt)> {
+pub(super) fn deliver((verified, batch): (SenderVerified, Batch)) -> Deferred<(Arc<Request>, Receipt)> {
     let large = is_large(verified.body.bytes());
     let work = run(verified, batch);
     // The sender of a large body may have hung up already. All of what it sent is worked on to its end.

@@ -13,7 +13,7 @@ use warp::Rejection;
 use super::request::Request;
 use crate::{admission::AdmissionError, reply::Refusal, supervision::DetachOnDrop};
 
-/// Longest body that is verified and decoded by the thread on which it arrived. A longer one is worth waking another
+/// Longest body, in bytes, that is verified and decoded by the thread on which it arrived. A longer one is worth waking another
 /// thread, and would hold up all other requests of this one. `EspoCRM` sends 50 records at most, about 30 KB.
 const MAX_AT_ONCE: usize = 64 * 1024;
 
@@ -22,7 +22,7 @@ pub(super) const fn is_large(body: &Bytes) -> bool {
     body.len() > MAX_AT_ONCE
 }
 
-/// Why an offloaded step has no outcome.
+/// Why offloaded work has no outcome.
 pub(super) enum Stopped {
     Refused(Refusal),
     Panicked(Box<dyn Any + Send>),
@@ -35,7 +35,7 @@ impl From<Refusal> for Stopped {
 }
 
 impl Stopped {
-    /// Ends the way of the request, as if the step had run in its place: a panic goes on here.
+    /// Rejects the request, as if the work had run on its own thread: a panic goes on here.
     pub(super) fn reject(self, request: &Arc<Request>) -> Rejection {
         match self {
             Self::Refused(refusal) => request.reject(refusal),
@@ -51,14 +51,14 @@ pub(super) async fn permit(request: &Request, until: Instant) -> Result<OwnedSem
     permit.ok_or_else(|| Refusal::Deadline(limits.request_deadline()).into())
 }
 
-/// Runs a step on another thread. After `until` it is no longer awaited; what it holds is free once it ends.
+/// Runs blocking work on another thread. After `until` it is no longer awaited; what it holds is free once it ends.
 pub(super) async fn run<T: Send + 'static>(
     request: &Request,
     until: Instant,
-    step: impl FnOnce() -> Result<T, Refusal> + Send + 'static,
+    work: impl FnOnce() -> Result<T, Refusal> + Send + 'static,
 ) -> Result<T, Stopped> {
-    let work = AbortOnDropHandle::new(tokio::task::spawn_blocking(step));
-    match timeout_at(until, work).await {
+    let running = AbortOnDropHandle::new(tokio::task::spawn_blocking(work));
+    match timeout_at(until, running).await {
         Ok(Ok(outcome)) => outcome.map_err(Stopped::Refused),
         Ok(Err(ended)) if ended.is_panic() => Err(Stopped::Panicked(ended.into_panic())),
         // Cancelled: the runtime is shutting down.

@@ -4,16 +4,16 @@ use futures_util::{FutureExt, future::Either};
 use warp::Rejection;
 
 use super::{
-    NowOrLater, now,
+    MaybeDeferred, immediate,
     request::{BodyReceived, RequestAdmitted},
 };
 use crate::admission::{AdmissionError, Permit};
 
 /// Waits for a permit if it has to. Proves: the request is one of at most `server.max_in_flight`.
-pub(super) fn permit(received: BodyReceived) -> NowOrLater<RequestAdmitted> {
+pub(super) fn permit(received: BodyReceived) -> MaybeDeferred<RequestAdmitted> {
     match received.request.webhooks.limits.permit() {
         Err(AdmissionError::NoPermit { .. }) => Either::Right(wait(received).boxed()),
-        permit => now(admitted(received, permit)),
+        permit => immediate(admitted(received, permit)),
     }
 }
 

@@ -1,10 +1,10 @@
-//! What a head alone can fail at, before anything of the body is read.
+//! Checks of the head alone, before anything of the body is read.
 
 use std::{future::ready, sync::Arc};
 
 use warp::http::HeaderMap;
 
-use super::{Now, request::Request};
+use super::{Immediate, request::Request};
 use crate::{
     admission::{AdmissionError, Allowance},
     reply::Refusal,
@@ -12,16 +12,16 @@ use crate::{
     signature::SignatureFailure,
 };
 
-/// Memory up to which a head is nothing beside its connection. That of `EspoCRM`'s is 4 KiB.
-const SMALL_HEAD: usize = 8 * 1024;
-/// Memory of a head, as a multiple of its bytes: what hyper read, what it made of it, and the copy for the signature.
-const HEAD_TIMES: usize = 3;
-/// Memory of each line of a head besides: its places in the tables of both.
-const HEAD_LINE: usize = 320;
+/// Heads up to this size (bytes in memory) are not charged to the budget. `EspoCRM`'s take 4 KiB.
+const UNCHARGED_HEAD_BYTES: usize = 8 * 1024;
+/// Bytes of memory for each byte of a head: what hyper read, what it made of it, and the copy for the signature.
+const MEMORY_PER_BYTE: usize = 3;
+/// Bytes of memory for each header besides: its entries in the two header maps.
+const MEMORY_PER_HEADER: usize = 320;
 
 /// Looks at the head. Proves: the process takes requests, the head carries a signature that could be good, and the memory
 /// of a long head is taken from the budget.
-pub(super) fn precheck(request: Arc<Request>) -> Now<(Arc<Request>, Allowance)> {
+pub(super) fn precheck(request: Arc<Request>) -> Immediate<(Arc<Request>, Allowance)> {
     ready(check(&request).map_err(|refusal| request.reject(refusal)).map(|allowance| (request, allowance)))
 }
 
@@ -33,16 +33,16 @@ fn check(request: &Request) -> Result<Allowance, Refusal> {
     verifier.precheck(&request.headers).map_err(|failure| unauthenticated(request, failure))?;
     let mut allowance = request.webhooks.limits.begin(request.at);
     let weight = memory_of(&request.headers);
-    if weight > SMALL_HEAD {
+    if weight > UNCHARGED_HEAD_BYTES {
         allowance.reserve_for_anybody(weight)?;
     }
     Ok(allowance)
 }
 
-/// Memory that a head takes for as long as its request lasts.
+/// Bytes of memory that a head takes for as long as its request lasts.
 fn memory_of(headers: &HeaderMap) -> usize {
     let bytes: usize = headers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum();
-    HEAD_TIMES * bytes + HEAD_LINE * headers.len()
+    MEMORY_PER_BYTE * bytes + MEMORY_PER_HEADER * headers.len()
 }
 
 /// Counts a request that is not authenticated.

@@ -14,7 +14,7 @@ use warp::{
     path::FullPath,
 };
 
-use super::{Now, Webhooks};
+use super::{Immediate, Webhooks};
 use crate::{
     admission::{Allowance, Permit},
     event::TokenSeed,
@@ -77,7 +77,7 @@ pub(super) fn route(
     path: &FullPath,
     method: &Method,
     headers: HeaderMap,
-) -> Now<Arc<Request>> {
+) -> Immediate<Arc<Request>> {
     let framing = Framing::of(&headers);
     let Some(route) = webhooks.table.find(path.as_str()) else {
         let refusal = Refusal::UnknownPath { path: path.as_str().chars().take(MAX_SHOWN_PATH).collect() };

@@ -6,10 +6,10 @@ use futures_util::{FutureExt, future::Either};
 use warp::Rejection;
 
 use super::{
-    NowOrLater,
+    MaybeDeferred,
     decode::decode,
     deliver::deliver,
-    now,
+    immediate,
     offload::{self, Stopped, is_large},
     precheck::unauthenticated,
     request::{BodyReceived, Request, RequestAdmitted, SenderVerified},
@@ -21,14 +21,14 @@ use crate::{
 };
 
 /// Verifies the signature. Proves: the sender knows a secret of the route, or the route asks for none.
-pub(super) fn verify(admitted: RequestAdmitted) -> NowOrLater<SenderVerified> {
+pub(super) fn verify(admitted: RequestAdmitted) -> MaybeDeferred<SenderVerified> {
     if is_large(&admitted.received.body) {
         return Either::Right(offloaded(admitted).boxed());
     }
     let request = Arc::clone(&admitted.received.request);
     match check(admitted) {
-        Ok(verified) => now(Ok(verified)),
-        Err(unverified) if unverified.captured.is_none() => now(Err(request.reject(unverified.refusal))),
+        Ok(verified) => immediate(Ok(verified)),
+        Err(unverified) if unverified.captured.is_none() => immediate(Err(request.reject(unverified.refusal))),
         // Boxed: the rare branch would enlarge every request's future.
         Err(unverified) => Either::Right(async move { Err(request.reject(unverified.keep(&request).await)) }.boxed()),
     }

@@ -43,21 +43,32 @@ pub(super) async fn without_nats<S: Scene>(mut scene: S, fault: S::Fault) -> Rep
     scene.verdict(crm).await
 }
 
-/// A row that shows what is lost under settings that allow it: at least so many, if that is said, else no more than a second's
-/// worth. Nothing else may be wrong.
-pub(super) fn measured(mut report: Report, least: Option<usize>) -> Report {
+/// How many events settings may lose that allow it.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Loss {
+    /// Fewer show nothing.
+    AtLeast(usize),
+    /// More than is promised.
+    AtMost(usize),
+}
+
+/// A row that shows what is lost under settings that allow it. Nothing else may be wrong.
+pub(super) fn measured(mut report: Report, allowed: Loss) -> Report {
     let lost = std::mem::take(&mut report.lost);
     report.statuses = format!("LOST {lost}, as these settings allow; {}", report.statuses);
     report.violations.retain(|violation| {
         let words = ["accepted, but not in the stream", "without their event", "claims were answered as new"];
         !words.iter().any(|words| violation.contains(words))
     });
-    if let Some(least) = least {
-        demand(
-            &mut report,
-            lost >= least,
-            format!("{lost} lost, and {least} were expected: the scenario shows nothing"),
-        );
+    match allowed {
+        Loss::AtLeast(least) => {
+            let otherwise = format!("{lost} lost, and {least} were expected: the scenario shows nothing");
+            demand(&mut report, lost >= least, otherwise);
+        }
+        Loss::AtMost(most) => {
+            demand(&mut report, lost <= most, format!("{lost} lost, and at most {most} are allowed"));
+            report.statuses = format!("at most {most} allowed; {}", report.statuses);
+        }
     }
     report
 }

@@ -2,11 +2,11 @@
 //!
 //! With NATS down an answer rests on the outbox alone, so here a failover could lose what was accepted.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::{
     crm::{Crm, PATIENT},
-    failover::{self, Scene as _, measured},
+    failover::{self, Loss, Scene as _, measured},
     redis::{refusals, tell},
     rig::{Bounds, Report, Rig},
     wire::{Mode, Wire},
@@ -40,6 +40,8 @@ const ONE: &str =
     "nats.on_unavailable = \"accept\"\nredis.durability = \"replica\"\nredis.on_unavailable = \"reject\"\n";
 /// How long sentinels may take to make everybody a replica of the new primary.
 const FOLLOW: Duration = Duration::from_secs(90);
+/// How long a primary may be without a word of its replicas and take writes.
+const MAX_LAG: Duration = Duration::from_secs(1);
 /// What the primary has.
 const WEAK: &str = "nats.on_unavailable = \"accept\"\nredis.on_unavailable = \"reject\"\n";
 
@@ -217,18 +219,22 @@ async fn sentinel_partition_durable() -> Report {
     partition.scene.verdict(crm).await
 }
 
-/// A primary without its replicas takes no claims at all: min-replicas-to-write.
+/// A primary without its replicas takes no claims at all: min-replicas-to-write. What it took until it knew is lost: no more
+/// than comes in `min-replicas-max-lag`.
 async fn sentinel_partition_fenced() -> Report {
     let mut partition = Partition::start(WEAK).await;
     let scene = &mut partition.scene;
     for server in scene.sentinels.replicas.iter().chain([&scene.rig.world.redis]) {
         tell(server, &["CONFIG", "SET", "min-replicas-to-write", "1"]).await;
-        tell(server, &["CONFIG", "SET", "min-replicas-max-lag", "1"]).await;
+        tell(server, &["CONFIG", "SET", "min-replicas-max-lag", &MAX_LAG.as_secs().to_string()]).await;
     }
     let crm = scene.rig.load(PATIENT);
     scene.rig.progress(&crm, 300).await;
     scene.rig.world.nats.kill();
     scene.rig.on_the_outbox_alone(&crm, 320).await;
+    let (began, before) = (Instant::now(), crm.accepted());
+    scene.rig.progress(&crm, 320).await;
+    let rate = Rate { accepted: crm.accepted() - before, time: began.elapsed() };
     let now = partition.cut().await;
     for gate in &partition.scene.rig.gates {
         gate.wait_store("redis", "no_writes").await;
@@ -236,9 +242,21 @@ async fn sentinel_partition_fenced() -> Report {
     partition.heal(now).await;
     partition.scene.rig.world.nats.start_again().await;
     partition.scene.rig.progress(&crm, 300).await;
-    let report = partition.scene.verdict(crm).await;
-    // What it took between its last word from a replica and the end of the lag is lost: a second of claims at most.
-    measured(report, None)
+    measured(partition.scene.verdict(crm).await, Loss::AtMost(rate.within(MAX_LAG)))
+}
+
+/// What was accepted in a time.
+struct Rate {
+    accepted: usize,
+    time: Duration,
+}
+
+impl Rate {
+    /// How many are accepted in another time.
+    fn within(&self, time: Duration) -> usize {
+        let (time, accepted) = (time.as_millis(), u128::try_from(self.accepted).expect("few"));
+        usize::try_from((accepted * time).div_ceil(self.time.as_millis().max(1))).expect("few")
+    }
 }
 
 /// The old primary goes on taking claims, and forgets them when the cut ends.
@@ -253,7 +271,7 @@ async fn sentinel_partition_loses() -> Report {
     partition.heal(now).await;
     partition.scene.rig.world.nats.start_again().await;
     partition.scene.rig.progress(&crm, 300).await;
-    measured(partition.scene.verdict(crm).await, Some(320))
+    measured(partition.scene.verdict(crm).await, Loss::AtLeast(320))
 }
 
 /// What is accepted while no replica hears of it is lost with the primary.
@@ -297,5 +315,5 @@ async fn loses(settings: &str, frozen: usize) -> Report {
     scene.all_follow().await;
     scene.rig.world.nats.start_again().await;
     scene.rig.progress(&crm, 300).await;
-    measured(scene.verdict(crm).await, Some(320))
+    measured(scene.verdict(crm).await, Loss::AtLeast(320))
 }
