@@ -24,6 +24,7 @@ pub mod jetstream;
 mod judgement;
 pub mod live;
 mod login;
+pub mod peers;
 pub mod servers;
 pub mod service;
 mod stream;

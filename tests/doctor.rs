@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use crate::{
     startup::{ACCOUNTS, in_crm, outsider},
-    support::{NatsServer, PENDING, Port, RedisServer, World, run},
+    support::{Gate, NatsCluster, NatsServer, PENDING, Port, RedisServer, World, batch, eventually, monitored, run},
 };
 
 /// The levels of what was looked at, by name.
@@ -275,12 +275,7 @@ async fn what_the_monitoring_port_says_of_syncing_is_judged() {
     let monitored = |sync: &str| format!("http: \"127.0.0.1:{}\"\n{sync}", port.number);
     let mut world = World::start().await;
     world.nats = NatsServer::configured(&monitored("")).await;
-    let of_sync = |settings: &str| {
-        let (_, findings) = examine(settings);
-        let found =
-            findings.into_iter().filter(|(_, what, _)| what == "nats sync_interval" || what == "nats monitoring");
-        found.map(|(level, _, text)| (level, text)).collect::<Vec<_>>()
-    };
+    let of_sync = |settings: &str| found(settings, &["nats sync_interval", "nats monitoring"]);
     assert_eq!(of_sync(&world.settings()), [], "nobody asked for it");
     let settings = format!("{}nats.monitoring_url = \"http://127.0.0.1:{}\"\n", world.settings(), port.number);
     let found = of_sync(&settings);
@@ -289,6 +284,112 @@ async fn what_the_monitoring_port_says_of_syncing_is_judged() {
     let wrong = format!("{}nats.monitoring_url = \"http://127.0.0.1:1\"\n", world.settings());
     let found = of_sync(&wrong);
     assert!(found[0].0 == "warning" && found[0].1.contains("nats.monitoring_url"), "{found:?}");
+}
+
+/// Level and text of the findings about these things.
+fn found(settings: &str, about: &[&str]) -> Vec<(String, String)> {
+    let (_, findings) = examine(settings);
+    let found = findings.into_iter().filter(|(_, what, _)| about.contains(&what.as_str()));
+    found.map(|(level, _, text)| (level, text)).collect()
+}
+
+#[tokio::test]
+async fn a_store_that_fills_up_is_named_before_it_refuses_events() {
+    let port = Port::reserve();
+    let mut world = World::start().await;
+    world.nats = NatsServer::storing(&format!("http: \"127.0.0.1:{}\"", port.number), "max_file_store: 1000000").await;
+    let url = format!("http://127.0.0.1:{}", port.number);
+    let settings = format!("{}nats.monitoring_url = \"{url}\"\n", world.settings());
+    let of_store = || found(&settings, &["nats store"]);
+    let [(level, text)] = &of_store()[..] else { panic!("one finding: {:?}", of_store()) };
+    assert!(level == "ok" && text.starts_with(&url) && text.contains(" of 1000000 bytes used"), "{level}: {text}");
+
+    world.nats.create_raw("OTHERS", &json!({ "subjects": ["others"] })).await;
+    let jetstream = world.nats.jetstream().await;
+    let store = async || {
+        let ack = jetstream.publish("others", vec![b'x'; 20_000].into()).await.expect("it is sent");
+        ack.await.is_ok()
+    };
+    let mut seen = Vec::new();
+    let mut refused = false;
+    // Until the server takes no more: doctor has to have said so before.
+    for _ in 0..60 {
+        refused = !store().await;
+        let [(level, text)] = &of_store()[..] else { panic!("one finding: {:?}", of_store()) };
+        assert!(level == "ok" || text.contains("raise max_file_store"), "{text}");
+        if seen.last() != Some(level) {
+            seen.push(level.clone());
+        }
+        if refused {
+            break;
+        }
+    }
+    assert!(refused, "a store of 1 MB takes no 60 messages of 20 kB");
+    assert_eq!(seen, ["ok", "warning", "failure"]);
+    assert_eq!(run(&settings, &["doctor"]).code, Some(1));
+}
+
+#[tokio::test]
+async fn a_server_of_a_cluster_that_is_away_is_named() {
+    const ABOUT: [&str; 2] = ["nats cluster", "nats stream HOOKGATE"];
+    let (redis, cluster) = tokio::join!(RedisServer::start(), NatsCluster::start("", ""));
+    let NatsCluster { servers: [nats, second, third], monitors, routes: _routes } = cluster;
+    let names = [nats.name(), second.name(), third.name()];
+    let leader = eventually("the servers have a leader", async || {
+        let said = monitored(&monitors[0], "jsz").await.json();
+        let leader = said["meta_cluster"]["leader"].as_str()?;
+        names.iter().position(|name| name == leader)
+    })
+    .await;
+    let mut servers = [nats, second, third];
+    let urls: Vec<_> = servers.iter().map(NatsServer::url).collect();
+    let settings = |place: usize| {
+        format!(
+            "redis.url = \"{}\"\nnats = {{ url = \"{}\", stream.replicas = 3, monitoring_url = \"http://127.0.0.1:{}\" }}\n",
+            redis.url(),
+            urls.join(","),
+            monitors[place].number
+        )
+    };
+    // It makes the stream.
+    let gate = Gate::start("", &settings(leader)).await;
+    gate.wait_ready().await;
+    gate.deliver(batch(["a"])).await;
+
+    let address = |place: usize| format!("http://127.0.0.1:{}: ", monitors[place].number);
+    let well = || {
+        let found = found(&settings(leader), &ABOUT);
+        let all = |(level, text): &(String, String)| {
+            level == "ok" && text.starts_with(&address(leader)) && text.ends_with("all are there")
+        };
+        // Old servers have warnings of their own.
+        let away = found.iter().any(|(level, text)| level == "failure" || text.contains("copy on"));
+        (found.iter().any(all) && !away).then_some(())
+    };
+    eventually("doctor says that all are there", async || well()).await;
+
+    let other = (leader + 1) % 3;
+    servers[other].kill();
+    // A server that was killed counts as offline to the others minutes later. Its silence shows.
+    let away = || {
+        let found = found(&settings(leader), &ABOUT);
+        let says = |before: &str| {
+            let named = format!("{before}{:?} ", names[other]);
+            let gone = |text: &str| text.starts_with("is offline") || text.starts_with("has said nothing for ");
+            found.iter().any(|(level, text)| level == "warning" && text.strip_prefix(&named).is_some_and(gone))
+        };
+        (says(&address(leader)) && says("copy on ")).then_some(())
+    };
+    eventually("doctor names the one that is away", async || away()).await;
+    // Two of three are a majority.
+    gate.deliver(batch(["b"])).await;
+
+    // One that does not lead says who does.
+    let follower = (leader + 2) % 3;
+    let found = found(&settings(follower), &["nats cluster"]);
+    let [(level, text)] = &found[..] else { panic!("one finding: {found:?}") };
+    assert!(level == "ok" && text.contains("it alone says which of them are away"), "{level}: {text}");
+    gate.wait_log("2 of 3 copies are there").await;
 }
 
 /// As 0.1.0 claims them.

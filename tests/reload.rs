@@ -2,7 +2,14 @@
 
 mod load;
 
-use std::{fs, os::unix::fs::symlink, path::Path, time::SystemTime};
+use std::{
+    cell::Cell,
+    ffi::OsStr,
+    fs,
+    os::unix::fs::symlink,
+    path::{Path, PathBuf},
+    time::SystemTime,
+};
 
 use futures_util::StreamExt;
 use hookgate::signature::{Scheme, Secret};
@@ -138,33 +145,63 @@ async fn a_changed_file_is_read_without_a_signal() {
     assert_eq!(gate.post_to(NEW_PATH, batch(["c"])).await.counts(), (1, 1));
 }
 
-/// As the kubelet does with a `ConfigMap`: the files are links into `..data`, which is itself a link that is swapped.
+/// As the kubelet has a `ConfigMap`: the file is a link into `..data`, which is itself a link that is swapped.
+struct Mounted {
+    file: PathBuf,
+    versions: Cell<usize>,
+}
+
+impl Mounted {
+    /// In the place of a file, with a text.
+    fn over(file: PathBuf, text: &str) -> Self {
+        let this = Self { file, versions: Cell::new(0) };
+        this.swap(text);
+        let (folder, name) = this.names();
+        symlink(Path::new("..data").join(name), folder.join("link")).expect("the folder is ours");
+        fs::rename(folder.join("link"), &this.file).expect("the folder is ours");
+        this
+    }
+
+    /// The next version; the one before is removed, as the kubelet does.
+    fn swap(&self, text: &str) {
+        let (folder, name) = self.names();
+        let version = self.versions.get();
+        self.versions.set(version + 1);
+        let next = format!("..2026_{version}");
+        fs::create_dir(folder.join(&next)).expect("the folder is ours");
+        fs::write(folder.join(&next).join(name), text).expect("the folder is ours");
+        symlink(&next, folder.join("..data_tmp")).expect("the folder is ours");
+        fs::rename(folder.join("..data_tmp"), folder.join("..data")).expect("the folder is ours");
+        if let Some(before) = version.checked_sub(1) {
+            fs::remove_dir_all(folder.join(format!("..2026_{before}"))).expect("the folder is ours");
+        }
+    }
+
+    fn names(&self) -> (&Path, &OsStr) {
+        (self.file.parent().expect("it is in one"), self.file.file_name().expect("it has a name"))
+    }
+}
+
 #[tokio::test]
 async fn a_swapped_link_of_a_config_map_is_followed() {
     let world = World::start().await;
     let gate = world.gate(&before()).await;
-    let file = gate.file();
-    let (folder, name) = (file.parent().expect("it is in one"), file.file_name().expect("it has a name"));
-    let swap = |version: &str, text: &str| {
-        fs::create_dir(folder.join(version)).expect("the folder is ours");
-        fs::write(folder.join(version).join(name), text).expect("the folder is ours");
-        symlink(version, folder.join("..data_tmp")).expect("the folder is ours");
-        fs::rename(folder.join("..data_tmp"), folder.join("..data")).expect("the folder is ours");
-    };
-    swap("..2026_01", &before());
-    symlink(Path::new("..data").join(name), folder.join("link")).expect("the folder is ours");
-    fs::rename(folder.join("link"), &file).expect("the folder is ours");
-    swap("..2026_02", &after());
-    fs::remove_dir_all(folder.join("..2026_01")).expect("the folder is ours");
+    let mounted = Mounted::over(gate.file(), &before());
+    mounted.swap(&after());
     serves(&gate, &["vmh/beteiligte/create", "vmh/vertrag/update"]).await;
     has_failed(&gate, false).await;
 }
 
 fn signed(secret: &str, body: &str) -> Vec<u8> {
+    signed_on(secret, body, "close")
+}
+
+/// A signed request on a connection that stays, or closes.
+fn signed_on(secret: &str, body: &str, connection: &str) -> Vec<u8> {
     let scheme = Scheme::EspoCrm { id: WEBHOOK.to_owned() };
     let headers = scheme.sign(&Secret::from(secret), body.as_bytes(), "", SystemTime::now());
     let signature = String::from_utf8(headers[0].1.clone()).expect("it is base64");
-    let head = format!("POST {PATH} HTTP/1.1\r\nHost: x\r\nSignature: {signature}\r\nConnection: close\r\n");
+    let head = format!("POST {PATH} HTTP/1.1\r\nHost: x\r\nSignature: {signature}\r\nConnection: {connection}\r\n");
     format!("{head}Content-Length: {}\r\n\r\n{body}", body.len()).into_bytes()
 }
 

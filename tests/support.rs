@@ -27,7 +27,7 @@ pub(crate) use self::{
     http::{Answer, Connection, post, post_and_stay, signed, try_exchange},
     http_server::HttpServer,
     jwt::Operator,
-    nats::{Event, NatsServer, recent_servers},
+    nats::{Event, NatsCluster, NatsServer, monitored, recent_servers},
     process::{Port, Process, binary},
     redis::RedisServer,
     redis_cluster::RedisCluster,

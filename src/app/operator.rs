@@ -171,7 +171,7 @@ pub async fn inspect_broker(settings: &Settings) -> Vec<Finding> {
         publisher::inspect::inspect(&servers, stream.as_ref(), &settings.routes, &settings.instance).await;
     if let Some(address) = settings.nats_monitoring.as_ref().filter(|_| stream.is_some()) {
         let files = settings.nats.tls.clone().unwrap_or_default();
-        findings.push(nats_monitoring::inspect(address, &files).await);
+        findings.extend(nats_monitoring::inspect(address, &files).await);
     }
     findings
 }

@@ -7,6 +7,7 @@ use serde_json::Value;
 
 use super::{
     MANAGED, StreamSettings,
+    peers::Peers,
     stream_info::{StreamInfo, matches},
 };
 use crate::{batch::MAX_ID_BYTES, finding::Level, route::Route};
@@ -71,6 +72,7 @@ const RULES: &[Rule] = &[
     Rule { reads: &["config.max_age"], judge: max_age },
     Rule { reads: &["config.duplicate_window", "config.sources"], judge: duplicate_window },
     Rule { reads: &["config.num_replicas", "config.description"], judge: copies },
+    Rule { reads: &["cluster.replicas"], judge: copies_away },
     Rule { reads: &["config.allow_rollup_hdrs"], judge: rollup },
     Rule { reads: &["config.subject_delete_marker_ttl"], judge: delete_markers },
     Rule { reads: &["config.consumer_limits.inactive_threshold"], judge: inactive_consumers },
@@ -322,6 +324,23 @@ fn copies(case: &Case<'_>) -> Verdict {
     ))
 }
 
+/// While the others are a majority, events are stored; what is missing then is the next failure.
+fn copies_away(case: &Case<'_>) -> Verdict {
+    let peers = Peers::of(case.info.field("cluster.replicas"));
+    let problems = peers.problems()?;
+    let (there, all, majority) = (peers.there(), peers.all(), peers.majority());
+    let text = format!("copy on {problems}; {there} of {all} copies are there");
+    if there < majority {
+        return failure(format!("{text}, and it takes no event with fewer than {majority}: senders get 503"));
+    }
+    let then = if there == majority {
+        ", and with one fewer it takes no event: see that the server runs and reaches the others"
+    } else {
+        ": see that the server runs and reaches the others"
+    };
+    warning(format!("{text}{then}"))
+}
+
 fn rollup(case: &Case<'_>) -> Verdict {
     case.info.flag("config.allow_rollup_hdrs").then_some(())?;
     warning(
@@ -458,6 +477,35 @@ mod tests {
     #[test]
     fn lost_messages_are_a_failure() {
         assert_eq!(only(&[("state.lost", json!({ "msgs": [3], "bytes": 80 }))]), Some(Level::Failure));
+    }
+
+    #[test]
+    fn a_copy_that_is_away_is_named_while_a_majority_is_there() {
+        let found = |replicas: Value| {
+            let mut info = json!({ "config": { "discard": "new", "duplicate_window": 900 * NANOS }, "state": {} });
+            info["cluster"] = json!({ "name": "c", "leader": "n1", "replicas": replicas });
+            let (info, settings) = (StreamInfo::of(info), settings());
+            problems(&Case { info: &info, settings: &settings, routes: &[&route()] }).pop().map(|problem| {
+                assert_eq!(problem.field, "cluster.replicas");
+                (problem.level, problem.text)
+            })
+        };
+        let well = json!({ "name": "n3", "current": true, "active": 1 });
+        let away = json!({ "name": "n2", "current": false, "offline": true, "active": 20 * NANOS, "lag": 3 });
+        let behind = json!({ "name": "n2", "current": false, "active": 1, "lag": 4096 });
+        assert_eq!(found(json!([])), None);
+        assert_eq!(found(Value::Null), None);
+        assert_eq!(found(json!([well, well])), None);
+        let (level, text) = found(json!([away, well])).expect("it is said");
+        assert_eq!(level, Level::Warning);
+        assert!(text.starts_with("copy on \"n2\" is offline (last heard 20 s ago); 2 of 3 copies are there"), "{text}");
+        assert!(text.contains("with one fewer it takes no event"), "{text}");
+        let (level, text) = found(json!([behind, well])).expect("it is said");
+        assert!(level == Level::Warning && text.contains("4096 operations behind; 3 of 3 copies"), "{text}");
+        let (level, text) = found(json!([away])).expect("it is said");
+        assert!(level == Level::Failure && text.contains("senders get 503"), "{text}");
+        let (level, text) = found(json!([away, well, well, well])).expect("it is said");
+        assert!(level == Level::Warning && !text.contains("one fewer"), "{text}");
     }
 
     #[test]

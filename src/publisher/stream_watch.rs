@@ -157,7 +157,7 @@ impl Said {
                         error!(%stream, %field, problem = %problem_text, "stream drops, refuses or hides events; it is left as it is");
                     }
                     Level::Warning | Level::Ok => {
-                        warn!(%stream, %field, problem = %problem_text, "stream has a setting that can lose or duplicate events; it is left as it is");
+                        warn!(%stream, %field, problem = %problem_text, "stream can lose, refuse or duplicate events; it is left as it is");
                     }
                 }
             }

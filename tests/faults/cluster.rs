@@ -15,13 +15,14 @@ use super::{
 };
 use crate::{
     Scenario, scenario,
-    support::{NatsServer, Port, RedisServer, World, eventually, recent_servers, try_exchange},
+    support::{NatsCluster, NatsServer, Port, RedisServer, World, eventually, monitored, recent_servers},
 };
 
 /// The scenarios of this file.
 pub(crate) fn scenarios() -> Vec<Scenario> {
     vec![
         scenario!(cluster_leader_killed),
+        scenario!(cluster_synced_leader_killed),
         scenario!(cluster_leader_frozen),
         scenario!(cluster_lame_duck),
         scenario!(cluster_rolling_restart),
@@ -43,30 +44,14 @@ struct Cluster {
 impl Cluster {
     /// Servers that know each other, and two replicas that know `known` of them.
     async fn start(known: usize) -> Self {
-        Self::start_with(known, "").await
+        Self::start_with(known, "", "").await
     }
 
-    /// The same with more settings.
-    async fn start_with(known: usize, more: &str) -> Self {
-        let reserve = || std::iter::repeat_with(Port::reserve).take(3).collect::<Vec<_>>();
-        let (routes, monitors) = (reserve(), reserve());
-        let all: Vec<_> = routes.iter().map(|port| format!("nats://127.0.0.1:{}", port.number)).collect();
-        let configuration = |place: usize| {
-            format!(
-                "http: \"127.0.0.1:{}\"\ncluster {{ name: faults, listen: \"127.0.0.1:{}\", routes: [ {} ] }}\nlame_duck_grace_period: \"1s\"\nlame_duck_duration: \"30s\"\n",
-                monitors[place].number,
-                routes[place].number,
-                all.join(", ")
-            )
-        };
-        let configurations: Vec<_> = (0..3).map(configuration).collect();
-        let servers = tokio::join!(
-            RedisServer::start(),
-            NatsServer::configured(&configurations[0]),
-            NatsServer::configured(&configurations[1]),
-            NatsServer::configured(&configurations[2]),
-        );
-        let (redis, nats, second, third) = servers;
+    /// The same with more settings of hookgate, and of each server's `JetStream`.
+    async fn start_with(known: usize, more: &str, store: &'static str) -> Self {
+        let settings = "lame_duck_grace_period: \"1s\"\nlame_duck_duration: \"30s\"\n";
+        let (redis, cluster) = tokio::join!(RedisServer::start(), NatsCluster::start(settings, store));
+        let NatsCluster { servers: [nats, second, third], monitors, routes } = cluster;
         let urls: Vec<_> = [&nats, &second, &third].into_iter().map(NatsServer::url).collect();
         let settings = format!("nats.url = \"{}\"\nnats.stream.replicas = 3\n{more}", urls[..known].join(","));
         let rig = Rig::reading(urls, World { redis, nats }, 2, &settings).await;
@@ -112,10 +97,16 @@ impl Cluster {
 
     /// How many replicas of hookgate a server has.
     async fn clients(&self, place: usize) -> usize {
-        let request = b"GET /connz HTTP/1.1\r\nHost: nats\r\nConnection: close\r\n\r\n";
-        let address = ([127, 0, 0, 1], self.monitors[place].number).into();
-        let answer = try_exchange(address, request).await.expect("the server tells who is there");
-        answer.text().matches("\"name\": \"hookgate\"").count()
+        monitored(&self.monitors[place], "connz").await.text().matches("\"name\": \"hookgate\"").count()
+    }
+
+    /// Which servers sync before they acknowledge.
+    async fn syncs(&self) -> [bool; 3] {
+        let mut synced = [false; 3];
+        for (place, synced) in synced.iter_mut().enumerate() {
+            *synced = monitored(&self.monitors[place], "jsz").await.json()["config"]["sync_always"] == true;
+        }
+        synced
     }
 
     async fn verdict(self, crm: Crm) -> Report {
@@ -126,7 +117,14 @@ impl Cluster {
 
 /// The stream's leader goes away three times; the others elect a new one.
 async fn without_leaders(leave: impl Fn(&mut NatsServer), come_back: impl AsyncFn(&mut NatsServer)) -> Report {
-    let mut cluster = Cluster::start(3).await;
+    without_leaders_of(Cluster::start(3).await, leave, come_back).await
+}
+
+async fn without_leaders_of(
+    mut cluster: Cluster,
+    leave: impl Fn(&mut NatsServer),
+    come_back: impl AsyncFn(&mut NatsServer),
+) -> Report {
     let crm = cluster.rig.load(Load::default());
     for _ in 0..3 {
         cluster.rig.progress(&crm, 200).await;
@@ -143,6 +141,16 @@ async fn without_leaders(leave: impl Fn(&mut NatsServer), come_back: impl AsyncF
 /// The old one comes back with what it had.
 async fn cluster_leader_killed() -> Report {
     without_leaders(NatsServer::kill, NatsServer::start_again).await
+}
+
+/// The same where each server syncs before it acknowledges, as the guarantee asks for: slower, and as good.
+async fn cluster_synced_leader_killed() -> Report {
+    recent_servers();
+    let cluster = Cluster::start_with(3, "", "sync_interval: always").await;
+    let synced = cluster.syncs().await;
+    let mut report = without_leaders_of(cluster, NatsServer::kill, NatsServer::start_again).await;
+    demand(&mut report, synced == [true; 3], format!("which of the three servers sync: {synced:?}"));
+    report
 }
 
 /// The old one keeps all its connections open, and goes on where it was: what it takes then is not to count. On nats-server
@@ -190,7 +198,7 @@ async fn cluster_rolling_restart() -> Report {
 async fn life_cluster_leaders_killed() -> Report {
     const ACKS: &str = "hookgate_acks";
     let route = "[[routes]]\nflow = \"vmh\"\nentity = \"beteiligte\"\naction = \"create\"\nwhile_pending = \"publish\"\nrelease = \"ack\"\nconsumers = [\"one\"]\n";
-    let mut cluster = Cluster::start_with(3, route).await;
+    let mut cluster = Cluster::start_with(3, route, "").await;
     cluster.rig.is_released();
     let urls = [cluster.rig.world.nats.url()];
     let mut one = Application::new("one", &urls, &[Language::Rust, Language::Rust]);

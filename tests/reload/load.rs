@@ -1,37 +1,84 @@
 //! Reloads again and again while senders post: no request is dropped, no event is lost, nothing is left behind.
 
 use std::{
+    cell::Cell,
     collections::{BTreeSet, HashMap},
+    fs,
+    path::PathBuf,
     sync::atomic::{AtomicBool, AtomicUsize, Ordering},
     time::{Duration, Instant},
 };
 
 use futures_util::future::join_all;
 
-use super::{NEW_PATH, RELOADED, after, before, create, route, series, serves};
-use crate::support::{Connection, Gate, NatsServer, RedisCluster, World, batch, eventually, post_and_stay};
+use super::{
+    KEPT, Mounted, NEW_PATH, RELOADED, WEBHOOK, after, before, create, has_failed, route, series, serves, signed,
+    signed_on,
+};
+use crate::support::{
+    Connection, Event, Gate, NatsServer, PATH, RedisCluster, World, batch, eventually, post_and_stay,
+};
 
 const SENDERS: usize = 6;
 const RELOADS: usize = 12;
 const QUIET: &str = "log.filter = \"info,hookgate::entity=warn\"\n";
 
-/// Posts batches on one connection until it is told to stop; the ids that were accepted.
-async fn sender(gate: &Gate, number: usize, path: &str, stop: &AtomicBool, sent: &AtomicUsize) -> Vec<String> {
-    let mut connection = Connection::open(gate.address()).await.expect("hookgate listens");
-    let mut ids = Vec::new();
-    for round in 0.. {
-        if stop.load(Ordering::Relaxed) {
-            break;
-        }
-        let of_round: Vec<_> = (0..5).map(|item| format!("s{number}-{round}-{item}")).collect();
-        let request = post_and_stay(path, batch(&of_round).as_bytes());
-        connection.send(&request).await.expect("the connection stays");
-        let answer = connection.answer().await.expect("each request is answered");
-        assert_eq!(answer.status, 200, "{}", answer.text());
-        sent.fetch_add(1, Ordering::Relaxed);
-        ids.extend(of_round);
+/// Senders that post batches until they are told to stop, each on one connection.
+struct Load {
+    stop: AtomicBool,
+    /// Batches that each sender has got through.
+    sent: [AtomicUsize; SENDERS],
+}
+
+impl Load {
+    fn new() -> Self {
+        Self { stop: AtomicBool::new(false), sent: std::array::from_fn(|_| AtomicUsize::new(0)) }
     }
-    ids
+
+    /// Posts what `request` makes of a body; the ids that were accepted. Whatever is not accepted fails the test.
+    async fn run(&self, gate: &Gate, request: impl Fn(&str) -> Vec<u8>) -> BTreeSet<String> {
+        let senders = (0..SENDERS).map(|number| self.sender(gate, number, &request));
+        join_all(senders).await.into_iter().flatten().collect()
+    }
+
+    async fn sender(&self, gate: &Gate, number: usize, request: &impl Fn(&str) -> Vec<u8>) -> Vec<String> {
+        let mut connection = Connection::open(gate.address()).await.expect("hookgate listens");
+        let mut ids = Vec::new();
+        for round in 0.. {
+            if self.stop.load(Ordering::Relaxed) {
+                break;
+            }
+            let of_round: Vec<_> = (0..5).map(|item| format!("s{number}-{round}-{item}")).collect();
+            connection.send(&request(&batch(&of_round))).await.expect("the connection stays");
+            let answer = connection.answer().await.expect("each request is answered");
+            assert_eq!(answer.status, 200, "{}", answer.text());
+            self.sent[number].fetch_add(1, Ordering::Relaxed);
+            ids.extend(of_round);
+        }
+        ids
+    }
+
+    /// Waits until each sender has got through two batches more: one of them began after this.
+    async fn goes_on(&self) {
+        let counts = || self.sent.each_ref().map(|sent| sent.load(Ordering::Relaxed));
+        let before = counts();
+        eventually("each sender has gone on", async || {
+            counts().iter().zip(before).all(|(now, before)| *now >= before + 2).then_some(())
+        })
+        .await;
+    }
+
+    fn stop(&self) {
+        self.stop.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Each id of the senders has exactly one event.
+async fn assert_published(world: &World, accepted: &BTreeSet<String>) {
+    let events = world.nats.events().await;
+    let published: Vec<_> = events.iter().map(Event::entity_id).filter(|id| id.starts_with('s')).collect();
+    assert_eq!(published.iter().collect::<BTreeSet<_>>().len(), published.len(), "each id once");
+    assert_eq!(&published.into_iter().collect::<BTreeSet<_>>(), accepted, "no event is lost");
 }
 
 /// Tasks and open files. Both grow with whatever is left behind: a task, a connection to a store.
@@ -52,35 +99,26 @@ async fn reloads_under_load_drop_nothing_and_leave_nothing_behind() {
         format!("{QUIET}{smaller}{}", route("beteiligte", "create", "label = \"X\"")),
     ];
     let gate = world.gate(&variants[0]).await;
-    let (stop, sent) = (AtomicBool::new(false), AtomicUsize::new(0));
-    let senders = join_all((0..SENDERS).map(|number| sender(&gate, number, crate::support::PATH, &stop, &sent)));
+    let load = Load::new();
     let reloads = async {
         let mut first = None;
         for number in 1..=RELOADS {
-            let before = sent.load(Ordering::Relaxed);
             gate.configure(&variants[number % variants.len()]);
             gate.signal("HUP");
-            eventually("it is reloaded, and senders have gone on", async || {
-                let done = gate.log_count(RELOADED) >= number && sent.load(Ordering::Relaxed) > before + SENDERS;
-                done.then_some(())
-            })
-            .await;
+            eventually("it is reloaded", async || (gate.log_count(RELOADED) >= number).then_some(())).await;
+            load.goes_on().await;
             // The same configuration holds the same.
             if number == variants.len() {
                 first = Some(held(&gate).await);
             }
         }
         let last = held(&gate).await;
-        stop.store(true, Ordering::Relaxed);
+        load.stop();
         (first.expect("there were enough"), last)
     };
+    let senders = load.run(&gate, |body| post_and_stay(PATH, body.as_bytes()));
     let (accepted, (first, last)) = tokio::join!(senders, reloads);
-    let (mut accepted, mut expected) = (accepted.concat(), BTreeSet::new());
-    expected.extend(accepted.drain(..));
-    let events = world.nats.events().await;
-    let published: BTreeSet<_> = events.iter().map(crate::support::Event::entity_id).collect();
-    assert_eq!(published.len(), events.len(), "each id once");
-    assert_eq!(published, expected, "no event is lost");
+    assert_published(&world, &accepted).await;
     // What is being opened or closed at that moment is not left behind.
     eventually("tasks and files are as many as after the first round", async || {
         let now = held(&gate).await;
@@ -91,6 +129,65 @@ async fn reloads_under_load_drop_nothing_and_leave_nothing_behind() {
     gate.configure(&variants[1]);
     serves(&gate, &["vmh/beteiligte/create", "vmh/vertrag/update"]).await;
     assert_eq!(gate.post_to(NEW_PATH, batch(["n"])).await.counts(), (1, 1));
+}
+
+/// As in Kubernetes: the `ConfigMap` is swapped, with a mistake and without; the secret of the senders is rotated; the log is
+/// turned up.
+#[tokio::test]
+async fn what_an_operator_changes_under_load_drops_no_request() {
+    let world = World::start().await;
+    let [one, two] = ["one", "two"].map(|name| world.redis.folder().join(name));
+    fs::write(&one, "first").expect("the folder is ours");
+    let settings = |more: &str, files: &[&PathBuf]| {
+        let auth = format!("auth = [{{ scheme = \"espocrm\", id = \"{WEBHOOK}\", secret_files = {files:?} }}]");
+        format!("{more}{}", route("beteiligte", "create", &auth))
+    };
+    let start = settings(QUIET, &[&one]);
+    let gate = world.gate(&start).await;
+    let mounted = Mounted::over(gate.file(), &start);
+    let secret = Cell::new("first");
+    let is_good = async |secret: &str| gate.exchange(&signed(secret, &batch(["probe"]))).await.status == 200;
+    let load = Load::new();
+    let changes = async {
+        load.goes_on().await;
+        // A mistake, which senders must not notice, however long it is there.
+        mounted.swap(&format!("server.max_in_flight = 0\n{}", settings(QUIET, &[])));
+        gate.wait_log(KEPT).await;
+        has_failed(&gate, true).await;
+        load.goes_on().await;
+
+        // The new secret beside the old one, then the senders, then it alone.
+        fs::write(&two, "second").expect("the folder is ours");
+        mounted.swap(&settings(QUIET, &[&one, &two]));
+        eventually("the new secret is good", async || is_good("second").await.then_some(())).await;
+        has_failed(&gate, false).await;
+        load.goes_on().await;
+        secret.set("second");
+        load.goes_on().await;
+        mounted.swap(&settings(QUIET, &[&two]));
+        eventually("the old secret is no longer good", async || (!is_good("first").await).then_some(())).await;
+        load.goes_on().await;
+
+        // The same in the files alone, of which the configuration has both.
+        fs::write(&one, "third").expect("the folder is ours");
+        mounted.swap(&settings(QUIET, &[&one, &two]));
+        eventually("the third secret is good", async || is_good("third").await.then_some(())).await;
+        secret.set("third");
+        load.goes_on().await;
+        fs::remove_file(&two).expect("the folder is ours");
+        eventually("the second one is revoked", async || (!is_good("second").await).then_some(())).await;
+        load.goes_on().await;
+
+        assert_eq!(gate.log_count("Create Entity ID gefunden"), 0, "the log is quiet");
+        mounted.swap(&settings("log.filter = \"info\"\n", &[&one, &two]));
+        gate.wait_log("Create Entity ID gefunden").await;
+        load.goes_on().await;
+        load.stop();
+    };
+    let senders = load.run(&gate, |body| signed_on(secret.get(), body, "keep-alive"));
+    let (accepted, ()) = tokio::join!(senders, changes);
+    assert_published(&world, &accepted).await;
+    assert_eq!(gate.log_count(RELOADED), 4, "each good configuration was read once");
 }
 
 /// Where a claim waits for replicas of Redis, each route has a connection of its own. So has the quarantine.

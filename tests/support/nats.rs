@@ -25,12 +25,15 @@ use tempfile::TempDir;
 use tokio::{io::AsyncReadExt, net::TcpStream};
 
 use super::{
-    eventually,
+    Answer, eventually,
     process::{Port, Process, binary},
+    try_exchange,
 };
 
 /// Ports to try, in case something that is no test takes one between looking and binding.
 const ATTEMPTS: usize = 10;
+/// Names the server to test with.
+const SERVER: &str = "HOOKGATE_NATS_SERVER";
 /// The stream that hookgate makes if nothing else is configured.
 const STREAM: &str = "HOOKGATE";
 
@@ -39,8 +42,12 @@ thread_local! {
     static PROGRAM: RefCell<Option<PathBuf>> = const { RefCell::new(None) };
 }
 
-/// Has this thread start servers of a recent version from now on: older ones lose what they acknowledged.
+/// Has this thread start servers of a recent version from now on, unless `HOOKGATE_NATS_SERVER` names one: older ones lose
+/// what they acknowledged.
 pub(crate) fn recent_servers() {
+    if !binary(SERVER, "").is_empty() {
+        return;
+    }
     let fetch = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/servers/fetch");
     let fetched = Command::new(fetch).arg("nats").output().expect("there is a bash");
     assert!(fetched.status.success(), "no recent nats-server: {}", String::from_utf8_lossy(&fetched.stderr));
@@ -57,8 +64,20 @@ struct Mode {
     jetstream: bool,
     /// With the configuration file in its folder.
     configured: bool,
+    /// Settings of `JetStream` in that file, beside the folder.
+    store: &'static str,
     login: Option<(&'static str, &'static str)>,
     entrance: Option<Entrance>,
+}
+
+impl Mode {
+    const fn new(jetstream: bool) -> Self {
+        Self { jetstream, configured: false, store: "", login: None, entrance: None }
+    }
+
+    fn configured(jetstream: bool) -> Self {
+        Self { configured: true, ..Self::new(jetstream) }
+    }
 }
 
 /// A running server and its data.
@@ -72,24 +91,29 @@ pub(crate) struct NatsServer {
 impl NatsServer {
     /// With `JetStream`.
     pub(crate) async fn start() -> Self {
-        Self::start_as(Mode { jetstream: true, configured: false, login: None, entrance: None }).await
+        Self::start_as(Mode::new(true)).await
     }
 
     /// Without `JetStream`, which is the server's default.
     pub(crate) async fn without_jetstream() -> Self {
-        Self::start_as(Mode { jetstream: false, configured: false, login: None, entrance: None }).await
+        Self::start_as(Mode::new(false)).await
     }
 
     /// With `JetStream`, and with one user.
     pub(crate) async fn with_user(name: &'static str, password: &'static str) -> Self {
-        Self::start_as(Mode { jetstream: true, configured: false, login: Some((name, password)), entrance: None }).await
+        Self::start_as(Mode { login: Some((name, password)), ..Mode::new(true) }).await
     }
 
     /// With `JetStream`, and with the text of a configuration file that lets everybody in as an operator.
     pub(crate) async fn configured(text: &str) -> Self {
+        Self::storing(text, "").await
+    }
+
+    /// The same with settings of `JetStream`: `sync_interval: always`.
+    pub(crate) async fn storing(text: &str, store: &'static str) -> Self {
         let data = tempfile::tempdir().expect("a temporary folder can be made");
-        write_config(&data, text);
-        Self::start_in(data, Mode { jetstream: true, configured: true, login: None, entrance: None }).await
+        write_config(&data, store, text);
+        Self::start_in(data, Mode { store, ..Mode::configured(true) }).await
     }
 
     /// The same without `JetStream`, as a server of a cluster whose others have it.
@@ -97,15 +121,15 @@ impl NatsServer {
         let data = tempfile::tempdir().expect("a temporary folder can be made");
         let text = format!("server_name: \"{}\"\n{text}", name(&data));
         std::fs::write(config_file(&data), text).expect("the folder is ours");
-        Self::start_in(data, Mode { jetstream: false, configured: true, login: None, entrance: None }).await
+        Self::start_in(data, Mode::configured(false)).await
     }
 
     /// The same for a configuration that lets the tests in by an entrance of their own.
     pub(crate) async fn guarded(text: &str, entrance: impl Fn() -> ConnectOptions + Send + Sync + 'static) -> Self {
         let data = tempfile::tempdir().expect("a temporary folder can be made");
-        write_config(&data, text);
+        write_config(&data, "", text);
         let entrance: Option<Entrance> = Some(Arc::new(entrance));
-        Self::start_in(data, Mode { jetstream: true, configured: true, login: None, entrance }).await
+        Self::start_in(data, Mode { entrance, ..Mode::configured(true) }).await
     }
 
     async fn start_as(mode: Mode) -> Self {
@@ -150,7 +174,7 @@ impl NatsServer {
 
     /// Has it read another configuration; it does so a moment later.
     pub(crate) fn configure(&self, text: &str) {
-        write_config(&self.data, text);
+        write_config(&self.data, self.mode.store, text);
         self.process.signal("HUP");
     }
 
@@ -283,6 +307,45 @@ impl NatsServer {
     }
 }
 
+/// Three servers that know each other.
+pub(crate) struct NatsCluster {
+    pub(crate) servers: [NatsServer; 3],
+    /// Where each one tells how it is.
+    pub(crate) monitors: Vec<Port>,
+    pub(crate) routes: Vec<Port>,
+}
+
+impl NatsCluster {
+    /// With settings, and settings of `JetStream`, of each server.
+    pub(crate) async fn start(more: &str, store: &'static str) -> Self {
+        let reserve = || std::iter::repeat_with(Port::reserve).take(3).collect::<Vec<_>>();
+        let (routes, monitors) = (reserve(), reserve());
+        let all: Vec<_> = routes.iter().map(|port| format!("nats://127.0.0.1:{}", port.number)).collect();
+        let configuration = |place: usize| {
+            format!(
+                "http: \"127.0.0.1:{}\"\ncluster {{ name: faults, listen: \"127.0.0.1:{}\", routes: [ {} ] }}\n{more}",
+                monitors[place].number,
+                routes[place].number,
+                all.join(", ")
+            )
+        };
+        let configurations: Vec<_> = (0..3).map(configuration).collect();
+        let (first, second, third) = tokio::join!(
+            NatsServer::storing(&configurations[0], store),
+            NatsServer::storing(&configurations[1], store),
+            NatsServer::storing(&configurations[2], store),
+        );
+        Self { servers: [first, second, third], monitors, routes }
+    }
+}
+
+/// What the monitoring port of a server says.
+pub(crate) async fn monitored(port: &Port, what: &str) -> Answer {
+    let request = format!("GET /{what} HTTP/1.1\r\nHost: nats\r\nConnection: close\r\n\r\n");
+    let address = ([127, 0, 0, 1], port.number).into();
+    try_exchange(address, request.as_bytes()).await.expect("the server tells how it is")
+}
+
 /// A name that no other server has, to be known by.
 fn name(data: &TempDir) -> String {
     data.path().file_name().expect("a temporary folder has a name").to_string_lossy().into_owned()
@@ -297,10 +360,10 @@ fn config_file(data: &TempDir) -> PathBuf {
     data.path().join("nats.conf")
 }
 
-fn write_config(data: &TempDir, text: &str) {
+fn write_config(data: &TempDir, more: &str, text: &str) {
     // A name or a store from the command line alone would be gone with the first reload.
     let (name, store) = (name(data), data.path().display());
-    let text = format!("server_name: \"{name}\"\njetstream {{ store_dir: \"{store}\" }}\n{text}");
+    let text = format!("server_name: \"{name}\"\njetstream {{ store_dir: \"{store}\"\n{more} }}\n{text}");
     std::fs::write(config_file(data), text).expect("the folder is ours");
 }
 
@@ -308,7 +371,7 @@ fn launch(data: &TempDir, port: u16, mode: &Mode) -> Process {
     let log = data.path().join("log");
     let output = File::create(&log).expect("the folder is ours");
     let program = PROGRAM.with_borrow(|program| program.clone().map(Into::into));
-    let program = program.unwrap_or_else(|| binary("HOOKGATE_NATS_SERVER", "nats-server"));
+    let program = program.unwrap_or_else(|| binary(SERVER, "nats-server"));
     Process::start(&program, |command| {
         command.args(["-a", "127.0.0.1", "-p", &port.to_string(), "-n", &name(data)]);
         if mode.jetstream && !mode.configured {
