@@ -60,19 +60,26 @@ def rolling_update(sender):
     ready()
 
 
+def patch_autoscaler(**spec):
+    here("patch", "hpa/hookgate", "--type=merge", "-p", json.dumps({"spec": spec}))
+
+
 def scaled(sender):
-    for replicas in (6, 3):
-        here("scale", "deployment/hookgate", f"--replicas={replicas}")
-        eventually(f"{replicas} pods", lambda: len(pods()) == replicas)
-        ready()
-        progress(sender, 300)
+    """By hand; the autoscaler would take the first of the pods away again at its next look."""
+    real = named("hpa", "hookgate")["spec"]
+    patch_autoscaler(behavior={"scaleDown": {"selectPolicy": "Disabled"}})
+    try:
+        for replicas in (6, 3):
+            here("scale", "deployment/hookgate", f"--replicas={replicas}")
+            eventually(f"{replicas} pods", lambda: len(pods()) == replicas)
+            ready()
+            progress(sender, 300)
+    finally:
+        patch_autoscaler(behavior=real["behavior"])
 
 
 def autoscaled(sender):
     """By its own load: a target that this load exceeds, then the real one without the long patience."""
-    def patch(**spec):
-        here("patch", "hpa/hookgate", "--type=merge", "-p", json.dumps({"spec": spec}))
-
     def target(percent):
         resource = {"name": "cpu", "target": {"type": "Utilization", "averageUtilization": percent}}
         return [{"type": "Resource", "resource": resource}]
@@ -80,15 +87,15 @@ def autoscaled(sender):
     real = named("hpa", "hookgate")["spec"]
     quick = {"stabilizationWindowSeconds": 0, "policies": [{"type": "Pods", "value": 10, "periodSeconds": 15}]}
     try:
-        patch(metrics=target(1), maxReplicas=6)
+        patch_autoscaler(metrics=target(1), maxReplicas=6)
         eventually("more than 3 replicas", lambda: len(pods()) > 3)
         ready()
         progress(sender, 300)
-        patch(metrics=target(100), behavior={"scaleDown": quick})
+        patch_autoscaler(metrics=target(100), behavior={"scaleDown": quick})
         eventually("3 replicas again", lambda: len(pods()) == 3)
         ready()
     finally:
-        patch(**{key: real[key] for key in ("metrics", "maxReplicas", "behavior")})
+        patch_autoscaler(**{key: real[key] for key in ("metrics", "maxReplicas", "behavior")})
 
 
 def drained(sender):
