@@ -21,7 +21,10 @@ use std::{
     time::Duration,
 };
 
-use futures_util::{FutureExt, future::BoxFuture};
+use futures_util::{
+    FutureExt,
+    future::{BoxFuture, join_all},
+};
 use hashbrown::HashMap;
 use tokio::{
     sync::{Notify, watch},
@@ -278,18 +281,7 @@ impl Relay {
     async fn adopt(self: &Arc<Self>, phase: &watch::Receiver<Phase>, tasks: &TaskTracker) {
         let work = async {
             loop {
-                let pause = match self.outbox.recorded_routes().await {
-                    Ok(recorded) => {
-                        for route in recorded {
-                            self.adopt_one(route, phase, tasks).await;
-                        }
-                        REMOVED_EVERY
-                    }
-                    Err(error) => {
-                        debug!(%error, "could not look for removed routes");
-                        WALK_EVERY
-                    }
-                };
+                let pause = self.adopt_all(phase, tasks).await;
                 let _changed = tokio::time::timeout(pause, self.changed.notified()).await;
             }
         };
@@ -300,23 +292,48 @@ impl Relay {
         }
     }
 
+    /// Looks into the outboxes of all recorded routes at the same time. Returns how long to wait before the next look.
+    async fn adopt_all(self: &Arc<Self>, phase: &watch::Receiver<Phase>, tasks: &TaskTracker) -> Duration {
+        let recorded = match self.outbox.recorded_routes().await {
+            Ok(recorded) => recorded,
+            Err(error) => {
+                debug!(%error, "could not look for removed routes");
+                return WALK_EVERY;
+            }
+        };
+        let adopted = join_all(recorded.into_iter().map(|route| self.adopt_one(route, phase, tasks))).await;
+        let failed = adopted.iter().filter_map(|adopted| adopted.as_ref().err());
+        // In a cluster a connection may only be on its way, and it is kept for no more than seconds after the look.
+        let mut passing = failed.filter(|error| !matches!(error, StoreError::Refused(_)));
+        passing.next().map_or(REMOVED_EVERY, |error| {
+            debug!(%error, "could not look into the outbox of a removed route");
+            WALK_EVERY
+        })
+    }
+
     /// Drains the outbox of a route, if it is configured no more and holds something.
-    async fn adopt_one(self: &Arc<Self>, route: Route, phase: &watch::Receiver<Phase>, tasks: &TaskTracker) {
+    async fn adopt_one(
+        self: &Arc<Self>,
+        route: Route,
+        phase: &watch::Receiver<Phase>,
+        tasks: &TaskTracker,
+    ) -> Result<(), StoreError> {
         let is_known = |walkers: &Walkers| walkers.by_key.contains_key(route.pending_key());
         if is_known(&self.walkers()) {
-            return;
+            return Ok(());
         }
-        let entries = self.outbox.count(&route).await.unwrap_or_default();
+        let entries = self.outbox.count(&route).await?;
         let mut walkers = self.walkers();
         // It may have come back meanwhile.
         if entries == 0 || is_known(&walkers) {
-            return;
+            return Ok(());
         }
         warn!(route = %route, pending_key = route.pending_key(), subject = route.subject(), entries,
             "this route is configured no more, but its outbox holds entries; the relay publishes each to the subject it was claimed for, and says so when NATS does not take it");
         let route = Arc::new(route);
         let walker = self.walk(&route, walkers.metrics.relay(&route), None, false, phase, tasks);
         walkers.by_key.insert(route.pending_key().to_owned(), walker);
+        Ok(())
     }
 
     /// Publishes the whole outbox of a route now, whatever the age of its entries, and without the lease: a stream

@@ -353,6 +353,36 @@ async fn a_route_that_a_reload_brings_has_a_connection() {
     }
 }
 
+/// A node may answer the others and not hookgate: that one is asked first, by each new connection.
+#[tokio::test]
+async fn what_a_removed_route_left_is_published_while_a_node_is_silent() {
+    let (cluster, nats) = tokio::join!(RedisCluster::start(), NatsServer::start());
+    let lowest = (0..cluster.nodes.len()).min_by_key(|place| cluster.nodes[*place].port()).expect("there are six");
+    if cluster.is_primary(lowest).await {
+        cluster.promote((lowest + 3) % 6).await;
+    }
+    cluster.keep_the_silent().await;
+    let servers = format!("redis.url = \"{}\"\nnats.url = \"{}\"\n", cluster.url(), nats.url());
+    let short = "server.request_deadline = \"1s\"\nserver.body_read_timeout = \"1s\"\noutbox.relay_after = \"2s\"\n";
+    let gate = Gate::start(&servers, &format!("{short}{ROUTES}")).await;
+    gate.wait_ready().await;
+    assert_eq!(gate.post(batch(["a"])).await.counts(), (1, 1));
+    nats.freeze();
+    assert_eq!(gate.post_to(PATHS[3], batch(["left"])).await.status, 503);
+    cluster.nodes[lowest].freeze();
+    let (kept, _removed) = ROUTES.rsplit_once("[[routes]]").expect("there are four");
+    gate.configure(&format!("{short}{kept}"));
+    gate.signal("HUP");
+    gate.wait_log("this route is configured no more, but its outbox holds entries").await;
+    nats.thaw();
+    eventually("it is published", async || {
+        let events = nats.events().await;
+        events.iter().any(|event| event.subject == "vmh.aktenzeichen.create").then_some(())
+    })
+    .await;
+    cluster.nodes[lowest].thaw();
+}
+
 /// Its address was written as that of one server.
 #[tokio::test]
 async fn a_node_of_a_cluster_is_no_server_of_its_own() {

@@ -29,6 +29,8 @@ const DEFAULT: &str = "2m";
 const NEARLY: u64 = 10;
 /// How much is left of one that takes no more events: a thousandth, where a last one may not fit.
 const FULL: u64 = 1_000;
+/// Longest error of an answer that is shown.
+const ERROR_CHARS: usize = 200;
 
 /// What interests us of `/varz`.
 #[derive(Debug, Default, Deserialize)]
@@ -123,7 +125,15 @@ async fn ask<T: DeserializeOwned>(client: &HttpClient, address: &str, what: &str
     if !answer.status().is_success() {
         return Err(format!("{shown} answers {}: is that the monitoring port (http_port)?", answer.status()));
     }
-    serde_json::from_slice(answer.body()).map_err(|error| format!("{shown} answers what no NATS server says: {error}"))
+    read(&shown, answer.body())
+}
+
+fn read<T: DeserializeOwned>(shown: &str, body: &[u8]) -> Result<T, String> {
+    serde_json::from_slice(body).map_err(|error| {
+        // It quotes text that stands where something else is expected.
+        let error: String = error.to_string().chars().take(ERROR_CHARS).collect();
+        format!("{shown} answers what no NATS server says: {error}")
+    })
 }
 
 fn judge_sync(shown: &str, config: &StoreConfig, version: &str) -> Finding {
@@ -272,6 +282,9 @@ mod tests {
                 assert_eq!(judge_store(AT, &jsz), None, "{odd}");
             }
         }
+        let long = format!(r#"{{"storage":"{}"}}"#, "x".repeat(1_000_000));
+        let error = read::<Jsz>(AT, long.as_bytes()).expect_err("a text is no size");
+        assert!(error.contains("invalid type") && error.len() < 300, "{}", error.len());
         let most = format!(r#"{{"storage":{0},"config":{{"max_storage":{1}}}}}"#, u64::MAX, i64::MAX);
         assert_finding(&judge_store(AT, &parse(&most)).expect("a limit"), Level::Failure, "used");
         let long = format!(r#"{{"leader":"{}\u001b[31m","cluster_size":3}}"#, "x".repeat(1_000_000));

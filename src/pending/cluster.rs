@@ -4,7 +4,10 @@
 //! has its slot: any node that is asked for a key of another one names that one (MOVED), and then the connection is made anew. So
 //! WAIT speaks of the writes of the claims, which a client that shares connections between nodes and reconnects them could not say.
 
-use std::sync::{Mutex, PoisonError};
+use std::{
+    collections::HashSet,
+    sync::{Mutex, PoisonError},
+};
 
 use redis::{RedisError, Value};
 
@@ -15,6 +18,8 @@ use super::{access::Node, connection::Connection};
 pub(super) struct Nodes {
     named: Vec<Node>,
     learned: Mutex<Vec<Node>>,
+    /// Could not be used when they were asked last.
+    failed: Mutex<HashSet<Node>>,
 }
 
 /// A range of slots: first, last, and its nodes, the primary first.
@@ -25,11 +30,12 @@ pub(super) struct Slots {
 }
 
 impl Nodes {
-    pub(super) const fn new(named: Vec<Node>) -> Self {
-        Self { named, learned: Mutex::new(Vec::new()) }
+    pub(super) fn new(named: Vec<Node>) -> Self {
+        Self { named, learned: Mutex::default(), failed: Mutex::default() }
     }
 
-    /// Whom to ask, each once.
+    /// Whom to ask, each once. Last those that failed: a connection to what a removed route left may end before a silent one has
+    /// been waited for.
     pub(super) fn all(&self) -> Vec<Node> {
         let mut all = self.learned.lock().unwrap_or_else(PoisonError::into_inner).clone();
         for node in &self.named {
@@ -37,7 +43,19 @@ impl Nodes {
                 all.push(node.clone());
             }
         }
+        let failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
+        all.sort_by_key(|node| failed.contains(node));
         all
+    }
+
+    /// Remembers whether a node could be used.
+    pub(super) fn asked(&self, node: &Node, failed: bool) {
+        let mut all = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
+        if failed {
+            all.insert(node.clone());
+        } else {
+            all.remove(node);
+        }
     }
 
     /// Remembers all nodes that this one knows: those of `redis.url` may be replaced one day.
@@ -91,6 +109,17 @@ mod tests {
         ] {
             assert_eq!(tag(key), expected, "{key}");
         }
+    }
+
+    #[test]
+    fn nodes_that_failed_are_asked_last() {
+        let node = |port| Node { host: "redis.test".to_owned(), port };
+        let nodes = Nodes::new(vec![node(1), node(2), node(3)]);
+        nodes.asked(&node(1), true);
+        assert_eq!(nodes.all(), [node(2), node(3), node(1)]);
+        nodes.asked(&node(2), true);
+        nodes.asked(&node(1), false);
+        assert_eq!(nodes.all(), [node(1), node(3), node(2)]);
     }
 
     #[test]

@@ -246,7 +246,9 @@ impl ConnectionTask {
                 // One that did not answer is not waited for twice.
                 let Some(node) = next.take().filter(|node| !asked.contains(node)) else { break };
                 asked.push(node.clone());
-                match self.connect_to(&node).await {
+                let connected = self.connect_to(&node).await;
+                nodes.asked(&node, matches!(connected, Err(ConnectFailure::Contact(_))));
+                match connected {
                     Ok((mut connection, node, refusal)) => {
                         let learned = tokio::time::timeout(self.timeout, nodes.learn(&mut connection, &node)).await;
                         match learned {

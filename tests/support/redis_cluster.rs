@@ -135,6 +135,26 @@ impl RedisCluster {
         Cut { inside, before }
     }
 
+    /// From now on no node takes another one for dead, and each lists all: replicas that have received something.
+    pub(crate) async fn keep_the_silent(&self) {
+        for node in &self.nodes {
+            say::<()>(node, &["CONFIG", "SET", "cluster-node-timeout", "600000"]).await;
+        }
+        eventually("each node lists all", async || {
+            for node in &self.nodes {
+                for key in 0..9 {
+                    try_say::<()>(node, &["SET", &key.to_string(), "x"]).await;
+                }
+                let listed: Vec<Vec<redis::Value>> = say(node, &["CLUSTER", "SLOTS"]).await;
+                if listed.iter().any(|range| range.len() < 4) {
+                    return None;
+                }
+            }
+            Some(())
+        })
+        .await;
+    }
+
     /// What the node that is cut off says of the cluster.
     pub(crate) async fn works(&self, cut: &mut Cut) -> bool {
         let info = redis::cmd("CLUSTER").arg("INFO").query_async::<String>(&mut cut.inside).await;
