@@ -13,7 +13,7 @@ from cluster import (
 )
 from monitoring import MONITORING
 from production import SITE, as_written, production
-from stores import kustomization, stores
+from stores import kustomization, stores, stores_run
 
 NEXT = os.environ.get("E2E_NEXT", "hookgate:next")
 
@@ -87,6 +87,7 @@ def overlay(had):
     elif not had:
         kubectl("apply", "-k", ROOT / "k8s/ingress/envoy-gateway/gateway")
     kubectl("apply", "-k", kustomization("place", f"resources: [{{k8s}}/overlays/dev]\ncomponents: [{{k8s}}/ingress/{GATE}]\n{OUR_MONITORING}"))
+    stores_run()
 
 
 def values(had):

@@ -1,8 +1,10 @@
 """Redis and NATS for what brings none: those of the dev overlay."""
 
+import json
 import os
+import re
 
-from cluster import NAMESPACE, ROOT, SCRATCH, here, kubectl
+from cluster import NAMESPACE, ROOT, SCRATCH, eventually, here, kubectl
 
 
 def kustomization(name, text):
@@ -25,5 +27,23 @@ def stores(patches=""):
         )
     )
     kubectl("apply", "-k", kustomization("stores", f"resources: [{{k8s}}/overlays/dev]\npatches:\n{removed}\n{patches}"))
+    stores_run()
+
+
+def stores_run():
+    """Waits for both. A cluster may have another server under the image's name: one before 2.10 runs without what it can't do."""
+    def refuses():
+        return 'unknown field "sync_interval"' in here("logs", "nats-0", check=False)
+
+    def runs():
+        return here("get", "statefulset", "nats", "-o", "jsonpath={.status.readyReplicas}") not in ("", "0")
+
+    eventually("NATS runs", lambda: runs() or refuses(), within=120)
+    if not runs():
+        print("e2e: the image of NATS is a server before 2.10 here, which does not know sync_interval: always; it runs without", flush=True)
+        config = json.loads(here("get", "configmap", "nats", "-o", "json"))["data"]["nats.conf"]
+        without = json.dumps({"data": {"nats.conf": re.sub(r" *sync_interval: always\n", "", config)}})
+        here("patch", "configmap", "nats", "--patch", without)
+        here("delete", "pod", "nats-0")
     for store in ("redis", "nats"):
         here("rollout", "status", f"statefulset/{store}", "--timeout=120s")
