@@ -40,10 +40,6 @@ OTHERWISE = {
         sed '1,/^spec:/d; s/^  //' k8s/components/alerts/prometheusrule.yaml > hookgate-rules.yaml""",
     "what was tried with it and is not to be done": """
         kubectl exec -i … <redis.rdb""",
-    "findings of doctor, and no commands": """
-        nats sync_interval
-        nats store
-        nats cluster""",
     "names of commands, which the sentence is about": """
         kubectl apply -k
         kubectl cp
