@@ -6,7 +6,7 @@ use std::{fmt::Display, time::Duration};
 use redis::{ErrorKind, RedisError, ServerErrorKind};
 
 use super::access::{Access, Found, Node};
-use crate::{readiness::Contact, tls};
+use crate::{delivery::StoreError, readiness::Contact, tls};
 
 /// All rights that hookgate needs.
 const RIGHTS: &str = "k8s/privileges/redis.acl has all that hookgate needs";
@@ -213,6 +213,17 @@ pub(super) fn takes_no_writes(error: &RedisError) -> bool {
         })
 }
 
+/// What an error means to who asked. A connection that broke says nothing of what was asked over it.
+pub(super) fn meaning(error: &RedisError) -> StoreError {
+    if error.is_io_error() {
+        StoreError::Unknown(error.to_string())
+    } else if takes_no_writes(error) {
+        StoreError::NoWrites(words(error))
+    } else {
+        StoreError::Refused(words(error))
+    }
+}
+
 /// How Redis is while it refuses writes, with its words.
 pub(super) fn no_writes(refusal: impl Display) -> Contact {
     let refusal = refusal.to_string();
@@ -263,6 +274,17 @@ mod tests {
 
     fn io_error(kind: io::ErrorKind, text: &str) -> RedisError {
         io::Error::new(kind, text.to_owned()).into()
+    }
+
+    #[test]
+    fn a_broken_connection_is_no_refusal() {
+        for (error, expected) in [
+            (io_error(io::ErrorKind::BrokenPipe, "broken pipe"), "the pending store did not answer: broken pipe"),
+            (answer("NOPERM no"), "the pending store refused: NOPERM no"),
+            (answer("OOM command not allowed"), "the pending store takes no writes now: OOM command not allowed"),
+        ] {
+            assert_eq!(meaning(&error).to_string(), expected);
+        }
     }
 
     const SELECT: ErrorKind = ErrorKind::Server(ServerErrorKind::ResponseError);

@@ -31,7 +31,7 @@ use super::{
     address::{self, Claiming},
     check::{Records, check, check_in_cluster, check_records},
     connection::Connection,
-    diagnosis::{is_elsewhere, takes_no_writes, wants_another_connection, words},
+    diagnosis::{is_elsewhere, meaning, takes_no_writes, wants_another_connection},
     link::{ConnectionCheck, Current, Link},
     links::{Links, find},
     names::Names,
@@ -364,8 +364,7 @@ impl Redis {
         let (_current, answer) = self.exchange(&self.links.of(key), operation, exchange).await?;
         match answer {
             Ok(Ok(answer)) => Ok(answer),
-            Ok(Err(error)) if error.is_io_error() => Err(StoreError::Unknown(error.to_string())),
-            Ok(Err(error)) => Err(StoreError::Refused(words(&error))),
+            Ok(Err(error)) => Err(meaning(&error)),
             Err(_elapsed) => Err(self.no_answer()),
         }
     }
@@ -461,9 +460,8 @@ impl PendingStore for Redis {
 fn refused(link: &Link, error: &RedisError) -> StoreError {
     if takes_no_writes(error) {
         link.report_no_writes(error);
-        return StoreError::NoWrites(words(error));
     }
-    StoreError::Refused(words(error))
+    meaning(error)
 }
 
 /// Claims for one route.
@@ -559,9 +557,7 @@ impl Claimer {
             if wants_another_connection(&error) {
                 self.link.report_trouble(&current);
             }
-            let failure = || {
-                if error.is_io_error() { StoreError::Unknown(error.to_string()) } else { refused(&self.link, &error) }
-            };
+            let failure = || refused(&self.link, &error);
             if again || error.is_timeout() || !(error.is_io_error() || is_elsewhere(&error)) {
                 return Err(failure());
             }
