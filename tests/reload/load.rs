@@ -190,26 +190,30 @@ async fn what_an_operator_changes_under_load_drops_no_request() {
     assert_eq!(gate.log_count(RELOADED), 4, "each good configuration was read once");
 }
 
+/// Adds a route and removes it, three times: tasks and files are as many as before.
+async fn comes_and_goes(gate: &Gate, head: &str, more: &str) {
+    let first = held(gate).await;
+    for number in 1..=3 {
+        for (routes, reloads) in [(create() + more, 2 * number - 1), (create(), 2 * number)] {
+            gate.configure(&format!("{head}{routes}"));
+            gate.signal("HUP");
+            eventually("it is reloaded", async || (gate.log_count(RELOADED) >= reloads).then_some(())).await;
+        }
+    }
+    eventually("tasks and files are as many as at the start", async || {
+        let now = held(gate).await;
+        (now.0 <= first.0 && now.1 <= first.1).then_some(())
+    })
+    .await;
+}
+
 /// Where a claim waits for replicas of Redis, each route has a connection of its own. So has the quarantine.
 #[tokio::test]
 async fn the_connections_of_a_removed_route_end() {
     let world = World::start().await;
     let durable = "redis.durability = \"replica\"\nnats.on_unavailable = \"accept\"\n";
     let gate = world.gate(&format!("{durable}{}", create())).await;
-    let first = held(&gate).await;
-    for number in 1..=3 {
-        let more = create() + &route("vertrag", "update", "quarantine = true");
-        for (routes, reloads) in [(more, 2 * number - 1), (create(), 2 * number)] {
-            gate.configure(&format!("{durable}{routes}"));
-            gate.signal("HUP");
-            eventually("it is reloaded", async || (gate.log_count(RELOADED) >= reloads).then_some(())).await;
-        }
-    }
-    eventually("tasks and files are as many as at the start", async || {
-        let now = held(&gate).await;
-        (now.0 <= first.0 && now.1 <= first.1).then_some(())
-    })
-    .await;
+    comes_and_goes(&gate, durable, &route("vertrag", "update", "quarantine = true")).await;
 }
 
 /// Gives hookgate's user of each node the keys of these pending keys, and its own.
@@ -248,20 +252,7 @@ async fn the_connections_of_a_removed_route_end_in_a_cluster() {
     let gate = Gate::start(&servers, &format!("{durable}{}", create())).await;
     gate.wait_ready().await;
     assert_eq!(gate.post(batch(["a"])).await.counts(), (1, 1));
-    let first = held(&gate).await;
-    for number in 1..=3 {
-        let more = create() + &route("vertrag", "update", "");
-        for (routes, reloads) in [(more, 2 * number - 1), (create(), 2 * number)] {
-            gate.configure(&format!("{durable}{routes}"));
-            gate.signal("HUP");
-            eventually("it is reloaded", async || (gate.log_count(RELOADED) >= reloads).then_some(())).await;
-        }
-    }
-    eventually("tasks and files are as many as at the start", async || {
-        let now = held(&gate).await;
-        (now.0 <= first.0 && now.1 <= first.1).then_some(())
-    })
-    .await;
+    comes_and_goes(&gate, durable, &route("vertrag", "update", "")).await;
 
     // The relay looks for what the route left, which is denied now.
     grant(&cluster, &[KEPT]).await;
