@@ -24,7 +24,7 @@ test: tools ## the Rust tests, on a real Redis and a real NATS that they start t
 	cargo test --locked --test faults -- --quick
 	cargo test --locked --test faults -- --quick --privileges
 
-test-all: ## the other checks, without those of make test: manifests, image, all of tests/*/run; installs its tools itself
+test-all: ## the other checks (tests/*/run): manifests, image, ..., and those of make test on newer servers; installs its tools itself
 	@scripts/test-all.sh $(ONLY)
 
 e2e: ## hookgate on the cluster of KUBECONFIG, disturbed under load; E2E_WAY=overlay|chart|production, E2E_ONLY=...; see tests/e2e/main.py

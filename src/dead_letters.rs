@@ -138,7 +138,7 @@ pub trait DeadLetterStore: Send + Sync {
 /// A letter about an event that a consumer gave up.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GivenUp {
-    /// Names stream, sequence and consumer: there is one letter of it, however often it is told.
+    /// Names stream, sequence and consumer: there is one letter of it, however often it is reported.
     pub event: String,
     /// The letter.
     pub letter: DeadLetter,

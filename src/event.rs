@@ -31,7 +31,7 @@ impl Attempt {
     pub const MARK_NOT_DURABLE: Self = Self(3);
     /// None: the event is published without a claim, so its token is never proposed.
     pub const UNCLAIMED: Self = Self(9);
-    /// hookgate claims a pending id again, which nobody acknowledged. The place of such a token is how often it did.
+    /// hookgate claims a pending id again, which nobody acknowledged. The index of such a token is the number of that claim.
     const REDELIVERY: usize = 7;
     /// hookgate claims an id that a webhook had marked.
     const MARKED: usize = 8;

@@ -280,8 +280,9 @@ impl Relay {
     /// Drains the outboxes of routes that were removed or renamed, to the subjects they had.
     async fn adopt(self: &Arc<Self>, phase: &watch::Receiver<Phase>, tasks: &TaskTracker) {
         let work = async {
+            let mut refused = HashMap::new();
             loop {
-                let pause = self.adopt_all(phase, tasks).await;
+                let pause = self.adopt_all(&mut refused, phase, tasks).await;
                 let _changed = tokio::time::timeout(pause, self.changed.notified()).await;
             }
         };
@@ -293,7 +294,13 @@ impl Relay {
     }
 
     /// Looks into the outboxes of all recorded routes at the same time. Returns how long to wait before the next look.
-    async fn adopt_all(self: &Arc<Self>, phase: &watch::Receiver<Phase>, tasks: &TaskTracker) -> Duration {
+    /// `refused` are those that could not be read before, and why: each is said once.
+    async fn adopt_all(
+        self: &Arc<Self>,
+        refused: &mut HashMap<String, String>,
+        phase: &watch::Receiver<Phase>,
+        tasks: &TaskTracker,
+    ) -> Duration {
         let recorded = match self.outbox.recorded_routes().await {
             Ok(recorded) => recorded,
             Err(error) => {
@@ -301,14 +308,29 @@ impl Relay {
                 return WALK_EVERY;
             }
         };
-        let adopted = join_all(recorded.into_iter().map(|route| self.adopt_one(route, phase, tasks))).await;
-        let failed = adopted.iter().filter_map(|adopted| adopted.as_ref().err());
-        // In a cluster a connection may only be on its way, and it is kept for no more than seconds after the look.
-        let mut passing = failed.filter(|error| !matches!(error, StoreError::Refused(_)));
-        passing.next().map_or(REMOVED_EVERY, |error| {
-            debug!(%error, "could not look into the outbox of a removed route");
-            WALK_EVERY
-        })
+        let adopt = async |route: Route| {
+            let (name, pending_key) = (route.name().to_owned(), route.pending_key().to_owned());
+            (name, pending_key, self.adopt_one(route, phase, tasks).await)
+        };
+        let mut pause = REMOVED_EVERY;
+        for (route, pending_key, adopted) in join_all(recorded.into_iter().map(adopt)).await {
+            match adopted {
+                Ok(()) => drop(refused.remove(&pending_key)),
+                Err(StoreError::Refused(why)) => {
+                    if refused.get(&pending_key) != Some(&why) {
+                        warn!(route, pending_key, %why,
+                            "the outbox of a removed route can't be read, so events that wait there stay unpublished; let hookgate's user have its keys again");
+                        refused.insert(pending_key, why);
+                    }
+                }
+                // In a cluster the connection may only be on its way, and it is kept for no more than seconds after the look.
+                Err(error) => {
+                    debug!(route, %error, "could not look into the outbox of a removed route");
+                    pause = WALK_EVERY;
+                }
+            }
+        }
+        pause
     }
 
     /// Drains the outbox of a route, if it is configured no more and holds something.

@@ -413,5 +413,5 @@ async fn pending_ids_without_a_journal_entry_are_counted() {
     let (level, _, text) = found(&route("")).expect("it is said");
     assert!(level == "ok" && text.contains("2 pending ids have no entry") && text.contains("before you set"), "{text}");
     let (level, _, text) = found(&route("release = \"ack\"\nconsumers = [\"sync\"]\n")).expect("it is said");
-    assert!(level == "warning" && text.contains("published once more"), "{text}");
+    assert!(level == "warning" && text.contains("republished"), "{text}");
 }

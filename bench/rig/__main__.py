@@ -19,8 +19,7 @@ from .systems import NAMES, OTHERS, OURS, System
 
 PARTS = ("start", "matrix", "overload", "pending", "replicas")
 COMPARED = [*(Load(connections, batch) for batch in (1, 50) for connections in (1, 16, 64, 256)), Load(64, 1, True), Load(64, 50, True)]
-# One more for bench/scaling.py, which predicts it.
-LOADS = [*COMPARED, Load(64, 10)]
+LOADS = [*COMPARED, Load(64, 10)]  # bench/scaling.py predicts the last
 
 # The floor does not know one id from another, and bare is there for the targets only.
 SENT = {"hookgate": LOADS, "floor": [load for load in COMPARED if not load.duplicates],

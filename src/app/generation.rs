@@ -310,7 +310,7 @@ impl Generation {
         self.stop.cancel();
         self.tasks.close();
         if tokio::time::timeout(CARRY_OUT_WITHIN, self.tasks.wait()).await.is_err() {
-            warn!("what consumers answered could not be carried out in time; it is told again within a minute");
+            warn!("what consumers answered could not be carried out in time; NATS redelivers it within a minute");
             self.give_up.cancel();
             self.tasks.wait().await;
         }

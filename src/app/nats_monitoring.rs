@@ -25,10 +25,10 @@ const STORE: &str = "nats store";
 const CLUSTER: &str = "nats cluster";
 /// What a server does that says nothing else.
 const DEFAULT: &str = "2m";
-/// How much of the store is left when it is time to say so: a tenth.
-const NEARLY: u64 = 10;
-/// How much is left of one that takes no more events: a thousandth, where a last one may not fit.
-const FULL: u64 = 1_000;
+/// Warn when at most this part of the store is left: a tenth.
+const WARN_DIVISOR: u64 = 10;
+/// Fail when at most this part is left, a thousandth: the next event may not fit.
+const FAIL_DIVISOR: u64 = 1_000;
 /// Longest error of an answer that is shown.
 const ERROR_CHARS: usize = 200;
 
@@ -149,7 +149,7 @@ fn judge_sync(shown: &str, config: &StoreConfig, version: &str) -> Finding {
         None => Finding::warning(
             SYNC,
             format!(
-                "{shown}: version {} does not say; its default is {DEFAULT}: {costs}; set sync_interval: always on each server, as far as it knows that",
+                "{shown}: version {} does not say; its default is {DEFAULT}: {costs}; upgrade to nats-server 2.10 or newer, and set sync_interval: always on each server",
                 printable(version)
             ),
         ),
@@ -162,13 +162,13 @@ fn judge_store(shown: &str, jsz: &Jsz) -> Option<Finding> {
     let (used, reserved) = (jsz.storage, jsz.reserved_storage);
     let text = format!("{shown}: {used} of {limit} bytes used (max_file_store), {reserved} reserved for streams");
     let left = limit.saturating_sub(used);
-    if left > limit / NEARLY {
+    if left > limit / WARN_DIVISOR {
         return Some(Finding::ok(STORE, text));
     }
     let text = format!(
         "{text}: at the limit the server refuses every event, and senders get 503; raise max_file_store, or purge what has been processed (nats stream purge --keep or --seq)"
     );
-    Some(if left <= limit / FULL { Finding::failure(STORE, text) } else { Finding::warning(STORE, text) })
+    Some(if left <= limit / FAIL_DIVISOR { Finding::failure(STORE, text) } else { Finding::warning(STORE, text) })
 }
 
 fn judge_cluster(shown: &str, name: &str, cluster: &MetaCluster) -> Finding {
@@ -193,7 +193,7 @@ fn judge_cluster(shown: &str, name: &str, cluster: &MetaCluster) -> Finding {
         Some(problems) => Finding::warning(
             CLUSTER,
             format!(
-                "{shown}: {problems}; {there} of {all} servers are there, and with fewer than {} streams refuse events: see that it runs and reaches the others",
+                "{shown}: {problems}; {there} of {all} servers are there, and with fewer than {} no stream or consumer can be made or changed; a stream without most of its copies refuses events; see that the servers named run and reach the others",
                 peers.majority()
             ),
         ),

@@ -53,7 +53,7 @@ pub struct Story {
     pub sequence: Option<u64>,
     /// How often it was published again without a webhook.
     pub redelivered: u32,
-    /// When a webhook marked it, to be published once more.
+    /// When a webhook marked it, to be republished.
     pub marked: Option<String>,
     /// Its events in the streams, oldest first.
     pub events: Vec<StoredEvent>,
@@ -360,7 +360,7 @@ impl Story {
             say("redelivered", format!("{} times without a webhook", self.redelivered));
         }
         if let Some(marked) = &self.marked {
-            say("marked", format!("{marked}: a webhook came meanwhile; it is published once more after this event"));
+            say("marked", format!("{marked}: a webhook came meanwhile; it is republished after this event"));
         }
         for event in &self.events {
             let StoredEvent { stream, sequence, stored, token, redelivery } = event;

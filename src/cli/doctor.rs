@@ -170,9 +170,7 @@ fn journal(route: &Route, counts: LifeCounts) -> Option<Finding> {
     Some(if route.life().release == Release::Ack {
         Finding::warning(
             what,
-            format!(
-                "{text}: let no replica of 0.1.0 serve beside release = \"ack\"; each of these ids is published once more"
-            ),
+            format!("{text}: let no replica of 0.1.0 serve beside release = \"ack\"; each of these ids is republished"),
         )
     } else {
         Finding::ok(what, format!("{text}; replace every replica of 0.1.0 before you set release = \"ack\""))

@@ -63,7 +63,7 @@ struct Count<'a> {
     pending: usize,
     in_flight: usize,
     marked: usize,
-    /// Of the first claim, as the last look through the journal saw it.
+    /// Of the first claim, as the last scan of the journal saw it.
     oldest_age_seconds: Option<u64>,
     /// When that look ended.
     scan_ended: Option<String>,

@@ -84,7 +84,7 @@ pub enum State {
     InFlight(Token),
     /// Claimed before, and its event acknowledged.
     Done,
-    /// Claimed before, and marked now: it is republished when it is released.
+    /// Claimed before, and marked now: it is republished when it is released, or after `coalesce_max_wait`.
     Marked,
     /// It was not pending, and the outbox is full: not claimed.
     OutboxFull,

@@ -162,7 +162,7 @@ impl Keeper {
         let count = claims.len();
         if count > 0 {
             self.metrics.of(route).repaired(why, count);
-            info!(%route, why = why.code(), count, "pending ids are published once more");
+            info!(%route, why = why.code(), count, "pending ids are republished");
         }
         let acknowledged = self.publish(route, claims).await;
         let outcomes = tokens.into_iter().map(|token| match token {

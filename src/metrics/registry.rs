@@ -71,16 +71,12 @@ impl Families {
     fn register_life(&self, registry: &mut Registry) {
         registry.register_with_unit(
             "hookgate_pending_oldest_age",
-            "Since the id that is pending for longest was first claimed, as the last look through the journal found it; the same on every replica",
+            "Since the id that is pending for longest was first claimed, as the last scan of the journal found it; the same on every replica",
             Unit::Seconds,
             self.pending_age.clone(),
         );
         registry.register("hookgate_released", "Ids that were released, by who said so", self.released.clone());
-        registry.register(
-            "hookgate_repaired",
-            "Pending ids that were published once more, by why",
-            self.repaired.clone(),
-        );
+        registry.register("hookgate_repaired", "Pending ids that were republished, by why", self.repaired.clone());
         registry.register(
             "hookgate_given_up",
             "Events that a consumer terminated or ran out of deliveries for",

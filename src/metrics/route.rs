@@ -563,7 +563,7 @@ impl RouteMetrics {
         self.pending_age.set(age.as_secs_f64());
     }
 
-    /// Age of the id that is pending for longest, in seconds, as the last look through the journal found it.
+    /// Age of the id that is pending for longest, in seconds, as the last scan of the journal found it.
     #[must_use]
     pub fn pending_age(&self) -> f64 {
         self.pending_age.get()

@@ -74,7 +74,7 @@ impl Claiming {
     pub(super) fn without_number(&self) -> StoreError {
         let Self { route, .. } = self;
         StoreError::NoWrites(format!(
-            "route {route} has no number to claim under yet: {} takes no other address now; that is tried again once a second, and hookgate outbox list shows the entries that have to be published first",
+            "route {route} claims nothing: its address is not registered in {} yet, because Redis takes no writes now or all 10 addresses there are in use; that is tried again once a second; hookgate outbox list shows what has to be published first",
             route.addresses_key()
         ))
     }

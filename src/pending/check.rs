@@ -165,7 +165,7 @@ async fn check_durability(connection: &mut Connection, options: Options) -> Resu
     match options.durability {
         Durability::None => {}
         Durability::Replica => {
-            // Whether it may be asked: for no replica nobody waits.
+            // Only checks the permission: WAIT for 0 replicas returns at once.
             let _copies = redis::cmd("WAIT").arg(0).arg(1).query_async::<Value>(connection).await?;
         }
         Durability::Aof => {

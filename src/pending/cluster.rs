@@ -18,7 +18,7 @@ use super::{access::Node, connection::Connection};
 pub(super) struct Nodes {
     named: Vec<Node>,
     learned: Mutex<Vec<Node>>,
-    /// Could not be used when they were asked last.
+    /// Nodes to which the last attempt to connect failed.
     failed: Mutex<HashSet<Node>>,
 }
 
@@ -34,8 +34,8 @@ impl Nodes {
         Self { named, learned: Mutex::default(), failed: Mutex::default() }
     }
 
-    /// Whom to ask, each once. Last those that failed: a connection to what a removed route left may end before a silent one has
-    /// been waited for.
+    /// Nodes to ask, each once. Those that failed last come last, so that a silent one does not use up the short life of a
+    /// connection for a removed route.
     pub(super) fn all(&self) -> Vec<Node> {
         let mut all = self.learned.lock().unwrap_or_else(PoisonError::into_inner).clone();
         for node in &self.named {
@@ -49,7 +49,7 @@ impl Nodes {
     }
 
     /// Remembers whether a node could be used.
-    pub(super) fn asked(&self, node: &Node, failed: bool) {
+    pub(super) fn record(&self, node: &Node, failed: bool) {
         let mut all = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
         if failed {
             all.insert(node.clone());
@@ -63,6 +63,8 @@ impl Nodes {
         let mut nodes: Vec<Node> = slots(connection, asked).await?.into_iter().flat_map(|slots| slots.nodes).collect();
         nodes.sort();
         nodes.dedup();
+        let still_there = |node: &Node| nodes.contains(node) || self.named.contains(node);
+        self.failed.lock().unwrap_or_else(PoisonError::into_inner).retain(still_there);
         *self.learned.lock().unwrap_or_else(PoisonError::into_inner) = nodes;
         Ok(())
     }
@@ -115,10 +117,10 @@ mod tests {
     fn nodes_that_failed_are_asked_last() {
         let node = |port| Node { host: "redis.test".to_owned(), port };
         let nodes = Nodes::new(vec![node(1), node(2), node(3)]);
-        nodes.asked(&node(1), true);
+        nodes.record(&node(1), true);
         assert_eq!(nodes.all(), [node(2), node(3), node(1)]);
-        nodes.asked(&node(2), true);
-        nodes.asked(&node(1), false);
+        nodes.record(&node(2), true);
+        nodes.record(&node(1), false);
         assert_eq!(nodes.all(), [node(1), node(3), node(2)]);
     }
 

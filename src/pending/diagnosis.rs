@@ -11,7 +11,7 @@ use crate::{delivery::StoreError, readiness::Contact, tls};
 /// All rights that hookgate needs.
 const RIGHTS: &str = "k8s/privileges/redis.acl has all that hookgate needs";
 
-/// A command that only some settings need, and what to do where it is denied. Redis names it in quotation marks.
+/// Commands that only some settings need, each with what to do where it is denied. Redis names it in quotation marks.
 const RIGHTS_OF_SETTINGS: [(&str, &str); 4] = [
     ("'wait'", "grant +wait, which redis.durability = \"replica\" needs"),
     ("'waitaof'", "grant +waitaof, which redis.durability = \"aof\" needs"),
@@ -213,7 +213,7 @@ pub(super) fn takes_no_writes(error: &RedisError) -> bool {
         })
 }
 
-/// What an error means to who asked. A connection that broke says nothing of what was asked over it.
+/// What an error means to its caller. A broken connection says nothing about whether the call was carried out.
 pub(super) fn meaning(error: &RedisError) -> StoreError {
     if error.is_io_error() {
         StoreError::Unknown(error.to_string())

@@ -20,7 +20,7 @@ pub enum Stakes {
 impl Stakes {
     const fn of_lost_claims(self) -> &'static str {
         match self {
-            Self::Duplicates => "an id claimed then is published once more when its webhook comes again",
+            Self::Duplicates => "an id claimed then gets a duplicate with its next webhook",
             Self::Events => {
                 "an event that was accepted while NATS was down, and lies in the outbox alone, is LOST, because nats.on_unavailable is \"accept\""
             }

@@ -41,8 +41,8 @@ const PROBE_EVERY: Duration = Duration::from_secs(1);
 const RECONNECT_PAUSE: Duration = Duration::from_millis(200);
 /// How old the answer of a sentinel may be for a new connection; several connect at once.
 const FRESH: Duration = Duration::from_millis(100);
-/// Redirects (MOVED) that are followed in one attempt.
-const MAX_REDIRECTS: usize = 4;
+/// Nodes tried for each candidate: itself, then those that MOVED names.
+const MAX_NODES_PER_CANDIDATE: usize = 4;
 
 /// A connection, and which one it is.
 #[derive(Clone)]
@@ -179,7 +179,7 @@ struct ConnectionTask {
 
 /// Why an attempt to connect failed.
 enum ConnectFailure {
-    /// Another node of the cluster has the key, as that slot.
+    /// The node of the cluster that has the key, and the key's slot.
     Moved(Node, u16),
     /// The server can't be used, as this says.
     Contact(Contact),
@@ -242,12 +242,12 @@ impl ConnectionTask {
         let (mut asked, mut problem, mut moved) = (Vec::<Node>::new(), None, None);
         for candidate in candidates {
             let mut next = Some(candidate);
-            for _ in 0..MAX_REDIRECTS {
+            for _ in 0..MAX_NODES_PER_CANDIDATE {
                 // One that did not answer is not waited for twice.
                 let Some(node) = next.take().filter(|node| !asked.contains(node)) else { break };
                 asked.push(node.clone());
                 let connected = self.connect_to(&node).await;
-                nodes.asked(&node, matches!(connected, Err(ConnectFailure::Contact(_))));
+                nodes.record(&node, matches!(connected, Err(ConnectFailure::Contact(_))));
                 match connected {
                     Ok((mut connection, node, refusal)) => {
                         let learned = tokio::time::timeout(self.timeout, nodes.learn(&mut connection, &node)).await;
@@ -416,7 +416,7 @@ fn without_owner(slot: Option<u16>, asked: &[Node]) -> String {
     let asked: Vec<_> = asked.iter().map(ToString::to_string).collect();
     let asked = asked.join(", ");
     format!(
-        "the nodes of the cluster do not agree on who has {slot}: each of {asked} names another one; if that lasts, redis-cli --cluster check says more"
+        "the nodes of the cluster do not agree on who has {slot}: each of {asked} names another one; if it lasts, run redis-cli --cluster check"
     )
 }
 
@@ -429,7 +429,7 @@ mod tests {
         let nodes = [6379, 6380].map(|port| Node { host: "redis.test".to_owned(), port });
         assert_eq!(
             without_owner(Some(12_182), &nodes),
-            "the nodes of the cluster do not agree on who has slot 12182: each of redis.test:6379, redis.test:6380 names another one; if that lasts, redis-cli --cluster check says more"
+            "the nodes of the cluster do not agree on who has slot 12182: each of redis.test:6379, redis.test:6380 names another one; if it lasts, run redis-cli --cluster check"
         );
     }
 }

@@ -22,8 +22,8 @@ use crate::{
 
 /// Interval of checking cluster links, and of repeating "down" in the log where that is due.
 const CHECK_EVERY: Duration = Duration::from_secs(1);
-/// How long a connection is kept that nobody uses, to what a removed route left.
-const IDLE: Duration = Duration::from_secs(5);
+/// How long an unused connection for a removed route is kept.
+const REMOVED_IDLE: Duration = Duration::from_secs(5);
 
 /// The links of a store. In a cluster each hash tag has one, else there is one for all keys.
 pub(super) struct Links {
@@ -153,7 +153,7 @@ impl Links {
 async fn follow(links: &Weak<Links>) {
     let mut was_known = false;
     while let Some(links) = links.upgrade() {
-        links.of_removed().retain(|_, of_removed| of_removed.asked.elapsed() < IDLE);
+        links.of_removed().retain(|_, of_removed| of_removed.asked.elapsed() < REMOVED_IDLE);
         let mut parts: Vec<_> = links.by_tag().values().map(|link| link.contact()).collect();
         let now = parts.iter_mut().map(|part| part.borrow_and_update().clone());
         // A connection that a reload brings says nothing of the cluster before it was tried.

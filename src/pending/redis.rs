@@ -250,7 +250,7 @@ impl Redis {
         match tokio::time::timeout(options.timeout * 2, checked).await {
             Ok(Ok(None)) => Ok(()),
             Ok(Ok(Some(refusal))) => Err(StoreError::NoWrites(refusal)),
-            Ok(Err(error)) if !error.is_io_error() && !error.is_timeout() => Err(refused(&link, &error)),
+            Ok(Err(error)) if !error.is_io_error() && !error.is_timeout() => Err(failure(&link, &error)),
             // The next connection is asked for all of them.
             Ok(Err(_)) | Err(_) => {
                 link.report_trouble(&current);
@@ -259,7 +259,7 @@ impl Redis {
         }
     }
 
-    /// There a new route gets a connection, which is asked; one that is refused leaves the connections as they were.
+    /// In a cluster: opens and checks a connection for each new route. If one is refused, the connections are as they were.
     async fn check_in_cluster(&self, new: Vec<Arc<Claiming>>, options: Options) -> Result<(), StoreError> {
         let connect = |claiming: &Arc<Claiming>| {
             let key = claiming.route.pending_key().to_owned();
@@ -280,7 +280,7 @@ impl Redis {
             Contact::Refused(refusal) => Some(StoreError::Refused(refusal)),
         });
         let Some(refusal) = refusal else { return Ok(()) };
-        // The other way round: two keys may share a connection.
+        // In reverse order: two keys may share a connection.
         for (key, before, _) in opened.into_iter().rev() {
             self.links.put_back(&key, before);
         }
@@ -333,7 +333,7 @@ impl Redis {
         let link = self.links.of(key);
         let exchanged = self.exchange(&link, operation, exchange).await;
         let (current, answer) = exchanged.map_err(|error| match (link.contact().borrow().clone(), error) {
-            // Nobody else says that what a removed route left can't be reached.
+            // In a cluster only this error says so of a removed route's connection: the store's contact leaves it out.
             (Contact::Refused(problem), StoreError::Down(_)) if self.links.is_of_removed(key) => {
                 StoreError::Refused(problem)
             }
@@ -345,7 +345,7 @@ impl Redis {
                 if wants_another_connection(&error) {
                     link.report_trouble(&current);
                 }
-                Err(refused(&link, &error))
+                Err(failure(&link, &error))
             }
             Err(_elapsed) => {
                 link.report_trouble(&current);
@@ -456,8 +456,8 @@ impl PendingStore for Redis {
     }
 }
 
-/// What an error from Redis means. If Redis takes no writes now, the task of the connection is told so.
-fn refused(link: &Link, error: &RedisError) -> StoreError {
+/// What an error from Redis means. Also reports on the link that Redis takes no writes.
+fn failure(link: &Link, error: &RedisError) -> StoreError {
     if takes_no_writes(error) {
         link.report_no_writes(error);
     }
@@ -557,14 +557,13 @@ impl Claimer {
             if wants_another_connection(&error) {
                 self.link.report_trouble(&current);
             }
-            let failure = || refused(&self.link, &error);
             if again || error.is_timeout() || !(error.is_io_error() || is_elsewhere(&error)) {
-                return Err(failure());
+                return Err(failure(&self.link, &error));
             }
             again = true;
             current = match timeout_at(until, self.link.connected_after(&current)).await {
                 Ok(Some(next)) => next,
-                Ok(None) | Err(_) => return Err(failure()),
+                Ok(None) | Err(_) => return Err(failure(&self.link, &error)),
             };
         }
     }

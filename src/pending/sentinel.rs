@@ -60,7 +60,7 @@ impl Sentinels {
         &self.nodes
     }
 
-    /// The primary; an answer of so long ago will do, and a failure, too: each connection asks, and they would wait for silent
+    /// Returns the primary. An answer up to `age` old is reused, and so is a failure: else connections would wait for silent
     /// sentinels one after the other.
     pub(super) async fn primary(&self, timeout: Duration, age: Duration) -> Result<Node, Contact> {
         let mut state = self.state.lock().await;
@@ -185,9 +185,7 @@ impl Sentinels {
         }
         None
     }
-}
 
-impl Sentinels {
     /// What the error of a sentinel means.
     fn diagnose(&self, sentinel: &Node, error: &RedisError, limit: Duration) -> Contact {
         let said = words(error);
@@ -240,7 +238,7 @@ impl Sentinels {
         let question = if self.login.is_tls() {
             "does it speak TLS there, as redis.url says?"
         } else {
-            "is it a sentinel that listens there, and does it work?"
+            "does a sentinel listen there, and does it respond?"
         };
         Contact::Unreachable(format!("no answer from sentinel {sentinel} within {limit:?}; {question}"))
     }
@@ -302,7 +300,7 @@ mod tests {
             (
                 failed(io::ErrorKind::TimedOut, "timed out"),
                 "unreachable",
-                "no answer from sentinel 127.0.0.1:26379 within 500ms; is it a sentinel that listens there, and does it work?",
+                "no answer from sentinel 127.0.0.1:26379 within 500ms; does a sentinel listen there, and does it respond?",
             ),
             (
                 failed(io::ErrorKind::ConnectionReset, "Connection reset by peer (os error 104)"),

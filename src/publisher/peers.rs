@@ -17,16 +17,16 @@ const NAME_CHARS: usize = 64;
 /// The other servers of a group.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Peers {
-    /// How many there are.
+    /// Number of the other servers.
     pub others: usize,
-    /// How many of them can't be reached.
+    /// How many of them are unreachable.
     pub away: usize,
     problems: Vec<String>,
 }
 
 impl Peers {
     /// Of `replicas` as a server lists them: each with `name`, `offline`, `current`, `active` (in nanoseconds) and `lag`.
-    /// What is missing, or is something else, is taken for well.
+    /// What is missing, or is something else, is taken for healthy.
     pub fn of(replicas: Option<&Value>) -> Self {
         let listed = replicas.and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
         let mut peers = Self { others: listed.len(), ..Self::default() };
@@ -38,19 +38,19 @@ impl Peers {
         peers
     }
 
-    /// How many of the group, with the one that told, have to be there for it to go on.
+    /// Servers needed for a majority, counting the one that was asked.
     #[must_use]
     pub const fn majority(&self) -> usize {
         self.all() / 2 + 1
     }
 
-    /// How many of the group are there, with the one that told.
+    /// Servers that are reachable, counting the one that was asked.
     #[must_use]
     pub const fn there(&self) -> usize {
         self.all() - self.away
     }
 
-    /// How many there are, with the one that told.
+    /// Servers in the group, counting the one that was asked.
     #[must_use]
     pub const fn all(&self) -> usize {
         self.others + 1

@@ -14,7 +14,7 @@ pub enum WhilePending {
     Skip,
     /// It gets a claim and an event of its own.
     Publish,
-    /// It marks the id, which is published once more when the event before is done with.
+    /// It marks the id, which is republished when the event before is done with.
     Coalesce,
 }
 

@@ -147,12 +147,13 @@ def main():
                 ran += 1
                 if not Trial(scenario).holds(targets, trusted, known):
                     wrong.append(name)
-    if wrong:
-        print(f"FAILED: {len(wrong)} of {ran} scenarios: {', '.join(wrong)}")
-    else:
-        print(f"all hold: {ran} scenarios" if ran else "FAILED: no scenario was run")
-    if left:
-        print(f"{'FAILED: ' if COMPLETE else ''}left out for want of something: {', '.join(left)}")
+        # Before all is taken away, which may fail, too.
+        if wrong:
+            print(f"FAILED: {len(wrong)} of {ran} scenarios: {', '.join(wrong)}", flush=True)
+        else:
+            print(f"all hold: {ran} scenarios" if ran else "FAILED: no scenario was run", flush=True)
+        if left:
+            print(f"{'FAILED: ' if COMPLETE else ''}left out for want of something: {', '.join(left)}")
     sys.exit(1 if wrong or not ran or (COMPLETE and left) else 0)
 
 

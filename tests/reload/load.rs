@@ -265,6 +265,7 @@ async fn the_connections_of_a_removed_route_end_in_a_cluster() {
     gate.signal("HUP");
     // Each attempt asks six nodes, and what comes of it is looked at once a second.
     eventually("it is denied several times", async || (denials(&cluster).await >= 60).then_some(())).await;
+    gate.wait_log("the outbox of a removed route can't be read").await;
     gate.deliver(batch(["b"])).await;
     gate.wait_store("redis", "up").await;
     assert_eq!(gate.log_count("store refuses to work with hookgate"), 0);

@@ -17,7 +17,7 @@ const TOGETHER: usize = 500;
 
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "An id that a webhook had marked is claimed and published once more. What is not pending is said, and is no failure.
+    after_help = "An id that a webhook had marked is claimed anew and republished. What is not pending is said, and is no failure.
 
 Examples:
   hookgate pending release vmh/beteiligte/update 65f0c1 65f0c2
@@ -68,7 +68,7 @@ pub(super) async fn run(arguments: &ReleaseArguments, settings: &Settings, outpu
         for (ids, outcome, words) in [
             (&report.released, "released", "released"),
             (&report.not_pending, "not_pending", "not pending"),
-            (&report.republished, "republished", "marked: claimed and published once more"),
+            (&report.republished, "republished", "marked: claimed anew and republished"),
         ] {
             for id in ids {
                 let row = Row { route: route.name(), entity_id: id, outcome };
