@@ -102,11 +102,10 @@ pub(super) async fn inspect(address: &str, files: &TlsFiles) -> Vec<Finding> {
         Err(error) => return vec![problem(error)],
     };
     let shown = without_credentials(address.trim_end_matches('/'));
-    let Some(config) = &varz.jetstream.config else {
-        let text = format!("{shown}: this server has no JetStream; name the monitoring port of one that has");
-        return vec![Finding::warning(MONITORING, text)];
-    };
-    let mut findings = vec![judge_sync(&shown, config, &varz.version)];
+    let mut findings = vec![judge_sync(&shown, &varz)];
+    if varz.jetstream.config.is_none() {
+        return findings;
+    }
     match ask::<Jsz>(&client, address, "jsz").await {
         Ok(jsz) => {
             findings.extend(judge_store(&shown, &jsz));
@@ -136,12 +135,17 @@ fn read<T: DeserializeOwned>(shown: &str, body: &[u8]) -> Result<T, String> {
     })
 }
 
-fn judge_sync(shown: &str, config: &StoreConfig, version: &str) -> Finding {
+fn judge_sync(shown: &str, Varz { version, jetstream, .. }: &Varz) -> Finding {
+    let Some(config) = &jetstream.config else {
+        let text = format!("{shown}: this server has no JetStream; name the monitoring port of one that has");
+        return Finding::warning(MONITORING, text);
+    };
     let costs =
         "one machine that loses power can lose what it acknowledged, and stream replicas alone only narrow that";
     match config.sync_interval {
-        _ if config.sync_always => Finding::ok(SYNC, format!("{shown}: always: what is acknowledged is on disk")),
-        Some(0) => Finding::ok(SYNC, format!("{shown}: always: what is acknowledged is on disk")),
+        interval if config.sync_always || interval == Some(0) => {
+            Finding::ok(SYNC, format!("{shown}: always: what is acknowledged is on disk"))
+        }
         Some(nanos) => {
             let interval = humantime::format_duration(Duration::from_nanos(nanos));
             Finding::warning(SYNC, format!("{shown}: {interval}: {costs}; set sync_interval: always on each server"))
@@ -218,12 +222,26 @@ mod tests {
 
     #[test]
     fn only_a_sync_with_each_message_is_well() {
-        for (config, level, words) in [
-            (r#"{"sync_interval":120000000000}"#, Level::Warning, "2m: one machine"),
-            (r#"{"sync_interval":120000000000,"sync_always":true}"#, Level::Ok, "always"),
-            (r#"{"max_memory":1}"#, Level::Warning, "version \"2.9.10\" does not say"),
+        for (varz, level, words) in [
+            (
+                r#"{"version":"2.15.1","jetstream":{"config":{"sync_interval":120000000000}}}"#,
+                Level::Warning,
+                "2m: one machine",
+            ),
+            (
+                r#"{"version":"2.15.1","jetstream":{"config":{"sync_interval":120000000000,"sync_always":true}}}"#,
+                Level::Ok,
+                "always",
+            ),
+            (
+                r#"{"version":"2.9.10","jetstream":{"config":{"max_memory":1}}}"#,
+                Level::Warning,
+                "version \"2.9.10\" does not say",
+            ),
+            (r#"{"version":"2.15.1","jetstream":{}}"#, Level::Warning, "no JetStream"),
+            (r#"{"version":"2.15.1"}"#, Level::Warning, "no JetStream"),
         ] {
-            assert_finding(&judge_sync(AT, &parse(config), "2.9.10"), level, words);
+            assert_finding(&judge_sync(AT, &parse(varz)), level, words);
         }
     }
 
