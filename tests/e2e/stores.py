@@ -4,7 +4,7 @@ import json
 import os
 import re
 
-from cluster import NAMESPACE, ROOT, SCRATCH, eventually, here, kubectl
+from cluster import NAMESPACE, ROOT, SCRATCH, eventually, here, kubectl, named
 
 
 def kustomization(name, text):
@@ -36,12 +36,12 @@ def stores_run():
         return 'unknown field "sync_interval"' in here("logs", "nats-0", check=False)
 
     def runs():
-        return here("get", "statefulset", "nats", "-o", "jsonpath={.status.readyReplicas}") not in ("", "0")
+        return named("statefulset", "nats")["status"].get("readyReplicas", 0) > 0
 
     eventually("NATS runs", lambda: runs() or refuses(), within=120)
     if not runs():
         print("e2e: the image of NATS is a server before 2.10 here, which does not know sync_interval: always; it runs without", flush=True)
-        config = json.loads(here("get", "configmap", "nats", "-o", "json"))["data"]["nats.conf"]
+        config = named("configmap", "nats")["data"]["nats.conf"]
         without = json.dumps({"data": {"nats.conf": re.sub(r" *sync_interval: always\n", "", config)}})
         here("patch", "configmap", "nats", "--patch", without)
         here("delete", "pod", "nats-0")
