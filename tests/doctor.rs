@@ -376,7 +376,7 @@ async fn a_server_of_a_cluster_that_is_away_is_named() {
         let found = found(&settings(leader), &ABOUT);
         let says = |before: &str| {
             let start = format!("{before}{:?} ", names[other]);
-            let gone = |text: &str| text.starts_with("is offline") || text.starts_with("has said nothing for ");
+            let gone = |text: &str| text.starts_with("is offline") || text.starts_with("has said nothing ");
             found.iter().any(|(level, text)| level == "warning" && text.strip_prefix(&start).is_some_and(gone))
         };
         (says(&address(leader)) && says("copy on ")).then_some(leader)

@@ -71,7 +71,8 @@ impl Peers {
 /// What is wrong with a peer, and whether it can't be reached.
 fn problem(peer: &Value) -> Option<(String, bool)> {
     let flag = |key: &str| peer.get(key).and_then(Value::as_bool);
-    let number = |key: &str| peer.get(key).and_then(Value::as_u64).unwrap_or_default();
+    let given = |key: &str| peer.get(key).and_then(Value::as_u64);
+    let number = |key: &str| given(key).unwrap_or_default();
     let name = printable(peer.get("name").and_then(Value::as_str).unwrap_or("?"));
     let silent = Duration::from_nanos(number("active"));
     let seconds = silent.as_secs();
@@ -81,6 +82,10 @@ fn problem(peer: &Value) -> Option<(String, bool)> {
     }
     if flag("current") != Some(false) {
         return None;
+    }
+    // A leader that was elected after a peer died never hears of it. A healthy peer shows this for a heartbeat, of a second.
+    if given("active") == Some(0) {
+        return Some((format!("{name} has said nothing since the last election"), true));
     }
     if silent >= SILENT {
         return Some((format!("{name} has said nothing for {seconds} s"), true));
@@ -118,6 +123,12 @@ mod tests {
                 json!({ "name": "n2", "current": false, "active": 11 * SECOND }),
                 1,
                 Some("\"n2\" has said nothing for 11 s"),
+            ),
+            // As 2.15.1 lists one that was killed while it led.
+            (
+                json!({ "name": "n2", "current": false, "active": 0, "lag": 3, "peer": "4gzTXO11" }),
+                1,
+                Some("\"n2\" has said nothing since the last election"),
             ),
             (
                 json!({ "name": "n2", "current": false, "active": SECOND, "lag": 1000 }),

@@ -35,6 +35,8 @@ const ATTEMPTS: usize = 10;
 const SERVER: &str = "HOOKGATE_NATS_SERVER";
 /// The stream that hookgate makes if nothing else is configured.
 const STREAM: &str = "HOOKGATE";
+/// Messages to ask for at once.
+const FETCHED: usize = 5_000;
 
 thread_local! {
     /// Of which version the servers of this thread are, if not the usual one.
@@ -278,9 +280,15 @@ impl NatsServer {
         let reader = pull::Config { ack_policy: AckPolicy::None, memory_storage: true, ..pull::Config::default() };
         let reader = stream.create_consumer(reader).await.expect("the stream takes consumers");
         let count = usize::try_from(count).expect("so many fit into memory");
-        let messages = reader.fetch().max_messages(count).expires(Duration::from_secs(10)).messages().await;
-        let messages: Vec<_> = messages.expect("messages can be fetched").try_collect().await.expect("all come");
-        assert_eq!(messages.len(), count, "all messages of the stream came");
+        let mut messages = Vec::with_capacity(count);
+        while messages.len() < count {
+            // A request for very many may end before all of them came.
+            let wanted = (count - messages.len()).min(FETCHED);
+            let fetched = reader.fetch().max_messages(wanted).expires(Duration::from_secs(10)).messages().await;
+            let fetched: Vec<_> = fetched.expect("messages can be fetched").try_collect().await.expect("all come");
+            assert!(!fetched.is_empty(), "{} of {count} messages of the stream came", messages.len());
+            messages.extend(fetched);
+        }
         messages.into_iter().map(|message| Event::from(message.message)).collect()
     }
 

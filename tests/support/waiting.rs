@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 /// Deadline of every wait. Only a failing test waits that long.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(90);
 
 /// Asks again and again until there is an answer.
 pub(crate) async fn eventually<T>(what: &str, probe: impl AsyncFnMut() -> Option<T>) -> T {
