@@ -6,7 +6,7 @@ use tokio::task::JoinSet;
 
 use super::bodies::{Crafted, crafted, deletions, documented, ordinary};
 use crate::{
-    line,
+    Measured, line, measured,
     support::{Gate, PATH, World, post, try_exchange},
 };
 
@@ -35,49 +35,59 @@ async fn gate(world: &World, settings: &str) -> Gate {
 /// Peak memory, and CPU, of each crafted body of its own process.
 pub(crate) async fn check() -> u32 {
     let world = World::start().await;
-    let whole = cpu_per_byte(&world, &ordinary(SIZE)).await;
-    let short = cpu_per_byte(&world, &documented(SIZE)).await;
-    let deleting = cpu_per_byte(&world, &deletions(SIZE)).await;
-    println!(
-        "        CPU: {whole:.1} ns a byte of whole records, {short:.1} of documented ones, {deleting:.1} of deletions"
-    );
     let mut failed = 0;
-    for Crafted { what, body } in crafted(SIZE) {
-        let cost = cpu_per_byte(&world, &body).await;
-        // Each of their ids is an event, whoever sends it, and has to be claimed and published. So they are compared with
-        // the documented records, of which a byte brings more ids than one of a record of 600 bytes, and none can be
-        // left out.
-        let many = what.starts_with("ids of three bytes") || what.starts_with("the same, and");
-        let (against, base) = if many { ("documented records", short) } else { ("whole records", whole) };
-        let ratio = cost / base;
-        let beside = if many {
-            format!("; {:.1}x of whole records, {:.1}x of deletions", cost / whole, cost / deleting)
-        } else {
-            String::new()
-        };
-        failed += line(ratio <= MOST, &format!("CPU {ratio:.1}x of {against} ({cost:.1} ns a byte{beside}): {what}"));
+    for crafted in crafted(SIZE) {
+        failed += measured(async || cpu_of(&world, &crafted).await).await;
     }
     // About the smallest chunks that are let in; and as many of a byte as are let in whatever they cost.
     for (size, chunk, what) in [(SIZE, 10, "chunks of 10 bytes"), (4_500, 1, "4,500 chunks of a byte")] {
         let body = ordinary(size);
-        let (request, base) = (in_chunks(&body, chunk), cpu_per_byte(&world, &body).await);
-        let status = gate(&world, "").await.exchange(&request).await.status;
-        let cost = cpu_per_byte_of(&world, &request, body.len()).await;
-        let ratio = cost / base;
-        let text = format!("CPU {ratio:.1}x of the same body in one piece ({cost:.1} ns a byte, {status}): {what}");
-        failed += line(ratio <= MOST && status == 200, &text);
+        let request = in_chunks(&body, chunk);
+        let check = async || {
+            let status = gate(&world, "").await.exchange(&request).await.status;
+            let base = cpu_per_byte(&world, &body).await;
+            let cost = cpu_per_byte_of(&world, &request, body.len()).await;
+            let ratio = cost / base;
+            let text = format!("CPU {ratio:.1}x of the same body in one piece ({cost:.1} ns a byte, {status}): {what}");
+            Measured { good: ratio <= MOST && status == 200, text }
+        };
+        failed += measured(check).await;
     }
-    for Crafted { what, body } in crafted(LARGE) {
-        let gate = gate(&world, "").await;
-        let before = gate.resident_bytes();
-        let answer = gate.post(&body).await;
-        let grown = gate.peak_resident_bytes().saturating_sub(before);
-        let limit = 4 * body.len() + BESIDE;
-        let ratio = megabytes(grown) / megabytes(body.len());
-        let text = format!("memory {ratio:.2}x of the body ({}): {what}", answer.status);
-        failed += line(grown <= limit, &text);
+    for crafted in crafted(LARGE) {
+        failed += measured(async || memory_of(&world, &crafted).await).await;
     }
     failed
+}
+
+/// CPU of a crafted body, beside that of an ordinary one.
+async fn cpu_of(world: &World, Crafted { what, body }: &Crafted) -> Measured {
+    // Each of their ids is an event, whoever sends it, and has to be claimed and published. So they are compared with the
+    // documented records, of which a byte brings more ids than one of a record of 600 bytes, and none can be left out.
+    let many = what.starts_with("ids of three bytes") || what.starts_with("the same, and");
+    let (against, ordinary) =
+        if many { ("documented records", documented(SIZE)) } else { ("whole records", ordinary(SIZE)) };
+    let base = cpu_per_byte(world, &ordinary).await;
+    let cost = cpu_per_byte(world, body).await;
+    let ratio = cost / base;
+    let beside = if many {
+        let deleting = cpu_per_byte(world, &deletions(SIZE)).await;
+        format!("; {:.1}x of deletions", cost / deleting)
+    } else {
+        String::new()
+    };
+    let text = format!("CPU {ratio:.1}x of {against} ({cost:.1} ns a byte, beside {base:.1}{beside}): {what}");
+    Measured { good: ratio <= MOST, text }
+}
+
+/// Peak memory of a crafted body.
+async fn memory_of(world: &World, Crafted { what, body }: &Crafted) -> Measured {
+    let gate = gate(world, "").await;
+    let before = gate.resident_bytes();
+    let answer = gate.post(body).await;
+    let grown = gate.peak_resident_bytes().saturating_sub(before);
+    let ratio = megabytes(grown) / megabytes(body.len());
+    let text = format!("memory {ratio:.2}x of the body ({}): {what}", answer.status);
+    Measured { good: grown <= 4 * body.len() + BESIDE, text }
 }
 
 /// Many of the worst at once stay within `server.max_buffered_bytes` and 64 MiB, and each sender hears its answer.

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use tokio::task::JoinSet;
 
 use crate::{
-    line,
+    Measured, measured,
     support::{Connection, Gate, PATH, World, batch, eventually, post_and_stay},
 };
 
@@ -30,22 +30,30 @@ pub(crate) async fn check() -> u32 {
     let world = World::start().await;
     let gate = world.gate(SETTINGS).await;
     let _warm = percentile(&gate, "warm").await;
+    let mut number = 0;
+    measured(async || {
+        number += 1;
+        compare(&gate, number).await
+    })
+    .await
+}
+
+/// The `number`-th comparison, of all rounds.
+async fn compare(gate: &Gate, number: usize) -> Measured {
     let (mut without, mut with) = (Vec::new(), Vec::new());
     for round in 0..ROUNDS {
-        without.push(percentile(&gate, &format!("without-{round}")).await);
-        let dawdlers = dawdle(&gate).await;
-        with.push(percentile(&gate, &format!("with-{round}")).await);
+        without.push(percentile(gate, &format!("without-{number}-{round}")).await);
+        let dawdlers = dawdle(gate).await;
+        with.push(percentile(gate, &format!("with-{number}-{round}")).await);
         drop(dawdlers);
-        open(&gate, |count| count < 100).await;
+        open(gate, |count| count < 100).await;
     }
     without.sort();
     with.sort();
     let (alone, beside) = (without[ROUNDS / 2], with[ROUNDS / 2]);
     let ratio = beside.as_secs_f64() / alone.as_secs_f64();
-    line(
-        ratio <= 2.0,
-        &format!("p99 beside {DAWDLERS} dawdling connections is {ratio:.2}x ({beside:?}, alone {alone:?})"),
-    )
+    let text = format!("p99 beside {DAWDLERS} dawdling connections is {ratio:.2}x ({beside:?}, alone {alone:?})");
+    Measured { good: ratio <= 2.0, text }
 }
 
 /// Connections that send half a head, or a head and half of a body, byte by byte, until they are dropped.
