@@ -6,8 +6,8 @@ use async_nats::jetstream::stream::Config;
 
 use crate::support::{Connection, Event, Gate, OUTBOX, PATH, PENDING, World, batch, post};
 
-const SETTINGS: &str = "server.request_deadline = \"2s\"\nnats.ack_timeout = \"500ms\"";
-const DEADLINE: Duration = Duration::from_secs(2);
+const SETTINGS: &str = "server.request_deadline = \"5s\"\nnats.ack_timeout = \"500ms\"";
+const DEADLINE: Duration = Duration::from_secs(5);
 
 /// A batch meets a NATS that does not acknowledge: 503 in time, claimed and in the outbox. The token.
 async fn left_in_flight(world: &World, gate: &Gate, id: &str) -> String {

@@ -232,13 +232,14 @@ impl RedisCluster {
     }
 }
 
+/// To a node that is there.
 async fn say<T: FromRedisValue>(node: &RedisServer, words: &[&str]) -> T {
-    try_say(node, words).await.unwrap_or_else(|| panic!("{words:?} is refused"))
+    let answer = redis::Cmd::new().arg(words).query_async(&mut node.connection().await).await;
+    answer.unwrap_or_else(|error| panic!("{words:?}: {error}"))
 }
 
+/// To a node that may be away, or refuse it.
 async fn try_say<T: FromRedisValue>(node: &RedisServer, words: &[&str]) -> Option<T> {
     let mut connection = node.client().get_multiplexed_async_connection().await.ok()?;
-    let mut command = redis::Cmd::new();
-    command.arg(words);
-    command.query_async(&mut connection).await.ok()
+    redis::Cmd::new().arg(words).query_async(&mut connection).await.ok()
 }
