@@ -68,13 +68,13 @@ async fn nothing_at_the_admin_address_waits_for_stores_that_hang() {
     wait_for(&gate, "hookgate_redis_up", &[], 0.0).await;
     wait_for(&gate, "hookgate_nats_up", &[], 0.0).await;
     for path in ["/metrics", "/v1/status", "/readyz", "/livez", "/"] {
-        let answer = gate.probe(path).await;
-        assert_eq!(answer.status, 200, "{path}");
-        assert!(
-            answer.took < Duration::from_millis(400),
-            "{path} took {:?}, less than any store's time-out",
-            answer.took
-        );
+        // What waits for a store takes as long each time; a busy machine does not.
+        eventually(&format!("{path} answers sooner than any time-out of a store"), async || {
+            let answer = gate.probe(path).await;
+            assert_eq!(answer.status, 200, "{path}");
+            (answer.took < Duration::from_millis(400)).then_some(())
+        })
+        .await;
     }
 }
 
