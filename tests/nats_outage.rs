@@ -6,14 +6,17 @@ use async_nats::jetstream::stream::Config;
 
 use crate::support::{Connection, Event, Gate, OUTBOX, PATH, PENDING, World, batch, post};
 
-const SETTINGS: &str = "server.request_deadline = \"5s\"\nnats.ack_timeout = \"500ms\"";
-const DEADLINE: Duration = Duration::from_secs(5);
+const SETTINGS: &str = "server.request_deadline = \"2s\"\nnats.ack_timeout = \"500ms\"";
+/// `EspoCRM` gives up after 10 s. What a busy machine adds to the deadline stays below that.
+const PATIENCE: Duration = Duration::from_secs(8);
 
 /// A batch meets a NATS that does not acknowledge: 503 in time, claimed and in the outbox. The token.
 async fn left_in_flight(world: &World, gate: &Gate, id: &str) -> String {
     let answer = gate.post(batch([id])).await;
-    assert_eq!(answer.error(), (503, "not_published".into()));
-    assert!(answer.took < DEADLINE, "the answer took {:?}", answer.took);
+    // The attempts to publish end with the deadline of the request: on a busy machine either is first.
+    let (status, code) = answer.error();
+    assert!(status == 503 && ["not_published", "deadline"].contains(&code.as_str()), "{status} {code}");
+    assert!(answer.took < PATIENCE, "the answer took {:?}", answer.took);
     assert!(world.redis.pending(PENDING).await.contains(id));
     world.redis.outbox(OUTBOX).await.remove(id).expect("an id in flight is in the outbox")
 }
