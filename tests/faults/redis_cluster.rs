@@ -29,7 +29,7 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
         scenario!(redis_cluster_slot_moved_by_default),
         scenario!(redis_cluster_source_killed_amid_a_move),
         scenario!(redis_cluster_source_killed_amid_a_move_loses),
-        scenario!(redis_cluster_source_killed_with_its_ids),
+        scenario!(redis_cluster_source_killed_amid_a_move_of_its_outbox),
         scenario!(redis_cluster_target_killed_amid_a_move),
         scenario!(redis_cluster_target_forgets_a_moved_outbox),
         scenario!(redis_cluster_target_forgets_all_that_moved_loses),
@@ -146,7 +146,8 @@ impl Scene {
     async fn republish(&self) {
         let (nats, redis) = (self.rig.world.nats.url(), self.cluster.url());
         let settings = format!("redis.url = \"{redis}\"\nnats.url = \"{nats}\"\n");
-        let republish = move || run(&settings, &["pending", "republish", "--not-in-stream", "--yes"]);
+        let republish =
+            move || run(&settings, &["pending", "republish", "vmh/beteiligte/create", "--not-in-stream", "--yes"]);
         tokio::task::spawn_blocking(republish).await.expect("it ends").good();
     }
 
@@ -307,7 +308,7 @@ async fn redis_cluster_source_killed_amid_a_move_loses() -> Report {
 }
 
 /// The moved outbox comes back over the new one. Its ids are pending, and the operator has them published.
-async fn redis_cluster_source_killed_with_its_ids() -> Report {
+async fn redis_cluster_source_killed_amid_a_move_of_its_outbox() -> Report {
     let (scene, crm, ..) = without_nats(Dies::Source, &[OUTBOX]).await;
     scene.verdict(crm).await
 }
