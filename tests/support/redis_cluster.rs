@@ -1,6 +1,6 @@
 //! A Redis Cluster: three primaries, and a Redis replica for each.
 
-use std::time::Duration;
+use std::{process::Command, time::Duration};
 
 use redis::FromRedisValue;
 
@@ -100,6 +100,21 @@ impl RedisCluster {
     pub(crate) async fn follows(&self, place: usize) -> bool {
         let links = try_say::<String>(&self.nodes[place], &["INFO", "replication"]).await;
         links.is_some_and(|links| links.contains("state=online"))
+    }
+
+    /// Waits until what a primary has now has reached its Redis replica.
+    pub(crate) async fn replicated(&self, place: usize) {
+        let told = |info: &str, field: &str| -> Option<u64> {
+            info.lines().find_map(|line| line.strip_prefix(field)?.trim().parse().ok())
+        };
+        let info: String = say(&self.nodes[place], &["INFO", "replication"]).await;
+        let goal = told(&info, "master_repl_offset:").expect("it says so");
+        let replica = &self.nodes[(place + 3) % 6];
+        eventually("the replica has all of it", async || {
+            let info = try_say::<String>(replica, &["INFO", "replication"]).await?;
+            (told(&info, "slave_repl_offset:")? >= goal).then_some(())
+        })
+        .await;
     }
 
     /// Has a replica take over in an orderly way. Redis gives that up when the others don't vote in time.
@@ -225,6 +240,43 @@ impl RedisCluster {
                 say::<()>(node, &["CLUSTER", "SETSLOT", &slot.to_string(), "NODE", &target]).await;
             }
         }
+    }
+
+    /// Ends a move that is half done, as operators do: keys are overwritten only if nothing else ends it. Whether they were.
+    pub(crate) async fn fix(&self) -> bool {
+        if self.manage(&["fix"]).await.is_ok() {
+            return false;
+        }
+        if let Err(printed) = self.manage(&["fix", "--cluster-replace"]).await {
+            panic!("redis-cli does not end the move: {printed}");
+        }
+        true
+    }
+
+    /// `redis-cli --cluster`; what it prints, if it finds that something is wrong.
+    async fn manage(&self, words: &[&str]) -> Result<(), String> {
+        let node = format!("127.0.0.1:{}", self.nodes[0].port());
+        let mut command = Command::new("redis-cli");
+        command.arg("--cluster").arg(words[0]).arg(node).args(&words[1..]).arg("--cluster-yes");
+        let ran = tokio::task::spawn_blocking(move || command.output()).await.expect("it ends");
+        let ran = ran.unwrap_or_else(|error| panic!("redis-cli can't be run (Debian: redis-tools): {error}"));
+        let printed = String::from_utf8_lossy(&ran.stdout).into_owned();
+        if ran.status.success() { Ok(()) } else { Err(printed) }
+    }
+
+    /// Waits until all nodes know of each other that they are well.
+    pub(crate) async fn agrees(&self) {
+        eventually("all nodes are well, and know it", async || {
+            for node in &self.nodes {
+                let known = try_say::<String>(node, &["CLUSTER", "NODES"]).await?;
+                let well = known.lines().all(|line| !line.contains("fail") && line.contains(" connected"));
+                if !well || known.lines().filter(|line| line.contains("slave")).count() != 3 {
+                    return None;
+                }
+            }
+            Some(())
+        })
+        .await;
     }
 
     async fn id(&self, place: usize) -> String {
