@@ -71,10 +71,10 @@ impl Peers {
 /// What is wrong with a peer, and whether it can't be reached.
 fn problem(peer: &Value) -> Option<(String, bool)> {
     let flag = |key: &str| peer.get(key).and_then(Value::as_bool);
-    let given = |key: &str| peer.get(key).and_then(Value::as_u64);
-    let number = |key: &str| given(key).unwrap_or_default();
+    let number = |key: &str| peer.get(key).and_then(Value::as_u64);
     let name = printable(peer.get("name").and_then(Value::as_str).unwrap_or("?"));
-    let silent = Duration::from_nanos(number("active"));
+    let active = number("active");
+    let silent = Duration::from_nanos(active.unwrap_or_default());
     let seconds = silent.as_secs();
     if flag("offline") == Some(true) {
         let seen = if seconds > 0 { format!(" (last heard {seconds} s ago)") } else { String::new() };
@@ -84,13 +84,13 @@ fn problem(peer: &Value) -> Option<(String, bool)> {
         return None;
     }
     // A leader that was elected after a peer died never hears of it. A healthy peer shows this for a heartbeat, of a second.
-    if given("active") == Some(0) {
+    if active == Some(0) {
         return Some((format!("{name} has said nothing since the last election"), true));
     }
     if silent >= SILENT {
         return Some((format!("{name} has said nothing for {seconds} s"), true));
     }
-    let lag = number("lag");
+    let lag = number("lag").unwrap_or_default();
     (lag >= BEHIND).then(|| (format!("{name} is {lag} operations behind"), false))
 }
 

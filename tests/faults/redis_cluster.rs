@@ -85,11 +85,7 @@ impl Scene {
         let (slot, to) = (self.cluster.slot(PENDING).await, self.another_primary(from).await);
         self.cluster.begin_to_move(slot, from, to).await;
         self.cluster.move_one_key(slot, from, to).await;
-        let before = self.unclaimed(crm).await;
-        eventually("webhooks are not claimed", async || {
-            (self.unclaimed(crm).await >= before + 4 * PATIENT.workers).then_some(())
-        })
-        .await;
+        self.claims_nothing(crm).await;
         while self.cluster.move_keys(slot, from, to).await > 0 {}
         self.cluster.end_move(slot, to).await;
     }
@@ -132,11 +128,7 @@ impl Scene {
             // It does not know of the move, and takes what has moved for missing.
             self.rig.progress(crm, PATIENT.workers * PATIENT.batch + 100).await;
         } else {
-            let before = self.unclaimed(crm).await;
-            eventually("webhooks are not claimed", async || {
-                (self.unclaimed(crm).await >= before + 4 * PATIENT.workers).then_some(())
-            })
-            .await;
+            self.claims_nothing(crm).await;
         }
         let overwritten = self.cluster.fix().await;
         (Span { from, to: SystemTime::now() }, overwritten)
@@ -149,6 +141,15 @@ impl Scene {
         let republish =
             move || run(&settings, &["pending", "republish", "vmh/beteiligte/create", "--not-in-stream", "--yes"]);
         tokio::task::spawn_blocking(republish).await.expect("it ends").good();
+    }
+
+    /// Waits until webhooks came that were not claimed.
+    async fn claims_nothing(&self, crm: &Crm) {
+        let before = self.unclaimed(crm).await;
+        eventually("webhooks are not claimed", async || {
+            (self.unclaimed(crm).await >= before + 4 * PATIENT.workers).then_some(())
+        })
+        .await;
     }
 
     /// Batches that were refused and ids that were published without a claim.
